@@ -1,0 +1,93 @@
+"""FLIP for the Hugging Face ecosystem: CLIP pre-training on masked images.
+
+Importing this package registers the model with Transformers' Auto classes, so that `AutoModel.from_pretrained` and
+`pipeline` accept a FLIP folder.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
+from transformers.utils import is_torchvision_available
+
+from flip_hf.modeling import (
+    FlipConfig,
+    FlipForImageClassification,
+    FlipModel,
+    FlipPreTrainedModel,
+    FlipProcessor,
+    FlipTextConfig,
+    FlipTextModel,
+    FlipTextModelWithProjection,
+    FlipVisionConfig,
+    FlipVisionModel,
+    FlipVisionModelWithProjection,
+)
+
+__version__ = "0.1.0.dev0"
+
+
+def _image_processor_classes() -> dict[str, type]:
+    """CLIP's image processors by backend; the torchvision one exists only where torchvision is installed."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    classes: dict[str, type] = {"pil": CLIPImageProcessorPil}
+    if is_torchvision_available():
+        from transformers import CLIPImageProcessor
+
+        classes["torchvision"] = CLIPImageProcessor
+    return classes
+
+
+def _register_auto_classes() -> None:
+    """Makes the Auto classes know FLIP in this process."""
+    for config_class, model_class in (
+        (FlipConfig, FlipModel),
+        (FlipTextConfig, FlipTextModel),
+        (FlipVisionConfig, FlipVisionModel),
+    ):
+        AutoConfig.register(config_class.model_type, config_class)
+        AutoModel.register(config_class, model_class)
+    AutoModelForZeroShotImageClassification.register(FlipConfig, FlipModel)
+    AutoModelForImageClassification.register(FlipConfig, FlipForImageClassification)
+    AutoProcessor.register(FlipConfig, FlipProcessor)
+    for config_class in (FlipConfig, FlipVisionConfig):
+        AutoImageProcessor.register(config_class, image_processor_classes=_image_processor_classes())
+
+
+def _publish_code() -> None:
+    """Makes `save_pretrained` put the modeling files beside the weights, for users without this package."""
+    for config_class in (FlipConfig, FlipTextConfig, FlipVisionConfig):
+        config_class.register_for_auto_class()
+    for model_class in (
+        FlipModel,
+        FlipTextModel,
+        FlipTextModelWithProjection,
+        FlipVisionModel,
+        FlipVisionModelWithProjection,
+    ):
+        model_class.register_for_auto_class("AutoModel")
+    FlipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    FlipProcessor.register_for_auto_class("AutoProcessor")
+
+
+_register_auto_classes()
+_publish_code()
+
+__all__ = [
+    "FlipConfig",
+    "FlipForImageClassification",
+    "FlipModel",
+    "FlipPreTrainedModel",
+    "FlipProcessor",
+    "FlipTextConfig",
+    "FlipTextModel",
+    "FlipTextModelWithProjection",
+    "FlipVisionConfig",
+    "FlipVisionModel",
+    "FlipVisionModelWithProjection",
+]

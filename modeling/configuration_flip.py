@@ -1,0 +1,247 @@
+"""Configuration of FLIP models.
+
+FLIP is CLIP trained on images of which 50-75 % of the patches are dropped (Li et al., "Scaling Language-Image
+Pre-training via Masking", CVPR 2023, arXiv 2212.00794). The defaults describe the paper's ViT-B/16 as its released code
+builds it. The switches that differ between FLIP and CLIP are named here, so that one model class expresses both.
+"""
+
+# No `from __future__ import annotations` here: `@strict` and `config_class` need real types, not strings.
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import as_validated_field, strict
+from transformers import PreTrainedConfig
+
+# The temperature of 0.07 that CLIP and FLIP start from, as the logarithm of its inverse.
+LOGIT_SCALE_INIT = math.log(1 / 0.07)
+
+
+@as_validated_field
+def mask_ratio_field(value: Any):
+    """A dataclass field holding the fraction of patches dropped, checked in the constructor and on assignment."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(
+            f"mask_ratio is the fraction of patches dropped and must be a number in [0, 1), got {value!r}. "
+            "Use 0 to train on whole images, 0.5 or 0.75 for the paper's settings."
+        )
+
+
+def _check_heads(hidden_size: int, num_attention_heads: int) -> None:
+    if hidden_size % num_attention_heads != 0:
+        raise ValueError(
+            f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({num_attention_heads})."
+        )
+
+
+@strict
+class FlipTextConfig(PreTrainedConfig):
+    r"""Configuration of the text tower.
+
+    Args:
+        vocab_size: rows of the token table. The official table has BERT's 30,522 word pieces and one unused row.
+        hidden_size: width of the Transformer.
+        intermediate_size: width of the MLP's hidden layer.
+        projection_dim: length of the embedding shared with images.
+        projection_bias: whether the projection to that embedding has a bias.
+        num_hidden_layers: number of Transformer blocks.
+        num_attention_heads: number of attention heads; must divide `hidden_size`.
+        max_position_embeddings: the context, in tokens. Longer input raises a `ValueError` in the model.
+        hidden_act: activation of the MLP (the official code uses the tanh approximation of GELU; CLIP `quick_gelu`).
+        layer_norm_eps: epsilon of all LayerNorms.
+        attention_dropout: dropout on attention weights.
+        initializer_range: standard deviation of the normal initialisers (token and position tables).
+        initializer_factor: multiplies every random initialiser.
+        causal: whether a token sees only those before it, as in CLIP. FLIP's text tower is bidirectional.
+        pooling_type: which position gives the sentence's feature. `"first"`: the first token (FLIP; its tokenizer adds
+            no special token, so this is the first word piece). `"mean"`: the mean over tokens. `"eos"`: the first
+            `eos_token_id` (CLIP). `"argmax"`: the highest token id (CLIP checkpoints whose `eos_token_id` is 2).
+        attend_to_padding: reproduces the official model, which pads every text to the full context and attends to the
+            padding. By default padding is never attended to.
+        pad_token_id: id of the padding token. With bidirectional attention, a call without `attention_mask` treats
+            these ids as padding.
+        bos_token_id: id of the begin-of-sequence token, where the tokenizer has one.
+        eos_token_id: id of the end-of-sequence token, where the tokenizer has one; needed by `pooling_type="eos"`.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: a value has the wrong type or is out of range.
+    """
+
+    model_type = "flip_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30523
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    projection_bias: bool = False
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 32
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
+    causal: bool = False
+    pooling_type: Literal["first", "mean", "eos", "argmax"] = "first"
+    attend_to_padding: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def validate_architecture(self):
+        """Checks that the fields fit together; part of `@strict`.
+
+        Raises:
+            ValueError: they do not; the message names the fields.
+        """
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        if self.pooling_type == "eos" and self.eos_token_id is None:
+            raise ValueError('pooling_type="eos" needs eos_token_id.')
+        if self.attend_to_padding and (self.causal or self.pad_token_id is None):
+            raise ValueError("attend_to_padding needs bidirectional attention (causal=False) and a pad_token_id.")
+
+
+@strict
+class FlipVisionConfig(PreTrainedConfig):
+    r"""Configuration of the vision tower.
+
+    Args:
+        hidden_size: width of the Transformer.
+        intermediate_size: width of the MLP's hidden layer.
+        projection_dim: length of the embedding shared with texts.
+        projection_bias: whether the projection to that embedding has a bias.
+        num_hidden_layers: number of Transformer blocks.
+        num_attention_heads: number of attention heads; must divide `hidden_size`.
+        num_channels: channels of the image.
+        image_size: side of the square image, in pixels; a multiple of `patch_size`.
+        patch_size: side of a patch, in pixels.
+        hidden_act: activation of the MLP (the official code uses the tanh approximation of GELU; CLIP `quick_gelu`).
+        layer_norm_eps: epsilon of all LayerNorms.
+        attention_dropout: dropout on attention weights.
+        initializer_range: standard deviation of the normal initialisers (class token, learned positions, classifier).
+        initializer_factor: multiplies every random initialiser.
+        mask_ratio: fraction of the patches dropped while `model.training`; `int(num_patches * (1 - mask_ratio))` are
+            kept. Never applied in `eval()`, unless a call passes `mask_ratio` itself. The paper trains at 0.5 and 0.75.
+        pooling_type: `"mean"`: mean over all tokens, the class token included, after the last LayerNorm (FLIP's code).
+            `"cls"`: the class token (CLIP).
+        position_embedding_type: `"sincos2d"`: a fixed table (FLIP, MAE). `"learned"`: a trained one (CLIP).
+        use_pre_layernorm: whether a LayerNorm follows the patch embedding, as in CLIP.
+        patch_embedding_bias: whether the patch projection has a bias. FLIP's does, CLIP's does not.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: a value has the wrong type or is out of range.
+    """
+
+    model_type = "flip_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    projection_bias: bool = False
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
+    mask_ratio: int | float = mask_ratio_field(default=0.5)
+    pooling_type: Literal["mean", "cls"] = "mean"
+    position_embedding_type: Literal["sincos2d", "learned"] = "sincos2d"
+    use_pre_layernorm: bool = False
+    patch_embedding_bias: bool = True
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches of an image of `image_size`, the class token not counted."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def validate_architecture(self):
+        """Checks that the fields fit together; part of `@strict`.
+
+        Raises:
+            ValueError: they do not; the message names the fields.
+        """
+        _check_heads(self.hidden_size, self.num_attention_heads)
+        if self.image_size % self.patch_size != 0:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}); the nearest are "
+                f"{self.image_size // self.patch_size * self.patch_size} and "
+                f"{-(-self.image_size // self.patch_size) * self.patch_size}."
+            )
+        if self.position_embedding_type == "sincos2d" and self.hidden_size % 4 != 0:
+            raise ValueError(f"2D sin-cos positions need a hidden_size divisible by 4, got {self.hidden_size}.")
+        if int(self.num_patches * (1 - self.mask_ratio)) < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio} keeps none of the {self.num_patches} patches.")
+
+
+@strict
+class FlipConfig(PreTrainedConfig):
+    r"""Configuration of a [`FlipModel`]: two towers and what joins them.
+
+    Args:
+        text_config: a [`FlipTextConfig`] or a dict of its fields.
+        vision_config: a [`FlipVisionConfig`] or a dict of its fields.
+        projection_dim: length of the shared embedding. It holds for both towers and overrides theirs.
+        projection_bias: whether the projections have a bias. It holds for both towers and overrides theirs.
+        logit_scale_init_value: start value of the logarithm of the inverse temperature.
+        max_logit_scale: the factor on cosine similarities is clipped to [1, max_logit_scale] in the forward pass, as
+            the official code does. `None`: not clipped, as `CLIPModel`.
+        initializer_factor: multiplies the random initialisers of the projections.
+
+    `mask_ratio` is `vision_config.mask_ratio` under a second name: it may be given to the constructor and to
+    `from_pretrained`, read and assigned.
+
+    Example:
+
+    ```python
+    >>> from flip_hf import FlipConfig, FlipModel
+
+    >>> model = FlipModel(FlipConfig(mask_ratio=0.75))  # ViT-B/16, trained on a quarter of the patches
+    >>> model.config.vision_config.mask_ratio
+    0.75
+    ```
+    """
+
+    model_type = "flip"
+    # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are given until 5.17 is dropped.
+    sub_configs = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}
+    sub_configs_defaults = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}
+
+    text_config: dict | FlipTextConfig | None = None
+    vision_config: dict | FlipVisionConfig | None = None
+    projection_dim: int = 512
+    projection_bias: bool = False
+    logit_scale_init_value: int | float = LOGIT_SCALE_INIT
+    max_logit_scale: int | float | None = 100.0
+    initializer_factor: int | float = 1.0
+
+    def __post_init__(self, **kwargs):
+        # Built here and not by the base class, which does so only in newer versions of Transformers.
+        self.text_config = self._build("text_config", FlipTextConfig)
+        self.vision_config = self._build("vision_config", FlipVisionConfig)
+        super().__post_init__(**kwargs)
+
+    def _build(self, name: str, config_class: type) -> Any:
+        """The tower's configuration as an object, with the shared embedding's shape written into it."""
+        value = getattr(self, name)
+        config = value if isinstance(value, config_class) else config_class(**(value or {}))
+        config.projection_dim, config.projection_bias = self.projection_dim, self.projection_bias
+        return config
+
+    @property
+    def mask_ratio(self) -> int | float:
+        """Fraction of the patches dropped in training; stored in `vision_config` alone."""
+        return self.vision_config.mask_ratio  # pyright: ignore
+
+    @mask_ratio.setter
+    def mask_ratio(self, value: int | float) -> None:
+        self.vision_config.mask_ratio = value  # pyright: ignore
+
+
+__all__ = ["FlipConfig", "FlipTextConfig", "FlipVisionConfig"]

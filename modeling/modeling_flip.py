@@ -1,0 +1,952 @@
+"""FLIP in PyTorch: CLIP's two towers, of which the vision tower encodes only the patches that are kept.
+
+Written after the paper (Li et al., CVPR 2023, arXiv 2212.00794) in the dialect of Transformers' CLIP: parameter names,
+inputs and outputs are CLIP's wherever the part is CLIP's. Switches in the configuration, not subclasses, tell FLIP from
+CLIP.
+
+Letters: B samples, L patches, K kept patches, T tokens, D width, A heads, E length of the shared embedding.
+"""
+
+# No `from __future__ import annotations` here: Transformers reads the `config` annotations as types.
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
+from .masking_flip import check_ids_keep, cut_patches, num_kept, random_masking
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outputs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FlipVisionOutput(BaseModelOutputWithPooling):
+    """Output of [`FlipVisionModel`].
+
+    Args:
+        last_hidden_state: (B, 1 + K, D), class token first. With `pooling_type="mean"` after the last LayerNorm; with
+            `"cls"` before it, as in CLIP.
+        pooler_output: (B, D), the image's feature; from `get_image_features` (B, E), projected.
+        hidden_states: tuple of (B, 1 + K, D): the input of the first block and the output of each.
+        attentions: tuple of (B, A, 1 + K, 1 + K), one a block; eager attention only.
+        ids_keep: (B, K), the visible patches in raster order; None if all were.
+    """
+
+    ids_keep: torch.Tensor | None = None
+
+
+@dataclass
+class FlipVisionModelOutput(ModelOutput):
+    """Output of [`FlipVisionModelWithProjection`].
+
+    Args:
+        image_embeds: (B, E), projected, not normalised.
+        last_hidden_state, hidden_states, attentions, ids_keep: as in [`FlipVisionOutput`].
+    """
+
+    image_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    ids_keep: torch.Tensor | None = None
+
+
+@dataclass
+class FlipTextModelOutput(ModelOutput):
+    """Output of [`FlipTextModelWithProjection`].
+
+    Args:
+        text_embeds: (B, E), projected, not normalised.
+        last_hidden_state: (B, T, D), after the last LayerNorm.
+        hidden_states: tuple of (B, T, D): the input of the first block and the output of each.
+        attentions: tuple of (B, A, T, T), one a block; eager attention only.
+    """
+
+    text_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class FlipOutput(ModelOutput):
+    """Output of [`FlipModel`]: CLIPOutput's fields, and the mask.
+
+    Args:
+        loss: scalar, the contrastive loss of this batch; with `return_loss=True`.
+        logits_per_image: (images, texts), float32, cosine similarities times the clipped `exp(logit_scale)`.
+        logits_per_text: (texts, images), its transpose.
+        text_embeds: (texts, E), projected and normalised.
+        image_embeds: (images, E), projected and normalised.
+        text_model_output: the text tower's output.
+        vision_model_output: the vision tower's output.
+        ids_keep: (images, K), the visible patches in raster order; None if all were.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: FlipVisionOutput | None = None
+    ids_keep: torch.Tensor | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embeddings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
+    """The fixed 2D table of FLIP and MAE: (1 + grid_size^2, width), float32, the class token's row zero.
+
+    Half of the channels encode the column, then half the row; each half is sines, then cosines, of the integer
+    coordinate times 10000^(-i / (width / 4)).
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # (D / 4)
+    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies  # (grid, D / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D / 2)
+    columns = axis[None].expand(grid_size, -1, -1)  # (H, W, D / 2), varies along W
+    rows = axis[:, None].expand(-1, grid_size, -1)  # (H, W, D / 2), varies along H
+    table = torch.cat([columns, rows], dim=2).flatten(0, 1)  # (L, D)
+    return torch.cat([torch.zeros(1, width, dtype=table.dtype), table]).float()  # (1 + L, D)
+
+
+class FlipPatchEmbedding(nn.Module):
+    """The projection of patches, with the parameters of a convolution whose stride is its kernel size.
+
+    A matrix product over patches instead of a convolution over the image: it can run on any subset of them.
+    """
+
+    def __init__(self, config: FlipVisionConfig):
+        super().__init__()
+        side = config.patch_size
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, config.num_channels, side, side))
+        self.bias = nn.Parameter(torch.empty(config.hidden_size)) if config.patch_embedding_bias else None
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Projects patches (B, K, C * P * P) to (B, K, D)."""
+        return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class FlipVisionEmbeddings(nn.Module):
+    """Visible patches and the class token, with their positions."""
+
+    def __init__(self, config: FlipVisionConfig):
+        super().__init__()
+        self.config = config
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.patch_embedding = FlipPatchEmbedding(config)
+        num_positions = config.num_patches + 1
+        self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
+        # The sin-cos table is fixed, but saved: the official checkpoints' own differs in the last bits.
+        self.position_embedding.weight.requires_grad_(config.position_embedding_type == "learned")
+        self.position_ids = nn.Buffer(torch.arange(num_positions), persistent=False)
+
+    def grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
+        """Rows and columns of patches in these images.
+
+        Raises:
+            ValueError: the images are not of the model's size and the positions may not be interpolated.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must be of shape (batch, {self.config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        height, width = pixel_values.shape[-2:]
+        size = self.config.image_size
+        if not interpolate_pos_encoding and (height != size or width != size):
+            raise ValueError(
+                f"Input image size ({height}*{width}) doesn't match model ({size}*{size}). Resize the images, or pass "
+                "interpolate_pos_encoding=True."
+            )
+        return height // self.config.patch_size, width // self.config.patch_size
+
+    def positions(self, rows: int, columns: int) -> torch.Tensor:
+        """The position table (1 + rows * columns, D), interpolated if the grid is not the model's own."""
+        table = self.position_embedding(self.position_ids)  # (1 + L, D)
+        side = self.config.image_size // self.config.patch_size
+        if (rows, columns) == (side, side):
+            return table
+        grid = table[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
+        grid = nn.functional.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([table[:1], grid.flatten(2)[0].T])  # (1 + rows * columns, D)
+
+    def forward(
+        self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None, interpolate_pos_encoding: bool = False
+    ) -> torch.Tensor:
+        """Embeds images (B, C, height, width) as (B, 1 + K, D); all patches if `ids_keep` is None."""
+        positions = self.positions(*self.grid(pixel_values, interpolate_pos_encoding))
+        patches = self.patch_embedding(cut_patches(pixel_values, self.config.patch_size, ids_keep))  # (B, K, D)
+        if ids_keep is None:
+            patches = patches + positions[1:]
+        else:
+            patches = patches + nn.functional.embedding(ids_keep, positions[1:])
+        class_token = self.class_embedding + positions[0]  # (D), FLIP's row 0 is zero
+        return torch.cat([class_token.expand(patches.shape[0], 1, -1), patches], dim=1)
+
+
+class FlipTextEmbeddings(nn.Module):
+    """Word pieces with their positions."""
+
+    def __init__(self, config: FlipTextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_ids = nn.Buffer(torch.arange(config.max_position_embeddings).expand((1, -1)), persistent=False)
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeds token ids (B, T) as (B, T, D).
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
+        length, context = input_ids.shape[-1], self.position_embedding.num_embeddings
+        if length > context:
+            raise ValueError(
+                f"The text has {length} tokens, the model's context is {context} (max_position_embeddings). Shorten it, "
+                f"or tokenize with truncation=True, max_length={context} (FlipProcessor does)."
+            )
+        if position_ids is None:
+            position_ids = self.position_ids[:, :length]
+        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transformer, shared by both towers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention on (B, A, T, D / A); returns (B, T, A, D / A) and the weights (B, A, T, T)."""
+    scores = query @ key.transpose(-1, -2) * scaling  # (B, A, T, T)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class FlipAttention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        # Some attention functions read it from the module; the text tower passes its own value in every call.
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps (B, T, D) to (B, T, D); also returns the weights where the implementation has them."""
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, T, A, D / A)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            self.q_proj(hidden_states).view(heads).transpose(1, 2),
+            self.k_proj(hidden_states).view(heads).transpose(1, 2),
+            self.v_proj(hidden_states).view(heads).transpose(1, 2),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(hidden_states.shape).contiguous()), weights
+
+
+class FlipMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps (B, T, D) to (B, T, D)."""
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class FlipEncoderLayer(GradientCheckpointingLayer):
+    """A pre-LayerNorm Transformer block."""
+
+    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = FlipAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = FlipMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Maps (B, T, D) to (B, T, D)."""
+        residual = hidden_states
+        hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, **kwargs)
+        hidden_states = residual + hidden_states
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class FlipEncoder(nn.Module):
+    """The stack of blocks."""
+
+    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([FlipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Maps (B, T, D) to (B, T, D)."""
+        for layer in self.layers:
+            # Positional: the recorder of hidden states and reentrant checkpointing both read the first argument.
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return hidden_states
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Initialisation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _xavier(weight: torch.Tensor | None, fan_in: int, fan_out: int, factor: float) -> None:
+    """Xavier-uniform initialisation with given fans; a quantised layer may have no weight."""
+    if weight is not None:
+        bound = factor * math.sqrt(6 / (fan_in + fan_out))
+        init.uniform_(weight, -bound, bound)
+
+
+def _init_attention(module: FlipAttention, factor: float) -> None:
+    width = module.config.hidden_size
+    for projection in (module.q_proj, module.k_proj, module.v_proj):
+        # The bound of one fused D x 3D matrix, although the three are separate.
+        _xavier(getattr(projection, "weight", None), width, 3 * width, factor)
+    _xavier(getattr(module.out_proj, "weight", None), width, width, factor)
+
+
+def _init_mlp(module: FlipMLP, factor: float) -> None:
+    for layer in (module.fc1, module.fc2):
+        _xavier(getattr(layer, "weight", None), layer.in_features, layer.out_features, factor)
+
+
+def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
+    config, patch_embedding = module.config, module.patch_embedding
+    std = config.initializer_range * config.initializer_factor
+    init.normal_(module.class_embedding, std=std)
+    _xavier(
+        patch_embedding.weight, patch_embedding.weight[0].numel(), config.hidden_size, config.initializer_factor
+    )
+    if patch_embedding.bias is not None:
+        init.zeros_(patch_embedding.bias)
+    if config.position_embedding_type == "sincos2d":
+        table = sincos_positions(config.image_size // config.patch_size, config.hidden_size)
+        init.copy_(module.position_embedding.weight, table)
+    else:
+        init.normal_(module.position_embedding.weight, std=std)
+    init.copy_(module.position_ids, torch.arange(config.num_patches + 1))
+
+
+class FlipPreTrainedModel(PreTrainedModel):
+    """What all FLIP models share: loading, saving, initialisation."""
+
+    config: FlipConfig
+    base_model_prefix = "flip"
+    input_modalities = ("image", "text")
+    _no_split_modules = ["FlipTextEmbeddings", "FlipVisionEmbeddings", "FlipEncoderLayer"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": FlipEncoderLayer, "attentions": FlipAttention}
+    # The auto classes that this class answers to when its code is published beside the weights.
+    _published_as: tuple[str, ...] = ("AutoModel",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The official code's initialisers (not Transformers' CLIP's, which swap two scales)."""
+        super()._init_weights(module)
+        factor = self.config.initializer_factor
+        if isinstance(module, FlipAttention):
+            _init_attention(module, factor)
+        elif isinstance(module, FlipMLP):
+            _init_mlp(module, factor)
+        elif isinstance(module, FlipVisionEmbeddings):
+            _init_vision_embeddings(module)
+        elif isinstance(module, FlipTextEmbeddings):
+            std = self.config.get_text_config().initializer_range * factor
+            init.normal_(module.token_embedding.weight, std=std)
+            init.normal_(module.position_embedding.weight, std=std)
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
+        elif isinstance(module, (FlipModel, FlipTextModelWithProjection, FlipVisionModelWithProjection)):
+            for name in ("text_projection", "visual_projection"):
+                projection = getattr(module, name, None)
+                if projection is not None:
+                    _xavier(getattr(projection, "weight", None), *projection.weight.shape, factor)
+            if isinstance(module, FlipModel):
+                init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        elif isinstance(module, FlipForImageClassification) and isinstance(module.classifier, nn.Linear):
+            init.normal_(module.classifier.weight, std=self.config.vision_config.initializer_range * factor)
+
+    def save_pretrained(self, *args, **kwargs):
+        """Saves as `PreTrainedModel` does; a published class names every auto class it answers to.
+
+        Transformers writes one auto class a model. The zero-shot pipeline needs a second one, and a name left over from
+        the checkpoint that this model was loaded from would point to another class.
+        """
+        if self._auto_class is not None:
+            names = dict.fromkeys(self._published_as, f"modeling_flip.{type(self).__name__}")
+            self.config.auto_map = {"AutoConfig": f"configuration_flip.{type(self.config).__name__}", **names}
+        return super().save_pretrained(*args, **kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Towers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class FlipTextModel(FlipPreTrainedModel):
+    """The text tower without projection."""
+
+    config: FlipTextConfig
+    # With this prefix the tower loads straight from a full checkpoint.
+    base_model_prefix = "text_model"
+    input_modalities = ("text",)
+    _input_embed_layer = "token_embedding"
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"_projection\.", r"^logit_scale$", r"^classifier\."]
+
+    def __init__(self, config: FlipTextConfig):
+        super().__init__(config)
+        self.embeddings = FlipTextEmbeddings(config)
+        self.encoder = FlipEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def _pad_to_context(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Fills token ids (B, T) up to the context with the padding id: the official model reads 32 tokens always."""
+        missing = self.config.max_position_embeddings - input_ids.shape[1]
+        # A text that is too long is left as it is, for the embeddings to refuse.
+        return nn.functional.pad(input_ids, (0, max(missing, 0)), value=self.config.pad_token_id)
+
+    def _visible_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Which tokens are text: a mask (B, T), or None if all are. An empty text shows its first position."""
+        if attention_mask is None:
+            if self.config.causal or self.config.pad_token_id is None:
+                return None
+            attention_mask = input_ids != self.config.pad_token_id
+        if attention_mask.ndim != 2 or self.config.causal:
+            return attention_mask
+        visible = attention_mask.bool()
+        first = torch.arange(visible.shape[1], device=visible.device) == 0  # (T)
+        return visible | (first & ~visible.any(dim=1, keepdim=True))
+
+    def _pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+        """The sentence's feature (B, D) from its tokens' (B, T, D)."""
+        pooling_type = self.config.pooling_type
+        if pooling_type == "first":
+            return hidden_states[:, 0]
+        if pooling_type == "mean":
+            if visible is None or visible.ndim != 2:
+                return hidden_states.mean(dim=1)
+            weights = visible[:, :, None].to(hidden_states.dtype)  # (B, T, 1)
+            return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
+        # int32: ONNX's argmax takes no int64.
+        scores = input_ids.int() if pooling_type == "argmax" else (input_ids == self.config.eos_token_id).int()
+        index = scores.argmax(dim=1)  # (B)
+        return hidden_states[torch.arange(hidden_states.shape[0], device=index.device), index]
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""Encodes texts.
+
+        Args:
+            input_ids: (B, T) token ids, padded on the right, T at most the context. Padding never changes a result.
+            attention_mask: (B, T), 1 for text and 0 for padding. If absent, it follows from `pad_token_id` in a
+                bidirectional model; a causal one needs none.
+            position_ids: (B, T); 0 ... T - 1 if absent.
+            token_type_ids: not used; accepted because BERT tokenizers return it.
+
+        Raises:
+            ValueError: no ids, or a text longer than the context.
+        """
+        if input_ids is None:
+            raise ValueError("You have to specify input_ids")
+        input_ids = input_ids.view(-1, input_ids.shape[-1])  # (B, T)
+        if self.config.attend_to_padding:
+            input_ids, position_ids, visible = self._pad_to_context(input_ids), None, None
+        else:
+            visible = self._visible_tokens(input_ids, attention_mask)
+
+        hidden_states = self.embeddings(input_ids, position_ids)  # (B, T, D)
+        kwargs.pop("is_causal", None)
+        make_mask = create_causal_mask if self.config.causal else create_bidirectional_mask
+        cache = {"past_key_values": None} if self.config.causal else {}
+        mask = make_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=visible, **cache)
+        hidden_states = self.encoder(hidden_states, mask, is_causal=self.config.causal, **kwargs)
+        hidden_states = self.final_layer_norm(hidden_states)
+
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=self._pool(hidden_states, input_ids, visible)
+        )
+
+
+class FlipVisionModel(FlipPreTrainedModel):
+    """The vision tower without projection: encodes the patches that are kept."""
+
+    config: FlipVisionConfig
+    # With this prefix the tower loads straight from a full checkpoint.
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_scale$", r"^classifier\."]
+
+    def __init__(self, config: FlipVisionConfig):
+        super().__init__(config)
+        self.embeddings = FlipVisionEmbeddings(config)
+        if config.use_pre_layernorm:
+            self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = FlipEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def _choose_patches(
+        self, pixel_values: torch.Tensor, num_patches: int, mask_ratio: float | None, ids_keep: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """The visible patches (B, K), or None for all: the caller's, or drawn at the ratio that holds."""
+        if ids_keep is not None:
+            if mask_ratio is not None:
+                raise ValueError("Pass ids_keep or mask_ratio, not both: ids_keep already says what is visible.")
+            check_ids_keep(ids_keep, pixel_values.shape[0], num_patches)
+            return ids_keep.to(pixel_values.device)
+        if mask_ratio is None:
+            mask_ratio = self.config.mask_ratio if self.training else 0
+        if num_kept(num_patches, mask_ratio) == num_patches:
+            return None
+        return random_masking(pixel_values.shape[0], num_patches, mask_ratio, pixel_values.device)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        mask_ratio: float | None = None,
+        ids_keep: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | FlipVisionOutput:
+        r"""Encodes images.
+
+        Args:
+            pixel_values: (B, C, height, width), normalised.
+            interpolate_pos_encoding: accept images of other sizes by bicubic interpolation of the positions.
+            mask_ratio: fraction of the patches dropped in this call, training or not. If absent: `config.mask_ratio`
+                in training mode, 0 in evaluation mode.
+            ids_keep: (B, K) patches to encode, in raster order, chosen by the caller instead of drawn.
+
+        Raises:
+            ValueError: the images' size, the ratio or the shape of `ids_keep` does not fit, or both masks are given.
+        """
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        rows, columns = self.embeddings.grid(pixel_values, interpolate_pos_encoding)
+        ids_keep = self._choose_patches(pixel_values, rows * columns, mask_ratio, ids_keep)
+
+        hidden_states = self.embeddings(pixel_values, ids_keep, interpolate_pos_encoding)  # (B, 1 + K, D)
+        if self.config.use_pre_layernorm:
+            hidden_states = self.pre_layernorm(hidden_states)
+        hidden_states = self.encoder(hidden_states, None, **kwargs)
+
+        if self.config.pooling_type == "mean":
+            hidden_states = self.post_layernorm(hidden_states)
+            pooled = hidden_states.mean(dim=1)  # (B, D), class token included
+        else:
+            pooled = self.post_layernorm(hidden_states[:, 0])  # (B, D)
+        return FlipVisionOutput(last_hidden_state=hidden_states, pooler_output=pooled, ids_keep=ids_keep)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
+    """The symmetric cross-entropy of matched rows and columns (N, N): the mean of both directions."""
+    labels = torch.arange(logits_per_text.shape[0], device=logits_per_text.device)
+    return (
+        nn.functional.cross_entropy(logits_per_text, labels) + nn.functional.cross_entropy(logits_per_text.T, labels)
+    ) / 2
+
+
+def normalize(embeds: torch.Tensor) -> torch.Tensor:
+    """Divides embeddings (B, E) by their length, plus the official code's 1e-8."""
+    return embeds / (embeds.pow(2).sum(dim=-1, keepdim=True).sqrt() + 1e-8)
+
+
+class FlipModel(FlipPreTrainedModel):
+    """The two towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
+
+    _published_as = ("AutoModel", "AutoModelForZeroShotImageClassification")
+
+    def __init__(self, config: FlipConfig):
+        super().__init__(config)
+        text_config, vision_config = config.text_config, config.vision_config
+        assert isinstance(text_config, FlipTextConfig) and isinstance(vision_config, FlipVisionConfig)
+        self.text_model = FlipTextModel._from_config(text_config)
+        self.vision_model = FlipVisionModel._from_config(vision_config)
+        bias = config.projection_bias
+        self.visual_projection = nn.Linear(vision_config.hidden_size, config.projection_dim, bias=bias)
+        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim, bias=bias)
+        # Of shape (1,), as in the official checkpoints: FSDP2 refuses parameters without dimensions.
+        self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
+        self.post_init()
+
+    def get_logit_scale(self) -> torch.Tensor:
+        """The factor on cosine similarities, (1,): `exp(logit_scale)`, clipped to [1, config.max_logit_scale].
+
+        The clip is part of the forward pass, as in the official code: outside it, the gradient is zero.
+        """
+        logit_scale = self.logit_scale
+        if self.config.max_logit_scale is not None:
+            logit_scale = logit_scale.clamp(0, math.log(self.config.max_logit_scale))
+        return logit_scale.exp()
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""The text tower's output, whose `pooler_output` (B, E) is projected and not normalised.
+
+        Arguments and errors are those of [`FlipTextModel`].
+
+        Example:
+
+        ```python
+        >>> inputs = processor(text=["a photo of a cat", "a photo of a dog"], return_tensors="pt")
+        >>> text_embeds = model.get_text_features(**inputs).pooler_output
+        ```
+        """
+        outputs = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        mask_ratio: float | None = None,
+        ids_keep: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | FlipVisionOutput:
+        r"""The vision tower's output, whose `pooler_output` (B, E) is projected and not normalised.
+
+        Arguments and errors are those of [`FlipVisionModel`].
+
+        Example:
+
+        ```python
+        >>> inputs = processor(images=image, return_tensors="pt")
+        >>> image_embeds = model.get_image_features(**inputs).pooler_output
+        ```
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            mask_ratio=mask_ratio,
+            ids_keep=ids_keep,
+            return_dict=True,
+            **kwargs,
+        )
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        token_type_ids: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        ids_keep: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | FlipOutput:
+        r"""Compares images with texts.
+
+        Args:
+            input_ids, attention_mask, position_ids, token_type_ids: see [`FlipTextModel`].
+            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep: see [`FlipVisionModel`].
+            return_loss: also return the contrastive loss; needs as many texts as images, paired.
+
+        Example:
+
+        ```python
+        >>> inputs = processor(text=["a photo of a cat", "a photo of a dog"], images=image, return_tensors="pt")
+        >>> probabilities = model(**inputs).logits_per_image.softmax(dim=1)
+        ```
+        """
+        vision_outputs = self.get_image_features(
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            mask_ratio=mask_ratio,
+            ids_keep=ids_keep,
+            return_dict=True,
+            **kwargs,
+        )
+        text_outputs = self.get_text_features(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        image_embeds = normalize(vision_outputs.pooler_output)  # (images, E)
+        text_embeds = normalize(text_outputs.pooler_output)  # (texts, E)
+
+        # In float32 also under autocast: bfloat16 logits at a scale of 100 are off by up to 0.1.
+        with maybe_autocast(image_embeds.device.type, enabled=False):
+            cosines = text_embeds.float() @ image_embeds.float().T.to(text_embeds.device)
+            logits_per_text = cosines * self.get_logit_scale().float().to(text_embeds.device)
+            loss = contrastive_loss(logits_per_text) if return_loss else None
+
+        return FlipOutput(
+            loss=loss,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+            ids_keep=vision_outputs.ids_keep,
+        )
+
+
+class FlipTextModelWithProjection(FlipPreTrainedModel):
+    """The text tower and its projection: loads from a full checkpoint."""
+
+    config: FlipTextConfig
+    base_model_prefix = "text_model"
+    input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
+
+    def __init__(self, config: FlipTextConfig):
+        super().__init__(config)
+        self.text_model = FlipTextModel._from_config(config)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = value  # pyright: ignore
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | FlipTextModelOutput:
+        """Embeds texts; arguments and errors are those of [`FlipTextModel`]."""
+        outputs = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        return FlipTextModelOutput(
+            text_embeds=self.text_projection(outputs.pooler_output),
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class FlipVisionModelWithProjection(FlipPreTrainedModel):
+    """The vision tower and its projection: loads from a full checkpoint."""
+
+    config: FlipVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]
+
+    def __init__(self, config: FlipVisionConfig):
+        super().__init__(config)
+        self.vision_model = FlipVisionModel._from_config(config)
+        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.embeddings.patch_embedding
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        mask_ratio: float | None = None,
+        ids_keep: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | FlipVisionModelOutput:
+        """Embeds images; arguments and errors are those of [`FlipVisionModel`]."""
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            mask_ratio=mask_ratio,
+            ids_keep=ids_keep,
+            return_dict=True,
+            **kwargs,
+        )
+        return FlipVisionModelOutput(
+            image_embeds=self.visual_projection(outputs.pooler_output),
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            ids_keep=outputs.ids_keep,
+        )
+
+
+class FlipForImageClassification(FlipPreTrainedModel):
+    """The vision tower with a linear classifier on the mean of its patch tokens, as CLIPForImageClassification.
+
+    In training mode it drops patches at `config.mask_ratio` like the other models; set it to 0 to fine-tune on whole
+    images, as the paper does.
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _published_as = ("AutoModelForImageClassification",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_scale$"]
+
+    def __init__(self, config: FlipConfig):
+        super().__init__(config)
+        assert isinstance(config.vision_config, FlipVisionConfig)
+        self.num_labels = config.num_labels or 0
+        self.vision_model = FlipVisionModel._from_config(config.vision_config)
+        width = config.vision_config.hidden_size
+        self.classifier = nn.Linear(width, self.num_labels) if self.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.embeddings.patch_embedding
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        mask_ratio: float | None = None,
+        ids_keep: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | ImageClassifierOutput:
+        """Classifies images.
+
+        Args:
+            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep: see [`FlipVisionModel`].
+            labels: (B,) class indices, or (B, labels) for several labels or regression; gives the loss.
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            mask_ratio=mask_ratio,
+            ids_keep=ids_keep,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state[:, 1:].mean(dim=1))  # (B, labels)
+        loss = self.loss_function(labels, logits, self.config) if labels is not None else None
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "FlipForImageClassification",
+    "FlipModel",
+    "FlipPreTrainedModel",
+    "FlipTextModel",
+    "FlipTextModelWithProjection",
+    "FlipVisionModel",
+    "FlipVisionModelWithProjection",
+]
