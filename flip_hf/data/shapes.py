@@ -16,21 +16,23 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+# Bright colours on dark backgrounds: the silhouette always has the same polarity, which small ViTs need.
 COLOURS = {
-    "red": (215, 35, 40),
-    "green": (40, 160, 60),
-    "blue": (40, 80, 215),
-    "yellow": (240, 215, 40),
-    "purple": (140, 50, 175),
-    "orange": (245, 135, 25),
-    "cyan": (50, 205, 215),
-    "pink": (245, 130, 180),
+    "red": (235, 55, 55),
+    "green": (60, 200, 85),
+    "blue": (80, 125, 255),
+    "yellow": (245, 225, 60),
+    "purple": (175, 80, 230),
+    "orange": (250, 145, 40),
+    "cyan": (70, 225, 230),
+    "pink": (250, 150, 195),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
-SIZES = {"small": (0.24, 0.34), "medium-sized": (0.38, 0.48), "large": (0.52, 0.68)}  # diameter / image side
+SIZES = {"small": (0.36, 0.44), "medium-sized": (0.50, 0.60), "large": (0.68, 0.84)}  # diameter / image side
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium-sized": ("medium-sized",), "large": ("large", "big", "huge")}
-BACKGROUNDS = {"black": (18, 18, 20), "white": (240, 240, 238), "grey": (125, 125, 128), "brown": (95, 65, 45)}
+NUM_OBJECTS = np.array([0.6, 0.3, 0.1])  # how often a scene has one, two, three objects
+BACKGROUNDS = {"black": (16, 16, 18), "grey": (72, 72, 76), "brown": (72, 46, 28), "navy": (22, 28, 74)}
 BACKGROUND_STYLES = ("flat", "shaded", "grainy")
 ARTICLE_OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "this is {}", "there is {}")
 
@@ -38,6 +40,7 @@ ARTICLE_OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "this is a {}.")
 
 SAMPLES_PER_SHARD = 512
+NUM_SAMPLES = {"train": 512 * SAMPLES_PER_SHARD, "test": 480}
 _TEST_OFFSETS = (0, 3, 5)  # each colour meets three shapes only in the test, and the reverse
 
 
@@ -76,7 +79,8 @@ def _choose(rng: np.random.Generator, options):
 
 def _draw_object(rng: np.random.Generator, pair: tuple[str, str], others: list[SceneObject]) -> SceneObject | None:
     """An object that keeps clear of the others, or None if no place was found."""
-    texture, size = _choose(rng, TEXTURES), _choose(rng, tuple(SIZES))
+    texture = "plain" if rng.random() < 0.6 else _choose(rng, TEXTURES[1:])
+    size = _choose(rng, tuple(SIZES))
     if others and size == "large":
         size = "small"
     diameter = float(rng.uniform(*SIZES[size]))
@@ -89,7 +93,8 @@ def _draw_object(rng: np.random.Generator, pair: tuple[str, str], others: list[S
 
 def _draw_scene(rng: np.random.Generator, pairs: tuple[tuple[str, str], ...], max_objects: int) -> list[SceneObject]:
     objects: list[SceneObject] = []
-    for _ in range(int(rng.integers(1, max_objects + 1))):
+    count = int(rng.choice(max_objects, p=NUM_OBJECTS[:max_objects] / NUM_OBJECTS[:max_objects].sum())) + 1
+    for _ in range(count):
         candidate = _draw_object(rng, _choose(rng, pairs), objects)
         if candidate is not None:
             objects.append(candidate)
@@ -110,9 +115,9 @@ def _place(obj: SceneObject) -> str:
 def _name(rng: np.random.Generator, obj: SceneObject) -> str:
     """The object with article and a random choice of its attributes."""
     words = []
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         words.append(_choose(rng, SIZE_WORDS[obj.size]))
-    if obj.texture != "plain" and rng.random() < 0.6:
+    if obj.texture != "plain" and rng.random() < 0.5:
         words.append(obj.texture)
     words += [obj.colour, obj.shape]
     article = "an" if words[0][0] in "aeiou" else "a"
@@ -129,12 +134,12 @@ def _relation(first: SceneObject, second: SceneObject) -> str:
 def _caption(rng: np.random.Generator, objects: list[SceneObject], background: str) -> str:
     names = [_name(rng, obj) for obj in objects]
     if len(objects) == 1:
-        body = names[0] if rng.random() < 0.6 else f"{names[0]} {_place(objects[0])}"
+        body = names[0] if rng.random() < 0.75 else f"{names[0]} {_place(objects[0])}"
     elif len(objects) == 2 and rng.random() < 0.5:
         body = f"{names[0]} {_relation(*objects)} {names[1]}"
     else:
         body = ", ".join(names[:-1]) + f" and {names[-1]}"
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         body += f" on a {background} background"
     text = _choose(rng, ARTICLE_OPENINGS).format(body)
     return text + ("." if rng.random() < 0.5 else "")
@@ -211,10 +216,10 @@ def _draw_background(rng: np.random.Generator, name: str, side: int) -> Image.Im
     canvas = np.broadcast_to(colour, (side, side, 3))
     style = _choose(rng, BACKGROUND_STYLES)
     if style == "shaded":
-        ramp = np.linspace(-28, 28, side, dtype=np.float32)
+        ramp = np.linspace(-16, 16, side, dtype=np.float32)
         canvas = canvas + (ramp[:, None, None] if rng.random() < 0.5 else ramp[None, :, None])
     elif style == "grainy":
-        canvas = canvas + rng.normal(0, 14, size=(side, side, 1)).astype(np.float32)
+        canvas = canvas + rng.normal(0, 10, size=(side, side, 1)).astype(np.float32)
     return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
 
 
@@ -226,7 +231,7 @@ def _draw(rng: np.random.Generator, objects: list[SceneObject], background: str,
         mask = _cached_silhouette(obj.shape, diameter)
         fill = Image.new("RGB", mask.size, colour)
         if obj.texture != "plain":
-            dark = tuple(int(0.45 * c) for c in colour)
+            dark = tuple(int(0.65 * c) for c in colour)
             fill.paste(dark, mask=_pattern(obj.texture, mask.size[0]))
         image.paste(fill, (round(obj.x * side - diameter / 2), round(obj.y * side - diameter / 2)), mask)
     return image
@@ -269,12 +274,12 @@ def generate_test(shards: list[int], num_samples: int, image_size: int, seed: in
             yield {"image": {"bytes": image, "path": f"test-{index:07d}.jpg"}, "label": label}
 
 
-def shapes_dataset(split: str, *, num_samples: int, image_size: int = 64, seed: int = 0):
+def shapes_dataset(split: str, *, num_samples: int | None = None, image_size: int = 64, seed: int = 0):
     """The embedded data set as a streamed `datasets.IterableDataset`, its images as undecoded JPEG.
 
     Args:
         split: `"train"` (columns image, caption) or `"test"` (columns image, label; the classes are `CLASS_NAMES`).
-        num_samples: how many samples; they lie in shards of 512.
+        num_samples: how many samples; they lie in shards of 512. By default 262,144 and 480.
         image_size: side of the square images, in pixels; at least 32.
         seed: another seed gives other scenes.
 
@@ -285,6 +290,7 @@ def shapes_dataset(split: str, *, num_samples: int, image_size: int = 64, seed: 
 
     if split not in ("train", "test"):
         raise ValueError(f"The embedded data set has the splits 'train' and 'test', not {split!r}.")
+    num_samples = NUM_SAMPLES[split] if num_samples is None else num_samples
     if num_samples < 1 or image_size < 32:
         raise ValueError(f"num_samples must be >= 1 and image_size >= 32, got {num_samples} and {image_size}.")
     image = ImageFeature(decode=False)

@@ -1,0 +1,88 @@
+"""Tokenizers: word pieces without special tokens, as the official FLIP reads text, or any fast tokenizer as it is.
+
+FLIP takes the text's feature at the first token and its tokenizer adds no `[CLS]` or `[SEP]`: the first token is the
+first word piece. `PreTrainedTokenizerFast` around a pipeline of our own keeps that through saving and loading, which a
+changed `BertTokenizer` does not.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+
+
+def _wrap(backend: Tokenizer, context_length: int) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=context_length,
+        model_input_names=["input_ids", "attention_mask"],
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        padding_side="right",
+    )
+
+
+def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_length: int = 32):
+    """Learns a lower-cased word-piece tokenizer from captions; padding is id 0 and no special token is added.
+
+    Args:
+        captions: texts to learn from.
+        vocab_size: at most this many pieces.
+        context_length: the model's context in tokens; the tokenizer's `model_max_length`.
+    """
+    backend = Tokenizer(models.WordPiece(unk_token=UNKNOWN))  # pyright: ignore[reportCallIssue]
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN], show_progress=False, min_frequency=2
+    )
+    backend.train_from_iterator(captions, trainer=trainer)
+    return _wrap(backend, context_length)
+
+
+def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bool) -> PreTrainedTokenizerBase:
+    """Loads a fast tokenizer from the Hub or a folder.
+
+    Args:
+        name_or_path: what `AutoTokenizer.from_pretrained` takes, e.g. `google-bert/bert-base-uncased`.
+        context_length: the model's context in tokens; becomes `model_max_length`.
+        special_tokens: False takes the word pieces alone, as the official FLIP does (BERT vocabularies); True leaves
+            the tokenizer as it is, as a CLIP tokenizer needs it.
+
+    Raises:
+        ValueError: the tokenizer has no fast backend, or no padding token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"The tokenizer {name_or_path!r} has no fast version; FLIP needs one (tokenizer.json).")
+    if tokenizer.pad_token is None:
+        raise ValueError(f"The tokenizer {name_or_path!r} has no padding token; set one and save it.")
+    if not special_tokens and tokenizer.backend_tokenizer.post_processor is not None:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            model_max_length=context_length,
+            model_input_names=["input_ids", "attention_mask"],
+            pad_token=tokenizer.pad_token,
+            unk_token=tokenizer.unk_token,
+            padding_side="right",
+        )
+    tokenizer.model_max_length = context_length
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Checks that every token id has a row in the model's table.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer):,} tokens, the model's table only {vocab_size:,}. Use the tokenizer that "
+            "the model was trained with, or train a model with a larger text_config.vocab_size."
+        )

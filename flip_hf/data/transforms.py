@@ -1,0 +1,79 @@
+"""Crop, resize, flip: PIL images to uint8 tensors. Normalisation happens on the device, on what is kept."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    """(3, height, width), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def random_crop_box(
+    width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A random box (left, top, right, bottom) of a fraction of the image's area and a log-uniform aspect ratio.
+
+    Ten candidates are drawn and the first that fits is taken, else the largest centred square; as torchvision's
+    RandomResizedCrop, which FLIP's own data pipeline follows.
+    """
+    for _ in range(10):
+        target = rng.uniform(*area) * width * height
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    return centre_square(width, height)
+
+
+def centre_square(width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest centred square (left, top, right, bottom)."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """The paper's augmentation: a random crop of at least half the area, resized, flipped half of the time.
+
+    Args:
+        image_size: side of the result, in pixels.
+        crop_area: smallest and largest fraction of the area; (0.5, 1) in FLIP's code.
+        crop_ratio: smallest and largest aspect ratio.
+        flip: probability of a horizontal flip.
+    """
+
+    image_size: int
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        """Returns (3, image_size, image_size), uint8."""
+        box = random_crop_box(*image.size, self.crop_area, self.crop_ratio, rng)
+        image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
+        if rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _to_tensor(image)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """The largest centred square, resized; up to rounding what the saved image processor does.
+
+    Args:
+        image_size: side of the result, in pixels.
+    """
+
+    image_size: int
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """Returns (3, image_size, image_size), uint8."""
+        size = (self.image_size, self.image_size)
+        return _to_tensor(image.resize(size, Image.Resampling.BICUBIC, box=centre_square(*image.size)))

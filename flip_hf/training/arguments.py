@@ -1,0 +1,237 @@
+"""Everything a run can be told: four dataclasses that are the command line and the YAML recipe at once.
+
+Values come from the dataclasses' defaults (the paper's), then the recipe, then the command line; one parser types all of
+them, and an unknown key or a bad value is an error before any device is touched.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+# ImageNet's statistics, which the official FLIP normalises with.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+def _option(default: Any, help: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass
+class ModelArguments:
+    """The model: a new one from its configuration, or a saved one to go on with."""
+
+    model_name_or_path: str | None = _option(None, "FLIP folder or Hub id to start from; a new model if not given")
+    text_config: str | None = _option(None, "FlipTextConfig fields, as JSON; the paper's B/16 if not given")
+    vision_config: str | None = _option(None, "FlipVisionConfig fields, as JSON; the paper's B/16 if not given")
+    projection_dim: int = _option(512, "length of the shared embedding")
+    logit_scale_init_value: float = _option(2.6592600369, "start value of log(1 / temperature)")
+    mask_ratio: float = _option(0.5, "fraction of the patches dropped in the masked phase")
+    attn_implementation: str = _option("sdpa", "eager, sdpa, flex_attention or flash_attention_2")
+    gradient_checkpointing: bool = _option(False, "recompute activations in backward to save memory")
+
+    def __post_init__(self):
+        self.tower_configs()  # an error in the JSON belongs here
+        _require(
+            0 <= self.mask_ratio < 1,
+            f"--mask_ratio is the fraction of patches dropped and must be in [0, 1), got {self.mask_ratio}. Use 0 to "
+            "train on whole images, 0.5 or 0.75 for the paper's settings.",
+        )
+        both = self.model_name_or_path and (self.text_config or self.vision_config)
+        _require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
+
+    def tower_configs(self) -> dict[str, dict]:
+        """The fields given for the two towers, under `text_config` and `vision_config`."""
+        return {name: _json_object(getattr(self, name), name) for name in ("text_config", "vision_config")}
+
+
+@dataclass
+class DataArguments:
+    """What is trained on, what is evaluated on, and how it is read."""
+
+    train_data: str = _option("shapes", "shapes (embedded), Hub id, folder, or .tar / .parquet files (path, URL, pattern)")
+    train_config: str | None = _option(None, "configuration name of the Hub data set")
+    train_split: str = _option("train", "split to train on")
+    image_column: str | None = _option(None, "image column; found by its usual names if not given")
+    caption_column: str | None = _option(None, "caption column; found by its usual names if not given")
+    tokenizer: str | None = _option(None, "tokenizer folder or Hub id; learned from the captions if not given")
+    special_tokens: bool = _option(False, "keep the tokenizer's special tokens; the paper's text has none")
+    tokenizer_vocab_size: int = _option(30522, "size of a learned vocabulary, at most")
+    tokenizer_samples: int = _option(100_000, "captions that a vocabulary is learned from, at most")
+    crop_area: list[float] = _option([0.5, 1.0], "smallest and largest fraction of the area that a random crop keeps")
+    flip: float = _option(0.5, "probability of a horizontal flip")
+    shuffle_block: int = _option(4096, "samples shuffled together by each worker; 1 keeps the order of the shards")
+    num_workers: int | None = _option(None, "loader processes a training process; by the cores if not given")
+    eval_data: str | None = _option(None, "labelled data for zero-shot evaluation, as train_data")
+    eval_config: str | None = _option(None, "configuration name of the evaluation data set")
+    eval_split: str = _option("test", "split to evaluate on")
+    eval_image_column: str | None = _option(None, "image column of the evaluation data")
+    label_column: str | None = _option(None, "label column of the evaluation data: indices or names")
+    class_names: str | None = _option(None, "file with one class name a line, if the data set does not know them")
+    templates: list[str] = _option(["a photo of a {}."], "prompts, averaged; {} is the class name")
+    eval_batch_size: int = _option(256, "images evaluated at once, by each process")
+
+    def __post_init__(self):
+        low, high = (self.crop_area * 2)[:2]
+        _require(
+            len(self.crop_area) == 2 and 0 < low <= high <= 1,
+            f"--crop_area needs two fractions, 0 < smallest <= largest <= 1, got {self.crop_area}.",
+        )
+        _require(0 <= self.flip <= 1, f"--flip is a probability, got {self.flip}.")
+        _require(self.shuffle_block >= 1, f"--shuffle_block must be at least 1, got {self.shuffle_block}.")
+        _require(self.eval_batch_size >= 1, f"--eval_batch_size must be at least 1, got {self.eval_batch_size}.")
+        for template in self.templates:
+            _require("{}" in template, f"--templates: {template!r} has no {{}} for the class name.")
+
+
+@dataclass
+class OptimizationArguments:
+    """The paper's optimisation, counted in samples."""
+
+    train_samples: int = _option(12_800_000_000, "samples seen in the masked phase")
+    batch_size: int = _option(65_536, "samples a step, over all processes; all are contrasted with each other")
+    micro_batch_size: int | None = _option(None, "samples a process encodes at once; exact whatever it is, less memory")
+    base_lr: float = _option(4e-6, "peak learning rate for 256 samples a step; scaled with the batch")
+    weight_decay: float = _option(0.2, "decoupled weight decay")
+    adam_beta1: float = _option(0.9, "AdamW's first momentum")
+    adam_beta2: float = _option(0.95, "AdamW's second momentum")
+    adam_epsilon: float = _option(1e-8, "AdamW's epsilon")
+    warmup_samples: int = _option(51_200_000, "samples of linear warm-up, before the cosine")
+    max_grad_norm: float | None = _option(None, "clip the gradient's norm; the paper does not")
+    unmasked_samples: int = _option(0, "samples of tuning on whole images that follow; the paper: 0.32 of an epoch")
+    unmasked_base_lr: float = _option(4e-8, "its peak learning rate for 256 samples a step")
+    unmasked_warmup_samples: int = _option(25_600_000, "its warm-up")
+    precision: str = _option("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
+
+    def __post_init__(self):
+        for name in ("train_samples", "unmasked_samples", "warmup_samples", "unmasked_warmup_samples"):
+            _require(getattr(self, name) >= 0, f"--{name} counts samples and cannot be negative.")
+        _require(self.train_samples + self.unmasked_samples > 0, "Nothing to train: --train_samples is 0.")
+        _require(self.batch_size >= 2, f"--batch_size must be at least 2: one pair has no negatives ({self.batch_size}).")
+        micro = self.micro_batch_size
+        _require(micro is None or micro >= 1, f"--micro_batch_size must be at least 1, got {micro}.")
+        choices = ("auto", "fp32", "bf16")
+        _require(self.precision in choices, f"--precision is one of {', '.join(choices)}, got {self.precision!r}.")
+
+
+@dataclass
+class RunArguments:
+    """Where the run writes, and how often."""
+
+    output_dir: str = _option("runs/pretrain", "folder of the model, its checkpoints and logs")
+    seed: int = _option(0, "of initialisation, masks, order and augmentation")
+    log_samples: int = _option(1_000_000, "samples between two log lines")
+    eval_samples: int = _option(64_000_000, "samples between two evaluations; the end is always evaluated")
+    checkpoint_samples: int = _option(64_000_000, "samples between two checkpoints; 0 writes none")
+    keep_checkpoints: int = _option(2, "checkpoints kept")
+    resume_from_checkpoint: str | None = _option(None, "a checkpoint folder, or latest")
+    report_to: list[str] = _option(["tensorboard"], "trackers, as Accelerate names them; none for none")
+
+    def __post_init__(self):
+        for name in ("log_samples", "eval_samples", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
+        _require(self.checkpoint_samples >= 0, "--checkpoint_samples cannot be negative.")
+
+
+@dataclass
+class Arguments:
+    """One run, completely described."""
+
+    model: ModelArguments
+    data: DataArguments
+    optimization: OptimizationArguments
+    run: RunArguments
+
+    def to_recipe(self) -> dict[str, Any]:
+        """All values under their option names: what a recipe file holds."""
+        groups = (self.model, self.data, self.optimization, self.run)
+        values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+        return {**values, **self.model.tower_configs()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parsing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _json_object(text: str | None, name: str) -> dict:
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name} must be JSON such as '{{\"hidden_size\": 512}}': {error}.") from error
+    _require(isinstance(value, dict), f"--{name} must be a JSON object, got {text}.")
+    return value
+
+
+def make_parser() -> HfArgumentParser:
+    """The parser of all options."""
+    groups = (ModelArguments, DataArguments, OptimizationArguments, RunArguments)
+    return HfArgumentParser(groups, description="Pre-trains FLIP.", allow_abbrev=False)  # pyright: ignore
+
+
+def option_names() -> list[str]:
+    """Every option, in the order of the dataclasses."""
+    groups = (ModelArguments, DataArguments, OptimizationArguments, RunArguments)
+    return [field.name for group in groups for field in dataclasses.fields(group)]
+
+
+def _recipe_as_argv(path: Path) -> list[str]:
+    """A recipe as command-line words, so that one parser types both (YAML reads 4e-6 as text)."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    _require(isinstance(recipe, dict), f"{path} is not a recipe: it must map option names to values.")
+    argv: list[str] = []
+    for key, value in recipe.items():
+        if key not in option_names():
+            close = difflib.get_close_matches(str(key), option_names(), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path}: there is no option {key!r}.{hint}")
+        if value is None:
+            continue
+        words = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        argv += [f"--{key}", *(str(word) for word in words)]
+    return argv
+
+
+def _find_recipe(name: str, folder: Path) -> Path:
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise FileNotFoundError(f"There is no recipe {name!r}. Give a YAML file, or one of: {known}.")
+
+
+def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -> Arguments:
+    """Reads `[RECIPE] [--option value ...]`.
+
+    Args:
+        argv: the command line without the program's name. RECIPE is a YAML file or the name of one in `recipe_folder`.
+        recipe_folder: where named recipes lie.
+        default_recipe: the recipe of a command line without words; with options and no RECIPE the defaults hold.
+
+    Raises:
+        FileNotFoundError: there is no such recipe.
+        ValueError: an unknown option, or a value that is out of range or of the wrong type.
+    """
+    argv = list(argv)
+    names_data = any(word.split("=")[0] in ("--train_data", "--model_name_or_path") for word in argv)
+    recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
+    words = _recipe_as_argv(_find_recipe(recipe, recipe_folder)) if recipe else []
+    return Arguments(*make_parser().parse_args_into_dataclasses(args=words + argv))
+
+
+def write_recipe(arguments: Arguments, path: Path) -> None:
+    """Writes the resolved run as a recipe that reproduces it."""
+    path.write_text(yaml.safe_dump(arguments.to_recipe(), sort_keys=False), encoding="utf-8")

@@ -1,0 +1,70 @@
+"""Optimizer groups, phases and learning rates, all counted in samples."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flip_hf.training.arguments import Arguments, OptimizationArguments
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one mask ratio and one learning-rate curve.
+
+    Attributes:
+        name: `masked` or `unmasked`.
+        start, end: samples seen when it begins and ends.
+        mask_ratio: fraction of the patches dropped.
+        peak_lr: learning rate after the warm-up.
+        warmup_samples: length of the linear warm-up.
+    """
+
+    name: str
+    start: int
+    end: int
+    mask_ratio: float
+    peak_lr: float
+    warmup_samples: int
+
+    def learning_rate(self, samples: int) -> float:
+        """Linear warm-up from zero, then a half cosine to zero, at this many samples seen in the whole run."""
+        done = samples - self.start
+        warmup = min(self.warmup_samples, self.end - self.start)
+        if done < warmup:
+            return self.peak_lr * done / warmup
+        progress = (done - warmup) / max(1, self.end - self.start - warmup)
+        return self.peak_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def plan_phases(arguments: Arguments) -> list[Phase]:
+    """The masked phase and, where asked for, the unmasked tuning after it; rates scaled by batch / 256."""
+    options = arguments.optimization
+    scale = options.batch_size / 256
+    middle, end = options.train_samples, options.train_samples + options.unmasked_samples
+    phases = [
+        Phase("masked", 0, middle, arguments.model.mask_ratio, options.base_lr * scale, options.warmup_samples),
+        Phase("unmasked", middle, end, 0.0, options.unmasked_base_lr * scale, options.unmasked_warmup_samples),
+    ]
+    return [phase for phase in phases if phase.end > phase.start]
+
+
+def is_decayed(name: str) -> bool:
+    """Whether weight decay reaches a parameter of this name.
+
+    As in the official code: everything but biases, LayerNorms and position tables. The class token, the token table and
+    the temperature are decayed.
+    """
+    return not (name.endswith(".bias") or "norm" in name or "position_embedding" in name)
+
+
+def make_optimizer(model: nn.Module, options: OptimizationArguments) -> torch.optim.AdamW:
+    """AdamW over the parameters that require a gradient, in two groups; the learning rate is set at every step."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if is_decayed(name)], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in named if not is_decayed(name)], "weight_decay": 0.0},
+    ]
+    betas = (options.adam_beta1, options.adam_beta2)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=options.adam_epsilon, fused=True)

@@ -1,0 +1,135 @@
+"""What a person sees of a run: a bar, log lines, trackers, the curve and the summary."""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+class Progress:
+    """The run's progress, shown and written by the main process alone.
+
+    Args:
+        accelerator: knows the main process and the trackers.
+        output_dir: `log.jsonl` is written here, one line a record.
+        total: samples of the whole run.
+        done: samples seen before, when resuming.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, total: int, done: int):
+        self.accelerator = accelerator
+        self.log_path = output_dir / "log.jsonl"
+        self.refused: Counter[str] = Counter()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=" samples",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not accelerator.is_main_process,
+        )
+        if accelerator.is_main_process:
+            self._forget_after(done)
+
+    def _forget_after(self, samples: int) -> None:
+        """Drops records of samples that a resumed run sees again; a new run starts a new log."""
+        lines = self.log_path.read_text(encoding="utf-8").splitlines() if self.log_path.exists() else []
+        kept = [line for line in lines if json.loads(line)["samples"] <= samples] if samples else []
+        self.log_path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def advance(self, samples: int) -> None:
+        self._bar.update(samples)
+
+    def log(self, samples: int, **values: float | str) -> None:
+        """Records values at this many samples, in the log, the bar and the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"samples": samples, "time": time.time(), **values}) + "\n")
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        self.accelerator.log(numbers, step=samples)
+
+    def show(self, **values: float | str) -> None:
+        """Shows values behind the bar."""
+        shown = {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in values.items()}
+        self._bar.set_postfix(shown, refresh=False)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self.accelerator.is_main_process:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records of the run so far."""
+        return [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
+
+
+def _steps_of(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    points = [(record["samples"], record[key]) for record in records if key in record]
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path) -> None:
+    """Draws loss, accuracies and temperature over samples seen.
+
+    Args:
+        records: what [`Progress.records`] gives.
+        boundary: samples at which the unmasked phase begins, marked by a line; None if there is none.
+        path: the picture's file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels: tuple[Any, ...] = tuple(figure.subplots(1, 3))
+    panels[0].plot(*_steps_of(records, "loss"), color="black", linewidth=1.2)
+    panels[0].set_ylabel("contrastive loss")
+    panels[1].plot(*_steps_of(records, "accuracy"), color="0.55", linewidth=1.2, label="in the training batch")
+    if any("zero_shot_top1" in record for record in records):
+        evaluated = _steps_of(records, "zero_shot_top1")
+        panels[1].plot(*evaluated, color="black", marker="o", markersize=4, label="zero-shot top-1")
+    panels[1].set_ylim(0, 1)
+    panels[1].set_ylabel("accuracy")
+    panels[2].plot(*_steps_of(records, "logit_scale"), color="black", linewidth=1.2)
+    panels[2].set_ylabel("logit scale (1 / temperature)")
+    for panel in panels:
+        panel.set_xlabel("samples seen")
+        panel.grid(color="0.9")
+        if boundary is not None:
+            panel.axvline(boundary, color="0.4", linestyle="--", linewidth=1, label="whole images from here")
+    panels[1].legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def summary(
+    *,
+    model_line: str,
+    result_line: str,
+    seconds: float,
+    refused: Counter[str],
+    output_dir: Path,
+) -> str:
+    """The lines a run ends with: what was trained, how well it does, what was skipped, where it lies, how to use it."""
+    skipped = ", ".join(f"{count} x {reason}" for reason, count in refused.most_common()) or "none"
+    return "\n".join(
+        (
+            f"Trained   {model_line} in {_duration(seconds)}",
+            f"Result    {result_line}",
+            f"Skipped   {skipped}",
+            f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",
+            f'Use it    python scripts/zero_shot.py {output_dir} IMAGE --labels "red circle" "blue square"',
+        )
+    )

@@ -1,0 +1,219 @@
+"""Builds what a run needs from its arguments: tokenizer, model, processor, data. Everything is checked here, first."""
+
+import itertools
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from flip_hf.data.decode import RefusedSample, choose_caption
+from flip_hf.data.loader import EvalStream, TrainLoader, TrainStream, make_loader
+from flip_hf.data.shapes import TEMPLATES
+from flip_hf.data.sources import EMBEDDED, Reader, Source, open_source
+from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
+from flip_hf.data.transforms import EvalTransform, TrainTransform
+from flip_hf.modeling import FlipConfig, FlipModel, FlipProcessor
+from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, DataArguments, ModelArguments
+
+
+class Normalize(nn.Module):
+    """uint8 images to normalised float ones, on whatever device they lie.
+
+    Args:
+        mean, std: per channel, of pixels scaled to [0, 1].
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.mean = nn.Buffer(255 * torch.tensor(mean)[:, None, None])  # (3, 1, 1)
+        self.std = nn.Buffer(255 * torch.tensor(std)[:, None, None])  # (3, 1, 1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S), uint8 to float32."""
+        return (pixel_values.float() - self.mean) / self.std
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _read_captions(source: Source, limit: int):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for row in itertools.islice(source.dataset, limit):
+        try:
+            yield choose_caption(source.target(row), rng)
+        except RefusedSample:
+            continue  # counted when it is met in training
+
+
+def make_tokenizer(data: DataArguments, source: Source, context_length: int) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or one learned from the captions."""
+    if data.tokenizer is not None:
+        return load_tokenizer(data.tokenizer, context_length=context_length, special_tokens=data.special_tokens)
+    captions = _read_captions(source, data.tokenizer_samples)
+    return train_wordpiece(captions, vocab_size=data.tokenizer_vocab_size, context_length=context_length)
+
+
+def make_config(model: ModelArguments) -> FlipConfig:
+    """The configuration of the run's model.
+
+    Raises:
+        ValueError: a field has the wrong type, or fields do not fit together.
+    """
+    if model.model_name_or_path is not None:
+        return FlipConfig.from_pretrained(model.model_name_or_path, mask_ratio=model.mask_ratio)
+    config = FlipConfig(
+        **model.tower_configs(),
+        projection_dim=model.projection_dim,
+        logit_scale_init_value=model.logit_scale_init_value,
+    )
+    config.mask_ratio = model.mask_ratio
+    return config
+
+
+def make_model(model: ModelArguments, config: FlipConfig, tokenizer: PreTrainedTokenizerBase) -> FlipModel:
+    """The model, in training mode; a new one's token table has the tokenizer's size unless the recipe gives one.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the table.
+    """
+    text_config = config.get_text_config()
+    if model.model_name_or_path is None:
+        if "vocab_size" not in model.tower_configs()["text_config"]:
+            text_config.vocab_size = len(tokenizer)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(text_config, name, getattr(tokenizer, name))
+    check_vocabulary(tokenizer, text_config.vocab_size)
+    if model.model_name_or_path is None:
+        flip = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
+    else:
+        flip = FlipModel.from_pretrained(
+            model.model_name_or_path, config=config, attn_implementation=model.attn_implementation, dtype=torch.float32
+        )
+    if model.gradient_checkpointing:
+        flip.gradient_checkpointing_enable()
+    return flip.train()
+
+
+def make_processor(config: FlipConfig, tokenizer: PreTrainedTokenizerBase) -> FlipProcessor:
+    """The processor saved beside the weights: what users' images and texts go through.
+
+    The PIL backend is written down; where torchvision is installed, Transformers picks its own at loading.
+    """
+    size = config.vision_config.image_size  # pyright: ignore
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+    )
+    return FlipProcessor(image_processor, tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def open_training_data(data: DataArguments) -> Source:
+    """The training data's source; see [`open_source`] for what it raises."""
+    return open_source(
+        data.train_data,
+        split=data.train_split,
+        config=data.train_config,
+        image_column=data.image_column,
+        target_column=data.caption_column,
+    )
+
+
+def open_evaluation_data(data: DataArguments) -> tuple[Source, tuple[str, ...]] | None:
+    """The evaluation data's source and class names; the embedded data's own test where nothing else is named.
+
+    Raises:
+        ValueError: the class names are not known, or are fewer than the labels.
+    """
+    name = data.eval_data or (EMBEDDED if data.train_data == EMBEDDED else None)
+    if name is None:
+        return None
+    source = open_source(
+        name,
+        split=data.eval_split,
+        config=data.eval_config,
+        image_column=data.eval_image_column,
+        target_column=data.label_column,
+        kind="label",
+    )
+    if data.class_names is not None:
+        lines = Path(data.class_names).read_text(encoding="utf-8").splitlines()
+        return source, tuple(line.strip() for line in lines if line.strip())
+    if source.class_names is None:
+        raise ValueError(
+            f"The data set {name!r} does not name its classes in {source.target_column!r}. Give --class_names FILE, one "
+            "name a line in the order of the labels."
+        )
+    return source, source.class_names
+
+
+def templates(data: DataArguments) -> list[str]:
+    """The prompts of the evaluation; the embedded data's own where none were given."""
+    embedded = data.eval_data in (None, EMBEDDED) and data.templates == DataArguments().templates
+    return list(TEMPLATES) if embedded else data.templates
+
+
+def num_workers(data: DataArguments) -> int:
+    """Loader processes of this training process: as asked for, else the cores that are left, at most eight."""
+    if data.num_workers is not None:
+        return data.num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(0, cores // local_processes - 1))
+
+
+def make_train_loader(
+    arguments: Arguments,
+    source: Source,
+    processor: FlipProcessor,
+    accelerator: Accelerator,
+    micro_batch_size: int,
+    state: dict | None,
+) -> TrainLoader:
+    """The training batches of this process, from where `state` stopped."""
+    data, tokenizer = arguments.data, processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    image_size = processor.image_processor.crop_size["height"]  # pyright: ignore[reportAttributeAccessIssue]
+
+    def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
+        encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+    stream = TrainStream(
+        source,
+        TrainTransform(image_size, crop_area=(data.crop_area[0], data.crop_area[1]), flip=data.flip),
+        tokenize,
+        batch_size=micro_batch_size,
+        process=Reader(accelerator.process_index, accelerator.num_processes),
+        seed=arguments.run.seed,
+        shuffle_block=data.shuffle_block,
+    )
+    pin_memory = accelerator.device.type == "cuda"
+    return TrainLoader(stream, num_workers=num_workers(data), pin_memory=pin_memory, state=state)
+
+
+def make_eval_loader(
+    data: DataArguments, source: Source, class_names: tuple[str, ...], image_size: int, accelerator: Accelerator
+) -> torch.utils.data.DataLoader:
+    """One pass over this process's part of the evaluation data."""
+    stream = EvalStream(
+        source,
+        EvalTransform(image_size),
+        class_names,
+        batch_size=data.eval_batch_size,
+        process=Reader(accelerator.process_index, accelerator.num_processes),
+    )
+    return make_loader(stream, num_workers=num_workers(data))
