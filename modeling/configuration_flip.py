@@ -119,7 +119,7 @@ class FlipVisionConfig(PreTrainedConfig):
         hidden_act: activation of the MLP (the official code uses the tanh approximation of GELU; CLIP `quick_gelu`).
         layer_norm_eps: epsilon of all LayerNorms.
         attention_dropout: dropout on attention weights.
-        initializer_range: standard deviation of the normal initialisers (class token, learned positions, classifier).
+        initializer_range: standard deviation of the normal initialisers (class token, learned positions).
         initializer_factor: multiplies every random initialiser.
         mask_ratio: fraction of the patches dropped while `model.training`; `int(num_patches * (1 - mask_ratio))` are
             kept. Never applied in `eval()`, unless a call passes `mask_ratio` itself. The paper trains at 0.5 and 0.75.
@@ -192,7 +192,7 @@ class FlipConfig(PreTrainedConfig):
         logit_scale_init_value: start value of the logarithm of the inverse temperature.
         max_logit_scale: the factor on cosine similarities is clipped to [1, max_logit_scale] in the forward pass, as
             the official code does. `None`: not clipped, as `CLIPModel`.
-        initializer_factor: multiplies the random initialisers of the projections.
+        initializer_factor: multiplies the random initialisers of the projections and the classifier.
 
     `mask_ratio` is `vision_config.mask_ratio` under a second name: it may be given to the constructor and to
     `from_pretrained`, read and assigned.

@@ -148,6 +148,21 @@ class FlipPatchEmbedding(nn.Module):
         return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
+class FlipSincosPositions(nn.Module):
+    """The fixed table, under the name of a learned one.
+
+    A buffer, so that nothing trains it; saved, because the official checkpoints' table differs in the last bits.
+    """
+
+    def __init__(self, num_positions: int, width: int):
+        super().__init__()
+        self.weight = nn.Buffer(torch.empty(num_positions, width))
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Looks positions (...) up as (..., D)."""
+        return nn.functional.embedding(position_ids, self.weight)
+
+
 class FlipVisionEmbeddings(nn.Module):
     """Visible patches and the class token, with their positions."""
 
@@ -157,9 +172,8 @@ class FlipVisionEmbeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.patch_embedding = FlipPatchEmbedding(config)
         num_positions = config.num_patches + 1
-        self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
-        # The sin-cos table is fixed, but saved: the official checkpoints' own differs in the last bits.
-        self.position_embedding.weight.requires_grad_(config.position_embedding_type == "learned")
+        learned = config.position_embedding_type == "learned"
+        self.position_embedding = (nn.Embedding if learned else FlipSincosPositions)(num_positions, config.hidden_size)
         self.position_ids = nn.Buffer(torch.arange(num_positions), persistent=False)
 
     def grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
@@ -256,6 +270,10 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class FlipQueryKeyValue(nn.Linear):
+    """One of attention's three input projections; initialised as a third of one fused matrix."""
+
+
 class FlipAttention(nn.Module):
     """Multi-head self-attention."""
 
@@ -266,9 +284,9 @@ class FlipAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         # Some attention functions read it from the module; the text tower passes its own value in every call.
         self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
+        self.k_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
+        self.v_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
@@ -358,33 +376,21 @@ class FlipEncoder(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _xavier(weight: torch.Tensor | None, fan_in: int, fan_out: int, factor: float) -> None:
-    """Xavier-uniform initialisation with given fans; a quantised layer may have no weight."""
-    if weight is not None:
-        bound = factor * math.sqrt(6 / (fan_in + fan_out))
-        init.uniform_(weight, -bound, bound)
+# Outside of Transformers itself, `_init_weights` is not called for a module without parameters of its own (it counts as
+# loaded). So every rule is tied to the module that holds the parameter, and none to a parent such as FlipAttention.
 
 
-def _init_attention(module: FlipAttention, factor: float) -> None:
-    width = module.config.hidden_size
-    for projection in (module.q_proj, module.k_proj, module.v_proj):
-        # The bound of one fused D x 3D matrix, although the three are separate.
-        _xavier(getattr(projection, "weight", None), width, 3 * width, factor)
-    _xavier(getattr(module.out_proj, "weight", None), width, width, factor)
-
-
-def _init_mlp(module: FlipMLP, factor: float) -> None:
-    for layer in (module.fc1, module.fc2):
-        _xavier(getattr(layer, "weight", None), layer.in_features, layer.out_features, factor)
+def _xavier(weight: torch.Tensor, fan_in: int, fan_out: int, factor: float) -> None:
+    """Xavier-uniform initialisation with given fans."""
+    bound = factor * math.sqrt(6 / (fan_in + fan_out))
+    init.uniform_(weight, -bound, bound)
 
 
 def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
     config, patch_embedding = module.config, module.patch_embedding
     std = config.initializer_range * config.initializer_factor
     init.normal_(module.class_embedding, std=std)
-    _xavier(
-        patch_embedding.weight, patch_embedding.weight[0].numel(), config.hidden_size, config.initializer_factor
-    )
+    _xavier(patch_embedding.weight, patch_embedding.weight[0].numel(), config.hidden_size, config.initializer_factor)
     if patch_embedding.bias is not None:
         init.zeros_(patch_embedding.bias)
     if config.position_embedding_type == "sincos2d":
@@ -416,10 +422,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         """The official code's initialisers (not Transformers' CLIP's, which swap two scales)."""
         super()._init_weights(module)
         factor = self.config.initializer_factor
-        if isinstance(module, FlipAttention):
-            _init_attention(module, factor)
-        elif isinstance(module, FlipMLP):
-            _init_mlp(module, factor)
+        if isinstance(module, nn.Linear):
+            # A quantised layer may have no weight.
+            if getattr(module, "weight", None) is not None:
+                fused = 3 if isinstance(module, FlipQueryKeyValue) else 1
+                _xavier(module.weight, module.in_features, fused * module.out_features, factor)
         elif isinstance(module, FlipVisionEmbeddings):
             _init_vision_embeddings(module)
         elif isinstance(module, FlipTextEmbeddings):
@@ -427,15 +434,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             init.normal_(module.token_embedding.weight, std=std)
             init.normal_(module.position_embedding.weight, std=std)
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
-        elif isinstance(module, (FlipModel, FlipTextModelWithProjection, FlipVisionModelWithProjection)):
-            for name in ("text_projection", "visual_projection"):
-                projection = getattr(module, name, None)
-                if projection is not None:
-                    _xavier(getattr(projection, "weight", None), *projection.weight.shape, factor)
-            if isinstance(module, FlipModel):
-                init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-        elif isinstance(module, FlipForImageClassification) and isinstance(module.classifier, nn.Linear):
-            init.normal_(module.classifier.weight, std=self.config.vision_config.initializer_range * factor)
+        elif isinstance(module, FlipModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
     def save_pretrained(self, *args, **kwargs):
         """Saves as `PreTrainedModel` does; a published class names every auto class it answers to.

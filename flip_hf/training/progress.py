@@ -1,6 +1,7 @@
 """What a person sees of a run: a bar, log lines, trackers, the curve and the summary."""
 
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -37,6 +38,7 @@ class Progress:
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
+            mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
             disable=not accelerator.is_main_process,
         )
         if accelerator.is_main_process:

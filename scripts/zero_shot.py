@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Classifies images by labels of your own, and prints the answer as a person reads it.
+
+    python scripts/zero_shot.py runs/shapes photo.jpg --labels "red circle" "blue square"
+"""
+
+import argparse
+import sys
+
+from PIL import Image, UnidentifiedImageError
+from transformers import pipeline
+from transformers.utils import logging
+
+import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
+
+BAR_WIDTH = 30
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The script's options."""
+    parser = argparse.ArgumentParser(description="Zero-shot classification of images.")
+    parser.add_argument("model", help="folder or Hub id of a FLIP or CLIP model")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--labels", nargs="+", required=True, help="what may be in the image")
+    parser.add_argument("--template", default="a photo of a {}.", help="prompt; {} is the label")
+    return parser
+
+
+def open_image(path: str) -> Image.Image:
+    """The image, or the end of the script with a sentence that says why not."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        sys.exit(f"error: {path} is not an image.")
+    except OSError as error:
+        sys.exit(f"error: {path} cannot be read: {error.strerror or error}.")
+
+
+def format_answer(path: str, scores: list[dict]) -> str:
+    """One line a label, best first, with a bar."""
+    width = max(len(entry["label"]) for entry in scores)
+    lines = [
+        f"  {entry['label']:<{width}}  {entry['score']:6.1%}  {'█' * round(BAR_WIDTH * entry['score'])}"
+        for entry in scores
+    ]
+    return "\n".join([f"{path}: {scores[0]['label']}", *lines])
+
+
+def main() -> None:
+    """Loads the model once and answers for each image."""
+    arguments = make_parser().parse_args()
+    if "{}" not in arguments.template:
+        sys.exit(f"error: --template {arguments.template!r} has no {{}} for the label.")
+    images = [open_image(path) for path in arguments.images]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        classifier = pipeline("zero-shot-image-classification", model=arguments.model)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {arguments.model} cannot be loaded: {error}")
+    for path, image in zip(arguments.images, images, strict=True):
+        scores = classifier(image, candidate_labels=arguments.labels, hypothesis_template=arguments.template)
+        print(format_answer(path, scores))
+
+
+if __name__ == "__main__":
+    main()

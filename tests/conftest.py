@@ -1,0 +1,82 @@
+"""Tiny models and data that every test may use."""
+
+import itertools
+
+import pytest
+import torch
+
+from flip_hf import FlipConfig, FlipModel, FlipProcessor
+from flip_hf.data.shapes import shapes_dataset
+from flip_hf.data.tokenization import train_wordpiece
+from flip_hf.training.setup import make_processor
+
+IMAGE_SIZE, PATCH_SIZE = 32, 8
+NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
+
+
+def tiny_config(text: dict | None = None, vision: dict | None = None, **kwargs) -> FlipConfig:
+    """Two blocks a tower; other fields as given."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return FlipConfig(
+        text_config={**size, "vocab_size": 600, "max_position_embeddings": 16, **(text or {})},
+        vision_config={**size, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, **(vision or {})},
+        **{"projection_dim": 24, **kwargs},
+    )
+
+
+def randomize(model: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:
+    """Moves every trainable parameter off its initial value: biases and norms count then."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(std * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def config() -> FlipConfig:
+    return tiny_config()
+
+
+@pytest.fixture
+def model(config) -> FlipModel:
+    return randomize(FlipModel(config)).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+@pytest.fixture
+def texts() -> dict[str, torch.Tensor]:
+    """Three texts of 3, 7 and 5 tokens, padded on the right with 0."""
+    input_ids = torch.randint(1, 600, (3, 7))
+    attention_mask = torch.zeros(3, 7, dtype=torch.long)
+    for row, length in enumerate((3, 7, 5)):
+        attention_mask[row, :length] = 1
+    return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    rows = itertools.islice(shapes_dataset("train"), 500)
+    return train_wordpiece((row["caption"] for row in rows), vocab_size=600, context_length=16)
+
+
+@pytest.fixture
+def processor(config, tokenizer) -> FlipProcessor:
+    return make_processor(config, tokenizer)
+
+
+@pytest.fixture
+def saved(model, processor, tmp_path):
+    """A folder as a training run leaves it."""
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

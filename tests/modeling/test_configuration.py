@@ -1,0 +1,69 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from flip_hf import FlipConfig, FlipTextConfig, FlipVisionConfig
+
+
+def test_defaults_are_the_papers_base_model():
+    config = FlipConfig()
+    vision, text = config.vision_config, config.text_config
+    assert (vision.num_hidden_layers, vision.hidden_size, vision.num_attention_heads) == (12, 768, 12)
+    assert (text.num_hidden_layers, text.hidden_size, text.num_attention_heads) == (12, 512, 8)
+    assert (text.max_position_embeddings, config.projection_dim, vision.layer_norm_eps) == (32, 512, 1e-6)
+    assert (vision.pooling_type, text.pooling_type, text.causal) == ("mean", "first", False)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1, 1.5, "0.5", True, None])
+def test_a_bad_mask_ratio_is_refused_wherever_it_is_given(ratio):
+    with pytest.raises(StrictDataclassError):
+        FlipVisionConfig(mask_ratio=ratio)
+    with pytest.raises(StrictDataclassError):
+        FlipConfig(mask_ratio=ratio)
+    with pytest.raises(StrictDataclassError):
+        FlipConfig().mask_ratio = ratio
+
+
+def test_mask_ratio_has_one_place():
+    config = FlipConfig(mask_ratio=0.75)
+    assert config.mask_ratio == config.vision_config.mask_ratio == 0.75
+    config.mask_ratio = 0
+    assert config.vision_config.mask_ratio == 0
+    assert "mask_ratio" not in config.to_dict()
+
+
+def test_mask_ratio_survives_saving_and_can_be_overridden_in_loading(tmp_path):
+    FlipConfig(mask_ratio=0.75).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).vision_config.mask_ratio == 0.75
+    assert AutoConfig.from_pretrained(tmp_path, mask_ratio=0.0).vision_config.mask_ratio == 0
+    assert FlipVisionConfig.from_pretrained(tmp_path).mask_ratio == 0.75
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields", "message"),
+    [
+        (FlipVisionConfig, {"image_size": 225}, "224 and 240"),
+        (FlipVisionConfig, {"hidden_size": 770}, "multiple of num_attention_heads"),
+        (FlipVisionConfig, {"image_size": 32, "mask_ratio": 0.9}, "keeps none of the 4 patches"),
+        (FlipVisionConfig, {"pooling_type": "max"}, "pooling_type"),
+        (FlipVisionConfig, {"hidden_size": "8"}, "hidden_size"),
+        (FlipTextConfig, {"pooling_type": "eos"}, "needs eos_token_id"),
+        (FlipTextConfig, {"attend_to_padding": True, "causal": True}, "bidirectional"),
+    ],
+)
+def test_a_bad_architecture_is_refused_with_the_field_named(config_class, fields, message):
+    with pytest.raises(StrictDataclassError) as caught:
+        config_class(**fields)
+    assert message in str(caught.value) + str(caught.value.__cause__)
+
+
+def test_the_shared_embedding_is_the_same_for_both_towers():
+    config = FlipConfig(text_config={"projection_dim": 8}, projection_dim=48, projection_bias=True)
+    assert config.text_config.projection_dim == config.vision_config.projection_dim == 48
+    assert config.text_config.projection_bias and config.vision_config.projection_bias
+
+
+def test_config_equals_itself_after_json(tmp_path):
+    config = FlipConfig(vision_config={"patch_size": 14}, max_logit_scale=None)
+    config.save_pretrained(tmp_path)
+    assert FlipConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
