@@ -647,8 +647,9 @@ class FlipModel(FlipPreTrainedModel):
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)
-        text_config, vision_config = config.text_config, config.vision_config
-        assert isinstance(text_config, FlipTextConfig) and isinstance(vision_config, FlipVisionConfig)
+        # Not checked by isinstance: as remote code, the configuration's module may be loaded twice.
+        text_config: Any = config.text_config
+        vision_config: Any = config.vision_config
         self.text_model = FlipTextModel._from_config(text_config)
         self.vision_model = FlipVisionModel._from_config(vision_config)
         bias = config.projection_bias
@@ -900,10 +901,10 @@ class FlipForImageClassification(FlipPreTrainedModel):
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)
-        assert isinstance(config.vision_config, FlipVisionConfig)
+        vision_config: Any = config.vision_config
         self.num_labels = config.num_labels or 0
-        self.vision_model = FlipVisionModel._from_config(config.vision_config)
-        width = config.vision_config.hidden_size
+        self.vision_model = FlipVisionModel._from_config(vision_config)
+        width = vision_config.hidden_size
         self.classifier = nn.Linear(width, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
 

@@ -65,7 +65,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The largest centred square, resized; up to rounding what the saved image processor does.
+    """What the saved image processor does, to the pixel: the short side resized, the centre cut out.
 
     Args:
         image_size: side of the result, in pixels.
@@ -75,5 +75,8 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
         """Returns (3, image_size, image_size), uint8."""
-        size = (self.image_size, self.image_size)
-        return _to_tensor(image.resize(size, Image.Resampling.BICUBIC, box=centre_square(*image.size)))
+        short = min(image.size)
+        width, height = (int(self.image_size * side / short) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
+        return _to_tensor(image.crop((left, top, left + self.image_size, top + self.image_size)))

@@ -1,0 +1,133 @@
+"""Saved folders through Transformers' own pipelines, with this package and without it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForZeroShotImageClassification, pipeline
+
+import flip_hf
+from flip_hf import FlipForImageClassification, FlipModel, FlipVisionModel
+from tests.conftest import NUM_PATCHES, tiny_config
+
+LABELS = ["red circle", "large striped blue star", "x"]
+
+
+@pytest.fixture
+def image(tmp_path) -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    return image
+
+
+@pytest.fixture
+def folders(saved, processor, tmp_path):
+    """A full model, a classifier and a vision tower, each as saved."""
+    classifier, tower = tmp_path / "classifier", tmp_path / "tower"
+    FlipForImageClassification(tiny_config(num_labels=3)).save_pretrained(classifier)
+    processor.save_pretrained(classifier)
+    FlipVisionModel.from_pretrained(saved).save_pretrained(tower)
+    processor.image_processor.save_pretrained(tower)
+    return {"full": str(saved), "classifier": str(classifier), "tower": str(tower)}
+
+
+def test_zero_shot_pipeline_answers_what_the_model_says(folders, image):
+    classifier = pipeline("zero-shot-image-classification", model=folders["full"])
+    answer = {entry["label"]: entry["score"] for entry in classifier(image, candidate_labels=LABELS)}
+    prompts = [f"This is a photo of {label}." for label in LABELS]
+    inputs = {**classifier.tokenizer(prompts, padding=True, return_tensors="pt")}
+    inputs |= classifier.image_processor(image, return_tensors="pt")
+    with torch.no_grad():
+        expected = FlipModel.from_pretrained(folders["full"])(**inputs).logits_per_image.softmax(dim=1)[0]
+    assert [answer[label] for label in LABELS] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_labels_do_not_depend_on_their_neighbours_padding(folders, image):
+    classifier = pipeline("zero-shot-image-classification", model=folders["full"])
+    ratios = []
+    for labels in (LABELS, [*LABELS, "blue star " * 4]):
+        score = {e["label"]: e["score"] for e in classifier(image, candidate_labels=labels)}
+        ratios.append(score["red circle"] / score["x"])
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
+
+
+def test_classification_and_feature_pipelines(folders, image):
+    answer = pipeline("image-classification", model=folders["classifier"])(image)
+    assert {entry["label"] for entry in answer} == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    features = np.array(pipeline("image-feature-extraction", model=folders["tower"])(image))
+    assert features.shape == (1, 1 + NUM_PATCHES, 32)
+    from_full = FlipVisionModel.from_pretrained(folders["full"])
+    processor = pipeline("image-feature-extraction", model=folders["tower"]).image_processor
+    extract = pipeline("image-feature-extraction", model=from_full, image_processor=processor)
+    assert np.allclose(extract(image), features, atol=1e-6)
+    assert np.array(extract(image, pool=True)).shape == (1, 32)
+
+
+def test_auto_classes_know_flip(folders):
+    assert type(AutoModel.from_pretrained(folders["full"])) is FlipModel
+    assert type(AutoModelForZeroShotImageClassification.from_pretrained(folders["full"])) is FlipModel
+    assert type(AutoModel.from_pretrained(folders["tower"])) is FlipVisionModel
+
+
+def test_a_saved_folder_names_every_auto_class_it_answers_to(folders, tmp_path):
+    auto_map = json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_flip.FlipConfig",
+        "AutoModel": "modeling_flip.FlipModel",
+        "AutoModelForZeroShotImageClassification": "modeling_flip.FlipModel",
+    }
+    # A classifier made from it does not claim to be the full model.
+    FlipForImageClassification.from_pretrained(folders["full"], num_labels=2).save_pretrained(tmp_path / "again")
+    auto_map = json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]
+    assert "AutoModel" not in auto_map and "AutoModelForImageClassification" in auto_map
+
+
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["flip_hf"] = None  # any import of it fails
+from transformers import AutoProcessor, pipeline
+folders = json.loads(sys.argv[1])
+options = {"trust_remote_code": True}
+zero_shot = pipeline("zero-shot-image-classification", model=folders["full"], **options)
+answers = {
+    "zero_shot": zero_shot(sys.argv[2], candidate_labels=json.loads(sys.argv[3])),
+    "classes": pipeline("image-classification", model=folders["classifier"], **options)(sys.argv[2]),
+    "features": pipeline("image-feature-extraction", model=folders["tower"], **options)(sys.argv[2]),
+    "processor": type(AutoProcessor.from_pretrained(folders["full"], **options)).__name__,
+}
+zero_shot.model.save_pretrained(sys.argv[4])  # what was loaded as remote code is published again
+print("ANSWERS " + json.dumps(answers))
+"""
+
+
+def test_folders_work_without_this_package(folders, image, tmp_path):
+    script = [WITHOUT_PACKAGE, json.dumps(folders), str(tmp_path / "image.png"), json.dumps(LABELS), str(tmp_path / "re")]
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    run = subprocess.run([sys.executable, "-c", *script], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
+    answers = json.loads(run.stdout.split("ANSWERS ")[1])
+    here = pipeline("zero-shot-image-classification", model=folders["full"])(image, candidate_labels=LABELS)
+    for there, ours in zip(answers["zero_shot"], here, strict=True):
+        assert there["label"] == ours["label"] and there["score"] == pytest.approx(ours["score"], abs=1e-5)
+    features = pipeline("image-feature-extraction", model=folders["tower"])(image)
+    assert np.allclose(answers["features"], features, atol=1e-5)
+    assert answers["processor"] == "FlipProcessor"
+    assert (tmp_path / "re" / "modeling_flip.py").is_file()
+
+
+def test_remote_code_is_not_run_unasked(folders, tmp_path):
+    script = "import sys; sys.modules['flip_hf'] = None; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    run = subprocess.run(
+        [sys.executable, "-c", script, folders["full"]], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
+    )
+    assert run.returncode != 0 and "trust_remote_code" in run.stderr
+
+
+def test_the_public_names_are_exported():
+    for name in flip_hf.__all__:
+        assert getattr(flip_hf, name).__module__.startswith("flip_hf.modeling")

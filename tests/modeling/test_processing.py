@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer
+
+from flip_hf import FlipProcessor
+from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
+from flip_hf.data.transforms import EvalTransform
+from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD
+from flip_hf.training.setup import Normalize, make_processor
+from tests.conftest import IMAGE_SIZE, tiny_config
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((112, 80), Image.Resampling.BICUBIC)
+
+
+def test_a_call_is_clipprocessors(processor, image):
+    inputs = processor(text=["a red circle", "a large blue star on a black background"], images=image, return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert inputs.input_ids.shape == inputs.attention_mask.shape
+    assert inputs.attention_mask.sum(1).tolist()[0] == 3
+    assert processor.tokenizer.convert_ids_to_tokens(inputs.input_ids[0].tolist())[:3] == ["a", "red", "circle"]
+    assert set(processor(images=image, return_tensors="pt")) == {"pixel_values"}
+    assert set(processor(text="a red circle", return_tensors="pt")) == {"input_ids", "attention_mask"}
+
+
+def test_overlong_text_is_cut_to_the_context(processor):
+    inputs = processor(text=["a very " + "very " * 40 + "long text"], return_tensors="pt")
+    assert inputs.input_ids.shape == (1, 16)
+
+
+def test_a_call_may_override_the_defaults(processor):
+    inputs = processor(text=["a red circle"], padding="max_length", return_tensors="pt")
+    assert inputs.input_ids.shape == (1, 16)
+
+
+def test_processor_is_the_same_after_saving(processor, image, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, FlipProcessor)
+    call = {"text": ["a red circle", "a tiny star"], "images": image, "return_tensors": "pt"}
+    before, after = processor(**call), loaded(**call)
+    assert torch.equal(before.input_ids, after.input_ids)
+    # Where torchvision is installed, loading picks its backend: one grey level apart.
+    assert (before.pixel_values - after.pixel_values).abs().max() < 0.02
+    assert AutoTokenizer.from_pretrained(tmp_path)("a red circle").input_ids == before.input_ids[0, :3].tolist()
+
+
+def test_training_evaluates_on_what_the_processor_makes(processor, image):
+    ours = Normalize(IMAGE_MEAN, IMAGE_STD)(EvalTransform(IMAGE_SIZE)(image)[None])
+    assert (ours - processor(images=image, return_tensors="pt").pixel_values).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
+def test_every_image_mode_becomes_three_channels(processor, image, mode):
+    assert processor(images=image.convert("L").convert(mode), return_tensors="pt").pixel_values.shape[1] == 3
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_refused(processor, tokenizer):
+    left = train_wordpiece(["a red circle"], context_length=16)
+    left.padding_side = "left"
+    with pytest.raises(ValueError, match="pads on the right"):
+        FlipProcessor(processor.image_processor, left)
+
+
+def test_learned_word_pieces_have_no_special_tokens_and_pad_with_zero(tokenizer):
+    assert tokenizer.tokenize("A Red circle.") == ["a", "red", "circle", "."]
+    assert tokenizer(["a red circle", "red"], padding=True).input_ids[1][1:] == [0, 0]
+    assert tokenizer.model_input_names == ["input_ids", "attention_mask"]
+
+
+def test_a_bert_tokenizer_is_taken_without_its_special_tokens(tmp_path):
+    """Saved and loaded again, neither [CLS] nor [SEP] comes back."""
+    from transformers import BertTokenizer
+
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "##s"]
+    bert = BertTokenizer(vocab={token: i for i, token in enumerate(vocab)})
+    bert.save_pretrained(tmp_path / "bert")
+    assert len(bert("a red circles").input_ids) == 6
+    tokenizer = load_tokenizer(str(tmp_path / "bert"), context_length=8, special_tokens=False)
+    assert tokenizer("a red circles").input_ids == [5, 6, 7, 8]
+    make_processor(tiny_config(), tokenizer).save_pretrained(tmp_path / "flip")
+    loaded = AutoProcessor.from_pretrained(tmp_path / "flip").tokenizer
+    assert loaded("a red circles").input_ids == [5, 6, 7, 8]
+    assert loaded.model_max_length == 8
+    with_special = load_tokenizer(str(tmp_path / "bert"), context_length=8, special_tokens=True)
+    assert with_special("a red circles").input_ids == [2, 5, 6, 7, 8, 3]
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(tokenizer):
+    check_vocabulary(tokenizer, len(tokenizer))
+    with pytest.raises(ValueError, match=f"{len(tokenizer)} tokens, the model's table only 50"):
+        check_vocabulary(tokenizer, 50)
