@@ -14,7 +14,9 @@ class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.count = rows.shape[0]
-        gathered = torch.empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        gathered = torch.empty(
+            dist.get_world_size() * rows.shape[0], *rows.shape[1:], dtype=rows.dtype, device=rows.device
+        )
         dist.all_gather_into_tensor(gathered, rows.contiguous())
         return gathered
 

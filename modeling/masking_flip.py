@@ -1,6 +1,6 @@
 """Which patches stay visible.
 
-Letters: B samples, L patches of an image, K kept patches, C channels, P patch side in pixels, H x W the grid of patches.
+Letters: B samples, L patches of an image, K kept patches, C channels, P patch side, H x W patches in the grid.
 A mask is the tensor `ids_keep` (B, K) of patch indices in raster order; the encoder sees nothing else. The order of the
 indices does not change a result, so they are kept sorted: better locality, and reproducible.
 """

@@ -238,8 +238,8 @@ class FlipTextEmbeddings(nn.Module):
         length, context = input_ids.shape[-1], self.position_embedding.num_embeddings
         if length > context:
             raise ValueError(
-                f"The text has {length} tokens, the model's context is {context} (max_position_embeddings). Shorten it, "
-                f"or tokenize with truncation=True, max_length={context} (FlipProcessor does)."
+                f"The text has {length} tokens, the model's context is {context} (max_position_embeddings). Shorten "
+                f"it, or tokenize with truncation=True, max_length={context} (FlipProcessor does)."
             )
         if position_ids is None:
             position_ids = self.position_ids[:, :length]

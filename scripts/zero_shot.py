@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Classifies images by labels of your own, and prints the answer as a person reads it.
 
-    python scripts/zero_shot.py runs/shapes photo.jpg --labels "red circle" "blue square"
+python scripts/zero_shot.py runs/shapes photo.jpg --labels "red circle" "blue square"
 """
 
 import argparse

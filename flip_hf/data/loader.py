@@ -96,11 +96,11 @@ class TrainStream(IterableDataset):
         num_workers, number = (info.num_workers, info.id) if info else (1, 0)
         worker = (number + self.first_worker) % num_workers
         reader = Reader(self.process.index * num_workers + worker, self.process.count * num_workers)
-        position = Position(**self.positions[worker]) if self.positions else Position()
+        start = Position(**self.positions[worker]) if self.positions else Position()
         refusals = Refusals(self.source.name)
         images: list[torch.Tensor] = []
         captions: list[str] = []
-        for image, caption, position in self._samples(reader, position, refusals):
+        for image, caption, position in self._samples(reader, start, refusals):
             images.append(image)
             captions.append(caption)
             if len(images) == self.batch_size:
@@ -118,7 +118,9 @@ class TrainStream(IterableDataset):
         accepted_in_epoch = 0
         while True:
             for rows, after in self._blocks(reader, start, refusals):
-                order = np.random.default_rng((self.seed, start.epoch, reader.index, after.block)).permutation(len(rows))
+                order = np.random.default_rng((self.seed, start.epoch, reader.index, after.block)).permutation(
+                    len(rows)
+                )
                 used = start.used if after.block == start.block else 0
                 for offset in range(used, len(rows)):
                     position = Position(after.epoch, after.shard, after.row, after.block, offset + 1)
@@ -129,8 +131,8 @@ class TrainStream(IterableDataset):
                         yield *sample, position
             if accepted_in_epoch == 0 and start == Position(epoch=start.epoch):
                 raise ValueError(
-                    f"{self.source.name!r} gave reader {reader.index + 1} of {reader.count} no usable sample in a whole "
-                    f"pass. Refused: {refusals.take() or 'nothing'}. If the data set is small, use fewer workers."
+                    f"{self.source.name!r} gave reader {reader.index + 1} of {reader.count} no usable sample in a "
+                    f"whole pass. Refused: {refusals.take() or 'nothing'}. If the data set is small, use fewer workers."
                 )
             start, accepted_in_epoch = Position(epoch=start.epoch + 1), 0
 

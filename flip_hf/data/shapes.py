@@ -3,8 +3,8 @@
 It exists so that a fresh clone trains and is measured without a download, and it enters the library through the same
 door as any other data. A scene has one to three objects, each with a shape, colour, texture, size and place, on one of
 several backgrounds; the caption names some of these in varied words. Of the 64 colour-shape pairs, 24 never occur in
-training (each colour and each shape misses three); naming the pair in images of these is the zero-shot test, at a chance
-of 1 in 24.
+training (each colour and each shape misses three); naming the pair in images of these is the zero-shot test, at a
+chance of 1 in 24.
 """
 
 import io
@@ -30,7 +30,11 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = {"small": (0.36, 0.44), "medium-sized": (0.50, 0.60), "large": (0.68, 0.84)}  # diameter / image side
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium-sized": ("medium-sized",), "large": ("large", "big", "huge")}
+SIZE_WORDS = {
+    "small": ("small", "little", "tiny"),
+    "medium-sized": ("medium-sized",),
+    "large": ("large", "big", "huge"),
+}
 NUM_OBJECTS = np.array([0.6, 0.3, 0.1])  # how often a scene has one, two, three objects
 BACKGROUNDS = {"black": (16, 16, 18), "grey": (72, 72, 76), "brown": (72, 46, 28), "navy": (22, 28, 74)}
 BACKGROUND_STYLES = ("flat", "shaded", "grainy")
@@ -40,7 +44,7 @@ ARTICLE_OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "this is a {}.")
 
 SAMPLES_PER_SHARD = 512
-NUM_SAMPLES = {"train": 512 * SAMPLES_PER_SHARD, "test": 480}
+NUM_SAMPLES = {"train": 64 * SAMPLES_PER_SHARD, "test": 480}
 _TEST_OFFSETS = (0, 3, 5)  # each colour meets three shapes only in the test, and the reverse
 
 
@@ -275,18 +279,21 @@ def generate_test(shards: list[int], num_samples: int, image_size: int, seed: in
 
 
 def shapes_dataset(split: str, *, num_samples: int | None = None, image_size: int = 64, seed: int = 0):
-    """The embedded data set as a streamed `datasets.IterableDataset`, its images as undecoded JPEG.
+    """The embedded data set as a `datasets.IterableDataset`, its images as undecoded JPEG.
+
+    It is drawn once and then read from the `datasets` cache, like any data set that was downloaded.
 
     Args:
         split: `"train"` (columns image, caption) or `"test"` (columns image, label; the classes are `CLASS_NAMES`).
-        num_samples: how many samples; they lie in shards of 512. By default 262,144 and 480.
+        num_samples: how many samples; they lie in shards of 512. By default 32,768 and 480.
         image_size: side of the square images, in pixels; at least 32.
         seed: another seed gives other scenes.
 
     Raises:
         ValueError: an unknown split, no samples, or images too small for the objects to be told apart.
     """
-    from datasets import ClassLabel, Features, Image as ImageFeature, IterableDataset, Value
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
 
     if split not in ("train", "test"):
         raise ValueError(f"The embedded data set has the splits 'train' and 'test', not {split!r}.")
@@ -295,13 +302,15 @@ def shapes_dataset(split: str, *, num_samples: int | None = None, image_size: in
         raise ValueError(f"num_samples must be >= 1 and image_size >= 32, got {num_samples} and {image_size}.")
     image = ImageFeature(decode=False)
     target = {"caption": Value("string")} if split == "train" else {"label": ClassLabel(names=list(CLASS_NAMES))}
-    return IterableDataset.from_generator(
+    num_shards = math.ceil(num_samples / SAMPLES_PER_SHARD)
+    dataset = Dataset.from_generator(
         generate_train if split == "train" else generate_test,
         features=Features({"image": image, **target}),
         gen_kwargs={
-            "shards": list(range(math.ceil(num_samples / SAMPLES_PER_SHARD))),
+            "shards": list(range(num_shards)),
             "num_samples": num_samples,
             "image_size": image_size,
             "seed": seed,
         },
     )
+    return dataset.to_iterable_dataset(num_shards=num_shards)  # pyright: ignore[reportAttributeAccessIssue]

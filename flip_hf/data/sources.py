@@ -187,6 +187,12 @@ def epoch_shards(num_shards: int, reader: Reader, epoch: int, seed: int | None) 
     return order[(reader.index + epoch) % reader.count :: reader.count].tolist(), False
 
 
+def _iterate(dataset: IterableDataset) -> Iterator[dict]:
+    """The rows, all of them also in a DataLoader's worker, where iterating a dataset itself deals them out again."""
+    for batch in dataset.iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}
+
+
 def read_rows(
     dataset: IterableDataset,
     reader: Reader,
@@ -205,7 +211,7 @@ def read_rows(
     for nth in range(start[0], len(shards)):
         first = start[1] if nth == start[0] else 0
         shard = dataset.shard(num_shards, shards[nth])
-        rows = enumerate(shard.skip(first) if first else shard, start=first)
+        rows = enumerate(_iterate(shard.skip(first) if first else shard), start=first)
         while True:
             try:
                 index, row = next(rows)

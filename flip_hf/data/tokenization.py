@@ -83,6 +83,6 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
     """
     if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer):,} tokens, the model's table only {vocab_size:,}. Use the tokenizer that "
-            "the model was trained with, or train a model with a larger text_config.vocab_size."
+            f"The tokenizer has {len(tokenizer):,} tokens, the model's table only {vocab_size:,}. Use the tokenizer "
+            "that the model was trained with, or train a model with a larger text_config.vocab_size."
         )

@@ -21,7 +21,7 @@ def random_crop_box(
     Ten candidates are drawn and the first that fits is taken, else the largest centred square; as torchvision's
     RandomResizedCrop, which FLIP's own data pipeline follows.
     """
-    for _ in range(10):
+    for _ in range(10 if area[0] < 1 else 0):  # nothing but the whole has the whole area
         target = rng.uniform(*area) * width * height
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))

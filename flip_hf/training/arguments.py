@@ -1,7 +1,7 @@
 """Everything a run can be told: four dataclasses that are the command line and the YAML recipe at once.
 
-Values come from the dataclasses' defaults (the paper's), then the recipe, then the command line; one parser types all of
-them, and an unknown key or a bad value is an error before any device is touched.
+Values come from the dataclasses' defaults (the paper's), then the recipe, then the command line; one parser types all
+of them, and an unknown key or a bad value is an error before any device is touched.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 # ImageNet's statistics, which the official FLIP normalises with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+GENERIC_TEMPLATE = "a photo of a {}."
 
 
 def _option(default: Any, help: str) -> Any:
@@ -62,7 +63,9 @@ class ModelArguments:
 class DataArguments:
     """What is trained on, what is evaluated on, and how it is read."""
 
-    train_data: str = _option("shapes", "shapes (embedded), Hub id, folder, or .tar / .parquet files (path, URL, pattern)")
+    train_data: str | None = _option(
+        None, "shapes (embedded), Hub id, folder, or .tar / .parquet files (path, URL, pattern)"
+    )
     train_config: str | None = _option(None, "configuration name of the Hub data set")
     train_split: str = _option("train", "split to train on")
     image_column: str | None = _option(None, "image column; found by its usual names if not given")
@@ -81,10 +84,11 @@ class DataArguments:
     eval_image_column: str | None = _option(None, "image column of the evaluation data")
     label_column: str | None = _option(None, "label column of the evaluation data: indices or names")
     class_names: str | None = _option(None, "file with one class name a line, if the data set does not know them")
-    templates: list[str] = _option(["a photo of a {}."], "prompts, averaged; {} is the class name")
+    templates: list[str] = _option([GENERIC_TEMPLATE], "prompts, averaged; {} is the class name")
     eval_batch_size: int = _option(256, "images evaluated at once, by each process")
 
     def __post_init__(self):
+        _require(bool(self.train_data), "Name the training data with --train_data: a folder, files, or a Hub id.")
         low, high = (self.crop_area * 2)[:2]
         _require(
             len(self.crop_area) == 2 and 0 < low <= high <= 1,
@@ -120,7 +124,9 @@ class OptimizationArguments:
         for name in ("train_samples", "unmasked_samples", "warmup_samples", "unmasked_warmup_samples"):
             _require(getattr(self, name) >= 0, f"--{name} counts samples and cannot be negative.")
         _require(self.train_samples + self.unmasked_samples > 0, "Nothing to train: --train_samples is 0.")
-        _require(self.batch_size >= 2, f"--batch_size must be at least 2: one pair has no negatives ({self.batch_size}).")
+        _require(
+            self.batch_size >= 2, f"--batch_size must be at least 2: one pair has no negatives ({self.batch_size})."
+        )
         micro = self.micro_batch_size
         _require(micro is None or micro >= 1, f"--micro_batch_size must be at least 1, got {micro}.")
         choices = ("auto", "fp32", "bf16")
@@ -219,14 +225,15 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
     Args:
         argv: the command line without the program's name. RECIPE is a YAML file or the name of one in `recipe_folder`.
         recipe_folder: where named recipes lie.
-        default_recipe: the recipe of a command line without words; with options and no RECIPE the defaults hold.
+        default_recipe: the recipe where neither RECIPE nor --train_data is given. With --train_data alone the
+            dataclasses' defaults hold, which are the paper's.
 
     Raises:
         FileNotFoundError: there is no such recipe.
         ValueError: an unknown option, or a value that is out of range or of the wrong type.
     """
     argv = list(argv)
-    names_data = any(word.split("=")[0] in ("--train_data", "--model_name_or_path") for word in argv)
+    names_data = any(word.split("=")[0] == "--train_data" for word in argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
     words = _recipe_as_argv(_find_recipe(recipe, recipe_folder)) if recipe else []
     return Arguments(*make_parser().parse_args_into_dataclasses(args=words + argv))

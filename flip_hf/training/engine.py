@@ -85,6 +85,9 @@ def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
         log_with=trackers or None,  # pyright: ignore[reportArgumentType]
         project_dir=str(output_dir),
     )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` leaves one thread to a process.
+        torch.set_num_threads(setup.cores_per_process())
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
     if trackers:
@@ -304,7 +307,12 @@ class Trainer:
             self.flip.eval().save_pretrained(self.output_dir)
             self.processor.save_pretrained(self.output_dir)
             write_recipe(self.arguments, self.output_dir / "recipe.yaml")
-            results = {**metrics, "refused": dict(refused), "seconds": self.state.seconds, "samples": self.state.samples}
+            results = {
+                **metrics,
+                "refused": dict(refused),
+                "seconds": self.state.seconds,
+                "samples": self.state.samples,
+            }
             (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             boundary = self.phases[-1].start or None
             plot_curves(self.progress.records(), boundary, self.output_dir / "training_curves.png")
@@ -322,8 +330,8 @@ class Trainer:
         if self.evaluation is not None:
             classes = len(self.evaluation[1])
             result_line = (
-                f"zero-shot top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%} on {metrics['images']:.0f} images of "
-                f"{classes} classes (chance {1 / classes:.1%})"
+                f"zero-shot top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%} on {metrics['images']:.0f} images "
+                f"of {classes} classes (chance {1 / classes:.1%})"
             )
         return summary(
             model_line=model_line,

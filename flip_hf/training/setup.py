@@ -17,7 +17,14 @@ from flip_hf.data.sources import EMBEDDED, Reader, Source, open_source
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.modeling import FlipConfig, FlipModel, FlipProcessor
-from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, DataArguments, ModelArguments
+from flip_hf.training.arguments import (
+    GENERIC_TEMPLATE,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    Arguments,
+    DataArguments,
+    ModelArguments,
+)
 
 
 class Normalize(nn.Module):
@@ -124,6 +131,7 @@ def make_processor(config: FlipConfig, tokenizer: PreTrainedTokenizerBase) -> Fl
 
 def open_training_data(data: DataArguments) -> Source:
     """The training data's source; see [`open_source`] for what it raises."""
+    assert data.train_data is not None  # its arguments require it
     return open_source(
         data.train_data,
         split=data.train_split,
@@ -155,25 +163,27 @@ def open_evaluation_data(data: DataArguments) -> tuple[Source, tuple[str, ...]] 
         return source, tuple(line.strip() for line in lines if line.strip())
     if source.class_names is None:
         raise ValueError(
-            f"The data set {name!r} does not name its classes in {source.target_column!r}. Give --class_names FILE, one "
-            "name a line in the order of the labels."
+            f"The data set {name!r} does not name its classes in {source.target_column!r}. Give --class_names FILE, "
+            "one name a line in the order of the labels."
         )
     return source, source.class_names
 
 
 def templates(data: DataArguments) -> list[str]:
     """The prompts of the evaluation; the embedded data's own where none were given."""
-    embedded = data.eval_data in (None, EMBEDDED) and data.templates == DataArguments().templates
+    embedded = data.eval_data in (None, EMBEDDED) and data.templates == [GENERIC_TEMPLATE]
     return list(TEMPLATES) if embedded else data.templates
+
+
+def cores_per_process() -> int:
+    """Processor cores that each training process of this machine may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def num_workers(data: DataArguments) -> int:
     """Loader processes of this training process: as asked for, else the cores that are left, at most eight."""
-    if data.num_workers is not None:
-        return data.num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(0, cores // local_processes - 1))
+    return data.num_workers if data.num_workers is not None else min(8, cores_per_process() - 1)
 
 
 def make_train_loader(

@@ -105,7 +105,13 @@ print("ANSWERS " + json.dumps(answers))
 
 
 def test_folders_work_without_this_package(folders, image, tmp_path):
-    script = [WITHOUT_PACKAGE, json.dumps(folders), str(tmp_path / "image.png"), json.dumps(LABELS), str(tmp_path / "re")]
+    script = [
+        WITHOUT_PACKAGE,
+        json.dumps(folders),
+        str(tmp_path / "image.png"),
+        json.dumps(LABELS),
+        str(tmp_path / "re"),
+    ]
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     run = subprocess.run([sys.executable, "-c", *script], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -120,10 +126,16 @@ def test_folders_work_without_this_package(folders, image, tmp_path):
 
 
 def test_remote_code_is_not_run_unasked(folders, tmp_path):
-    script = "import sys; sys.modules['flip_hf'] = None; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
+    script = (
+        "import sys; sys.modules['flip_hf'] = None; import transformers as t; t.AutoModel.from_pretrained(sys.argv[1])"
+    )
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     run = subprocess.run(
-        [sys.executable, "-c", script, folders["full"]], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", script, folders["full"]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
     )
     assert run.returncode != 0 and "trust_remote_code" in run.stderr
 

@@ -19,7 +19,9 @@ def image() -> Image.Image:
 
 
 def test_a_call_is_clipprocessors(processor, image):
-    inputs = processor(text=["a red circle", "a large blue star on a black background"], images=image, return_tensors="pt")
+    inputs = processor(
+        text=["a red circle", "a large blue star on a black background"], images=image, return_tensors="pt"
+    )
     assert inputs.pixel_values.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert inputs.input_ids.shape == inputs.attention_mask.shape
     assert inputs.attention_mask.sum(1).tolist()[0] == 3

@@ -1,0 +1,36 @@
+# Two commands to begin with:
+#   make pretrain    installs into .venv and trains a small FLIP on the embedded data
+#   make test        installs into .venv and runs the tests
+#
+# Options of the run: make pretrain ARGS="shapes --mask_ratio 0.75"
+PYTHON ?= python3
+VENV ?= .venv
+# The version whose figures are in this repository; any >= 2.11 works, and CUDA builds may be given here.
+TORCH ?= torch==2.13.0
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: pretrain test quality style
+
+pretrain: $(VENV)/train.installed
+	$(BIN)/accelerate launch scripts/pretrain.py $(ARGS)
+
+test: $(VENV)/dev.installed
+	$(BIN)/python -m pytest
+
+quality: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+style: $(VENV)/dev.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[$*]"
+	touch $@

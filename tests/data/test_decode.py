@@ -1,0 +1,81 @@
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flip_hf.data.decode import RefusedSample, choose_caption, decode_image
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **{"format": "JPEG", **options})
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+def test_bytes_dictionaries_and_files_are_decoded(picture, tmp_path):
+    data = encoded(picture, format="PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    for value in (data, {"bytes": data, "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")}):
+        assert np.array_equal(np.array(decode_image(value)), np.array(picture))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
+def test_every_mode_becomes_rgb(picture, mode):
+    image = picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture.convert("L").convert(mode)
+    assert decode_image(encoded(image, format="PNG")).mode == "RGB"
+
+
+def test_exif_turns_the_image_and_broken_exif_does_not_lose_it(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    assert decode_image(encoded(picture, exif=exif)).size == (40, 60)
+    broken = b"Exif\x00\x00II*\x00" + struct.pack("<I", 999_999) + b"\xff" * 20
+    assert decode_image(encoded(picture, exif=broken)).size == (60, 40)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "missing image"),
+        (b"", "missing image"),
+        ({"bytes": None, "path": None}, "missing image"),
+        ({"bytes": None, "path": "/nowhere/at/all.jpg"}, "unreadable image file"),
+        (17, "image column holds no image"),
+        (b"this is no image", "not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_reason(value, reason):
+    with pytest.raises(RefusedSample) as caught:
+        decode_image(value)
+    assert caught.value.reason == reason
+
+
+def test_truncated_and_oversized_images_are_refused(picture):
+    data = encoded(picture)
+    with pytest.raises(RefusedSample, match="damaged image"):
+        decode_image(data[: len(data) // 2])
+    with pytest.raises(RefusedSample, match="oversized image"):
+        decode_image(data, max_pixels=60 * 40 - 1)
+    # A header that claims 60,000 x 60,000 pixels: refused before memory is spent on it.
+    bomb = bytearray(encoded(picture, format="PNG"))
+    bomb[16:24] = struct.pack(">II", 60_000, 60_000)
+    with pytest.raises(RefusedSample, match="oversized image|not an image"):
+        decode_image(bytes(bomb))
+
+
+def test_captions_are_checked():
+    assert choose_caption("a cat", RNG) == "a cat"
+    assert choose_caption(b"a cat", RNG) == "a cat"
+    assert {choose_caption(["a", "b"], RNG) for _ in range(50)} == {"a", "b"}
+    for value, reason in ((None, "missing"), ("  ", "empty"), (3.5, "not text"), ([], "not text"), ([None], "missing")):
+        with pytest.raises(RefusedSample, match=reason):
+            choose_caption(value, RNG)

@@ -1,0 +1,83 @@
+"""zero_shot.py, benchmark.py and the README, run as a user runs them."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.training.conftest import ROOT, trained  # noqa: F401
+
+
+def run(*argv: str, cwd=ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (64, 64), (235, 55, 55)).save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):  # noqa: F811
+    done = run("scripts/zero_shot.py", str(trained[0]), picture, picture, "--labels", "red circle", "blue square")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6 and lines[0].startswith(f"{picture}: ")
+    best, second = (float(re.search(r"([\d.]+)%", line).group(1)) for line in lines[1:3])
+    assert best >= second and best + second == pytest.approx(100, abs=0.2)
+    assert lines[0].endswith(" ".join(lines[1].split()[:2]))
+
+
+def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noqa: F811
+    (tmp_path / "text.jpg").write_text("no image")
+    cases = [
+        ([str(trained[0]), str(tmp_path / "text.jpg"), "--labels", "a"], "text.jpg is not an image"),
+        ([str(trained[0]), str(tmp_path / "none.jpg"), "--labels", "a"], "none.jpg cannot be read: No such file"),
+        ([str(trained[0]), picture, "--labels", "a", "--template", "x"], "no {} for the label"),
+        ([str(tmp_path), picture, "--labels", "a"], "cannot be loaded"),
+    ]
+    for argv, message in cases:
+        done = run("scripts/zero_shot.py", *argv)
+        assert done.returncode != 0 and message in done.stderr, (argv, done.stderr[-500:])
+        assert "Traceback" not in done.stderr
+
+
+def test_benchmark_measures_all_candidates_in_one_run(tmp_path, monkeypatch):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import benchmark
+    finally:
+        sys.path.pop(0)
+    tiny = {"vision": (32, 1, 2), "text": (32, 1, 2), "patch": 32, "embed": 16}
+    monkeypatch.setitem(benchmark.ARCHITECTURES, "B/16", tiny)
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "step", "--batch_size", "2", "--repeats", "2", "--output", "x"])
+    benchmark.main()
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert set(result["seconds"]) == {"CLIPModel", "FLIP 0% masked", "FLIP 50% masked", "FLIP 75% masked"}
+    assert all(len(values) == 2 and min(values) > 0 for values in result["seconds"].values())
+    table = (tmp_path / "x.md").read_text()
+    assert result["command"] in table and table.count("\n| FLIP") == 3
+
+
+def test_readme_code_runs_as_printed(trained, tmp_path):  # noqa: F811
+    """Every Python block, in order, beside a trained model."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "shapes").symlink_to(trained[0])
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert blocks
+    done = run("-c", "\n".join(blocks), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "red circle" in done.stdout
+
+
+def test_readme_commands_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", text, flags=re.M):
+        assert f"\n{target}:" in makefile
+    for path in set(re.findall(r"scripts/[\w/]+\.(?:py|yaml)", text)):
+        assert (ROOT / path).is_file(), path

@@ -1,0 +1,106 @@
+"""The shape of the house: which room may use which, how long a function may be, what is published.
+
+These are ratchets: a limit is raised only in a commit that says why.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = None
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path
+    for folder in ("flip_hf", "modeling", "scripts")
+    for path in (ROOT / folder).rglob("*.py")
+    if "flip_hf/modeling" not in path.as_posix()
+)
+
+# What each room may import of the others.
+MAY_IMPORT = {
+    "modeling": set(),
+    "flip_hf": {"modeling"},
+    "data": {"data"},
+    "losses": set(),
+    "evaluation": {"evaluation"},
+    "conversion": {"conversion", "modeling"},
+    "training": {"training", "evaluation", "data", "losses", "modeling"},
+    "scripts": {"flip_hf", "training", "evaluation", "conversion", "data"},
+}
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = {"modeling_flip.py": 920, "arguments.py": 300, "engine.py": 380, "shapes.py": 340, "loader.py": 300}
+PUBLISHED = ["configuration_flip.py", "masking_flip.py", "modeling_flip.py", "processing_flip.py"]
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    if parts[0] != "flip_hf":
+        return parts[0]
+    return parts[1] if len(parts) > 2 else "flip_hf" if parts[1] == "__init__.py" else parts[1].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_arrows_point_one_way(path):
+    allowed = MAY_IMPORT[room_of(path)]
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "flip_hf":
+            used = parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "flip_hf"
+            # `flip_hf.x.y` also yields `flip_hf`'s own names; a public name counts as modeling.
+            used = "modeling" if used == "flip_hf" and len(parts) > 1 and "modeling" in allowed else used
+            assert used in allowed or (used == "flip_hf" and room_of(path) == "scripts"), f"{path.name} uses {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_and_functions_fit_their_size(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES.get(path.name, 260)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+def test_published_files_are_flat_and_know_nobody():
+    assert sorted(p.name for p in (ROOT / "modeling").glob("*.py")) == ["__init__.py", *PUBLISHED]
+    for name in PUBLISHED:
+        tree = ast.parse((ROOT / "modeling" / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= 1 and (node.level == 0 or f"{node.module}.py" in PUBLISHED)
+                assert node.module not in (None, "__future__")  # strings instead of types break configurations
+
+
+def test_only_the_loss_and_nothing_else_talks_to_torch_distributed():
+    users = {p.name for p in SOURCES if any(n.startswith("torch.distributed") for n in imports_of(p))}
+    assert users == {"losses.py"}
+
+
+@pytest.mark.skipif(tomllib is None, reason="tomllib came with Python 3.11")
+def test_every_package_is_listed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in (ROOT / "flip_hf").rglob("__init__.py")}
+    assert set(listed) == found | {"flip_hf.modeling"}
+
+
+def test_the_folder_has_one_import_name():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import modeling"
+    import subprocess
+
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode != 0 and "Import `flip_hf.modeling`" in run.stderr

@@ -1,0 +1,43 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.conftest import image_folder, parquet_folder, samples, tar_folder  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--vision_config", json.dumps({"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})),
+    *("--text_config", json.dumps({"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})),
+]
+TINY[1] = json.dumps({**json.loads(TINY[1]), "intermediate_size": 64, "image_size": 32, "patch_size": 8})
+TINY[3] = json.dumps({**json.loads(TINY[3]), "intermediate_size": 64, "max_position_embeddings": 16})
+SHORT = [
+    *("--train_samples", "192", "--unmasked_samples", "64", "--batch_size", "32", "--base_lr", "0.01"),
+    *("--warmup_samples", "64", "--log_samples", "32", "--shuffle_block", "16", "--report_to", "none"),
+    *("--unmasked_base_lr", "0.001", "--unmasked_warmup_samples", "32", "--precision", "fp32"),
+]
+
+
+def launch(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
+    """Runs the script as a user does, in real processes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}"]
+    return subprocess.run(
+        [*command, str(ROOT / "scripts" / "pretrain.py"), *argv],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The embedded data's recipe, shortened to seconds: (folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("trained") / "shapes"
+    run = launch("shapes", "--train_samples", "5120", "--unmasked_samples", "512", "--output_dir", str(folder))
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder, run.stdout
