@@ -210,8 +210,8 @@ class FlipConfig(PreTrainedConfig):
 
     model_type = "flip"
     # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are given until 5.17 is dropped.
-    sub_configs = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}
-    sub_configs_defaults = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}
+    sub_configs = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
+    sub_configs_defaults = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
 
     text_config: dict | FlipTextConfig | None = None
     vision_config: dict | FlipVisionConfig | None = None

@@ -21,9 +21,14 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
-from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
+from transformers.processing_utils import Unpack  # pyright: ignore[reportAttributeAccessIssue]
+from transformers.utils.generic import (
+    ModelOutput,
+    TransformersKwargs,
+    can_return_tuple,
+    maybe_autocast,
+    merge_with_config_defaults,
+)
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
@@ -298,7 +303,7 @@ class FlipAttention(nn.Module):
         """Maps (B, T, D) to (B, T, D); also returns the weights where the implementation has them."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, T, A, D / A)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation or "eager", eager_attention_forward
         )
         output, weights = attend(
             self,
@@ -406,7 +411,7 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     config: FlipConfig
     base_model_prefix = "flip"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # pyright: ignore[reportAssignmentType]
     _no_split_modules = ["FlipTextEmbeddings", "FlipVisionEmbeddings", "FlipEncoderLayer"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -536,9 +541,10 @@ class FlipTextModel(FlipPreTrainedModel):
 
         hidden_states = self.embeddings(input_ids, position_ids)  # (B, T, D)
         kwargs.pop("is_causal", None)
-        make_mask = create_causal_mask if self.config.causal else create_bidirectional_mask
-        cache = {"past_key_values": None} if self.config.causal else {}
-        mask = make_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=visible, **cache)
+        if self.config.causal:
+            mask = create_causal_mask(self.config, hidden_states, attention_mask=visible, past_key_values=None)
+        else:
+            mask = create_bidirectional_mask(self.config, hidden_states, attention_mask=visible)
         hidden_states = self.encoder(hidden_states, mask, is_causal=self.config.causal, **kwargs)
         hidden_states = self.final_layer_norm(hidden_states)
 
@@ -752,6 +758,9 @@ class FlipModel(FlipPreTrainedModel):
             pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep: see [`FlipVisionModel`].
             return_loss: also return the contrastive loss; needs as many texts as images, paired.
 
+        Raises:
+            ValueError: images or texts are missing, or the towers refuse them.
+
         Example:
 
         ```python
@@ -759,7 +768,11 @@ class FlipModel(FlipPreTrainedModel):
         >>> probabilities = model(**inputs).logits_per_image.softmax(dim=1)
         ```
         """
-        vision_outputs = self.get_image_features(
+        if input_ids is None or pixel_values is None:
+            raise ValueError(
+                "You have to specify input_ids and pixel_values. One alone: get_text_features, get_image_features."
+            )
+        vision_outputs: Any = self.get_image_features(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             mask_ratio=mask_ratio,
@@ -767,7 +780,7 @@ class FlipModel(FlipPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        text_outputs = self.get_text_features(
+        text_outputs: Any = self.get_text_features(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,

@@ -7,7 +7,7 @@ class FlipProcessorKwargs(ProcessingKwargs, total=False):
     """Defaults of a call; each can be overridden in the call."""
 
     # Over-long text is cut, as the official pipeline does; the model would refuse it.
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class FlipProcessor(ProcessorMixin):

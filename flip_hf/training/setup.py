@@ -76,8 +76,10 @@ def make_config(model: ModelArguments) -> FlipConfig:
     """
     if model.model_name_or_path is not None:
         return FlipConfig.from_pretrained(model.model_name_or_path, mask_ratio=model.mask_ratio)
+    towers = model.tower_configs()
     config = FlipConfig(
-        **model.tower_configs(),
+        text_config=towers["text_config"],
+        vision_config=towers["vision_config"],
         projection_dim=model.projection_dim,
         logit_scale_init_value=model.logit_scale_init_value,
     )
