@@ -72,4 +72,4 @@ def clip_to_flip(clip: CLIPModel, mask_ratio: float = 0.5) -> FlipModel:
             name = name.replace(old, new)
         tensors[name] = tensor.reshape(1) if name == "logit_scale" else tensor
     flip.load_state_dict(tensors)
-    return flip.to(clip.dtype).eval()
+    return flip.to(dtype=clip.dtype).eval()

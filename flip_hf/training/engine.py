@@ -172,7 +172,8 @@ class Trainer:
         batches = iter(self.loader)
         metrics: dict[str, float] = {}
         for phase in self.phases:
-            if self.state.samples == phase.start:
+            # A step may reach past the end of a phase; none of this one is taken yet.
+            if phase.start <= self.state.samples < phase.start + self.options.batch_size:
                 self._begin_phase(phase)
             while self.state.samples < phase.end:
                 micro_batches = [self._next(batches) for _ in range(self.num_micro)]
@@ -283,6 +284,8 @@ class Trainer:
             loader = setup.make_eval_loader(self.arguments.data, source, class_names, image_size, self.accelerator)
             counts = count_zero_shot(self.flip, loader, weights, self.normalize)
         self.flip.train()
+        if counts.refused:
+            logger.warning("The evaluation skipped images: %s", dict(counts.refused))
         metrics = self._sum_counts(counts).metrics()
         self.progress.log(self.state.samples, zero_shot_top1=metrics["top1"], zero_shot_top5=metrics["top5"])
         self.progress.say(f"after {self.state.samples:,} samples: zero-shot top-1 {metrics['top1']:.1%}")
@@ -336,6 +339,7 @@ class Trainer:
         return summary(
             model_line=model_line,
             result_line=result_line,
+            labels=self.evaluation[1][:2] if self.evaluation is not None else ("a cat", "a dog"),
             seconds=self.state.seconds,
             refused=refused,
             output_dir=self.output_dir,

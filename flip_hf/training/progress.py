@@ -120,18 +120,20 @@ def summary(
     *,
     model_line: str,
     result_line: str,
+    labels: tuple[str, ...],
     seconds: float,
     refused: Counter[str],
     output_dir: Path,
 ) -> str:
     """The lines a run ends with: what was trained, how well it does, what was skipped, where it lies, how to use it."""
     skipped = ", ".join(f"{count} x {reason}" for reason, count in refused.most_common()) or "none"
+    quoted = " ".join(f'"{label}"' for label in labels)
     return "\n".join(
         (
             f"Trained   {model_line} in {_duration(seconds)}",
             f"Result    {result_line}",
             f"Skipped   {skipped}",
             f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",
-            f'Use it    python scripts/zero_shot.py {output_dir} IMAGE --labels "red circle" "blue square"',
+            f"Use it    python scripts/zero_shot.py {output_dir} IMAGE --labels {quoted}",
         )
     )

@@ -16,7 +16,7 @@ TINY = [
 TINY[1] = json.dumps({**json.loads(TINY[1]), "intermediate_size": 64, "image_size": 32, "patch_size": 8})
 TINY[3] = json.dumps({**json.loads(TINY[3]), "intermediate_size": 64, "max_position_embeddings": 16})
 SHORT = [
-    *("--train_samples", "192", "--unmasked_samples", "64", "--batch_size", "32", "--base_lr", "0.01"),
+    *("--train_samples", "180", "--unmasked_samples", "64", "--batch_size", "32", "--base_lr", "0.01"),
     *("--warmup_samples", "64", "--log_samples", "32", "--shuffle_block", "16", "--report_to", "none"),
     *("--unmasked_base_lr", "0.001", "--unmasked_warmup_samples", "32", "--precision", "fp32"),
 ]

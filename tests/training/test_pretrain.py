@@ -75,6 +75,7 @@ def test_own_data_trains_in_one_process_and_in_two(kind, processes, request, tmp
     losses = log_of(tmp_path / "out", "loss")
     assert list(losses) == list(range(32, 257, 32))  # once each: one process writes
     assert all(math.isfinite(loss) for loss in losses.values()) and losses[256] < losses[32]
+    assert "unmasked: 64 samples, mask ratio 0" in run.stdout  # although the masked phase ends within a batch
     assert "not evaluated" in run.stdout and "Skipped   none" in run.stdout
     assert FlipModel.from_pretrained(tmp_path / "out").config.vision_config.hidden_size == 32
 
