@@ -38,6 +38,11 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     return _GatherWithGradient.apply(rows)  # pyright: ignore[reportReturnType]
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The loss is computed so whatever the towers' precision: bfloat16 logits at a scale of 100 are off by 0.1."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def contrastive_loss(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,10 +58,9 @@ def contrastive_loss(
         logit_scale: (1,), the factor on cosine similarities.
 
     Returns:
-        The loss, float32, and the share of local images whose best text among all N is their own.
+        The loss, float32 (float64 from float64), and the share of local images whose best text of all N is their own.
     """
-    # Float32 whatever the towers' precision: bfloat16 logits at a scale of 100 are off by up to 0.1.
-    image_embeds, text_embeds, logit_scale = image_embeds.float(), text_embeds.float(), logit_scale.float()
+    image_embeds, text_embeds, logit_scale = map(at_least_float32, (image_embeds, text_embeds, logit_scale))
     with torch.autocast(image_embeds.device.type, enabled=False):
         all_images, all_texts = gather(image_embeds), gather(text_embeds)  # (N, E)
         logits_per_image = logit_scale * image_embeds @ all_texts.T  # (n, N)

@@ -675,6 +675,16 @@ class FlipModel(FlipPreTrainedModel):
             logit_scale = logit_scale.clamp(0, math.log(self.config.max_logit_scale))
         return logit_scale.exp()
 
+    def _logits_per_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Scaled cosine similarities (texts, images), in float32 also under autocast.
+
+        Bfloat16 logits at a scale of 100 are off by up to 0.1.
+        """
+        device = text_embeds.device  # the towers may lie on two
+        with maybe_autocast(device.type, enabled=False):
+            cosines = text_embeds.float() @ image_embeds.float().T.to(device)
+            return cosines * self.get_logit_scale().float().to(device)
+
     @can_return_tuple
     def get_text_features(
         self,
@@ -758,9 +768,6 @@ class FlipModel(FlipPreTrainedModel):
             pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep: see [`FlipVisionModel`].
             return_loss: also return the contrastive loss; needs as many texts as images, paired.
 
-        Raises:
-            ValueError: images or texts are missing, or the towers refuse them.
-
         Example:
 
         ```python
@@ -769,9 +776,7 @@ class FlipModel(FlipPreTrainedModel):
         ```
         """
         if input_ids is None or pixel_values is None:
-            raise ValueError(
-                "You have to specify input_ids and pixel_values. One alone: get_text_features, get_image_features."
-            )
+            raise ValueError("FlipModel needs input_ids and pixel_values; for one alone there is get_*_features.")
         vision_outputs: Any = self.get_image_features(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -790,15 +795,9 @@ class FlipModel(FlipPreTrainedModel):
         )
         image_embeds = normalize(vision_outputs.pooler_output)  # (images, E)
         text_embeds = normalize(text_outputs.pooler_output)  # (texts, E)
-
-        # In float32 also under autocast: bfloat16 logits at a scale of 100 are off by up to 0.1.
-        with maybe_autocast(image_embeds.device.type, enabled=False):
-            cosines = text_embeds.float() @ image_embeds.float().T.to(text_embeds.device)
-            logits_per_text = cosines * self.get_logit_scale().float().to(text_embeds.device)
-            loss = contrastive_loss(logits_per_text) if return_loss else None
-
+        logits_per_text = self._logits_per_text(text_embeds, image_embeds)
         return FlipOutput(
-            loss=loss,
+            loss=contrastive_loss(logits_per_text) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from flip_hf.training.arguments import parse_arguments
-from flip_hf.training.engine import build_trainer
+from flip_hf.training.engine import MISTAKES, build_trainer
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     try:
         arguments = parse_arguments(sys.argv[1:], Path(__file__).parent / "recipes", default_recipe="shapes")
         trainer = build_trainer(arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except MISTAKES as error:
         sys.exit(f"error: {error}")
     trainer.run()
 

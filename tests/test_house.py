@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "scripts": {"flip_hf", "training", "evaluation", "conversion", "data"},
 }
 MAX_FUNCTION_LINES = 60
-MAX_FILE_LINES = {"modeling_flip.py": 920, "arguments.py": 300, "engine.py": 380, "shapes.py": 340, "loader.py": 300}
+MAX_FILE_LINES = {"modeling_flip.py": 980, "arguments.py": 300, "engine.py": 380, "shapes.py": 340, "loader.py": 300}
 PUBLISHED = ["configuration_flip.py", "masking_flip.py", "modeling_flip.py", "processing_flip.py"]
 
 

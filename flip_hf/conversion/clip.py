@@ -65,11 +65,11 @@ def clip_to_flip(clip: CLIPModel, mask_ratio: float = 0.5) -> FlipModel:
     Returns:
         The model in evaluation mode.
     """
-    flip = FlipModel._from_config(flip_config_from_clip(clip.config, mask_ratio))
+    flip = FlipModel._from_config(flip_config_from_clip(clip.config, mask_ratio), dtype=clip.dtype)
     tensors = {}
     for name, tensor in clip.state_dict().items():
         for old, new in _RENAMED.items():
             name = name.replace(old, new)
         tensors[name] = tensor.reshape(1) if name == "logit_scale" else tensor
     flip.load_state_dict(tensors)
-    return flip.to(dtype=clip.dtype).eval()
+    return flip.eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from transformers import ProcessorMixin
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
@@ -48,9 +49,14 @@ def resolve_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, state: TrainState, data_state: dict[str, Any], keep: int
+    accelerator: Accelerator,
+    output_dir: Path,
+    state: TrainState,
+    data_state: dict[str, Any],
+    processor: ProcessorMixin,
+    keep: int,
 ) -> Path:
-    """Writes model, optimizer, generators and data positions of all processes; a reader never sees half of it."""
+    """Writes model, optimizer, processor, generators and data positions; a reader never sees half of it."""
     final = output_dir / f"checkpoint-{state.samples:012d}"
     partial = output_dir / f"partial-{final.name}"
     if accelerator.is_main_process:
@@ -61,6 +67,7 @@ def save_checkpoint(
     (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        processor.save_pretrained(partial)
         (partial / _STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,14 +14,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedTokenizerBase
 
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.sources import Source
+from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.evaluation.zero_shot import ZeroShotCounts, class_embeddings, count_zero_shot
 from flip_hf.modeling import FlipModel, FlipProcessor
 from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training import setup
-from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, write_recipe
+from flip_hf.training.arguments import Arguments, write_recipe
 from flip_hf.training.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -34,6 +38,9 @@ from flip_hf.training.progress import Progress, plot_curves, summary
 
 logger = logging.getLogger(__name__)
 
+# What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
+MISTAKES = (ValueError, FileNotFoundError, StrictDataclassError)
+
 
 def train(arguments: Arguments) -> dict[str, float]:
     """Trains a model as the arguments say, evaluates it and saves it as a Hugging Face model folder.
@@ -42,7 +49,7 @@ def train(arguments: Arguments) -> dict[str, float]:
         The metrics of the final evaluation; empty if there is no evaluation data.
 
     Raises:
-        ValueError, FileNotFoundError: see [`build_trainer`].
+        One of `MISTAKES`: see [`build_trainer`].
     """
     return build_trainer(arguments).run()
 
@@ -51,7 +58,7 @@ def build_trainer(arguments: Arguments) -> "Trainer":
     """Builds a run, new or resumed, up to its first step.
 
     Raises:
-        ValueError, FileNotFoundError: something in the arguments or the data does not fit.
+        One of `MISTAKES`: something in the arguments or the data does not fit.
     """
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
@@ -59,13 +66,14 @@ def build_trainer(arguments: Arguments) -> "Trainer":
     config = setup.make_config(arguments.model)
     source = setup.open_training_data(arguments.data)
     evaluation = setup.open_evaluation_data(arguments.data)
-    tokenizer = setup.make_tokenizer(arguments.data, source, config.get_text_config().max_position_embeddings)
 
     accelerator = make_accelerator(arguments, output_dir)
+    context_length = config.get_text_config().max_position_embeddings
+    tokenizer = shared_tokenizer(arguments, source, context_length, accelerator, checkpoint)
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = setup.make_model(arguments.model, config, tokenizer)
-    processor = setup.make_processor(model.config, tokenizer)
+    processor = setup.make_processor(model.config, tokenizer, arguments.model.model_name_or_path)
     data_state = load_data_state(checkpoint, accelerator.process_index) if checkpoint is not None else None
     loader = setup.make_train_loader(arguments, source, processor, accelerator, micro_batch_size, data_state)
     trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation)
@@ -75,6 +83,28 @@ def build_trainer(arguments: Arguments) -> "Trainer":
         # From here on each process draws its own masks.
         set_seed(arguments.run.seed, device_specific=True)
     return trainer
+
+
+def shared_tokenizer(
+    arguments: Arguments, source: Source, context_length: int, accelerator: Accelerator, checkpoint: Path | None
+) -> PreTrainedTokenizerBase:
+    """One tokenizer for all processes, and for all of a resumed run.
+
+    Learning word pieces twice may number them differently, so the main process does it once and the others read it.
+    """
+    if checkpoint is not None:
+        return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
+    if accelerator.num_processes == 1:
+        return setup.make_tokenizer(arguments, source, context_length)
+    shared = Path(arguments.run.output_dir) / "tokenizer"
+    if accelerator.is_main_process:
+        setup.make_tokenizer(arguments, source, context_length).save_pretrained(shared)
+    accelerator.wait_for_everyone()
+    tokenizer = load_tokenizer(str(shared), context_length=context_length, special_tokens=True)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(shared)
+    return tokenizer
 
 
 def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
@@ -161,7 +191,8 @@ class Trainer:
         self.flip = model
         optimizer = make_optimizer(model, self.options)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.normalize = setup.Normalize(IMAGE_MEAN, IMAGE_STD).to(accelerator.device)
+        image_processor = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
+        self.normalize = setup.Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +224,9 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         data_state = self.loader.state_dict()
-        save_checkpoint(self.accelerator, self.output_dir, self.state, data_state, self.paths.keep_checkpoints)
+        save_checkpoint(
+            self.accelerator, self.output_dir, self.state, data_state, self.processor, self.paths.keep_checkpoints
+        )
 
     def _passed(self, before: int, every: int) -> bool:
         """Whether a multiple of `every` samples was reached since `before`."""

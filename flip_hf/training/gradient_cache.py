@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from flip_hf.losses import contrastive_loss
+from flip_hf.losses import at_least_float32, contrastive_loss
 
 Embeds = tuple[torch.Tensor, torch.Tensor]
 Encode = Callable[[dict[str, Any]], Embeds]
@@ -64,7 +64,7 @@ def cached_backward(
         for micro_batch in micro_batches:
             states.append(_generator_state(device))
             pieces.append(encode(micro_batch))
-    images, texts = (torch.cat(parts).float().requires_grad_() for parts in zip(*pieces, strict=True))
+    images, texts = (at_least_float32(torch.cat(parts)).requires_grad_() for parts in zip(*pieces, strict=True))
 
     scale = get_logit_scale()
     loss, accuracy = contrastive_loss(images, texts, scale)
@@ -78,7 +78,7 @@ def cached_backward(
         with nullcontext() if i == last else no_sync():
             image, text = _with_generators(states[i], lambda batch=micro_batch: encode(batch), device)
             # The gradient of this sum is the gradient of the loss through this micro-batch.
-            surrogate = (image.float() * image_grad).sum() + (text.float() * text_grad).sum()
+            surrogate = (image * image_grad).sum() + (text * text_grad).sum()
             if i == last:  # the temperature's gradient travels with the one synchronised backward
                 surrogate = surrogate + (get_logit_scale() * scale_grad).sum()
             backward(surrogate)

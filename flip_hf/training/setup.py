@@ -2,12 +2,13 @@
 
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf.data.decode import RefusedSample, choose_caption
@@ -34,7 +35,7 @@ class Normalize(nn.Module):
         mean, std: per channel, of pixels scaled to [0, 1].
     """
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.mean = nn.Buffer(255 * torch.tensor(mean)[:, None, None])  # (3, 1, 1)
         self.std = nn.Buffer(255 * torch.tensor(std)[:, None, None])  # (3, 1, 1)
@@ -60,8 +61,11 @@ def _read_captions(source: Source, limit: int):
             continue  # counted when it is met in training
 
 
-def make_tokenizer(data: DataArguments, source: Source, context_length: int) -> PreTrainedTokenizerBase:
-    """The named tokenizer, or one learned from the captions."""
+def make_tokenizer(arguments: Arguments, source: Source, context_length: int) -> PreTrainedTokenizerBase:
+    """The named tokenizer, else that of the model gone on with, else one learned from the captions."""
+    data, saved = arguments.data, arguments.model.model_name_or_path
+    if data.tokenizer is None and saved is not None:
+        return load_tokenizer(saved, context_length=context_length, special_tokens=True)
     if data.tokenizer is not None:
         return load_tokenizer(data.tokenizer, context_length=context_length, special_tokens=data.special_tokens)
     captions = _read_captions(source, data.tokenizer_samples)
@@ -111,11 +115,24 @@ def make_model(model: ModelArguments, config: FlipConfig, tokenizer: PreTrainedT
     return flip.train()
 
 
-def make_processor(config: FlipConfig, tokenizer: PreTrainedTokenizerBase) -> FlipProcessor:
+def make_processor(config: FlipConfig, tokenizer: PreTrainedTokenizerBase, saved: str | None = None) -> FlipProcessor:
     """The processor saved beside the weights: what users' images and texts go through.
 
     The PIL backend is written down; where torchvision is installed, Transformers picks its own at loading.
+
+    Args:
+        config: gives the image size.
+        tokenizer: the text's side.
+        saved: a model folder or Hub id whose image processor is taken over, statistics and all.
+
+    Raises:
+        ValueError: there is none.
     """
+    if saved is not None:
+        try:
+            return FlipProcessor(AutoImageProcessor.from_pretrained(saved), tokenizer)
+        except OSError as error:
+            raise ValueError(f"{saved!r} has no image processor; save one beside the model.") from error
     size = config.vision_config.image_size  # pyright: ignore
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": size},
