@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measures speed as ratios against a peer, in one run, on this machine.
 
-    python scripts/benchmark.py step --batch_size 8 --repeats 7
+    python scripts/benchmark.py step --repeats 7
 
 `step` is a whole training step (forward, loss, backward, fused AdamW): FLIP at several mask ratios, and Transformers'
 CLIPModel of the same shapes on the same images and texts. Candidates take turns, so that a machine whose speed drifts
@@ -185,7 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("question", choices=["step"], help="what is measured")
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
     parser.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75])
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7, help="counted steps of each candidate")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
