@@ -12,11 +12,11 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
-from transformers.utils.import_utils import is_torchvision_available
 
 from flip_hf.modeling import (
     FlipConfig,
     FlipForImageClassification,
+    FlipImageProcessor,
     FlipModel,
     FlipPreTrainedModel,
     FlipProcessor,
@@ -31,18 +31,6 @@ from flip_hf.modeling import (
 __version__ = "0.1.0.dev0"
 
 
-def _image_processor_classes() -> dict[str, type]:
-    """CLIP's image processors by backend; the torchvision one exists only where torchvision is installed."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    classes: dict[str, type] = {"pil": CLIPImageProcessorPil}
-    if is_torchvision_available():
-        from transformers import CLIPImageProcessor
-
-        classes["torchvision"] = CLIPImageProcessor
-    return classes
-
-
 def _register_auto_classes() -> None:
     """Makes the Auto classes know FLIP in this process."""
     for config_class, model_class in (
@@ -55,8 +43,10 @@ def _register_auto_classes() -> None:
     AutoModelForZeroShotImageClassification.register(FlipConfig, FlipModel)
     AutoModelForImageClassification.register(FlipConfig, FlipForImageClassification)
     AutoProcessor.register(FlipConfig, FlipProcessor)
+    # The same class for both backends: Transformers picks one by whether torchvision is installed.
+    image_processors = {"pil": FlipImageProcessor, "torchvision": FlipImageProcessor}
     for config_class in (FlipConfig, FlipVisionConfig):
-        AutoImageProcessor.register(config_class, image_processor_classes=_image_processor_classes())
+        AutoImageProcessor.register(config_class, image_processor_classes=dict(image_processors))
 
 
 def _publish_code() -> None:
@@ -73,6 +63,7 @@ def _publish_code() -> None:
         model_class.register_for_auto_class("AutoModel")
     FlipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
     FlipProcessor.register_for_auto_class("AutoProcessor")
+    FlipImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
 _register_auto_classes()
@@ -81,6 +72,7 @@ _publish_code()
 __all__ = [
     "FlipConfig",
     "FlipForImageClassification",
+    "FlipImageProcessor",
     "FlipModel",
     "FlipPreTrainedModel",
     "FlipProcessor",

@@ -11,6 +11,7 @@ if __name__ != "flip_hf.modeling":
     )
 
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
+from .image_processing_flip import FlipImageProcessor
 from .modeling_flip import (
     FlipForImageClassification,
     FlipModel,
@@ -25,6 +26,7 @@ from .processing_flip import FlipProcessor
 __all__ = [
     "FlipConfig",
     "FlipForImageClassification",
+    "FlipImageProcessor",
     "FlipModel",
     "FlipPreTrainedModel",
     "FlipProcessor",

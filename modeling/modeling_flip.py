@@ -31,6 +31,7 @@ from transformers.utils.generic import (
 )
 from transformers.utils.output_capturing import capture_outputs
 
+from .clip_flip import ClipExchange
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
 from .masking_flip import check_ids_keep, cut_patches, num_kept, random_masking
 
@@ -646,7 +647,7 @@ def normalize(embeds: torch.Tensor) -> torch.Tensor:
     return embeds / (embeds.pow(2).sum(dim=-1, keepdim=True).sqrt() + 1e-8)
 
 
-class FlipModel(FlipPreTrainedModel):
+class FlipModel(ClipExchange, FlipPreTrainedModel):
     """The two towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
 
     _published_as = ("AutoModel", "AutoModelForZeroShotImageClassification")

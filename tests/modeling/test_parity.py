@@ -7,81 +7,29 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from flip_hf import FlipConfig, FlipModel
-from flip_hf.conversion.clip import clip_to_flip
+from flip_hf import FlipModel
+from flip_hf.conversion.official import entries_of, read_official
+from flip_hf.conversion.t5x import T5XCheckpoint
 from flip_hf.losses import contrastive_loss
 from flip_hf.modeling.modeling_flip import sincos_positions
 from tests.conftest import randomize
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "official_flip_tiny.npz"
-
-# Names of the official tree, and what they are here.
-BLOCK = {
-    "LayerNorm_0": "layer_norm1",
-    "LayerNorm_1": "layer_norm2",
-    "MultiHeadDotProductAttention_0/query": "self_attn.q_proj",
-    "MultiHeadDotProductAttention_0/key": "self_attn.k_proj",
-    "MultiHeadDotProductAttention_0/value": "self_attn.v_proj",
-    "MultiHeadDotProductAttention_0/out": "self_attn.out_proj",
-    "MlpBlock_0/Dense_0": "mlp.fc1",
-    "MlpBlock_0/Dense_1": "mlp.fc2",
-}
-TOP = {
-    "logit_scale": "logit_scale",
-    "img_mlp1/kernel": "visual_projection.weight",
-    "txt_mlp1/kernel": "text_projection.weight",
-    "img_encoder/cls": "vision_model.embeddings.class_embedding",
-    "img_encoder/embedding/kernel": "vision_model.embeddings.patch_embedding.weight",
-    "img_encoder/embedding/bias": "vision_model.embeddings.patch_embedding.bias",
-    "img_encoder/posembed_encoder/pos_embedding": "vision_model.embeddings.position_embedding.weight",
-    "txt_encoder/token_embedding/embedding": "text_model.embeddings.token_embedding.weight",
-    "txt_encoder/posembed_encoder/pos_embedding": "text_model.embeddings.position_embedding.weight",
-}
-NORMS = {"img_encoder": "vision_model.post_layernorm", "txt_encoder": "text_model.final_layer_norm"}
-
-
-def our_name(name: str) -> str:
-    if name in TOP:
-        return TOP[name]
-    tower, _, block, *rest = name.split("/")
-    kind = "bias" if rest[-1] == "bias" else "weight"
-    if block == "encoder_norm":
-        return f"{NORMS[tower]}.{kind}"
-    ours = "vision_model" if tower == "img_encoder" else "text_model"
-    return f"{ours}.encoder.layers.{int(block[-2:])}.{BLOCK['/'.join(rest[:-1])]}.{kind}"
-
-
-def our_tensor(name: str, value: np.ndarray) -> torch.Tensor:
-    tensor = torch.from_numpy(value)
-    if name.endswith("embedding/kernel"):
-        return tensor.permute(3, 2, 0, 1)  # HWIO to OIHW
-    if name.endswith("kernel"):
-        return tensor.T
-    return tensor.flatten() if name.endswith("cls") else tensor.squeeze(0) if "pos_embedding" in name else tensor
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="module")
 def official():
-    return dict(np.load(FIXTURE))
+    return dict(np.load(FIXTURES / "official_flip_tiny.npz"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> T5XCheckpoint:
+    return T5XCheckpoint(FIXTURES / "official_flip_tiny.zip")
 
 
 @pytest.fixture
-def flip(official) -> FlipModel:
-    config = FlipConfig(
-        text_config={
-            **{"vocab_size": 500, "hidden_size": 64, "intermediate_size": 256},
-            **{"num_hidden_layers": 2, "num_attention_heads": 4, "attend_to_padding": True},
-        },
-        vision_config={
-            **{"image_size": 64, "hidden_size": 96, "intermediate_size": 384},
-            **{"num_hidden_layers": 3, "num_attention_heads": 4},
-        },
-        projection_dim=48,
-    )
-    model = FlipModel(config).eval()
-    names = [name.removeprefix("param/") for name in official if name.startswith("param/")]
-    model.load_state_dict({our_name(n): our_tensor(n, official[f"param/{n}"]) for n in names})  # strict: all, once
-    return model
+def flip() -> FlipModel:
+    return read_official(FIXTURES / "official_flip_tiny.zip", vision_heads=4, text_heads=4)
 
 
 @pytest.fixture
@@ -118,18 +66,20 @@ def test_masked_features_and_loss_are_the_official_ones(flip, inputs, official, 
     assert deviation(tokens, official[f"{case}/encoder_out"]) < 2e-5
 
 
-def test_gradients_of_a_masked_step_are_the_official_ones(flip, inputs, official):
+def test_gradients_of_a_masked_step_are_the_official_ones(flip, inputs, official, checkpoint):
     flip(**inputs, ids_keep=torch.from_numpy(official["mask50/ids_keep"]), return_loss=True).loss.backward()
     names = [name.removeprefix("mask50/grad/") for name in official if name.startswith("mask50/grad/")]
     assert len(names) == len(list(flip.named_parameters())) + 1  # and the table of fixed positions, whose is zero
+    entries = {entry.theirs: entry for entry in entries_of(checkpoint)}
     for name in names:
         expected = official[f"mask50/grad/{name}"]
-        if our_name(name).startswith("vision_model.embeddings.position_embedding"):
+        (ours,) = entries[name].targets
+        if ours.startswith("vision_model.embeddings.position_embedding"):
             assert not expected.any()
             continue
-        gradient = flip.get_parameter(our_name(name)).grad
+        (expected_here,) = entries[name].layout.to_ours(torch.from_numpy(expected))
         allowed = 1e-5 * max(1.0, float(np.abs(expected).max()))
-        assert (gradient - our_tensor(name, expected)).abs().max().item() < allowed, name
+        assert (flip.get_parameter(ours).grad - expected_here).abs().max().item() < allowed, name
 
 
 def test_the_clip_of_the_temperature_is_the_official_one(flip, inputs, official):
@@ -151,8 +101,8 @@ def test_the_training_loss_is_the_official_one(flip, inputs, official):
     assert deviation(loss, official["out/loss"]) < 1e-5
 
 
-def test_the_sincos_table_is_the_official_one(official):
-    table = torch.from_numpy(official["param/img_encoder/posembed_encoder/pos_embedding"])[0]
+def test_the_sincos_table_is_the_official_one(checkpoint):
+    table = checkpoint["img_encoder/posembed_encoder/pos_embedding"][0]
     assert (sincos_positions(4, 96) - table).abs().max() < 2e-6  # theirs is computed in float32
 
 
@@ -190,7 +140,7 @@ def clip_inputs():
 @pytest.mark.parametrize("with_mask", [True, False])
 def test_clip_weights_give_clips_logits(clip_inputs, eos_token_id, attention, with_mask):
     clip = tiny_clip(eos_token_id)
-    flip = clip_to_flip(clip)
+    flip = FlipModel.from_clip(clip)
     for model in (clip, flip):
         model.set_attn_implementation(attention)
     if not with_mask:
@@ -206,7 +156,7 @@ def test_clip_weights_give_clips_logits(clip_inputs, eos_token_id, attention, wi
 
 def test_clip_gradients_are_clips(clip_inputs):
     clip = tiny_clip(99)
-    flip = clip_to_flip(clip, mask_ratio=0).train()
+    flip = FlipModel.from_clip(clip, mask_ratio=0).train()
     clip.train()
     for model in (clip, flip):
         model(**clip_inputs, return_loss=True).loss.backward()
@@ -218,6 +168,6 @@ def test_clip_gradients_are_clips(clip_inputs):
 def test_interpolated_positions_are_clips():
     clip = tiny_clip(99)
     images = torch.randn(2, 3, 80, 64)
-    ours = clip_to_flip(clip).get_image_features(images, interpolate_pos_encoding=True).pooler_output
+    ours = FlipModel.from_clip(clip).get_image_features(images, interpolate_pos_encoding=True).pooler_output
     theirs = clip.get_image_features(images, interpolate_pos_encoding=True).pooler_output
     assert (ours - theirs).abs().max() < 1e-5

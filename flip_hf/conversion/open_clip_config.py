@@ -1,0 +1,167 @@
+"""open_clip's model configuration to FlipConfig and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flip_hf.conversion.tables import ConversionError
+from flip_hf.modeling import FlipConfig
+
+# Fields of open_clip's configuration that become ours; and those that may have any value, as they do nothing here. All
+# others change the model, and must be at a value that means "off".
+_READ = {
+    "vision_cfg": {
+        *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "no_ln_pre", "pos_embed_type"),
+        *("act_kwargs", "norm_kwargs", "patch_dropout", "output_tokens"),
+        *("attn_pooler_queries", "attn_pooler_heads", "timm_pool", "timm_proj", "timm_drop"),
+    },
+    "text_cfg": {
+        *("layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "no_causal_mask", "pool_type"),
+        *("act_kwargs", "norm_kwargs", "pad_id", "eos_id", "output_tokens"),
+        *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "hf_model_pretrained", "hf_proj_type"),
+        *("hf_pooler_type",),
+    },
+    "model_cfg": {
+        *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "custom_text"),
+        *("nonscalar_logit_scale", "output_dict", "cast_dtype"),
+    },
+}
+_OFF = {"pool_type": "tok", "block_type": "default", "proj_type": "linear"}
+_ACTIVATIONS = {"quick_gelu": {"quick_gelu": True}, "gelu": {}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
+
+
+def _refuse_unknown(part: str, fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if name not in _READ[part] and value and value != _OFF.get(name):
+            raise ConversionError(
+                f"This open_clip model has {part}.{name} = {value!r}, which FLIP has not. Only native ViT towers with "
+                "standard blocks can be converted."
+            )
+
+
+def _activation(quick_gelu: bool, fields: Mapping[str, Any]) -> str:
+    approximate = (fields.get("act_kwargs") or {}).get("approximate", "none")
+    return "quick_gelu" if quick_gelu else "gelu_pytorch_tanh" if approximate == "tanh" else "gelu"
+
+
+def _tower(fields: Mapping[str, Any], *, width: int, layers: int, quick_gelu: bool) -> dict[str, Any]:
+    width, layers = fields.get("width", width), fields.get("layers", layers)
+    return {
+        "hidden_size": width,
+        "intermediate_size": int(width * fields.get("mlp_ratio", 4.0)),
+        "num_hidden_layers": layers,
+        "hidden_act": _activation(quick_gelu, fields),
+        "layer_norm_eps": (fields.get("norm_kwargs") or {}).get("eps", 1e-5),
+    }
+
+
+def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5) -> FlipConfig:
+    """The FlipConfig of an open_clip model configuration; absent fields have open_clip's defaults.
+
+    Raises:
+        ConversionError: the model is not made of standard ViT towers; the message names the field.
+    """
+    vision, text = model_cfg.get("vision_cfg"), model_cfg.get("text_cfg")
+    if not isinstance(vision, dict) or not isinstance(text, dict) or "embed_dim" not in model_cfg:
+        raise ConversionError(
+            "This is no configuration of an open_clip model: it has no embed_dim, vision_cfg, text_cfg."
+        )
+    for part, fields in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
+        _refuse_unknown(part, fields)
+    if not all(isinstance(vision.get(name, 0), int) for name in ("layers", "image_size", "patch_size")):
+        raise ConversionError("This open_clip model's image tower is a ResNet or takes images that are not square.")
+    quick_gelu = bool(model_cfg.get("quick_gelu", False))
+    pool_type, bidirectional = text.get("pool_type", "argmax"), bool(text.get("no_causal_mask", False))
+    if pool_type not in ("first", "argmax", "eos"):
+        raise ConversionError(f"This open_clip model has text_cfg.pool_type = {pool_type!r}, which FLIP has not.")
+    vision_tower = _tower(vision, width=768, layers=12, quick_gelu=quick_gelu)
+    return FlipConfig(
+        text_config={
+            **_tower(text, width=512, layers=12, quick_gelu=quick_gelu),
+            "num_attention_heads": text.get("heads", 8),
+            "vocab_size": text.get("vocab_size", 49408),
+            "max_position_embeddings": text.get("context_length", 77),
+            "causal": not bidirectional,
+            "attend_to_padding": bidirectional,
+            "pooling_type": pool_type,
+            "pad_token_id": text.get("pad_id", 0),
+            "eos_token_id": text.get("eos_id", 2) if pool_type == "eos" else None,
+        },
+        vision_config={
+            **vision_tower,
+            "num_attention_heads": vision_tower["hidden_size"] // vision.get("head_width", 64),
+            "image_size": vision.get("image_size", 224),
+            "patch_size": vision.get("patch_size", 16),
+            "mask_ratio": mask_ratio,
+            "pooling_type": "cls",
+            "position_embedding_type": "sincos2d" if vision.get("pos_embed_type") == "sin_cos_2d" else "learned",
+            "use_pre_layernorm": not vision.get("no_ln_pre", False),
+            "patch_embedding_bias": False,
+        },
+        projection_dim=model_cfg["embed_dim"],
+        logit_scale_init_value=model_cfg.get("init_logit_scale", FlipConfig().logit_scale_init_value),
+        max_logit_scale=None,
+    )
+
+
+def _tower_cfg(tower: Any) -> dict[str, Any]:
+    cfg = {
+        "layers": tower.num_hidden_layers,
+        "width": tower.hidden_size,
+        "mlp_ratio": tower.intermediate_size / tower.hidden_size,
+    }
+    if tower.layer_norm_eps != 1e-5:
+        cfg["norm_kwargs"] = {"eps": tower.layer_norm_eps}
+    if tower.hidden_act == "gelu_pytorch_tanh":
+        cfg["act_kwargs"] = {"approximate": "tanh"}
+    return cfg
+
+
+def config_to_open_clip(config: FlipConfig) -> dict[str, Any]:
+    """The open_clip model configuration of the same computation.
+
+    Raises:
+        ConversionError: open_clip has no such model; the message names the switches in the way.
+    """
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    ratios = [int(t.hidden_size * (t.intermediate_size / t.hidden_size)) == t.intermediate_size for t in (text, vision)]
+    conditions = {
+        "vision_config.pooling_type must be 'cls'": vision.pooling_type == "cls",
+        "vision_config.patch_embedding_bias must be False": not vision.patch_embedding_bias,
+        "vision_config.num_channels must be 3": vision.num_channels == 3,
+        "text_config.pooling_type must be 'first', 'argmax' or 'eos'": text.pooling_type != "mean",
+        "text_config.causal or text_config.attend_to_padding must be True": text.causal or text.attend_to_padding,
+        "projection_bias must be False": not config.projection_bias,
+        "hidden_act must be one of quick_gelu, gelu, gelu_pytorch_tanh": {text.hidden_act, vision.hidden_act}
+        <= _ACTIVATIONS.keys(),
+        "quick_gelu must be in both towers or in none": "quick_gelu" not in {text.hidden_act, vision.hidden_act}
+        or text.hidden_act == vision.hidden_act,
+        "intermediate_size must be a multiple of hidden_size": all(ratios),
+    }
+    in_the_way = [condition for condition, holds in conditions.items() if not holds]
+    if in_the_way:
+        raise ConversionError(
+            f"open_clip has no model that computes what this FlipModel does: {'; '.join(in_the_way)}."
+        )
+    return {
+        "embed_dim": config.projection_dim,
+        "quick_gelu": vision.hidden_act == "quick_gelu",
+        "vision_cfg": {
+            **_tower_cfg(vision),
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "no_ln_pre": not vision.use_pre_layernorm,
+            "pos_embed_type": "sin_cos_2d" if vision.position_embedding_type == "sincos2d" else "learnable",
+        },
+        "text_cfg": {
+            **_tower_cfg(text),
+            "heads": text.num_attention_heads,
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "no_causal_mask": not text.causal,
+            "pool_type": text.pooling_type,
+            "pad_id": text.pad_token_id or 0,
+            **({"eos_id": text.eos_token_id} if text.pooling_type == "eos" else {}),
+        },
+    }

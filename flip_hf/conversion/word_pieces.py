@@ -1,0 +1,173 @@
+r"""The official FLIP's word pieces, as a tokenizer that Transformers loads without code of ours.
+
+The official data pipeline uses TensorFlow Text's BERT tokenizer, which is not BERT's: NFKC case folding, ignorable
+characters removed, no special tokens, words of more than 100 *bytes* unknown, text such as "[CLS]" taken literally.
+
+Words are cut as bytes (each shown as one character, GPT-2's way): the limit then counts bytes, and as every entry of
+the vocabulary is whole characters, the longest match is the same.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from flip_hf.conversion.tables import ConversionError
+
+logger = logging.getLogger(__name__)
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+CONTINUES = "##"
+MAX_WORD_BYTES = 100
+# Of the release's vocabulary, one piece a line.
+VOCABULARY_MD5 = "64800d5d8528ce344256daf115d4965e"
+
+# Unicode's Default_Ignorable_Code_Point.
+IGNORABLE = (
+    r"[\x{AD}\x{34F}\x{61C}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{200B}-\x{200F}\x{202A}-\x{202E}"
+    r"\x{2060}-\x{206F}\x{3164}\x{FE00}-\x{FE0F}\x{FEFF}\x{FFA0}\x{FFF0}-\x{FFF8}\x{1BCA0}-\x{1BCA3}"
+    r"\x{1D173}-\x{1D17A}\x{E0000}-\x{E0FFF}]"
+)
+# Where case folding is not lower case, after compatibility decomposition; without Cherokee, which it turns upper case.
+BEFORE_LOWER = {"\N{COMBINING GREEK YPOGEGRAMMENI}": "ι", "[ßẞ]": "ss"}
+AFTER_LOWER = {"ς": "σ", **dict(zip(map(chr, range(0x1C80, 0x1C89)), "вдосттъѣꙋ", strict=True))}
+# Younger than the release's Unicode tables, where they are unassigned: a mark and three punctuation signs.
+MARK = r"[\p{Mn}&&[^\x{897}]]"
+PUNCTUATION = r"[!-/:-@\[-`{-~]|[\p{P}&&[^\x{1B4E}\x{1B4F}\x{1B7F}]]"
+IDEOGRAPH = (
+    r"[\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}"
+    r"\x{2B820}-\x{2CEAF}\x{2F800}-\x{2FA1F}]"
+)
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """The character that stands for each byte in the `ByteLevel` parts of `tokenizers`."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def _normalizer() -> normalizers.Normalizer:
+    def replace(pattern: str, content: str) -> normalizers.Normalizer:
+        return normalizers.Replace(Regex(pattern), content)
+
+    return normalizers.Sequence(
+        [
+            normalizers.NFKD(),
+            replace(IGNORABLE, ""),
+            *(replace(pattern, content) for pattern, content in BEFORE_LOWER.items()),
+            normalizers.Lowercase(),
+            *(replace(pattern, content) for pattern, content in AFTER_LOWER.items()),
+            replace(MARK, ""),
+            replace(r"[\p{Cc}\p{Cf}]", " "),
+        ]
+    )
+
+
+def word_piece_tokenizer(pieces: Sequence[str], *, context_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of an official FLIP.
+
+    Args:
+        pieces: the vocabulary in the order of ids, BERT's uncased one in the release.
+        context_length: tokens that are kept; the tokenizer's `model_max_length`.
+
+    Raises:
+        ConversionError: the vocabulary has no padding at id 0, no `[UNK]`, or an entry twice.
+    """
+    if not pieces or pieces[0] != PAD or UNKNOWN not in pieces:
+        raise ConversionError(f"The vocabulary must begin with {PAD} (id 0) and have {UNKNOWN}; see --vocab.")
+    alphabet = _byte_alphabet()
+    vocabulary = {"".join(alphabet[byte] for byte in piece.encode()): i for i, piece in enumerate(pieces)}
+    if len(vocabulary) != len(pieces):
+        raise ConversionError(f"The vocabulary has {len(pieces) - len(vocabulary)} entries that appear twice.")
+    backend = Tokenizer(
+        models.WordPiece(  # pyright: ignore[reportCallIssue]
+            vocabulary,
+            unk_token=UNKNOWN,
+            continuing_subword_prefix=CONTINUES,
+            max_input_chars_per_word=MAX_WORD_BYTES,
+        )
+    )
+    backend.normalizer = _normalizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [
+            pre_tokenizers.Split(Regex(r"[\t\n\f\r ]+"), "removed"),
+            pre_tokenizers.Split(Regex(f"{PUNCTUATION}|{IDEOGRAPH}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        # The space between words in the alphabet of bytes too.
+        [decoders.WordPiece(prefix=CONTINUES, cleanup=False), decoders.Replace(" ", alphabet[32]), decoders.ByteLevel()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=context_length,
+        model_input_names=["input_ids", "attention_mask"],
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        padding_side="right",
+        # Text such as "[PAD]" is text.
+        split_special_tokens=True,
+    )
+
+
+def read_vocabulary(file_or_repo: str) -> list[str]:
+    """The pieces of a BERT `vocab.txt`, one a line.
+
+    Args:
+        file_or_repo: the file, a folder with it, or a Hub id such as `google-bert/bert-base-uncased`.
+
+    Raises:
+        ConversionError: there is no such file.
+    """
+    path = Path(file_or_repo)
+    if path.is_dir():
+        path = path / "vocab.txt"
+    elif not path.is_file():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(file_or_repo, "vocab.txt"))
+        except Exception as error:  # no such file, no such repository, no network: many types, one answer
+            raise ConversionError(
+                f"--vocab {file_or_repo}: neither a file nor a Hub repository with a vocab.txt ({error})."
+            ) from error
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"--vocab {path} cannot be read as text: {error}.") from error
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def official_pieces(vocab: str, vocab_size: int, *, released: bool) -> list[str]:
+    """The vocabulary that goes with a token table.
+
+    Args:
+        vocab: see [`read_vocabulary`].
+        vocab_size: rows of the table; the last is the official code's bucket for unknown words, which is never used.
+        released: whether the checkpoint is of a released size, whose vocabulary is known.
+
+    Raises:
+        ConversionError: the vocabulary is not that of a released size.
+    """
+    pieces = read_vocabulary(vocab)
+    if released:
+        digest = hashlib.md5("".join(f"{piece}\n" for piece in pieces).encode(), usedforsecurity=False).hexdigest()
+        if digest != VOCABULARY_MD5:
+            raise ConversionError(
+                f"--vocab {vocab} has {len(pieces):,} entries and is not the file of the release, BERT's uncased "
+                "vocab.txt of 30,522 entries (google-bert/bert-base-uncased)."
+            )
+    elif len(pieces) >= vocab_size:
+        # The official model embeds ids outside its table as zeros, which no tokenizer should count on.
+        logger.warning(
+            "The vocabulary has %d entries, the checkpoint's table %d rows: words that need the others become [UNK].",
+            len(pieces),
+            vocab_size,
+        )
+        pieces = pieces[: vocab_size - 1]
+    return pieces

@@ -1,0 +1,198 @@
+"""CLIPModel to FlipModel and back, tensor by tensor.
+
+The two differ in one module's name, in the shape of one parameter, and in configuration. A FlipModel made from a
+CLIPModel computes the same numbers on whole images, can be trained on masked ones, and goes back to a stock CLIPModel,
+which needs none of this code.
+"""
+
+# No `from __future__ import annotations` here, as in the other published files.
+import math
+from typing import Any
+
+import torch
+from transformers import AutoConfig, CLIPConfig, CLIPModel
+
+from .configuration_flip import FlipConfig
+
+_SHARED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+    "initializer_range",
+    "initializer_factor",
+)
+_TEXT = (*_SHARED, "vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+_VISION = (*_SHARED, "num_channels", "image_size", "patch_size")
+# Module names, CLIPModel's and FlipModel's; all others are the same.
+_RENAMED = (("vision_model.pre_layrnorm.", "vision_model.pre_layernorm."),)
+# CLIPTextModel takes this id to mean an old checkpoint, whose end token is the highest id.
+_LEGACY_EOS = 2
+# What a CLIPModel always does. Switches that are not listed do not stand in the way: a table of fixed positions is a
+# table like a learned one, padding after the end token is never seen, the clip of the temperature is computed into it.
+_CLIP_HAS = {
+    "text_config.causal": (True,),
+    "text_config.pooling_type": ("eos", "argmax"),
+    "vision_config.pooling_type": ("cls",),
+    "vision_config.use_pre_layernorm": (True,),
+    "vision_config.patch_embedding_bias": (False,),
+    "projection_bias": (False,),
+}
+
+
+def _fields(config: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
+
+
+def flip_config_from_clip(config: Any, mask_ratio: float = 0.5) -> FlipConfig:
+    """The FlipConfig that computes exactly what a `CLIPConfig` describes, plus a mask ratio for training."""
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    return FlipConfig(
+        text_config={
+            **_fields(text, _TEXT),
+            "causal": True,
+            "pooling_type": "argmax" if text.eos_token_id == _LEGACY_EOS else "eos",
+        },
+        vision_config={
+            **_fields(vision, _VISION),
+            "mask_ratio": mask_ratio,
+            "pooling_type": "cls",
+            "position_embedding_type": "learned",
+            "use_pre_layernorm": True,
+            "patch_embedding_bias": False,
+        },
+        projection_dim=config.projection_dim,
+        logit_scale_init_value=config.logit_scale_init_value,
+        initializer_factor=config.initializer_factor,
+        max_logit_scale=None,
+    )
+
+
+def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
+    """The CLIPConfig of the same computation.
+
+    Raises:
+        ValueError: CLIPModel cannot compute it; the message names the switches.
+    """
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    in_the_way = []
+    for name, allowed in _CLIP_HAS.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value not in allowed:
+            in_the_way.append(f"{name} is {value!r}, CLIP's is {' or '.join(map(repr, allowed))}")
+    if text.pooling_type == "eos" and text.eos_token_id == _LEGACY_EOS:
+        in_the_way.append(f"text_config.eos_token_id is {_LEGACY_EOS}, which CLIPModel takes for an old checkpoint")
+    if in_the_way:
+        raise ValueError(
+            f"A CLIPModel cannot compute what this FlipModel does: {'; '.join(in_the_way)}. Models that begin as CLIP "
+            "(FlipModel.from_clip) or are configured like it can be exported; this one is used as a FlipModel."
+        )
+    text_fields = _fields(text, (*_TEXT, "projection_dim"))
+    if text.pooling_type == "argmax":
+        text_fields["eos_token_id"] = _LEGACY_EOS
+    return CLIPConfig(
+        text_config=text_fields,
+        vision_config=_fields(vision, (*_VISION, "projection_dim")),
+        projection_dim=config.projection_dim,
+        logit_scale_init_value=float(config.logit_scale_init_value),
+        initializer_factor=float(config.initializer_factor),
+    )
+
+
+def _load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
+    """A complete CLIPModel from safetensors.
+
+    Raises:
+        ValueError: the checkpoint is another architecture, or tensors are missing or left over.
+    """
+    found = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in ("revision", "token")})
+    if not isinstance(found, CLIPConfig):
+        raise ValueError(
+            f"{name_or_path} is a checkpoint of type {found.model_type!r}; from_clip takes CLIPModel checkpoints, "
+            'whose config.json says "model_type": "clip".'
+        )
+    loaded: Any = CLIPModel.from_pretrained(
+        name_or_path, config=found, use_safetensors=True, output_loading_info=True, **kwargs
+    )
+    clip, report = loaded
+    missing = sorted(report["missing_keys"])
+    # Old checkpoints store the row numbers 0, 1, 2 ... as well.
+    surplus = sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids"))
+    if missing or surplus:
+        raise ValueError(f"{name_or_path} is no complete CLIPModel: missing {missing}, left over {surplus}.")
+    return clip
+
+
+class ClipExchange:
+    """What FlipModel inherits to come from a CLIPModel and to go back."""
+
+    @classmethod
+    def from_clip(cls, clip: CLIPModel | str, mask_ratio: float = 0.5, **kwargs: Any) -> Any:
+        r"""A FlipModel with a CLIPModel's weights: the same numbers on whole images, and masked training.
+
+        Args:
+            clip: a CLIPModel, or the folder or Hub id of one (safetensors only). The weights are copied.
+            mask_ratio: fraction of the patches dropped in training.
+            kwargs: with a folder or id: `revision`, `token`, `dtype`, ... for `CLIPModel.from_pretrained`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: the checkpoint is not a complete CLIPModel.
+
+        Example:
+
+        ```python
+        >>> flip = FlipModel.from_clip("openai/clip-vit-large-patch14", mask_ratio=0.5)
+        >>> # ... train it on half of the patches ...
+        >>> flip.to_clip().save_pretrained("my-clip")  # a stock CLIPModel
+        ```
+        """
+        if not isinstance(clip, CLIPModel):
+            clip = _load_clip(clip, **kwargs)
+        flip: Any = cls._from_config(  # pyright: ignore[reportAttributeAccessIssue]
+            flip_config_from_clip(clip.config, mask_ratio),
+            dtype=clip.dtype,
+            attn_implementation=clip.config._attn_implementation,
+        )
+        tensors = {}
+        for name, tensor in clip.state_dict().items():
+            for theirs, ours in _RENAMED:
+                name = name.replace(theirs, ours)
+            tensors[name] = tensor.reshape(1) if name == "logit_scale" else tensor
+        flip.load_state_dict(tensors)
+        return flip.to(clip.device).eval()
+
+    def clipped_logit_scale(self: Any) -> torch.Tensor:
+        """The `logit_scale` (1,) that the forward pass uses, for models that never clip it."""
+        logit_scale = self.logit_scale.detach()
+        if self.config.max_logit_scale is None:
+            return logit_scale
+        return logit_scale.clamp(0, math.log(self.config.max_logit_scale))
+
+    def to_clip(self: Any) -> CLIPModel:
+        """A stock CLIPModel with this model's weights and numbers, in evaluation mode; the weights are copied.
+
+        Raises:
+            ValueError: CLIPModel has not this architecture; the message names the switches in the way.
+        """
+        config = clip_config_from_flip(self.config)
+        clip: Any = CLIPModel._from_config(
+            config, dtype=self.dtype, attn_implementation=self.config._attn_implementation
+        )
+        tensors = {}
+        for name, tensor in self.state_dict().items():
+            for theirs, ours in _RENAMED:
+                name = name.replace(ours, theirs)
+            tensors[name] = tensor
+        tensors["logit_scale"] = self.clipped_logit_scale().reshape(())
+        clip.load_state_dict(tensors)
+        return clip.to(self.device).eval()

@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Converts models to FLIP and back; every source tensor is used, every target tensor filled, or nothing is written.
+
+python scripts/convert.py flip-official flip_large16_laion2b_v2.zip models/flip-l16 --vocab vocab.txt
+python scripts/convert.py clip openai/clip-vit-large-patch14 models/flip-from-clip
+python scripts/convert.py to-clip models/flip-from-clip models/clip-again
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
+from flip_hf.conversion.clip import convert_from_clip, convert_to_clip
+from flip_hf.conversion.folder import new_folder
+from flip_hf.conversion.mae import convert_from_mae
+from flip_hf.conversion.official import convert_official
+from flip_hf.conversion.open_clip import convert_from_open_clip, write_open_clip
+
+# Sub-command, what it does, what SOURCE is.
+COMMANDS = {
+    "flip-official": ("official FLIP (JAX, T5X) to Flip", "checkpoint folder, or a zip with one in it"),
+    "clip": ("Transformers' CLIPModel to Flip", "folder or Hub id"),
+    "open-clip": ("open_clip ViT to Flip", "folder or Hub id with open_clip_config.json, or a file of weights"),
+    "vit-mae": ("the encoder of Transformers' ViTMAE to a Flip vision tower", "folder or Hub id"),
+    "to-clip": ("Flip to a stock CLIPModel", "Flip folder or Hub id"),
+    "to-open-clip": ("Flip to open_clip", "Flip folder or Hub id"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The script's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
+    for name, (does, source) in COMMANDS.items():
+        parsers[name] = command = commands.add_parser(name, help=does, description=does)
+        command.add_argument("source", metavar="SOURCE", help=source)
+        command.add_argument("output", metavar="OUT", type=Path, help="folder to write; must not exist")
+    for name in ("clip", "open-clip", "vit-mae"):
+        parsers[name].add_argument("--mask_ratio", type=float, default=0.5, help="dropped in training (default 0.5)")
+    official, open_clip = parsers["flip-official"], parsers["open-clip"]
+    official.add_argument("--vocab", required=True, help="BERT's uncased vocab.txt, or a Hub repository with it")
+    official.add_argument("--vision_heads", type=int, help="attention heads, where the size is not a released one")
+    official.add_argument("--text_heads", type=int, help="likewise for the text tower")
+    official.add_argument("--image_pooling", choices=("mean", "cls"), default="mean", help="released: mean")
+    official.add_argument("--text_pooling", choices=("first", "mean"), default="first", help="released: first")
+    open_clip.add_argument("--model_config", help="JSON of the model's configuration, where SOURCE is a file")
+    open_clip.add_argument("--tokenizer", help="folder or Hub id of the tokenizer, where SOURCE has none")
+    return parser
+
+
+def convert(command: str, source: str, folder: Path, options: dict[str, Any]) -> str:
+    """Fills the folder; returns what it holds, in words."""
+    if command == "to-open-clip":
+        write_open_clip(source, folder)
+        return "an open_clip model"
+    functions = {
+        "flip-official": convert_official,
+        "clip": convert_from_clip,
+        "open-clip": convert_from_open_clip,
+        "vit-mae": convert_from_mae,
+        "to-clip": convert_to_clip,
+    }
+    converted = functions[command](source, **options)
+    converted.save(folder)
+    return f"a {type(converted.model).__name__} of {converted.model.num_parameters():,} parameters"
+
+
+def main() -> None:
+    """Converts one model into a new folder, which appears only when it is whole."""
+    arguments = vars(make_parser().parse_args())
+    command, source, output = (arguments.pop(name) for name in ("command", "source", "output"))
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    start = time.monotonic()
+    try:
+        with new_folder(output) as folder:
+            made = convert(command, source, folder, arguments)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{output}: {made}, {size / 1e6:,.1f} MB, in {time.monotonic() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

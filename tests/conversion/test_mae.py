@@ -1,0 +1,58 @@
+"""ViTMAE's encoder as a Flip vision tower, on the same visible patches."""
+
+import pytest
+import torch
+from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
+
+from flip_hf import FlipVisionModel
+from flip_hf.conversion.mae import convert_from_mae, mae_to_vision_tower
+from flip_hf.conversion.tables import ConversionError
+from tests.conftest import randomize
+
+
+@pytest.fixture
+def mae() -> ViTMAEForPreTraining:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = ViTMAEConfig(**sizes, **decoder, image_size=32, patch_size=8, mask_ratio=0.75)
+    return randomize(ViTMAEForPreTraining(config)).eval()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_tokens_are_maes_on_the_same_patches(mae, images, attention):
+    mae.set_attn_implementation(attention)
+    tower = mae_to_vision_tower(mae)
+    tower.set_attn_implementation(attention)
+    noise = torch.rand(3, 16)
+    expected = mae.vit(images, noise=noise).last_hidden_state  # (3, 1 + 4, 32), patches in the order of their noise
+    ids_keep = noise.argsort(dim=1)[:, :4]
+    ours = tower(images, ids_keep=ids_keep).last_hidden_state
+    assert (ours - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+
+
+def test_a_folder_of_either_class_becomes_a_tower(mae, images, tmp_path):
+    mae.save_pretrained(tmp_path / "pretraining")
+    mae.vit.save_pretrained(tmp_path / "encoder")
+    expected = mae_to_vision_tower(mae)(images).last_hidden_state
+    for name in ("pretraining", "encoder"):
+        convert_from_mae(str(tmp_path / name), mask_ratio=0.75).save(tmp_path / f"flip-{name}")
+        tower = FlipVisionModel.from_pretrained(tmp_path / f"flip-{name}")
+        assert tower.config.mask_ratio == 0.75
+        assert torch.equal(tower(images).last_hidden_state, expected)
+
+
+def test_the_weights_are_copied(mae):
+    tower = mae_to_vision_tower(mae)
+    with torch.no_grad():
+        tower.post_layernorm.weight.zero_()
+    assert mae.vit.layernorm.weight.any()
+
+
+def test_what_cannot_become_a_tower_is_refused(mae, tmp_path):
+    with pytest.raises(ConversionError, match="qkv_bias=False"):
+        mae_to_vision_tower(ViTMAEModel(ViTMAEConfig(**{**mae.config.to_dict(), "qkv_bias": False})))
+    state_dict = mae.state_dict()
+    del state_dict["vit.layernorm.bias"]
+    mae.save_pretrained(tmp_path, state_dict=state_dict)
+    with pytest.raises(ConversionError, match="missing .*layernorm.bias"):
+        convert_from_mae(str(tmp_path))

@@ -1,0 +1,81 @@
+"""scripts/convert.py as a person runs it."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, CLIPModel
+
+from flip_hf import FlipModel, FlipVisionModel
+from tests.conversion.conftest import FIXTURES
+from tests.modeling.test_parity import tiny_clip
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert.py"
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def clip(saved, tmp_path) -> Path:
+    """A CLIPModel's folder, with the processor of another."""
+    tiny_clip(99).save_pretrained(tmp_path / "clip")
+    for path in saved.iterdir():
+        if "processor" in path.name or "tokenizer" in path.name:
+            (tmp_path / "clip" / path.name).write_bytes(path.read_bytes())
+    return tmp_path / "clip"
+
+
+def test_clip_becomes_flip_and_clip_again(clip, tmp_path):
+    made = run("clip", clip, tmp_path / "flip", "--mask_ratio", 0.75)
+    assert made.returncode == 0, made.stderr
+    assert "flip: a FlipModel of 205,361 parameters" in made.stdout
+    assert FlipModel.from_pretrained(tmp_path / "flip").config.mask_ratio == 0.75
+    assert (tmp_path / "flip" / "tokenizer.json").is_file()
+    back = run("to-clip", tmp_path / "flip", tmp_path / "again")
+    assert back.returncode == 0, back.stderr
+    assert type(AutoModel.from_pretrained(tmp_path / "again")) is CLIPModel
+    assert "CLIPProcessor" in (tmp_path / "again" / "processor_config.json").read_text()
+    # Nothing in the folder needs this package.
+    for path in (tmp_path / "again").glob("*.json"):
+        assert "auto_map" not in path.read_text(), path.name
+    assert not list((tmp_path / "again").glob("*.py"))
+
+
+def test_official_weights_become_a_folder(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
+    options = ["--vocab", tmp_path / "vocab.txt", "--vision_heads", 4, "--text_heads", 4]
+    made = run("flip-official", FIXTURES / "official_flip_tiny.zip", tmp_path / "flip", *options)
+    assert made.returncode == 0, made.stderr
+    tower = FlipVisionModel.from_pretrained(tmp_path / "flip")
+    assert tower.config.hidden_size == 96
+    again = run("flip-official", FIXTURES / "official_flip_tiny.zip", tmp_path / "flip", *options)
+    assert again.returncode == 1 and "exists already" in again.stderr  # nothing is overwritten
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flip-official", "half.zip", "OUT", "--vocab", "none"], "not a complete zip file"),
+        (["flip-official", "absent", "OUT", "--vocab", "none"], "does not exist"),
+        (["clip", "flip", "OUT"], "type 'flip'"),
+        (["vit-mae", "flip", "OUT"], "not a ViTMAE"),
+        (["to-clip", "flip", "OUT"], "text_config.causal is False"),
+        (["to-open-clip", "flip", "OUT"], "pooling_type must be 'cls'"),
+        (["open-clip", "flip", "OUT"], "no open_clip_config.json"),
+    ],
+)
+def test_what_cannot_be_converted_leaves_nothing_behind(saved, tmp_path, arguments, message, monkeypatch):
+    (tmp_path / "half.zip").write_bytes((FIXTURES / "official_flip_tiny.zip").read_bytes()[:99_999])
+    saved.rename(tmp_path / "flip")
+    before = sorted(tmp_path.iterdir())
+    paths = {"flip", "half.zip", "absent", "OUT"}
+    words = [str(tmp_path / word) if word in paths else word for word in arguments]
+    monkeypatch.setattr(sys, "argv", ["convert.py", *words])
+    with pytest.raises(SystemExit) as end:  # in this process: each start of another takes seconds
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert str(end.value).startswith("error: ") and message in str(end.value)
+    assert sorted(tmp_path.iterdir()) == before
