@@ -13,6 +13,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from flip_hf.evaluation.classifier import ZeroShotClassifier
 from flip_hf.modeling import (
     FlipConfig,
     FlipForImageClassification,
@@ -82,4 +83,5 @@ __all__ = [
     "FlipVisionConfig",
     "FlipVisionModel",
     "FlipVisionModelWithProjection",
+    "ZeroShotClassifier",
 ]

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 
-def _normalized(embeds: torch.Tensor) -> torch.Tensor:
+def normalized(embeds: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, E) of length 1, float32."""
     return nn.functional.normalize(embeds.float(), dim=-1)
 
 
 @torch.no_grad()
 def class_embeddings(
-    model: Any, tokenizer: Any, class_names: tuple[str, ...], templates: list[str], device: torch.device
+    model: Any, tokenizer: Any, class_names: tuple[str, ...], templates: Iterable[str], device: torch.device
 ) -> torch.Tensor:
     """One embedding a class: the normalised mean of its normalised prompts, as CLIP and FLIP build them.
 
@@ -38,9 +39,9 @@ def class_embeddings(
         for start in range(0, len(class_names), 256):
             prompts = [template.format(name) for name in class_names[start : start + 256]]
             inputs = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(device)
-            pieces.append(_normalized(model.get_text_features(**inputs).pooler_output))
+            pieces.append(normalized(model.get_text_features(**inputs).pooler_output))
         total = total.to(device) + torch.cat(pieces)
-    return _normalized(total)
+    return normalized(total)
 
 
 @dataclass
@@ -83,7 +84,7 @@ def count_zero_shot(
         if not len(labels):
             continue
         pixel_values = normalize(batch["pixel_values"].to(weights.device))
-        embeds = _normalized(model.get_image_features(pixel_values=pixel_values).pooler_output)
+        embeds = normalized(model.get_image_features(pixel_values=pixel_values).pooler_output)
         ranked = (embeds @ weights.T).topk(min(5, weights.shape[0]), dim=1).indices  # (B, 5)
         hits = ranked == labels[:, None]
         counts.correct1 += int(hits[:, 0].sum())

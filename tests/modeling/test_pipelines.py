@@ -142,4 +142,4 @@ def test_remote_code_is_not_run_unasked(folders, tmp_path):
 
 def test_the_public_names_are_exported():
     for name in flip_hf.__all__:
-        assert getattr(flip_hf, name).__module__.startswith("flip_hf.modeling")
+        assert getattr(flip_hf, name).__module__.startswith(("flip_hf.modeling", "flip_hf.evaluation"))

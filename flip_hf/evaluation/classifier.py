@@ -1,0 +1,199 @@
+"""Zero-shot classification that encodes its labels once: for many labels, many prompts, many images.
+
+Transformers' zero-shot pipeline encodes every label again for every image, and takes one prompt. For a thousand labels
+and 80 prompts that is 80,000 texts an image; here it is 80,000 texts once.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
+from transformers.image_utils import load_image
+
+from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings, resolve_templates
+from flip_hf.evaluation.zero_shot import class_embeddings, normalized
+
+
+class ZeroShotClassifier:
+    r"""Classifies images by labels in words, as the zero-shot pipeline does, with the labels encoded once.
+
+    Args:
+        model: a FlipModel, or another of CLIP's kind: `get_text_features`, `get_image_features`, softmax over labels.
+        processor: its processor, with an image processor and a tokenizer.
+        device: where the model goes; by default it stays where it is.
+        cache_dir: folder that keeps label embeddings as safetensors between runs; in memory they are always kept.
+
+    Raises:
+        ValueError: the model is of SigLIP's kind, whose labels are not alternatives.
+
+    Example:
+
+    ```python
+    >>> classify = ZeroShotClassifier.from_pretrained("runs/shapes")
+    >>> classify(["a.jpg", "b.jpg"], labels=["red circle", "blue square"], templates="clip_80", top_k=1)
+    ```
+    """
+
+    def __init__(self, model: Any, processor: Any, *, device: Any = None, cache_dir: str | Path | None = None):
+        if getattr(model, "logit_bias", None) is not None:
+            raise ValueError(
+                f"{type(model).__name__} gives each label a probability of its own (SigLIP); ZeroShotClassifier is for "
+                "models of CLIP's kind, whose labels are alternatives."
+            )
+        self.model = model.eval() if device is None else model.eval().to(device)
+        self.processor = processor
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._kept: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[Tensor, int]] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, device: Any = None, cache_dir: str | Path | None = None, **kwargs: Any
+    ) -> "ZeroShotClassifier":
+        """Loads model and processor from a folder or Hub id.
+
+        Args:
+            name_or_path: the folder or id.
+            device, cache_dir: see [`ZeroShotClassifier`].
+            kwargs: `dtype`, `revision`, `attn_implementation`, ... for the model's `from_pretrained`.
+        """
+        model = AutoModelForZeroShotImageClassification.from_pretrained(name_or_path, **kwargs)
+        shared = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
+        return cls(model, AutoProcessor.from_pretrained(name_or_path, **shared), device=device, cache_dir=cache_dir)
+
+    # -- labels -------------------------------------------------------------------------------------------------------
+
+    def _text_side(self) -> list[tuple[str, Tensor]]:
+        return [(n, t) for n, t in self.model.state_dict().items() if n.startswith("text_")]
+
+    def _version(self) -> int:
+        """Changes when the text tower is trained, loaded or moved."""
+        return hash(tuple((id(p), p._version, p.device) for p in self.model.parameters()))
+
+    def fingerprint(self) -> str:
+        """A digest of the text tower's weights and the tokenizer: who made the label embeddings."""
+        digest = hashlib.sha256()
+        for name, tensor in self._text_side():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        tokenizer = self.processor.tokenizer
+        if getattr(tokenizer, "is_fast", False):
+            digest.update(
+                json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["model"], sort_keys=True).encode()
+            )
+        return digest.hexdigest()
+
+    def encode_labels(self, labels: Sequence[str], templates: str | Sequence[str] = "clip_1") -> LabelEmbeddings:
+        """Embeds labels: the normalised mean over templates of normalised text embeddings. Kept for the next call.
+
+        Args:
+            labels: C names.
+            templates: a set by name (`"clip_1"`, CLIP's single one; `"clip_7"`; `"clip_80"`), a template, or several.
+
+        Raises:
+            ValueError: no labels, one twice, or a template without `{}`.
+        """
+        labels, templates = tuple(labels), resolve_templates(templates)
+        if not labels or len(set(labels)) != len(labels):
+            raise ValueError("Give at least one label, and none twice.")
+        fingerprint = self.fingerprint()
+        path = self._cache_path(labels, templates, fingerprint)
+        if path is not None and path.is_file():
+            return self._check(LabelEmbeddings.load(path), fingerprint)
+        bar = tqdm(templates, desc="encoding labels", unit="template", disable=None if len(templates) > 1 else True)
+        weights = class_embeddings(self.model, self.processor.tokenizer, labels, bar, self.model.device)
+        embeddings = LabelEmbeddings(labels, templates, weights.cpu(), fingerprint)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_suffix(".partial")
+            embeddings.save(scratch)
+            scratch.replace(path)
+        return embeddings
+
+    def _cache_path(self, labels: tuple[str, ...], templates: tuple[str, ...], fingerprint: str) -> Path | None:
+        if self.cache_dir is None:
+            return None
+        key = hashlib.sha256(json.dumps([FORMAT, fingerprint, labels, templates]).encode()).hexdigest()
+        return self.cache_dir / f"{key[:32]}.safetensors"
+
+    def _check(self, embeddings: LabelEmbeddings, fingerprint: str) -> LabelEmbeddings:
+        if embeddings.fingerprint != fingerprint:
+            raise ValueError(
+                "These label embeddings were made by another model or tokenizer. Encode the labels again with "
+                "encode_labels."
+            )
+        return embeddings
+
+    def _weights(self, labels: "Sequence[str] | LabelEmbeddings", templates: str | Sequence[str]) -> Tensor:
+        """The labels' (C, E) on the model's device, encoded only when they are new or the model has changed."""
+        given = isinstance(labels, LabelEmbeddings)
+        key = (labels.labels, labels.templates) if given else (tuple(labels), resolve_templates(templates))
+        version = self._version()
+        kept = self._kept.get(key)
+        if kept is not None and kept[1] == version and not given:
+            return kept[0]
+        embeddings = self._check(labels, self.fingerprint()) if given else self.encode_labels(*key)
+        weights = embeddings.weights.to(self.model.device)
+        self._kept[key] = weights, version
+        return weights
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def scores(self, images: Sequence[Any], weights: Tensor) -> Tensor:
+        """Probabilities (images, C) of labels (C, E) for one batch: PIL images, arrays, paths or URLs."""
+        opened = [load_image(str(i)) if isinstance(i, (str, Path)) else i for i in images]
+        pixel_values = self.processor.image_processor(images=opened, return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.to(device=self.model.device, dtype=self.model.dtype)
+        embeds = normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)  # (B, E)
+        scale = self.model.get_logit_scale() if hasattr(self.model, "get_logit_scale") else self.model.logit_scale.exp()
+        return (embeds @ weights.T * scale.float()).softmax(dim=1)
+
+    def __call__(
+        self,
+        images: Any,
+        labels: "Sequence[str] | LabelEmbeddings",
+        templates: str | Sequence[str] = "clip_1",
+        *,
+        top_k: int | None = None,
+        batch_size: int = 64,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Classifies images.
+
+        Args:
+            images: one image or an iterable of them: PIL images, arrays (H, W, C), paths or URLs.
+            labels: names, or what `encode_labels` returned.
+            templates: see [`ZeroShotClassifier.encode_labels`]; not used with encoded labels.
+            top_k: how many labels are returned; all by default.
+            batch_size: images encoded at once.
+
+        Returns:
+            For one image, a list of `{"label", "score"}`, best first; for several, a list of such lists.
+        """
+        names = labels.labels if isinstance(labels, LabelEmbeddings) else tuple(labels)
+        weights = self._weights(labels, templates)
+        one = isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) == 3
+        several: Iterable[Any] = [images] if one else images  # pyright: ignore[reportAssignmentType]
+        answers = []
+        for batch in _batches(several, batch_size):
+            best = self.scores(batch, weights).topk(min(top_k or len(names), len(names)), dim=1)
+            for scores, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                answers.append([{"label": names[i], "score": s} for s, i in zip(scores, indices, strict=True)])
+        return answers[0] if one else answers
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
