@@ -6,6 +6,7 @@ builds it. The switches that differ between FLIP and CLIP are named here, so tha
 """
 
 # No `from __future__ import annotations` here: `@strict` and `config_class` need real types, not strings.
+import copy
 import math
 from typing import Any, Literal
 
@@ -213,10 +214,10 @@ class FlipConfig(PreTrainedConfig):
     sub_configs = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
     sub_configs_defaults = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
 
-    text_config: dict | FlipTextConfig | None = None
-    vision_config: dict | FlipVisionConfig | None = None
     projection_dim: int = 512
     projection_bias: bool = False
+    text_config: dict | FlipTextConfig | None = None
+    vision_config: dict | FlipVisionConfig | None = None
     logit_scale_init_value: int | float = LOGIT_SCALE_INIT
     max_logit_scale: int | float | None = 100.0
     initializer_factor: int | float = 1.0
@@ -230,9 +231,18 @@ class FlipConfig(PreTrainedConfig):
     def _build(self, name: str, config_class: type) -> Any:
         """The tower's configuration as an object, with the shared embedding's shape written into it."""
         value = getattr(self, name)
-        config = value if isinstance(value, config_class) else config_class(**(value or {}))
+        # A copy: the caller may give one object to two configurations that differ in the shared embedding.
+        config = copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
         config.projection_dim, config.projection_bias = self.projection_dim, self.projection_bias
         return config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Also when `from_pretrained(..., projection_dim=...)` sets it on the built configuration.
+        if name in ("projection_dim", "projection_bias"):
+            for tower in (self.text_config, self.vision_config):
+                if isinstance(tower, PreTrainedConfig):
+                    setattr(tower, name, value)
 
     @property
     def mask_ratio(self) -> int | float:

@@ -202,6 +202,20 @@ class FlipVisionEmbeddings(nn.Module):
             )
         return height // self.config.patch_size, width // self.config.patch_size
 
+    @torch.no_grad()
+    def resize(self, side: int) -> None:
+        """Gives the positions a grid of `side` x `side` patches: fixed ones anew, learned ones by interpolation."""
+        module: Any = self.position_embedding
+        learned = self.config.position_embedding_type == "learned"
+        table = self.positions(side, side) if learned else sincos_positions(side, self.config.hidden_size)
+        # New tensors, not new values: the shape changes. An optimizer must be made after this.
+        table = table.to(module.weight)
+        module.weight = nn.Parameter(table) if learned else nn.Buffer(table)
+        if learned:
+            module.num_embeddings = table.shape[0]
+        self.position_ids = nn.Buffer(torch.arange(table.shape[0], device=table.device), persistent=False)
+        self.config.image_size = side * self.config.patch_size
+
     def positions(self, rows: int, columns: int) -> torch.Tensor:
         """The position table (1 + rows * columns, D), interpolated if the grid is not the model's own."""
         table = self.position_embedding(self.position_ids)  # (1 + L, D)
@@ -407,6 +421,14 @@ def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
     init.copy_(module.position_ids, torch.arange(config.num_patches + 1))
 
 
+def _vision_tower(model: Any) -> Any:
+    if isinstance(model, FlipVisionModel):
+        return model
+    if not hasattr(model, "vision_model"):
+        raise NotImplementedError(f"{type(model).__name__} has no vision tower, whose positions could be resized.")
+    return model.vision_model
+
+
 class FlipPreTrainedModel(PreTrainedModel):
     """What all FLIP models share: loading, saving, initialisation."""
 
@@ -415,6 +437,8 @@ class FlipPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")  # pyright: ignore[reportAssignmentType]
     _no_split_modules = ["FlipTextEmbeddings", "FlipVisionEmbeddings", "FlipEncoderLayer"]
     supports_gradient_checkpointing = True
+    # Losses are means over the batch: with accumulated gradients, Trainer must divide by the number of steps.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -422,6 +446,14 @@ class FlipPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": FlipEncoderLayer, "attentions": FlipAttention}
     # The auto classes that this class answers to when its code is published beside the weights.
     _published_as: tuple[str, ...] = ("AutoModel",)
+
+    def post_init(self) -> None:
+        """Ends `__init__`; only this class's own keys are left out of what loading reports as unexpected.
+
+        Transformers adds those of the parts, and what a tower ignores is what the whole model must not.
+        """
+        super().post_init()
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -442,6 +474,30 @@ class FlipPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
         elif isinstance(module, FlipModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    def get_position_embeddings(self) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The image's positions: `nn.Embedding`, or the fixed table."""
+        return _vision_tower(self).embeddings.position_embedding  # pyright: ignore
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Makes the model one for images of another size, to fine-tune or run it there; before an optimizer is made.
+
+        Learned positions are interpolated (bicubic), fixed ones computed, as the official code does.
+
+        Args:
+            new_num_position_embeddings: (image side // patch side)^2 + 1, the class token's among them.
+
+        Raises:
+            ValueError: that is no square of patches and a class token.
+            NotImplementedError: the model has no vision tower.
+        """
+        side = math.isqrt(max(new_num_position_embeddings - 1, 0))
+        if side < 1 or side * side + 1 != new_num_position_embeddings:
+            raise ValueError(
+                f"{new_num_position_embeddings} is not the number of positions of a square image: (side in patches)^2 "
+                "+ 1."
+            )
+        _vision_tower(self).embeddings.resize(side)
 
     def save_pretrained(self, *args, **kwargs):
         """Saves as `PreTrainedModel` does; a published class names every auto class it answers to.
@@ -823,12 +879,6 @@ class FlipTextModelWithProjection(FlipPreTrainedModel):
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.embeddings.token_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text_model.embeddings.token_embedding = value  # pyright: ignore
-
     @can_return_tuple
     def forward(
         self,
@@ -870,9 +920,6 @@ class FlipVisionModelWithProjection(FlipPreTrainedModel):
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vision_model.embeddings.patch_embedding
-
     @can_return_tuple
     def forward(
         self,
@@ -907,6 +954,7 @@ class FlipForImageClassification(FlipPreTrainedModel):
     images, as the paper does.
     """
 
+    base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _published_as = ("AutoModelForImageClassification",)
@@ -920,9 +968,6 @@ class FlipForImageClassification(FlipPreTrainedModel):
         width = vision_config.hidden_size
         self.classifier = nn.Linear(width, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vision_model.embeddings.patch_embedding
 
     @can_return_tuple
     def forward(

@@ -2,10 +2,13 @@
 """Measures speed as ratios against a peer, in one run, on this machine.
 
     python scripts/benchmark.py step --repeats 7
+    python scripts/benchmark.py zero-shot --repeats 3
 
 `step` is a whole training step (forward, loss, backward, fused AdamW): FLIP at several mask ratios, and Transformers'
-CLIPModel of the same shapes on the same images and texts. Candidates take turns, so that a machine whose speed drifts
-drifts for all; medians and ratios are printed, and written as JSON and Markdown under scripts/results.
+CLIPModel of the same shapes on the same images and texts. `zero-shot` is the classification of images by 1,000 labels
+with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model. Candidates take
+turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written as JSON and
+Markdown under scripts/results.
 """
 
 import argparse
@@ -16,13 +19,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, pipeline
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from flip_hf import FlipConfig, FlipModel
+from flip_hf import FlipConfig, FlipModel, FlipProcessor, ZeroShotClassifier
+from flip_hf.data.tokenization import train_wordpiece
+from flip_hf.evaluation.labels import prompt_set
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +44,8 @@ ARCHITECTURES = {
 }
 VOCAB_SIZE, CONTEXT = 30522, 32
 EOS = VOCAB_SIZE - 1
+COLOURS = ("red", "green", "blue", "yellow", "striped", "large", "small", "wooden")
+LABELS, IMAGES = 1000, 64  # of the question `zero-shot`
 
 
 def tower_fields(name: str) -> tuple[dict, dict, int]:
@@ -135,6 +146,59 @@ def benchmark_step(options: argparse.Namespace) -> dict:
     }
 
 
+def make_zero_shot(labels: list[str], device: str) -> tuple[Any, FlipProcessor]:
+    """A tiny model and a processor whose tokenizer knows the labels."""
+    prompts = [template.format(label) for label in labels for template in prompt_set("clip_7")]
+    tokenizer = train_wordpiece(prompts, vocab_size=2000, context_length=CONTEXT)
+    size = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = FlipConfig(
+        text_config={**size, "vocab_size": len(tokenizer)},
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        projection_dim=32,
+    )
+    side = {"height": 32, "width": 32}
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side)
+    model: Any = FlipModel(config).eval()
+    return model.to(device), FlipProcessor(image_processor, tokenizer)
+
+
+def benchmark_zero_shot(options: argparse.Namespace) -> dict:
+    """Images by 1,000 labels: ZeroShotClassifier with its labels encoded, and the pipeline, which encodes them anew."""
+    rng = np.random.default_rng(0)
+    labels = [f"{COLOURS[i % len(COLOURS)]} thing number {i}" for i in range(LABELS)]
+    images = [Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(IMAGES)]
+    model, processor = make_zero_shot(labels, options.device)
+    classifier = ZeroShotClassifier(model, processor)
+    start = time.perf_counter()
+    encoded = classifier.encode_labels(labels, "clip_80")
+    encoding = time.perf_counter() - start
+    stock: Any = pipeline(
+        "zero-shot-image-classification",
+        model=model,
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+        device=options.device,
+    )
+
+    def pipeline_with(templates: tuple[str, ...], count: int) -> None:
+        for template in templates:
+            stock(images[:count], candidate_labels=labels, hypothesis_template=template)
+
+    steps = {
+        "ZeroShotClassifier, 80 templates": lambda: classifier(images, encoded),
+        "pipeline, 1 template": lambda: pipeline_with(prompt_set("clip_1"), IMAGES),
+        "pipeline, 80 templates": lambda: pipeline_with(prompt_set("clip_80"), 1),
+    }
+    images_each = {"pipeline, 80 templates": 1}
+    seconds = alternate(steps, options.repeats)
+    return {
+        "question": "zero-shot",
+        "labels": len(labels),
+        "encoding_seconds": encoding,
+        "seconds": {name: [s / images_each.get(name, IMAGES) for s in values] for name, values in seconds.items()},
+    }
+
+
 def environment(device: str) -> dict:
     """What a figure depends on."""
     return {
@@ -155,18 +219,37 @@ def cpu_name() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
-def to_markdown(result: dict) -> str:
+def about(result: dict) -> str:
+    """On what, and by which command, a result was measured."""
+    return (
+        f"{result['hardware']}; {result['threads']} threads, torch {result['torch']}, transformers "
+        f"{result['transformers']}. Medians of {len(next(iter(result['seconds'].values())))} alternating runs.\n\n"
+        f"`{result['command']}`\n"
+    )
+
+
+def zero_shot_markdown(result: dict) -> str:
+    """A table of seconds an image and ratios to ZeroShotClassifier."""
+    first = statistics.median(next(iter(result["seconds"].values())))
+    lines = [
+        f"Zero-shot classification by {result['labels']:,} labels, tiny model, after encoding the labels once "
+        f"({result['encoding_seconds']:.1f} s for 80 templates). {about(result)}",
+        "| candidate | milliseconds an image (min - max) | times ZeroShotClassifier's |",
+        "|---|---|---|",
+    ]
+    for name, values in result["seconds"].items():
+        low, middle, high = (1000 * f(values) for f in (min, statistics.median, max))
+        lines.append(f"| {name} | {middle:,.2f} ({low:,.2f} - {high:,.2f}) | {middle / 1000 / first:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def step_markdown(result: dict) -> str:
     """A table of medians, spread, images per second and ratios to the unmasked FLIP and to CLIPModel."""
     medians = {name: statistics.median(values) for name, values in result["seconds"].items()}
     whole = medians.get("FLIP 0% masked")
     lines = [
         f"Training step, ViT-{result['architecture']}, batch {result['batch_size']}, {result['precision']}, "
-        f"texts padded to {result['text_tokens']} tokens. {result['hardware']}; {result['threads']} threads, "
-        f"torch {result['torch']}, transformers {result['transformers']}. "
-        f"Medians of {len(next(iter(result['seconds'].values())))} alternating steps.",
-        "",
-        f"`{result['command']}`",
-        "",
+        f"texts padded to {result['text_tokens']} tokens. {about(result)}",
         "| candidate | seconds a step (min - max) | images/s | time / CLIPModel's | time / unmasked FLIP's |",
         "|---|---|---|---|---|",
     ]
@@ -179,10 +262,13 @@ def to_markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+QUESTIONS = {"step": (benchmark_step, step_markdown), "zero-shot": (benchmark_zero_shot, zero_shot_markdown)}
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The benchmark's options."""
     parser = argparse.ArgumentParser(description="Speed against peers, as ratios in one run.")
-    parser.add_argument("question", choices=["step"], help="what is measured")
+    parser.add_argument("question", choices=sorted(QUESTIONS), help="what is measured")
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
     parser.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75])
     parser.add_argument("--batch_size", type=int, default=16)
@@ -197,7 +283,8 @@ def main() -> None:
     """Measures, prints, and writes what was measured."""
     options = make_parser().parse_args()
     torch.manual_seed(0)
-    result = {**benchmark_step(options), **environment(options.device)}
+    measure, to_markdown = QUESTIONS[options.question]
+    result = {**measure(options), **environment(options.device)}
     table = to_markdown(result)
     print(table)
     if options.output:

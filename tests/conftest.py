@@ -10,6 +10,9 @@ from flip_hf.data.shapes import shapes_dataset
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.setup import make_processor
 
+# For tensors this small, two threads wait for each other longer than they compute.
+torch.set_num_threads(1)
+
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
 

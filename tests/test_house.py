@@ -34,7 +34,14 @@ MAY_IMPORT = {
     "scripts": {"flip_hf", "training", "evaluation", "conversion", "data"},
 }
 MAX_FUNCTION_LINES = 60
-MAX_FILE_LINES = {"modeling_flip.py": 1020, "arguments.py": 300, "engine.py": 380, "shapes.py": 340, "loader.py": 300}
+MAX_FILE_LINES = {
+    "modeling_flip.py": 1020,
+    "arguments.py": 300,
+    "engine.py": 380,
+    "shapes.py": 340,
+    "loader.py": 300,
+    "benchmark.py": 300,
+}
 PUBLISHED = [
     "clip_flip.py",
     "configuration_flip.py",

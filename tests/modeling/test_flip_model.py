@@ -13,6 +13,7 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
+from flip_hf.modeling.modeling_flip import sincos_positions
 from tests.conftest import IMAGE_SIZE, NUM_PATCHES, randomize, tiny_config
 
 
@@ -251,6 +252,33 @@ def test_larger_images_need_interpolated_positions(model):
     same = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     plain = model.vision_model(same).pooler_output
     assert torch.equal(model.vision_model(same, interpolate_pos_encoding=True).pooler_output, plain)
+
+
+@pytest.mark.parametrize("model_class", [FlipModel, FlipVisionModel, FlipVisionModelWithProjection])
+@pytest.mark.parametrize("positions", ["sincos2d", "learned"])
+def test_positions_can_be_resized_for_larger_images(model_class, positions, tmp_path):
+    config = tiny_config(vision={"position_embedding_type": positions})
+    model = randomize(model_class(config if model_class is FlipModel else config.vision_config)).eval()
+    tower = getattr(model, "vision_model", model)
+    images = torch.randn(2, 3, 48, 48)
+    interpolated = tower(images, interpolate_pos_encoding=True).pooler_output
+    model.resize_position_embeddings(6 * 6 + 1)
+    resized = tower(images).pooler_output
+    if positions == "learned":
+        assert torch.equal(resized, interpolated)
+    else:
+        assert torch.equal(model.get_position_embeddings().weight, sincos_positions(6, 32))
+    model.save_pretrained(tmp_path)
+    again = model_class.from_pretrained(tmp_path)
+    assert torch.equal(getattr(again, "vision_model", again)(images).pooler_output, resized)
+    assert tower.config.image_size == 48 and tower(images, mask_ratio=0.5).ids_keep.shape == (2, 18)
+
+
+def test_positions_that_are_no_square_are_refused(model):
+    with pytest.raises(ValueError, match="36 is not the number of positions"):
+        model.resize_position_embeddings(36)
+    with pytest.raises(NotImplementedError, match="FlipTextModel has no vision tower"):
+        model.text_model.resize_position_embeddings(37)
 
 
 def test_images_of_a_wrong_shape_are_refused(model):

@@ -45,12 +45,29 @@ def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noq
         assert "Traceback" not in done.stderr
 
 
-def test_benchmark_measures_all_candidates_in_one_run(tmp_path, monkeypatch):
+@pytest.fixture
+def benchmark():
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
         import benchmark
     finally:
         sys.path.pop(0)
+    return benchmark
+
+
+def test_zero_shot_benchmark_measures_the_pipeline_too(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "LABELS", 4)
+    monkeypatch.setattr(benchmark, "IMAGES", 2)
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    options = ["--repeats", "2", "--device", "cpu", "--output", "x"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "zero-shot", *options])
+    benchmark.main()
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["labels"] == 4 and len(result["seconds"]) == 3
+    assert "\n| pipeline, 80 templates |" in (tmp_path / "x.md").read_text()
+
+
+def test_benchmark_measures_all_candidates_in_one_run(benchmark, tmp_path, monkeypatch):
     tiny = {"vision": (32, 1, 2), "text": (32, 1, 2), "patch": 32, "embed": 16}
     monkeypatch.setitem(benchmark.ARCHITECTURES, "B/16", tiny)
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
