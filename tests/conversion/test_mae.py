@@ -30,6 +30,15 @@ def test_tokens_are_maes_on_the_same_patches(mae, images, attention):
     assert (ours - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
 
 
+def test_bfloat16_tokens_are_near_maes_float32_ones(mae, images):
+    noise = torch.rand(3, 16)
+    expected = mae.vit(images, noise=noise).last_hidden_state
+    tower = mae_to_vision_tower(mae.to(torch.bfloat16))
+    assert tower.dtype == torch.bfloat16
+    ours = tower(images, ids_keep=noise.argsort(dim=1)[:, :4]).last_hidden_state.float()
+    assert (ours - expected).norm() < 2e-2 * expected.norm()
+
+
 def test_a_folder_of_either_class_becomes_a_tower(mae, images, tmp_path):
     mae.save_pretrained(tmp_path / "pretraining")
     mae.vit.save_pretrained(tmp_path / "encoder")

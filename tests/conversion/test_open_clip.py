@@ -34,6 +34,14 @@ def test_features_are_open_clips(open_clip_tiny):
     assert flip.config.mask_ratio == 0.5 and flip.config.vision_config.num_attention_heads == 4
 
 
+def test_bfloat16_features_are_near_open_clips_float32_ones(open_clip_tiny):
+    flip = open_clip_to_flip(open_clip_tiny["state_dict"], open_clip_tiny["model_cfg"]).to(torch.bfloat16)
+    images = flip.get_image_features(open_clip_tiny["input/pixel_values"]).pooler_output
+    texts = flip.get_text_features(open_clip_tiny["input/input_ids"]).pooler_output
+    for ours, theirs in ((images, "out/image_features"), (texts, "out/text_features")):
+        assert (ours.float() - open_clip_tiny[theirs]).norm() < 2e-2 * open_clip_tiny[theirs].norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_round_trip_is_bit_identical(open_clip_tiny, dtype):
     source = {name: tensor.to(dtype) for name, tensor in open_clip_tiny["state_dict"].items()}

@@ -1,5 +1,6 @@
 """The numbers of others: the official JAX model's, Transformers' CLIPModel's."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,39 @@ def test_masked_features_and_loss_are_the_official_ones(flip, inputs, official, 
     assert deviation(outputs.loss, official[f"{case}/loss"]) < 1e-5
     tokens = outputs.vision_model_output.last_hidden_state
     assert deviation(tokens, official[f"{case}/encoder_out"]) < 2e-5
+
+
+ON_A_GPU = pytest.param(
+    "flash_attention_2",
+    marks=pytest.mark.skipif(not torch.cuda.is_available() or find_spec("flash_attn") is None, reason="needs a GPU"),
+)
+
+
+def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((ours.float().cpu() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", ON_A_GPU])
+def test_bfloat16_features_are_near_the_official_ones(flip, inputs, official, attention):
+    device = "cuda" if attention == "flash_attention_2" else "cpu"
+    flip.set_attn_implementation(attention)
+    flip.to(device, torch.bfloat16)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    with torch.no_grad():
+        outputs = flip(**inputs)
+        masked = flip(**inputs, ids_keep=torch.from_numpy(official["mask75/ids_keep"]).to(device))
+    for ours, name in ((outputs, "out"), (masked, "mask75")):
+        assert ours.image_embeds.dtype == torch.bfloat16
+        assert relative(ours.image_embeds, torch.from_numpy(official[f"{name}/z_img"])) < 2e-2
+    assert relative(outputs.text_embeds, torch.from_numpy(official["out/z_txt"])) < 2e-2
+
+
+def test_flex_attention_gives_the_official_features(flip, inputs, official):
+    flip.set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        outputs = flip(**inputs)
+    assert deviation(outputs.image_embeds, official["out/z_img"]) < 5e-6
+    assert deviation(outputs.text_embeds, official["out/z_txt"]) < 5e-6
 
 
 def test_gradients_of_a_masked_step_are_the_official_ones(flip, inputs, official, checkpoint):
@@ -152,6 +186,18 @@ def test_clip_weights_give_clips_logits(clip_inputs, eos_token_id, attention, wi
         ours, theirs = outputs[tower].last_hidden_state, expected[tower].last_hidden_state
         real = clip_inputs["attention_mask"].bool() if with_mask and tower == "text_model_output" else slice(None)
         assert (ours[real] - theirs[real]).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_bfloat16_embeddings_are_near_clips_float32_ones(clip_inputs, attention):
+    clip = tiny_clip(99)
+    expected = clip(**clip_inputs)
+    flip = FlipModel.from_clip(clip.to(torch.bfloat16))
+    flip.set_attn_implementation(attention)
+    with torch.no_grad():
+        outputs = flip(**clip_inputs)
+    for name in ("image_embeds", "text_embeds"):
+        assert relative(outputs[name], expected[name].detach()) < 2e-2
 
 
 def test_clip_gradients_are_clips(clip_inputs):

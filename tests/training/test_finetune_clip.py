@@ -1,0 +1,77 @@
+"""A practitioner's way: take a CLIP, fine-tune it on half of its patches, ship it as a CLIP again."""
+
+import itertools
+import json
+
+import torch
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from flip_hf import FlipModel
+from flip_hf.data.shapes import shapes_dataset
+from flip_hf.data.tokenization import train_wordpiece
+from tests.scripts.test_convert import run as convert
+from tests.training.conftest import launch
+
+
+def make_clip_folder(folder) -> None:
+    """A tiny CLIP with a processor; its texts begin and end with a special token, as CLIP's do."""
+    rows = itertools.islice(shapes_dataset("train"), 500)
+    tokenizer = train_wordpiece((row["caption"] for row in rows), vocab_size=600, context_length=20)
+    tokenizer.add_special_tokens({"bos_token": "<start>", "eos_token": "<end>"})
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
+    )
+    size = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
+    config = CLIPConfig(
+        text_config={**size, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 20},
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        projection_dim=32,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
+
+
+def make_image_folder(folder, count: int) -> None:
+    """Image-caption pairs, as a person has them."""
+    folder.mkdir()
+    with open(folder / "metadata.jsonl", "w") as metadata:
+        for i, row in enumerate(itertools.islice(shapes_dataset("train"), count)):
+            (folder / f"{i}.jpg").write_bytes(row["image"]["bytes"])
+            metadata.write(json.dumps({"file_name": f"{i}.jpg", "text": row["caption"]}) + "\n")
+
+
+def test_a_clip_is_fine_tuned_masked_and_shipped_as_a_clip(tmp_path):
+    make_clip_folder(tmp_path / "clip")
+    make_image_folder(tmp_path / "pairs", 200)
+    made = convert("clip", tmp_path / "clip", tmp_path / "flip")
+    assert made.returncode == 0, made.stderr
+
+    trained = launch(
+        *("--model_name_or_path", str(tmp_path / "flip"), "--mask_ratio", "0.5", "--output_dir", str(tmp_path / "run")),
+        *("--train_data", str(tmp_path / "pairs"), "--train_samples", "4000", "--unmasked_samples", "0"),
+        *("--batch_size", "40", "--base_lr", "0.02", "--warmup_samples", "400", "--log_samples", "200"),
+        *("--report_to", "none", "--precision", "fp32", "--shuffle_block", "16"),
+    )
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses[-1] < 0.9 * losses[0], losses
+
+    shipped = convert("to-clip", tmp_path / "run", tmp_path / "shipped")
+    assert shipped.returncode == 0, shipped.stderr
+    clip, flip = CLIPModel.from_pretrained(tmp_path / "shipped"), FlipModel.from_pretrained(tmp_path / "run")
+    processor = AutoProcessor.from_pretrained(tmp_path / "shipped")
+    assert type(processor) is CLIPProcessor
+    pictures = [Image.open(tmp_path / "pairs" / f"{i}.jpg") for i in range(4)]
+    inputs = processor(text=["a red circle", "a blue star"], images=pictures, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        theirs, ours = clip(**inputs), flip(**inputs)
+    assert (theirs.image_embeds - ours.image_embeds).abs().max() < 1e-6
+    assert (theirs.text_embeds - ours.text_embeds).abs().max() < 1e-6
