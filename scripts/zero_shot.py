@@ -2,16 +2,17 @@
 """Classifies images by labels of your own, and prints the answer as a person reads it.
 
 python scripts/zero_shot.py runs/shapes photo.jpg --labels "red circle" "blue square"
+python scripts/zero_shot.py runs/shapes *.jpg --labels "red circle" "blue square" --template clip_80
 """
 
 import argparse
 import sys
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
-from transformers import pipeline
 from transformers.utils import logging
 
-import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
+from flip_hf import ZeroShotClassifier
 
 BAR_WIDTH = 30
 
@@ -22,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="folder or Hub id of a FLIP or CLIP model")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--labels", nargs="+", required=True, help="what may be in the image")
-    parser.add_argument("--template", default="a photo of a {}.", help="prompt; {} is the label")
+    parser.add_argument("--template", default="a photo of a {}.", help="prompt, {} is the label; or clip_7, clip_80")
     return parser
 
 
@@ -50,17 +51,18 @@ def format_answer(path: str, scores: list[dict]) -> str:
 def main() -> None:
     """Loads the model once and answers for each image."""
     arguments = make_parser().parse_args()
-    if "{}" not in arguments.template:
-        sys.exit(f"error: --template {arguments.template!r} has no {{}} for the label.")
     images = [open_image(path) for path in arguments.images]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        classifier = pipeline("zero-shot-image-classification", model=arguments.model)
+        classify = ZeroShotClassifier.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {arguments.model} cannot be loaded: {error}")
-    for path, image in zip(arguments.images, images, strict=True):
-        scores = classifier(image, candidate_labels=arguments.labels, hypothesis_template=arguments.template)
+    try:
+        answers: Any = classify(images, arguments.labels, arguments.template)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for path, scores in zip(arguments.images, answers, strict=True):
         print(format_answer(path, scores))
 
 
