@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from flip_hf.training.arguments import parse_arguments
-from flip_hf.training.engine import MISTAKES, build_trainer
+from flip_hf.training.build import MISTAKES, build_trainer
 
 
 def main() -> None:

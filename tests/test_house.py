@@ -36,8 +36,7 @@ MAY_IMPORT = {
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = {
     "modeling_flip.py": 1020,
-    "arguments.py": 300,
-    "engine.py": 380,
+    "arguments.py": 400,
     "shapes.py": 340,
     "loader.py": 300,
     "benchmark.py": 300,

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor
 from flip_hf import FlipModel
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.arguments import parse_arguments
-from flip_hf.training.engine import MISTAKES, build_trainer, split_batch
+from flip_hf.training.build import MISTAKES, build_trainer, split_batch
 from tests.data.conftest import write_tar
 from tests.training.conftest import ROOT, SHORT, TINY, launch
 

@@ -1,0 +1,125 @@
+"""Builds a run, new or resumed, up to its first step; what is wrong with it is said here."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedTokenizerBase
+
+from flip_hf.data.sources import Source
+from flip_hf.data.tokenization import load_tokenizer
+from flip_hf.training import setup
+from flip_hf.training.arguments import Arguments
+from flip_hf.training.checkpoint import load_checkpoint, load_data_state, resolve_checkpoint
+from flip_hf.training.engine import Trainer
+
+# What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
+MISTAKES = (ValueError, FileNotFoundError, StrictDataclassError)
+
+
+def build_trainer(arguments: Arguments) -> Trainer:
+    """Builds a run, new or resumed, up to its first step.
+
+    Raises:
+        One of `MISTAKES`: something in the arguments or the data does not fit.
+    """
+    # What can be wrong is looked at before a device is touched.
+    output_dir = Path(arguments.run.output_dir)
+    checkpoint = resolve_checkpoint(arguments.run.resume_from_checkpoint, output_dir)
+    config = setup.make_config(arguments.model)
+    source = setup.open_training_data(arguments.data)
+    evaluation = setup.open_evaluation_data(arguments.data)
+
+    accelerator = make_accelerator(arguments, output_dir)
+    context_length = config.get_text_config().max_position_embeddings
+    tokenizer = shared_tokenizer(arguments, source, context_length, accelerator, checkpoint)
+    micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
+    set_seed(arguments.run.seed)
+    model = setup.make_model(arguments.model, config, tokenizer)
+    processor = setup.make_processor(model.config, tokenizer, arguments.model.model_name_or_path)
+    data_state = load_data_state(checkpoint, accelerator.process_index) if checkpoint is not None else None
+    loader = setup.make_train_loader(arguments, source, processor, accelerator, micro_batch_size, data_state)
+    trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation)
+    if checkpoint is not None:
+        trainer.state = load_checkpoint(accelerator, checkpoint)
+    else:
+        # From here on each process draws its own masks.
+        set_seed(arguments.run.seed, device_specific=True)
+    return trainer
+
+
+def shared_tokenizer(
+    arguments: Arguments, source: Source, context_length: int, accelerator: Accelerator, checkpoint: Path | None
+) -> PreTrainedTokenizerBase:
+    """One tokenizer for all processes, and for all of a resumed run.
+
+    Learning word pieces twice may number them differently, so the main process does it once and the others read it.
+    """
+    if checkpoint is not None:
+        return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
+    if accelerator.num_processes == 1:
+        return setup.make_tokenizer(arguments, source, context_length)
+    shared = Path(arguments.run.output_dir) / "tokenizer"
+    if accelerator.is_main_process:
+        setup.make_tokenizer(arguments, source, context_length).save_pretrained(shared)
+    accelerator.wait_for_everyone()
+    tokenizer = load_tokenizer(str(shared), context_length=context_length, special_tokens=True)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(shared)
+    return tokenizer
+
+
+def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
+    """Accelerate's process layer, with the run's precision and trackers."""
+    trackers = [name for name in arguments.run.report_to if name != "none"]
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision(arguments.optimization.precision),
+        log_with=trackers or None,  # pyright: ignore[reportArgumentType]
+        project_dir=str(output_dir),
+    )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` leaves one thread to a process.
+        torch.set_num_threads(setup.cores_per_process())
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    if trackers:
+        plain = {k: v for k, v in arguments.to_recipe().items() if isinstance(v, (int, float, str, bool))}
+        accelerator.init_trackers("logs", config=plain)
+    return accelerator
+
+
+def mixed_precision(precision: str) -> str:
+    """Accelerate's name of a precision; `auto` follows `accelerate launch`, else what the hardware can do."""
+    if precision != "auto":
+        return "no" if precision == "fp32" else precision
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched != "no":
+        return launched
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    # Without matrix units for it, a CPU only emulates bfloat16.
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if has_amx() else "no"
+
+
+def split_batch(arguments: Arguments, num_processes: int) -> tuple[int, int]:
+    """Size and number of each process's micro-batches.
+
+    Raises:
+        ValueError: the batch cannot be divided; the message names a size that can.
+    """
+    batch_size, micro = arguments.optimization.batch_size, arguments.optimization.micro_batch_size
+    unit = num_processes * (micro or 1)
+    if batch_size % unit != 0:
+        nearest = max(1, round(batch_size / unit)) * unit
+        each = f" of {micro} samples a micro-batch" if micro else ""
+        raise ValueError(
+            f"--batch_size {batch_size} cannot be divided over {num_processes} processes{each}; use {nearest}."
+        )
+    local = batch_size // num_processes
+    return micro or local, local // (micro or local)
