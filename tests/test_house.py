@@ -37,6 +37,8 @@ MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = {
     "modeling_flip.py": 1020,
     "arguments.py": 400,
+    "engine.py": 270,
+    "setup.py": 280,
     "shapes.py": 340,
     "loader.py": 300,
     "benchmark.py": 300,

@@ -43,11 +43,9 @@ def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[s
 
     def encode(batch):
         outputs = model(**batch)
-        return outputs.image_embeds, outputs.text_embeds
+        return outputs.image_embeds, outputs.text_embeds, model.get_logit_scale()
 
-    loss, _ = cached_backward(
-        encode, micro_batches, model.get_logit_scale, torch.Tensor.backward, nullcontext, torch.device("cpu")
-    )
+    loss, _ = cached_backward(encode, micro_batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
 
@@ -116,23 +114,20 @@ def test_bfloat16_embeddings_give_a_float32_loss():
 DISTRIBUTED = """
 import json, sys, torch
 from accelerate import Accelerator
+from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.gradient_cache import cached_backward
 from tests.test_losses import make_batch, make_model, take, PAIRS
 
 accelerator = Accelerator(cpu=True)
-model = accelerator.prepare(make_model())
-flip = accelerator.unwrap_model(model)
+model = accelerator.prepare(PairEncoder(make_model()))
+flip = accelerator.unwrap_model(model).flip
 local = PAIRS // accelerator.num_processes
 rank, pieces = accelerator.process_index, int(sys.argv[1])
 size = local // pieces
 batches = [take(make_batch(), slice(rank * local + i * size, rank * local + (i + 1) * size)) for i in range(pieces)]
 
-def encode(batch):
-    outputs = model(**batch)
-    return outputs.image_embeds, outputs.text_embeds
-
 loss, _ = cached_backward(
-    encode, batches, flip.get_logit_scale, accelerator.backward, lambda: accelerator.no_sync(model), accelerator.device
+    lambda batch: model(**batch), batches, accelerator.backward, lambda: accelerator.no_sync(model), accelerator.device
 )
 loss = accelerator.reduce(loss, "mean")
 if accelerator.is_main_process:

@@ -115,6 +115,9 @@ class OptimizationArguments:
     adam_epsilon: float = _option(1e-8, "AdamW's epsilon")
     warmup_samples: int = _option(51_200_000, "samples of linear warm-up, before the cosine")
     max_grad_norm: float | None = _option(None, "clip the gradient's norm; the paper does not")
+    ema_half_life: int | None = _option(
+        None, "samples that halve a weight's share in a moving average, which is then what is evaluated and saved"
+    )
     unmasked_samples: int = _option(0, "samples of tuning on whole images that follow; the paper: 0.32 of an epoch")
     unmasked_base_lr: float = _option(4e-8, "its peak learning rate for 256 samples a step")
     unmasked_warmup_samples: int = _option(25_600_000, "its warm-up")
@@ -129,6 +132,10 @@ class OptimizationArguments:
         )
         micro = self.micro_batch_size
         _require(micro is None or micro >= 1, f"--micro_batch_size must be at least 1, got {micro}.")
+        half_life = self.ema_half_life
+        _require(half_life is None or half_life >= 1, f"--ema_half_life counts samples, at least 1, got {half_life}.")
+        norm = self.max_grad_norm
+        _require(norm is None or norm > 0, f"--max_grad_norm must be above 0, got {norm}; leave it out not to clip.")
         choices = ("auto", "fp32", "bf16")
         _require(self.precision in choices, f"--precision is one of {', '.join(choices)}, got {self.precision!r}.")
 
@@ -143,11 +150,12 @@ class RunArguments:
     eval_samples: int = _option(64_000_000, "samples between two evaluations; the end is always evaluated")
     checkpoint_samples: int = _option(64_000_000, "samples between two checkpoints; 0 writes none")
     keep_checkpoints: int = _option(2, "checkpoints kept")
+    max_skipped_steps: int = _option(10, "steps in a row that are not finite before going back to a checkpoint")
     resume_from_checkpoint: str | None = _option(None, "a checkpoint folder, or latest")
     report_to: list[str] = _option(["tensorboard"], "trackers, as Accelerate names them; none for none")
 
     def __post_init__(self):
-        for name in ("log_samples", "eval_samples", "keep_checkpoints"):
+        for name in ("log_samples", "eval_samples", "keep_checkpoints", "max_skipped_steps"):
             _require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
         _require(self.checkpoint_samples >= 0, "--checkpoint_samples cannot be negative.")
 

@@ -1,6 +1,5 @@
 """Builds a run, new or resumed, up to its first step; what is wrong with it is said here."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -75,10 +74,10 @@ def shared_tokenizer(
 
 
 def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
-    """Accelerate's process layer, with the run's precision and trackers."""
+    """Accelerate's process layer, with the run's trackers; the precision is the encoder's own."""
     trackers = [name for name in arguments.run.report_to if name != "none"]
     accelerator = Accelerator(
-        mixed_precision=mixed_precision(arguments.optimization.precision),
+        mixed_precision="no",
         log_with=trackers or None,  # pyright: ignore[reportArgumentType]
         project_dir=str(output_dir),
     )
@@ -91,20 +90,6 @@ def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
         plain = {k: v for k, v in arguments.to_recipe().items() if isinstance(v, (int, float, str, bool))}
         accelerator.init_trackers("logs", config=plain)
     return accelerator
-
-
-def mixed_precision(precision: str) -> str:
-    """Accelerate's name of a precision; `auto` follows `accelerate launch`, else what the hardware can do."""
-    if precision != "auto":
-        return "no" if precision == "fp32" else precision
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched != "no":
-        return launched
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    # Without matrix units for it, a CPU only emulates bfloat16.
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if has_amx() else "no"
 
 
 def split_batch(arguments: Arguments, num_processes: int) -> tuple[int, int]:

@@ -16,10 +16,11 @@ _STATE = "trainer_state.json"
 
 @dataclass
 class TrainState:
-    """Where a run stands, in samples of all processes and in steps."""
+    """Where a run stands, in samples of all processes and in steps; skipped steps are steps too."""
 
     samples: int = 0
     steps: int = 0
+    skipped_steps: int = 0
     seconds: float = 0.0
 
 

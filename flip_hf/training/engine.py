@@ -1,11 +1,9 @@
 """The loop: batches, steps, and what is shown and saved on the way. Read it downwards."""
 
-import json
 import logging
-import math
-import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,20 @@ from accelerate.utils import gather_object
 
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.sources import Source
-from flip_hf.evaluation.zero_shot import ZeroShotCounts, class_embeddings, count_zero_shot
 from flip_hf.modeling import FlipModel, FlipProcessor
 from flip_hf.modeling.masking_flip import random_masking
-from flip_hf.training import setup
-from flip_hf.training.arguments import Arguments, write_recipe
-from flip_hf.training.checkpoint import TrainState, save_checkpoint
+from flip_hf.training import average, setup
+from flip_hf.training.arguments import Arguments
+from flip_hf.training.checkpoint import TrainState, find_checkpoints, load_checkpoint, save_checkpoint
+from flip_hf.training.distribution import Distribution
+from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.finish import save_run, summary
 from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.health import Health, RunDiverged
+from flip_hf.training.measure import Step, Window
 from flip_hf.training.optimization import Phase, make_optimizer, plan_phases
-from flip_hf.training.progress import Progress, plot_curves, summary
+from flip_hf.training.progress import Progress, plot_curves
+from flip_hf.training.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -59,44 +62,89 @@ class Trainer:
         self.phases = plan_phases(arguments)
         self.state = TrainState()
         self.flip = model
-        optimizer = make_optimizer(model, self.options)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.autocast_dtype = setup.autocast_dtype(self.options.precision)
+        encoder = PairEncoder(model, self.autocast_dtype)
+        self.distribution = Distribution(
+            accelerator, encoder, lambda module: make_optimizer(module, self.options), self.options.max_grad_norm
+        )
+        half_life, batch_size = self.options.ema_half_life, self.options.batch_size
+        self.average = average.make_average(accelerator, model, half_life, batch_size)
+        self.health = Health(self.paths.max_skipped_steps)
         image_processor = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
         self.normalize = setup.Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, float]:
-        """Trains through all phases, evaluates and saves."""
+        """Trains through all phases, evaluates and saves.
+
+        Raises:
+            RunDiverged: losses or gradients stopped to be finite, and going back to a checkpoint did not help.
+        """
         self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
-        self._last_log = (time.perf_counter(), self.state.samples)
+        self.window = Window(self.state.samples, self.state.steps)
         batches = iter(self.loader)
         metrics: dict[str, float] = {}
-        for phase in self.phases:
-            # A step may reach past the end of a phase; none of this one is taken yet.
-            if phase.start <= self.state.samples < phase.start + self.options.batch_size:
-                self._begin_phase(phase)
-            while self.state.samples < phase.end:
+        while not self._is_finished():
+            phase = self._phase()
+            with self.window.waiting():
                 micro_batches = [self._next(batches) for _ in range(self.num_micro)]
-                loss, accuracy, learning_rate = self._step(phase, micro_batches)
-                before, self.state.samples = self.state.samples, self.state.samples + self.options.batch_size
-                self.state.steps += 1
-                self.progress.advance(self.options.batch_size)
-                finished = self.state.samples >= self.phases[-1].end
-                if finished or self._passed(before, self.paths.log_samples):
-                    self._log(phase, loss, accuracy, learning_rate)
-                if finished or self._passed(before, self.paths.eval_samples):
-                    metrics = self._evaluate()
-                if not finished and self._passed(before, self.paths.checkpoint_samples):
-                    self._checkpoint()
+            step = self._step(phase, micro_batches)
+            if self.health.is_lost():
+                self._go_back()
+                continue
+            before, self.state.samples = self.state.samples, self.state.samples + self.options.batch_size
+            self.state.steps += 1
+            self.progress.advance(self.options.batch_size)
+            if self._is_finished() or self._passed(before, self.paths.log_samples):
+                self._log(phase, step)
+            if self._is_finished() or self._passed(before, self.paths.eval_samples):
+                metrics = self._evaluate()
+            if not self._is_finished() and self._passed(before, self.paths.checkpoint_samples):
+                self._checkpoint()
         self._finish(metrics)
         return metrics
+
+    def _is_finished(self) -> bool:
+        return self.state.samples >= self.phases[-1].end
+
+    def _phase(self) -> Phase:
+        """The phase of the next step, made ready where it is the phase's first."""
+        phase = next(phase for phase in self.phases if self.state.samples < phase.end)
+        # A step may reach past the end of a phase; none of this one is taken yet.
+        if self.state.samples < phase.start + self.options.batch_size:
+            self._begin_phase(phase)
+        return phase
 
     def _checkpoint(self) -> None:
         data_state = self.loader.state_dict()
         save_checkpoint(
             self.accelerator, self.output_dir, self.state, data_state, self.processor, self.paths.keep_checkpoints
         )
+        self.health.checkpoint_written()
+
+    def _go_back(self) -> None:
+        """Restores the last good checkpoint; the data stream goes on, so that what spoilt the weights is left behind.
+
+        Raises:
+            RunDiverged: there is none.
+        """
+        found = find_checkpoints(self.output_dir)
+        if not found:
+            raise RunDiverged(
+                f"{self.paths.max_skipped_steps} steps in a row had a loss or gradient that is not finite, and there "
+                "is no checkpoint to go back to. Lower --base_lr, set --max_grad_norm 1, or write checkpoints earlier "
+                "with --checkpoint_samples."
+            )
+        lost, skipped = self.state.samples, self.state.skipped_steps
+        self.state = load_checkpoint(self.accelerator, found[-1])
+        self.state.skipped_steps = skipped
+        self.progress.say(
+            f"after {lost:,} samples: {self.paths.max_skipped_steps} steps in a row were not finite; going on from "
+            f"{found[-1]}"
+        )
+        self.progress.rewind(self.state.samples)
+        self.window = Window(self.state.samples, self.state.steps)
 
     def _passed(self, before: int, every: int) -> bool:
         """Whether a multiple of `every` samples was reached since `before`."""
@@ -105,7 +153,7 @@ class Trainer:
     def _begin_phase(self, phase: Phase) -> None:
         if phase.start > 0:
             # The official release tunes from the weights alone: the moments of the masked phase are dropped.
-            self.optimizer.state.clear()
+            self.distribution.reset_moments()
         self.progress.say(
             f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {phase.mask_ratio:g}, peak learning rate "
             f"{phase.peak_lr:.3g}"
@@ -116,24 +164,25 @@ class Trainer:
         self.progress.refused.update(batch.pop("refused"))
         return batch
 
-    def _step(self, phase: Phase, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """One optimizer step on the batch; returns loss, accuracy and learning rate."""
+    def _step(self, phase: Phase, micro_batches: list[dict[str, Any]]) -> Step:
+        """One optimizer step on the batch, skipped where the gradient is not finite."""
+        distribution = self.distribution
         learning_rate = phase.learning_rate(self.state.samples + self.options.batch_size)
-        for group in self.optimizer.param_groups:
+        for group in distribution.optimizer.param_groups:
             group["lr"] = learning_rate
+        prepared = [self._prepare(batch, phase.mask_ratio) for batch in micro_batches]
         loss, accuracy = cached_backward(
-            self._encode,
-            [self._prepare(batch, phase.mask_ratio) for batch in micro_batches],
-            self.flip.get_logit_scale,
-            self.accelerator.backward,
-            lambda: self.accelerator.no_sync(self.model),
-            self.accelerator.device,
+            self._encode, prepared, distribution.backward, distribution.no_sync, self.accelerator.device
         )
-        if self.options.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss, accuracy, learning_rate
+        grad_norm = distribution.clip_and_norm()
+        if self.health.is_good(grad_norm):
+            distribution.optimizer.step()
+            average.update(self.average, self.flip)
+        else:
+            self.state.skipped_steps += 1
+            logger.warning("Skipped the step after %d samples: it is not finite.", self.state.samples)
+        distribution.optimizer.zero_grad()
+        return Step(loss, accuracy, self._scale, learning_rate, grad_norm, *self._lengths(prepared[0]))
 
     def _prepare(self, batch: dict[str, Any], mask_ratio: float) -> dict[str, Any]:
         """Moves a micro-batch to the device, normalises it there and draws its mask."""
@@ -147,103 +196,69 @@ class Trainer:
             batch["mask_ratio"] = 0
         return batch
 
-    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = self.model(**batch)
-        return outputs.image_embeds, outputs.text_embeds
+    def _lengths(self, batch: dict[str, Any]) -> tuple[int, int]:
+        """Patches encoded of an image and tokens of a text."""
+        whole = self.flip.config.vision_config.num_patches  # pyright: ignore
+        kept = batch["ids_keep"].shape[1] if "ids_keep" in batch else whole
+        return kept, batch["input_ids"].shape[1]
+
+    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        images, texts, scale = self.distribution.model(**batch)
+        self._scale = scale.detach()
+        return images, texts, scale
 
     # -- what a person sees, and what stays ----------------------------------------------------------------------------
 
-    def _log(self, phase: Phase, loss: torch.Tensor, accuracy: torch.Tensor, learning_rate: float) -> None:
-        loss_value, accuracy_value = self.accelerator.reduce(torch.stack([loss, accuracy]), "mean").tolist()  # pyright: ignore
-        now, (then, samples_then) = time.perf_counter(), self._last_log
-        self._last_log = (now, self.state.samples)
-        self.state.seconds += now - then
-        values = {
-            "loss": loss_value,
-            "accuracy": accuracy_value,
-            "logit_scale": self.flip.get_logit_scale().item(),
-            "learning_rate": learning_rate,
-            "samples_per_second": (self.state.samples - samples_then) / max(now - then, 1e-9),
-        }
-        self.progress.log(self.state.samples, phase=phase.name, **values)
-        self.progress.show(
-            loss=values["loss"], acc=values["accuracy"], scale=values["logit_scale"], lr=values["learning_rate"]
-        )
-        if not math.isfinite(loss_value):
-            logger.warning("The loss is %s after %d samples.", loss_value, self.state.samples)
+    def _log(self, phase: Phase, step: Step) -> None:
+        means: Any = self.accelerator.reduce(torch.stack([step.loss, step.accuracy]), "mean")
+        loss, accuracy = means.tolist()
+        speed = self.window.close(self.state.samples, self.state.steps)
+        self.state.seconds += speed.pop("seconds")
+        values = {"loss": loss, "accuracy": accuracy, **step.values(), **speed}
+        self.progress.log(self.state.samples, phase=phase.name, skipped_steps=self.state.skipped_steps, **values)
+        self.progress.show(loss=loss, acc=accuracy, scale=values["logit_scale"], lr=step.learning_rate)
 
     def _evaluate(self) -> dict[str, float]:
-        """Zero-shot accuracy on whole images, shared out over the processes."""
+        """Zero-shot accuracy of the weights that would be saved now."""
         if self.evaluation is None:
             return {}
-        start = time.perf_counter()
-        source, class_names = self.evaluation
-        device, image_size = self.accelerator.device, self.flip.config.vision_config.image_size  # pyright: ignore
-        self.flip.eval()
-        with self.accelerator.autocast():
-            prompts = setup.templates(self.arguments.data)
-            tokenizer = self.processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-            weights = class_embeddings(self.flip, tokenizer, class_names, prompts, device)
-            loader = setup.make_eval_loader(self.arguments.data, source, class_names, image_size, self.accelerator)
-            counts = count_zero_shot(self.flip, loader, weights, self.normalize)
-        self.flip.train()
-        if counts.refused:
-            logger.warning("The evaluation skipped images: %s", dict(counts.refused))
-        metrics = self._sum_counts(counts).metrics()
+        with self.window.pause():
+            if self.average is not None:
+                encoder = PairEncoder(self.average.module, self.autocast_dtype)  # pyright: ignore[reportArgumentType]
+            else:
+                encoder = self.distribution.whole_encoder()
+            metrics = validate(
+                encoder,
+                self.evaluation,
+                self.arguments.data,
+                tokenizer=self.processor.tokenizer,  # pyright: ignore[reportAttributeAccessIssue]
+                image_size=self.flip.config.vision_config.image_size,  # pyright: ignore
+                normalize=self.normalize,
+                accelerator=self.accelerator,
+            )
         self.progress.log(self.state.samples, zero_shot_top1=metrics["top1"], zero_shot_top5=metrics["top5"])
         self.progress.say(f"after {self.state.samples:,} samples: zero-shot top-1 {metrics['top1']:.1%}")
-        # Evaluation does not count as training time.
-        then, samples_then = self._last_log
-        self._last_log = (then + time.perf_counter() - start, samples_then)
         return metrics
-
-    def _sum_counts(self, counts: ZeroShotCounts) -> ZeroShotCounts:
-        local = torch.tensor([counts.correct1, counts.correct5, counts.total], device=self.accelerator.device)
-        correct1, correct5, total = self.accelerator.reduce(local, "sum").tolist()  # pyright: ignore
-        return ZeroShotCounts(correct1, correct5, total)
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Saves the model folder and the curves, and prints the summary."""
         refused = Counter()
         for counts in gather_object([dict(self.progress.refused)]):
             refused.update(counts)
+        weights = self._saved_weights()
         self.accelerator.wait_for_everyone()
         self.progress.close()
         if self.accelerator.is_main_process:
-            self.flip.eval().save_pretrained(self.output_dir)
-            self.processor.save_pretrained(self.output_dir)
-            write_recipe(self.arguments, self.output_dir / "recipe.yaml")
-            results = {
-                **metrics,
-                "refused": dict(refused),
-                "seconds": self.state.seconds,
-                "samples": self.state.samples,
-            }
-            (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            results = {**metrics, "refused": dict(refused), **asdict(self.state)}
+            save_run(self.output_dir, self.flip, weights, self.processor, self.arguments, results)
             boundary = self.phases[-1].start or None
             plot_curves(self.progress.records(), boundary, self.output_dir / "training_curves.png")
-            print(self._summary(metrics, refused))
+            class_names = self.evaluation[1] if self.evaluation is not None else ()
+            print(summary(self.flip, self.arguments, self.state, metrics, class_names, refused))
         self.accelerator.end_training()
 
-    def _summary(self, metrics: dict[str, float], refused: Counter) -> str:
-        vision = self.flip.config.vision_config
-        model_line = (
-            f"ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "  # pyright: ignore
-            f"{self.flip.num_parameters() / 1e6:.1f} M parameters, {self.state.samples:,} samples at mask ratio "
-            f"{self.arguments.model.mask_ratio:g}"
-        )
-        result_line = "not evaluated: name labelled data with --eval_data"
-        if self.evaluation is not None:
-            classes = len(self.evaluation[1])
-            result_line = (
-                f"zero-shot top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%} on {metrics['images']:.0f} images "
-                f"of {classes} classes (chance {1 / classes:.1%})"
-            )
-        return summary(
-            model_line=model_line,
-            result_line=result_line,
-            labels=self.evaluation[1][:2] if self.evaluation is not None else ("a cat", "a dog"),
-            seconds=self.state.seconds,
-            refused=refused,
-            output_dir=self.output_dir,
-        )
+    def _saved_weights(self) -> dict[str, torch.Tensor]:
+        """What a model folder of this run holds: the average where there is one."""
+        if self.average is not None:
+            return self.average.module.state_dict()
+        return self.distribution.state_dict()

@@ -14,7 +14,7 @@ import torch
 
 from flip_hf.losses import at_least_float32, contrastive_loss
 
-Embeds = tuple[torch.Tensor, torch.Tensor]
+Embeds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Encode = Callable[[dict[str, Any]], Embeds]
 
 
@@ -36,7 +36,6 @@ def _generator_state(device: torch.device) -> list[torch.Tensor]:
 def cached_backward(
     encode: Encode,
     micro_batches: list[dict[str, Any]],
-    get_logit_scale: Callable[[], torch.Tensor],
     backward: Callable[[torch.Tensor], None],
     no_sync: Callable[[], AbstractContextManager],
     device: torch.device,
@@ -44,9 +43,9 @@ def cached_backward(
     """Adds the gradient of the whole batch's loss to the parameters.
 
     Args:
-        encode: micro-batch to normalised (image_embeds, text_embeds); must use only the masks given in the batch.
+        encode: micro-batch to normalised image_embeds and text_embeds (B, E) and the factor on cosine similarities
+            (1,); must use only the masks given in the batch.
         micro_batches: the batch in pieces; one piece costs no second pass.
-        get_logit_scale: the factor on cosine similarities, with its graph.
         backward: takes a scalar to call backward on.
         no_sync: context in which processes do not average gradients.
         device: where the model lies.
@@ -55,7 +54,7 @@ def cached_backward(
         The loss and the accuracy of the batch, detached.
     """
     if len(micro_batches) == 1:
-        loss, accuracy = contrastive_loss(*encode(micro_batches[0]), get_logit_scale())
+        loss, accuracy = contrastive_loss(*encode(micro_batches[0]))
         backward(loss)
         return loss.detach(), accuracy
 
@@ -64,22 +63,23 @@ def cached_backward(
         for micro_batch in micro_batches:
             states.append(_generator_state(device))
             pieces.append(encode(micro_batch))
-    images, texts = (at_least_float32(torch.cat(parts)).requires_grad_() for parts in zip(*pieces, strict=True))
+    all_images, all_texts, scales = zip(*pieces, strict=True)
+    leaves = [
+        at_least_float32(value).requires_grad_() for value in (torch.cat(all_images), torch.cat(all_texts), scales[0])
+    ]
+    loss, accuracy = contrastive_loss(*leaves)
+    image_grads, text_grads, scale_grad = torch.autograd.grad(loss, leaves)
 
-    scale = get_logit_scale()
-    loss, accuracy = contrastive_loss(images, texts, scale)
-    image_grads, text_grads, scale_grad = torch.autograd.grad(loss, (images, texts, scale))
-
-    sizes = [piece[0].shape[0] for piece in pieces]
+    sizes = [images.shape[0] for images in all_images]
     last = len(micro_batches) - 1
     for i, (micro_batch, image_grad, text_grad) in enumerate(
         zip(micro_batches, image_grads.split(sizes), text_grads.split(sizes), strict=True)
     ):
         with nullcontext() if i == last else no_sync():
-            image, text = _with_generators(states[i], lambda batch=micro_batch: encode(batch), device)
+            images, texts, scale = _with_generators(states[i], lambda batch=micro_batch: encode(batch), device)
             # The gradient of this sum is the gradient of the loss through this micro-batch.
-            surrogate = (image * image_grad).sum() + (text * text_grad).sum()
+            surrogate = (images * image_grad).sum() + (texts * text_grad).sum()
             if i == last:  # the temperature's gradient travels with the one synchronised backward
-                surrogate = surrogate + (get_logit_scale() * scale_grad).sum()
+                surrogate = surrogate + (scale * scale_grad).sum()
             backward(surrogate)
     return loss.detach(), accuracy

@@ -11,12 +11,6 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
 class Progress:
     """The run's progress, shown and written by the main process alone.
 
@@ -52,6 +46,13 @@ class Progress:
 
     def advance(self, samples: int) -> None:
         self._bar.update(samples)
+
+    def rewind(self, samples: int) -> None:
+        """Goes back to an earlier point of the run."""
+        self._bar.reset()
+        self._bar.update(samples)
+        if self.accelerator.is_main_process:
+            self._forget_after(samples)
 
     def log(self, samples: int, **values: float | str) -> None:
         """Records values at this many samples, in the log, the bar and the trackers."""
@@ -114,26 +115,3 @@ def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path)
             panel.axvline(boundary, color="0.4", linestyle="--", linewidth=1, label="whole images from here")
     panels[1].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
-
-
-def summary(
-    *,
-    model_line: str,
-    result_line: str,
-    labels: tuple[str, ...],
-    seconds: float,
-    refused: Counter[str],
-    output_dir: Path,
-) -> str:
-    """The lines a run ends with: what was trained, how well it does, what was skipped, where it lies, how to use it."""
-    skipped = ", ".join(f"{count} x {reason}" for reason, count in refused.most_common()) or "none"
-    quoted = " ".join(f'"{label}"' for label in labels)
-    return "\n".join(
-        (
-            f"Trained   {model_line} in {_duration(seconds)}",
-            f"Result    {result_line}",
-            f"Skipped   {skipped}",
-            f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",
-            f"Use it    python scripts/zero_shot.py {output_dir} IMAGE --labels {quoted}",
-        )
-    )

@@ -143,6 +143,23 @@ def make_processor(config: FlipConfig, tokenizer: PreTrainedTokenizerBase, saved
     return FlipProcessor(image_processor, tokenizer)
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What matrix products are computed in; `auto` follows `accelerate launch`, else what the hardware can do."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "auto" and launched in ("no", "fp8"):
+        # Without matrix units for it, a CPU only emulates bfloat16.
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        able = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_amx()
+        precision = "bf16" if able else "fp32"
+    elif precision == "auto":
+        precision = launched
+    if precision == "fp16":
+        raise ValueError(
+            "`accelerate launch` asks for fp16, which would need a scaled loss; use --precision bf16, or fp32."
+        )
+    return torch.bfloat16 if precision == "bf16" else None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Data
 # ---------------------------------------------------------------------------------------------------------------------

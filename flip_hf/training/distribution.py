@@ -1,0 +1,136 @@
+"""Where Accelerate's kinds of distribution differ for us: accumulation, gradient norms, whole weights.
+
+Accelerate launches and wraps; this file only evens out what its interface leaves to the caller, so that the loop reads
+the same on one CPU, under DistributedDataParallel, FSDP2 and DeepSpeed ZeRO-1 and 2.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from flip_hf.modeling import FlipModel
+from flip_hf.training.encoder import PairEncoder
+
+
+class Distribution:
+    """The prepared model and optimizer of a run, whatever wraps them.
+
+    Args:
+        accelerator: the process layer.
+        encoder: the model, on any device.
+        make_optimizer: makes the optimizer of a module.
+        max_grad_norm: gradients are clipped to it, None does not clip.
+
+    Raises:
+        ValueError: Accelerate was configured with something that the contrastive loss does not allow.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        encoder: PairEncoder,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        max_grad_norm: float | None,
+    ):
+        self.accelerator, self.max_grad_norm = accelerator, max_grad_norm
+        self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self._check()
+        if self.is_deepspeed:
+            self._configure_deepspeed()
+        self.model, self.optimizer = accelerator.prepare(encoder, make_optimizer(encoder))
+        if self.is_deepspeed:
+            # Skips the step, on all processes, where a gradient is not finite; off by default in float32.
+            self.model.optimizer.check_grad_overflow = True
+
+    def _check(self) -> None:
+        if self.accelerator.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "Accelerate is configured with gradient_accumulation_steps, which would contrast each piece of a batch "
+                "with itself alone. Set it to 1 and give --micro_batch_size, which is exact."
+            )
+        if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
+            raise ValueError("FSDP version 1 is not supported; set fsdp_version: 2, as scripts/accelerate/fsdp2.yaml.")
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed else None
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError("DeepSpeed ZeRO-3 is not supported; use scripts/accelerate/zero2.yaml or fsdp2.yaml.")
+
+    def _configure_deepspeed(self) -> None:
+        plugin: Any = self.accelerator.state.deepspeed_plugin
+        # Pieces of a batch are added up, not averaged, and the loop says when a step is due.
+        plugin.deepspeed_config["gradient_accumulation_steps"] = 1
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # a label only: our batches are ready-made
+        plugin.deepspeed_config["gradient_clipping"] = self.max_grad_norm or 0.0
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Within it, gradients are added up on each process and not averaged over them."""
+        state = self.accelerator.gradient_state
+        state._set_sync_gradients(False)  # tells DeepSpeed that no step is due
+        try:
+            with self.accelerator.no_sync(self.model):
+                yield
+        finally:
+            state._set_sync_gradients(True)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a scalar."""
+        self.accelerator.backward(loss)
+
+    def clip_and_norm(self) -> float:
+        """Clips the gradients if so configured; their norm over all parameters before it, equal on all processes.
+
+        Not finite where a loss or gradient of any process was not.
+        """
+        if self.is_deepspeed:  # it has clipped, and stepped or skipped, within the last backward
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 0.0)
+            return float("nan") if self.accelerator.optimizer_step_was_skipped or norm is None else float(norm)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        if self.max_grad_norm is not None:
+            norm: Any = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+        else:
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        return float(_whole(norm))
+
+    def reset_moments(self) -> None:
+        """Makes the optimizer forget its moments, as a new one would; in place, since shards may refer to them."""
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+
+    # -- whole weights -------------------------------------------------------------------------------------------------
+
+    def whole_encoder(self) -> PairEncoder:
+        """The encoder with all its weights on each process, for passes that processes do not take together.
+
+        Sharded weights are gathered into a copy; every process must ask for it.
+        """
+        encoder = self.accelerator.unwrap_model(self.model)
+        if not self.accelerator.is_fsdp2:
+            return encoder
+        flip = FlipModel._from_config(copy.deepcopy(encoder.flip.config)).to(self.accelerator.device)
+        for name, value in flip.state_dict().items():
+            value.copy_(_whole(encoder.flip.state_dict()[name]))
+        return PairEncoder(flip, encoder.autocast_dtype)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The whole model's weights, for saving: on the main process, on the CPU; every process must ask for it."""
+        sharded = self.accelerator.unwrap_model(self.model).flip.state_dict()
+        weights = {}
+        for name, value in sharded.items():
+            whole = _whole(value)
+            if self.accelerator.is_main_process:
+                weights[name] = whole.cpu()
+        return weights
+
+
+def _whole(value: Any) -> torch.Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

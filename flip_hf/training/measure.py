@@ -1,0 +1,86 @@
+"""What is measured of a run: the step's numbers, and where its time goes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step came to.
+
+    Attributes:
+        loss, accuracy: of this process's part of the batch, on the device.
+        logit_scale: the factor on cosine similarities (1,), on the device.
+        learning_rate: of this step.
+        grad_norm: over all parameters and processes, before clipping; not finite where the step was skipped.
+        kept_patches: patches of an image that were encoded.
+        text_tokens: length of the texts in tokens, padding included.
+    """
+
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+    logit_scale: torch.Tensor
+    learning_rate: float
+    grad_norm: float
+    kept_patches: int
+    text_tokens: int
+
+    def values(self) -> dict[str, float]:
+        """What a log line holds of it beside loss and accuracy, which are means over the processes."""
+        return {
+            "logit_scale": self.logit_scale.item(),
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "kept_patches": self.kept_patches,
+            "text_tokens": self.text_tokens,
+        }
+
+
+class Window:
+    """The time between two log lines.
+
+    Args:
+        samples, steps: seen when it begins.
+    """
+
+    def __init__(self, samples: int, steps: int):
+        self._begin(samples, steps)
+
+    def _begin(self, samples: int, steps: int) -> None:
+        self._start, self._samples, self._steps = time.perf_counter(), samples, steps
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time within as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time within out: evaluation is not training."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def close(self, samples: int, steps: int) -> dict[str, float]:
+        """Ends the window and begins the next.
+
+        Returns:
+            Its `seconds`; `samples_per_second` of all processes; `step_seconds`, the mean of a step; `data_wait`, the
+            share of the time, from 0 to 1, that this process waited for data.
+        """
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        values = {
+            "seconds": seconds,
+            "samples_per_second": (samples - self._samples) / seconds,
+            "step_seconds": seconds / max(1, steps - self._steps),
+            "data_wait": self._waited / seconds,
+        }
+        self._begin(samples, steps)
+        return values
