@@ -64,7 +64,9 @@ class Distribution:
         plugin: Any = self.accelerator.state.deepspeed_plugin
         # Pieces of a batch are added up, not averaged, and the loop says when a step is due.
         plugin.deepspeed_config["gradient_accumulation_steps"] = 1
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1  # a label only: our batches are ready-made
+        # Labels only, our batches are ready-made; but they must agree with each other.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+        plugin.deepspeed_config["train_batch_size"] = self.accelerator.num_processes
         plugin.deepspeed_config["gradient_clipping"] = self.max_grad_norm or 0.0
 
     # -- a step --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import sys, torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
@@ -27,8 +28,14 @@ from tests.test_losses import PAIRS, make_batch, make_model, take
 
 kind, pieces, out, max_norm = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]) or None
 if kind == "zero2":
+    # Without a GPU, Accelerate takes each process for the only one; this tells it of the others.
+    import deepspeed
     from accelerate.utils import DeepSpeedPlugin
+    deepspeed.init_distributed("gloo")
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=1))
+    told = {"num_processes": torch.distributed.get_world_size(), "process_index": torch.distributed.get_rank()}
+    for state in (PartialState._shared_state, AcceleratorState._shared_state):
+        state.update(told)
 else:
     accelerator = Accelerator(cpu=True)
 if kind == "fsdp2":
@@ -112,10 +119,11 @@ def test_two_processes_take_the_step_of_one(kind, pieces, max_norm, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_zero2_takes_the_step_of_one(pieces, tmp_path):
-    """In float32, which DeepSpeed's own master weights are."""
-    ours, expected = run_two("zero2", pieces, tmp_path), one_process()
+@pytest.mark.parametrize(("pieces", "max_norm"), [(1, 0.0), (3, 0.5)])
+def test_zero2_takes_the_step_of_one(pieces, max_norm, tmp_path):
+    """In float32, which DeepSpeed's master weights are."""
+    ours, expected = run_two("zero2", pieces, tmp_path, max_norm), one_process(max_norm or None)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
-        assert (ours[name].double() - value.double()).abs().max() < 2e-5, name
+        if "k_proj.bias" not in name:  # its gradient is zero but for rounding, which Adam makes a whole step of
+            assert (ours[name].double() - value.double()).abs().max() < 1e-4 * max(1, value.abs().max()), name
