@@ -193,6 +193,8 @@ class FlipVisionEmbeddings(nn.Module):
         """Makes these embeddings of `side` x `side` patches of `patch_size`: fixed positions anew, learned ones by
         interpolation.
         """
+        if (patch_size, side * patch_size) == (self.config.patch_size, self.config.image_size):
+            return
         module: Any = self.position_embedding
         learned = self.config.position_embedding_type == "learned"
         table = self.positions(side, side) if learned else sincos_positions(side, self.config.hidden_size)

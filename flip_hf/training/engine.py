@@ -17,11 +17,11 @@ from flip_hf.data.loader import TrainLoader
 from flip_hf.data.sources import Source
 from flip_hf.evaluation.zero_shot import ZeroShotCounts, class_embeddings, count_zero_shot
 from flip_hf.modeling import FlipModel, FlipProcessor
-from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments, write_recipe
 from flip_hf.training.checkpoint import TrainState, save_checkpoint
 from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.masks import Masks
 from flip_hf.training.optimization import Phase, make_optimizer, plan_phases
 from flip_hf.training.progress import Progress, plot_curves, summary
 
@@ -57,6 +57,7 @@ class Trainer:
         self.processor, self.evaluation = processor, evaluation
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
+        self.masks = Masks(arguments.model, model.config)
         self.state = TrainState()
         self.flip = model
         optimizer = make_optimizer(model, self.options)
@@ -106,8 +107,9 @@ class Trainer:
         if phase.start > 0:
             # The official release tunes from the weights alone: the moments of the masked phase are dropped.
             self.optimizer.state.clear()
+        ratios = ", ".join(f"{ratio:.3g}" for ratio in phase.mask_ratios)
         self.progress.say(
-            f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {phase.mask_ratio:g}, peak learning rate "
+            f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {ratios}, peak learning rate "
             f"{phase.peak_lr:.3g}"
         )
 
@@ -123,7 +125,7 @@ class Trainer:
             group["lr"] = learning_rate
         loss, accuracy = cached_backward(
             self._encode,
-            [self._prepare(batch, phase.mask_ratio) for batch in micro_batches],
+            [self._prepare(batch, phase) for batch in micro_batches],
             self.flip.get_logit_scale,
             self.accelerator.backward,
             lambda: self.accelerator.no_sync(self.model),
@@ -135,17 +137,11 @@ class Trainer:
         self.optimizer.zero_grad()
         return loss, accuracy, learning_rate
 
-    def _prepare(self, batch: dict[str, Any], mask_ratio: float) -> dict[str, Any]:
-        """Moves a micro-batch to the device, normalises it there and draws its mask."""
+    def _prepare(self, batch: dict[str, Any], phase: Phase) -> dict[str, Any]:
+        """Moves a micro-batch to the device, normalises it there and draws its masks."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         batch["pixel_values"] = self.normalize(batch["pixel_values"])
-        if mask_ratio > 0:
-            num_patches = self.flip.config.vision_config.num_patches  # pyright: ignore
-            size = batch["pixel_values"].shape[0]
-            batch["ids_keep"] = random_masking(size, num_patches, mask_ratio, self.accelerator.device)
-        else:
-            batch["mask_ratio"] = 0
-        return batch
+        return self.masks(batch, phase, self.state.samples)
 
     def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = self.model(**batch)
@@ -230,7 +226,7 @@ class Trainer:
         model_line = (
             f"ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "  # pyright: ignore
             f"{self.flip.num_parameters() / 1e6:.1f} M parameters, {self.state.samples:,} samples at mask ratio "
-            f"{self.arguments.model.mask_ratio:g}"
+            f"{self.phases[0].mask_ratio:g}"
         )
         result_line = "not evaluated: name labelled data with --eval_data"
         if self.evaluation is not None:
