@@ -232,11 +232,16 @@ def option_names() -> list[str]:
     return [field.name for group in groups for field in dataclasses.fields(group)]
 
 
-def _recipe_as_argv(path: Path) -> list[str]:
-    """A recipe as command-line words, so that one parser types both (YAML reads 4e-6 as text)."""
+def _recipe_as_argv(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
+    """A recipe as command-line words, so that one parser types both (YAML reads 4e-6 as text).
+
+    Those of its `base`, another recipe of the same folder, come first: later words win.
+    """
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     _require(isinstance(recipe, dict), f"{path} is not a recipe: it must map option names to values.")
-    argv: list[str] = []
+    _require(path not in above, f"{path} has itself as its base.")
+    base = recipe.pop("base", None)
+    argv = _recipe_as_argv(_find_recipe(str(base), path.parent), (*above, path)) if base else []
     for key, value in recipe.items():
         if key not in option_names():
             close = difflib.get_close_matches(str(key), option_names(), n=1)

@@ -21,34 +21,46 @@ def resize_images(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
 
 
+def kept_tokens(context: int, text_mask_ratio: float) -> int:
+    """Number of tokens kept of a text, which counts as padded to the context (the paper: 16 of 32)."""
+    return int(context * (1 - text_mask_ratio))
+
+
+def check_masks(options: ModelArguments, text_config: Any, num_patches: int) -> None:
+    """Checks the masks against the model that they are for.
+
+    Raises:
+        ValueError: a ratio keeps too little of this model's images or texts, or text masking does not fit the model.
+    """
+    for ratio in (options.mask_ratio, options.mask_ratio_end or 0):
+        num_kept(num_patches, ratio)
+    if options.text_mask_ratio == 0:
+        return
+    if text_config.attend_to_padding:
+        raise ValueError(
+            "--text_mask_ratio shortens no text of a model that pads it again (attend_to_padding in its text "
+            "configuration). Leave it at 0."
+        )
+    context = text_config.max_position_embeddings
+    if kept_tokens(context, options.text_mask_ratio) < 2:
+        raise ValueError(
+            f"--text_mask_ratio {options.text_mask_ratio} keeps fewer than 2 of the context's {context} tokens; use a "
+            "lower one."
+        )
+
+
 class Masks:
     """Draws the masks of a run's batches, each once: both passes of gradient caching must see the same.
 
     Args:
         options: names the strategies.
         config: the model's.
-
-    Raises:
-        ValueError: a ratio keeps too little of this model's images or texts, or text masking does not fit the model.
     """
 
     def __init__(self, options: ModelArguments, config: FlipConfig):
         self.options = options
         self.vision: Any = config.vision_config
         self.text = config.get_text_config()
-        for ratio in (options.mask_ratio, options.mask_ratio_end or 0):
-            num_kept(self.vision.num_patches, ratio)
-        if options.text_mask_ratio > 0:
-            if self.text.attend_to_padding:
-                raise ValueError(
-                    "--text_mask_ratio shortens no text of a model that pads it again (attend_to_padding in its text "
-                    "configuration). Leave it at 0."
-                )
-            if self._kept_tokens(options.text_mask_ratio) < 2:
-                raise ValueError(
-                    f"--text_mask_ratio {options.text_mask_ratio} keeps fewer than 2 of the context's "
-                    f"{self.text.max_position_embeddings} tokens; use a lower one."
-                )
 
     def __call__(self, batch: dict[str, Any], phase: Phase, samples: int) -> dict[str, Any]:
         """Replaces in a batch what is masked.
@@ -81,18 +93,16 @@ class Masks:
             "mask_ratio": 0,
         }
 
-    def _kept_tokens(self, ratio: float) -> int:
-        return int(self.text.max_position_embeddings * (1 - ratio))
-
     def _texts(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
         if phase.text_mask_ratio == 0:
             return {}
         input_ids, pooling_type = batch["input_ids"], self.text.pooling_type
+        context = self.text.max_position_embeddings
         return mask_text(
             input_ids,
             batch["attention_mask"],
             strategy=self.options.text_mask_strategy,
-            kept=self._kept_tokens(phase.text_mask_ratio),
-            context=self.text.max_position_embeddings,
+            kept=kept_tokens(context, phase.text_mask_ratio),
+            context=context,
             pooled=None if pooling_type == "mean" else pooled_token(input_ids, pooling_type, self.text.eos_token_id),
         )

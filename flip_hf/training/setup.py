@@ -26,6 +26,7 @@ from flip_hf.training.arguments import (
     DataArguments,
     ModelArguments,
 )
+from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
 
@@ -82,16 +83,17 @@ def make_config(model: ModelArguments) -> FlipConfig:
     if model.model_name_or_path is not None:
         masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
         config = FlipConfig.from_pretrained(model.model_name_or_path, **masking)
-        new_sizes(model, config)  # a size that does not fit is told before a device is touched
-        return config
-    towers = model.tower_configs()
-    config = FlipConfig(
-        text_config=towers["text_config"],
-        vision_config=towers["vision_config"],
-        projection_dim=model.projection_dim,
-        logit_scale_init_value=model.logit_scale_init_value,
-    )
-    config.mask_ratio, config.mask_strategy = model.mask_ratio, model.drawn_strategy
+    else:
+        towers = model.tower_configs()
+        config = FlipConfig(
+            text_config=towers["text_config"],
+            vision_config=towers["vision_config"],
+            projection_dim=model.projection_dim,
+            logit_scale_init_value=model.logit_scale_init_value,
+        )
+        config.mask_ratio, config.mask_strategy = model.mask_ratio, model.drawn_strategy
+    sizes = new_sizes(model, config)
+    check_masks(model, config.get_text_config(), (sizes["image_size"] // sizes["patch_size"]) ** 2)
     return config
 
 
