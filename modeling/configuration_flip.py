@@ -34,6 +34,15 @@ def _check_heads(hidden_size: int, num_attention_heads: int) -> None:
         )
 
 
+def _of_vision_tower(name: str) -> Any:
+    """A property that is stored in `vision_config` alone."""
+
+    def write(config: Any, value: Any) -> None:
+        setattr(config.vision_config, name, value)
+
+    return property(lambda config: getattr(config.vision_config, name), write)
+
+
 @strict
 class FlipTextConfig(PreTrainedConfig):
     r"""Configuration of the text tower.
@@ -124,6 +133,8 @@ class FlipVisionConfig(PreTrainedConfig):
         initializer_factor: multiplies every random initialiser.
         mask_ratio: fraction of the patches dropped while `model.training`; `int(num_patches * (1 - mask_ratio))` are
             kept. Never applied in `eval()`, unless a call passes `mask_ratio` itself. The paper trains at 0.5 and 0.75.
+        mask_strategy: which patches are kept: `"random"` (FLIP), `"block"` (one block stays), `"grid"` (a regular
+            pattern stays) or `"gaussian"` (near the centre more often); see `masking_flip.py`.
         pooling_type: `"mean"`: mean over all tokens, the class token included, after the last LayerNorm (FLIP's code).
             `"cls"`: the class token (CLIP).
         position_embedding_type: `"sincos2d"`: a fixed table (FLIP, MAE). `"learned"`: a trained one (CLIP).
@@ -152,6 +163,7 @@ class FlipVisionConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
     mask_ratio: int | float = mask_ratio_field(default=0.5)
+    mask_strategy: Literal["random", "block", "grid", "gaussian"] = "random"
     pooling_type: Literal["mean", "cls"] = "mean"
     position_embedding_type: Literal["sincos2d", "learned"] = "sincos2d"
     use_pre_layernorm: bool = False
@@ -195,8 +207,8 @@ class FlipConfig(PreTrainedConfig):
             the official code does. `None`: not clipped, as `CLIPModel`.
         initializer_factor: multiplies the random initialisers of the projections and the classifier.
 
-    `mask_ratio` is `vision_config.mask_ratio` under a second name: it may be given to the constructor and to
-    `from_pretrained`, read and assigned.
+    `mask_ratio` and `mask_strategy` are those of `vision_config` under a second name: they may be given to the
+    constructor and to `from_pretrained`, read and assigned.
 
     Example:
 
@@ -244,14 +256,8 @@ class FlipConfig(PreTrainedConfig):
                 if isinstance(tower, PreTrainedConfig):
                     setattr(tower, name, value)
 
-    @property
-    def mask_ratio(self) -> int | float:
-        """Fraction of the patches dropped in training; stored in `vision_config` alone."""
-        return self.vision_config.mask_ratio  # pyright: ignore
-
-    @mask_ratio.setter
-    def mask_ratio(self, value: int | float) -> None:
-        self.vision_config.mask_ratio = value  # pyright: ignore
+    mask_ratio = _of_vision_tower("mask_ratio")
+    mask_strategy = _of_vision_tower("mask_strategy")
 
 
 __all__ = ["FlipConfig", "FlipTextConfig", "FlipVisionConfig"]

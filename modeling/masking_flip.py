@@ -1,11 +1,21 @@
-"""Which patches stay visible.
+"""Which patches, and which tokens of a text, stay visible.
 
-Letters: B samples, L patches of an image, K kept patches, C channels, P patch side, H x W patches in the grid.
+Letters: B samples, L patches of an image in a grid of H x W, K kept patches, C channels, P patch side, T tokens.
 A mask is the tensor `ids_keep` (B, K) of patch indices in raster order; the encoder sees nothing else. The order of the
 indices does not change a result, so they are kept sorted: better locality, and reproducible.
+
+The strategies of `MASK_STRATEGIES` differ in which patches they keep, never in how many. All draw on the device, from
+torch's default generator (`torch.manual_seed` makes them repeatable), and none waits for a GPU.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
+
+# Of GLIP's released code, which calls it a standard deviation; the image reaches from -1 to 1.
+GAUSSIAN_VARIANCE = 0.2
+TEXT_MASK_STRATEGIES = ("random", "prioritized")
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
@@ -37,6 +47,124 @@ def random_masking(batch_size: int, num_patches: int, mask_ratio: float, device:
     kept = num_kept(num_patches, mask_ratio)
     noise = torch.rand(batch_size, num_patches, device=device)  # (B, L)
     return noise.argsort(dim=1)[:, :kept].sort(dim=1).values  # (B, K)
+
+
+def block_masking(
+    batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str
+) -> torch.Tensor:
+    """Keeps one contiguous block of each image, at a uniformly random place.
+
+    As in CLIPA (Li et al. 2023), whose block is what stays; MAE's and BEiT's block-wise masking drops blocks instead.
+    The block has the shape of the grid; where no such rectangle has K patches, its first or last column is cut short.
+    The centre is kept more often than the border, as it lies in more blocks.
+
+    Returns:
+        `ids_keep` (B, K), int64, sorted along K.
+
+    Raises:
+        ValueError: see [`num_kept`].
+    """
+    rows, columns = grid
+    kept = num_kept(rows * columns, mask_ratio)
+    height = max(-(-kept // columns), round(math.sqrt(kept * rows / columns)))
+    width = -(-kept // height)
+    top = torch.randint(rows - height + 1, (batch_size, 1), device=device)  # (B, 1)
+    left = torch.randint(columns - width + 1, (batch_size, 1), device=device)  # (B, 1)
+    ids = torch.arange(kept, device=device)  # down the columns of the block
+    block = (ids % height * columns + ids // height).sort().values  # (K), at the top left
+    ids_keep = block + top * columns + left  # (B, K)
+    # The last patch of all would never be kept where the last column is short: turn half of the masks by 180 degrees.
+    turned = torch.rand(batch_size, 1, device=device) < 0.5
+    return torch.where(turned, rows * columns - 1 - ids_keep.flip(1), ids_keep)
+
+
+def _dither_ranks(rows: torch.Tensor, columns: torch.Tensor, bits: int) -> torch.Tensor:
+    """Bayer's ordered dither: as which of 4^bits each place (row, column) of a square of side 2^bits is filled."""
+    ranks = torch.zeros_like(rows ^ columns)
+    for bit in range(bits):
+        pair = 2 * ((rows ^ columns) >> bit & 1) + (rows >> bit & 1)  # 0 ... 3, diagonal neighbours first
+        ranks = ranks + (pair << 2 * (bits - 1 - bit))
+    return ranks
+
+
+def grid_masking(batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str) -> torch.Tensor:
+    """Keeps a regular pattern, shifted at random: one patch of each 2 x 2 at a ratio of 0.75, a chequerboard at 0.5.
+
+    MAE's grid-wise sampling is the pattern at 0.75, always in the same place. For other ratios and grids the pattern is
+    that of ordered dithering (Bayer 1973), whose patches lie as evenly as K of them can.
+
+    Returns:
+        `ids_keep` (B, K), int64, sorted along K.
+
+    Raises:
+        ValueError: see [`num_kept`].
+    """
+    rows, columns = grid
+    kept = num_kept(rows * columns, mask_ratio)
+    bits = (max(grid) - 1).bit_length()
+    shifts = torch.randint(2**bits, (2, batch_size, 1, 1), device=device)
+    row = (torch.arange(rows, device=device)[:, None] + shifts[0]) % 2**bits  # (B, H, 1)
+    column = (torch.arange(columns, device=device) + shifts[1]) % 2**bits  # (B, 1, W)
+    ranks = _dither_ranks(row, column, bits).flatten(1)  # (B, L), no two alike in a row
+    return ranks.argsort(dim=1)[:, :kept].sort(dim=1).values
+
+
+def gaussian_masking(
+    batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str
+) -> torch.Tensor:
+    """Keeps patches near the centre more often: GLIP (Liang and Larson 2024), as its released code draws them.
+
+    The density of a two-dimensional Gaussian is subtracted from uniform noise, and the K lowest are kept. With the
+    image from -1 to 1 and `GAUSSIAN_VARIANCE`, it is 0.8 in the centre and 0.005 in a corner.
+
+    Returns:
+        `ids_keep` (B, K), int64, sorted along K.
+
+    Raises:
+        ValueError: see [`num_kept`].
+    """
+    rows, columns = grid
+    kept = num_kept(rows * columns, mask_ratio)
+    y, x = (torch.linspace(-1, 1, n, device=device) if n > 1 else torch.zeros(1, device=device) for n in grid)
+    squares = (y[:, None] ** 2 + x**2).flatten()  # (L), from the centre
+    density = torch.exp(-squares / (2 * GAUSSIAN_VARIANCE)) / (2 * math.pi * GAUSSIAN_VARIANCE)
+    noise = torch.rand(batch_size, rows * columns, device=device) - density  # (B, L)
+    return noise.argsort(dim=1)[:, :kept].sort(dim=1).values
+
+
+def _random(batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str) -> torch.Tensor:
+    return random_masking(batch_size, grid[0] * grid[1], mask_ratio, device)
+
+
+MASK_STRATEGIES: dict[str, Callable[..., torch.Tensor]] = {
+    "random": _random,
+    "block": block_masking,
+    "grid": grid_masking,
+    "gaussian": gaussian_masking,
+}
+
+
+def draw_mask(
+    strategy: str, batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str
+) -> torch.Tensor:
+    """Draws the patches that stay, by the strategy of this name.
+
+    Args:
+        strategy: a key of `MASK_STRATEGIES`.
+        batch_size: B.
+        grid: rows H and columns W of patches.
+        mask_ratio: fraction of the patches dropped.
+        device: where the mask is drawn.
+
+    Returns:
+        `ids_keep` (B, K), int64, sorted along K.
+
+    Raises:
+        ValueError: there is no such strategy; see also [`num_kept`].
+    """
+    if strategy not in MASK_STRATEGIES:
+        raise ValueError(f"mask_strategy must be one of {', '.join(MASK_STRATEGIES)}, got {strategy!r}.")
+    return MASK_STRATEGIES[strategy](batch_size, grid, mask_ratio, device)
 
 
 def check_ids_keep(ids_keep: torch.Tensor, batch_size: int, num_patches: int) -> None:
@@ -73,3 +201,60 @@ def cut_patches(pixel_values: torch.Tensor, patch_size: int, ids_keep: torch.Ten
         return grid.reshape(batch_size, rows * columns, -1)  # (B, L, C * P * P)
     samples = torch.arange(batch_size, device=ids_keep.device)[:, None]  # (B, 1)
     return grid[samples, ids_keep // columns, ids_keep % columns].flatten(2)  # (B, K, C * P * P)
+
+
+def pooled_token(input_ids: torch.Tensor, pooling_type: str, eos_token_id: int | None) -> torch.Tensor:
+    """Which of the tokens (B, T) is the text's feature, for the pooling types that read a single one: (B,)."""
+    if pooling_type == "first":
+        return torch.zeros_like(input_ids[:, 0])
+    # int32: ONNX's argmax takes no int64.
+    scores = input_ids.int() if pooling_type == "argmax" else (input_ids == eos_token_id).int()
+    return scores.argmax(dim=1)
+
+
+def mask_text(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    strategy: str,
+    kept: int,
+    context: int,
+    pooled: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Shortens texts to `kept` tokens (FLIP, table 1c).
+
+    The tokens that stay keep their order and, as patches do, their positions: later positions are trained, too, and a
+    masked text is the whole text with some tokens hidden. The first token and the pooled one always stay.
+
+    Args:
+        input_ids, attention_mask: (B, T), padded on the right.
+        strategy: `"prioritized"` drops padding first, then tokens at random. `"random"` draws from all places of the
+            context, padding or not: a short text loses words, too.
+        kept: tokens that stay, at least 2.
+        context: the length to which the text counts as padded.
+        pooled: (B,), the place of the token that the model pools; see [`pooled_token`].
+
+    Returns:
+        `input_ids`, `attention_mask` and `position_ids`, (B, min(kept, T)): arguments of the text tower.
+
+    Raises:
+        ValueError: there is no such strategy.
+    """
+    if strategy not in TEXT_MASK_STRATEGIES:
+        raise ValueError(f"text_mask_strategy must be one of {', '.join(TEXT_MASK_STRATEGIES)}, got {strategy!r}.")
+    batch_size, length = input_ids.shape
+    missing = (0, max(context - length, 0))
+    input_ids, attention_mask = (torch.nn.functional.pad(x, missing) for x in (input_ids, attention_mask))
+    noise = torch.rand(input_ids.shape, device=input_ids.device)  # (B, context), the lowest stay
+    if strategy == "prioritized":
+        noise = noise + (attention_mask == 0)
+    noise[:, 0] = -1
+    if pooled is not None:
+        noise.scatter_(1, pooled[:, None].long(), -1)
+    # Sorted, so that text comes before padding; no row has more than T tokens of text.
+    position_ids = noise.argsort(dim=1)[:, :kept].sort(dim=1).values[:, :length]  # (B, min(kept, T))
+    return {
+        "input_ids": input_ids.gather(1, position_ids),
+        "attention_mask": attention_mask.gather(1, position_ids),
+        "position_ids": position_ids,
+    }

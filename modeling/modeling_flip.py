@@ -33,7 +33,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .clip_flip import ClipExchange
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
-from .masking_flip import check_ids_keep, cut_patches, num_kept, random_masking
+from .masking_flip import check_ids_keep, cut_patches, draw_mask, num_kept, pooled_token
+from .resizing_flip import Resizable, resize_patch_kernel, sincos_positions
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Outputs
@@ -122,21 +123,6 @@ class FlipOutput(ModelOutput):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
-    """The fixed 2D table of FLIP and MAE: (1 + grid_size^2, width), float32, the class token's row zero.
-
-    Half of the channels encode the column, then half the row; each half is sines, then cosines, of the integer
-    coordinate times 10000^(-i / (width / 4)).
-    """
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # (D / 4)
-    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies  # (grid, D / 4)
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D / 2)
-    columns = axis[None].expand(grid_size, -1, -1)  # (H, W, D / 2), varies along W
-    rows = axis[:, None].expand(-1, grid_size, -1)  # (H, W, D / 2), varies along H
-    table = torch.cat([columns, rows], dim=2).flatten(0, 1)  # (L, D)
-    return torch.cat([torch.zeros(1, width, dtype=table.dtype), table]).float()  # (1 + L, D)
-
-
 class FlipPatchEmbedding(nn.Module):
     """The projection of patches, with the parameters of a convolution whose stride is its kernel size.
 
@@ -203,8 +189,12 @@ class FlipVisionEmbeddings(nn.Module):
         return height // self.config.patch_size, width // self.config.patch_size
 
     @torch.no_grad()
-    def resize(self, side: int) -> None:
-        """Gives the positions a grid of `side` x `side` patches: fixed ones anew, learned ones by interpolation."""
+    def resize(self, side: int, patch_size: int) -> None:
+        """Makes these embeddings of `side` x `side` patches of `patch_size`: fixed positions anew, learned ones by
+        interpolation.
+        """
+        if (patch_size, side * patch_size) == (self.config.patch_size, self.config.image_size):
+            return
         module: Any = self.position_embedding
         learned = self.config.position_embedding_type == "learned"
         table = self.positions(side, side) if learned else sincos_positions(side, self.config.hidden_size)
@@ -214,7 +204,10 @@ class FlipVisionEmbeddings(nn.Module):
         if learned:
             module.num_embeddings = table.shape[0]
         self.position_ids = nn.Buffer(torch.arange(table.shape[0], device=table.device), persistent=False)
-        self.config.image_size = side * self.config.patch_size
+        if patch_size != self.config.patch_size:
+            kernel = resize_patch_kernel(self.patch_embedding.weight, patch_size)
+            self.patch_embedding.weight = nn.Parameter(kernel)
+        self.config.patch_size, self.config.image_size = patch_size, side * patch_size
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
         """The position table (1 + rows * columns, D), interpolated if the grid is not the model's own."""
@@ -421,15 +414,7 @@ def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
     init.copy_(module.position_ids, torch.arange(config.num_patches + 1))
 
 
-def _vision_tower(model: Any) -> Any:
-    if isinstance(model, FlipVisionModel):
-        return model
-    if not hasattr(model, "vision_model"):
-        raise NotImplementedError(f"{type(model).__name__} has no vision tower, whose positions could be resized.")
-    return model.vision_model
-
-
-class FlipPreTrainedModel(PreTrainedModel):
+class FlipPreTrainedModel(Resizable, PreTrainedModel):
     """What all FLIP models share: loading, saving, initialisation."""
 
     config: FlipConfig
@@ -474,30 +459,6 @@ class FlipPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
         elif isinstance(module, FlipModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-
-    def get_position_embeddings(self) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The image's positions: `nn.Embedding`, or the fixed table."""
-        return _vision_tower(self).embeddings.position_embedding  # pyright: ignore
-
-    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Makes the model one for images of another size, to fine-tune or run it there; before an optimizer is made.
-
-        Learned positions are interpolated (bicubic), fixed ones computed, as the official code does.
-
-        Args:
-            new_num_position_embeddings: (image side // patch side)^2 + 1, the class token's among them.
-
-        Raises:
-            ValueError: that is no square of patches and a class token.
-            NotImplementedError: the model has no vision tower.
-        """
-        side = math.isqrt(max(new_num_position_embeddings - 1, 0))
-        if side < 1 or side * side + 1 != new_num_position_embeddings:
-            raise ValueError(
-                f"{new_num_position_embeddings} is not the number of positions of a square image: (side in patches)^2 "
-                "+ 1."
-            )
-        _vision_tower(self).embeddings.resize(side)
 
     def save_pretrained(self, *args, **kwargs):
         """Saves as `PreTrainedModel` does; a published class names every auto class it answers to.
@@ -561,9 +522,7 @@ class FlipTextModel(FlipPreTrainedModel):
                 return hidden_states.mean(dim=1)
             weights = visible[:, :, None].to(hidden_states.dtype)  # (B, T, 1)
             return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
-        # int32: ONNX's argmax takes no int64.
-        scores = input_ids.int() if pooling_type == "argmax" else (input_ids == self.config.eos_token_id).int()
-        index = scores.argmax(dim=1)  # (B)
+        index = pooled_token(input_ids, pooling_type, self.config.eos_token_id)  # (B)
         return hidden_states[torch.arange(hidden_states.shape[0], device=index.device), index]
 
     @merge_with_config_defaults
@@ -631,9 +590,14 @@ class FlipVisionModel(FlipPreTrainedModel):
         self.post_init()
 
     def _choose_patches(
-        self, pixel_values: torch.Tensor, num_patches: int, mask_ratio: float | None, ids_keep: torch.Tensor | None
+        self,
+        pixel_values: torch.Tensor,
+        grid: tuple[int, int],
+        mask_ratio: float | None,
+        ids_keep: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """The visible patches (B, K), or None for all: the caller's, or drawn at the ratio that holds."""
+        num_patches = grid[0] * grid[1]
         if ids_keep is not None:
             if mask_ratio is not None:
                 raise ValueError("Pass ids_keep or mask_ratio, not both: ids_keep already says what is visible.")
@@ -643,7 +607,8 @@ class FlipVisionModel(FlipPreTrainedModel):
             mask_ratio = self.config.mask_ratio if self.training else 0
         if num_kept(num_patches, mask_ratio) == num_patches:
             return None
-        return random_masking(pixel_values.shape[0], num_patches, mask_ratio, pixel_values.device)
+        strategy = self.config.mask_strategy
+        return draw_mask(strategy, pixel_values.shape[0], grid, mask_ratio, pixel_values.device)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -669,8 +634,8 @@ class FlipVisionModel(FlipPreTrainedModel):
         """
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
-        rows, columns = self.embeddings.grid(pixel_values, interpolate_pos_encoding)
-        ids_keep = self._choose_patches(pixel_values, rows * columns, mask_ratio, ids_keep)
+        grid = self.embeddings.grid(pixel_values, interpolate_pos_encoding)
+        ids_keep = self._choose_patches(pixel_values, grid, mask_ratio, ids_keep)
 
         hidden_states = self.embeddings(pixel_values, ids_keep, interpolate_pos_encoding)  # (B, 1 + K, D)
         if self.config.use_pre_layernorm:

@@ -40,7 +40,17 @@ class ModelArguments:
     vision_config: str | None = _option(None, "FlipVisionConfig fields, as JSON; the paper's B/16 if not given")
     projection_dim: int = _option(512, "length of the shared embedding")
     logit_scale_init_value: float = _option(2.6592600369, "start value of log(1 / temperature)")
+    image_size: int | None = _option(None, "give the model of --model_name_or_path images of this size")
+    patch_size: int | None = _option(None, "give it patches of this size, as the paper's L/14 was made from L/16")
     mask_ratio: float = _option(0.5, "fraction of the patches dropped in the masked phase")
+    mask_strategy: str = _option(
+        "random", "which patches stay: random, block, grid or gaussian; or resize, all of a smaller image"
+    )
+    mask_ratio_end: float | None = _option(None, "mask ratio at the end of the masked phase; constant if not given")
+    mask_ratio_schedule: str = _option("linear", "linear or cosine, from --mask_ratio to --mask_ratio_end")
+    mask_ratio_steps: int = _option(4, "different mask ratios on that way, both ends included")
+    text_mask_ratio: float = _option(0.0, "fraction of the text's context dropped in the masked phase")
+    text_mask_strategy: str = _option("prioritized", "random, or prioritized: padding is dropped first")
     attn_implementation: str = _option("sdpa", "eager, sdpa, flex_attention or flash_attention_2")
     gradient_checkpointing: bool = _option(False, "recompute activations in backward to save memory")
 
@@ -51,8 +61,36 @@ class ModelArguments:
             f"--mask_ratio is the fraction of patches dropped and must be in [0, 1), got {self.mask_ratio}. Use 0 to "
             "train on whole images, 0.5 or 0.75 for the paper's settings.",
         )
+        self._check_masks()
         both = self.model_name_or_path and (self.text_config or self.vision_config)
         _require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
+        for name in ("image_size", "patch_size"):
+            size = getattr(self, name)
+            _require(size is None or size >= 1, f"--{name} counts pixels and must be at least 1, got {size}.")
+            _require(
+                size is None or self.model_name_or_path is not None,
+                f"--{name} changes the model of --model_name_or_path; give that of a new one in --vision_config.",
+            )
+
+    @property
+    def drawn_strategy(self) -> str:
+        """The model's own `mask_strategy`, for masks that it draws itself: only the trainer resizes."""
+        return "random" if self.mask_strategy == "resize" else self.mask_strategy
+
+    def _check_masks(self) -> None:
+        choices = {
+            "mask_strategy": ("random", "block", "grid", "gaussian", "resize"),
+            "mask_ratio_schedule": ("linear", "cosine"),
+            "text_mask_strategy": ("random", "prioritized"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            _require(value in allowed, f"--{name} is one of {', '.join(allowed)}, got {value!r}.")
+        for name in ("mask_ratio_end", "text_mask_ratio"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, f"--{name} is a fraction dropped, in [0, 1), got {value}.")
+        steps = self.mask_ratio_steps
+        _require(2 <= steps <= 32, f"--mask_ratio_steps must be between 2 and 32, both ends included, got {steps}.")
 
     def tower_configs(self) -> dict[str, dict]:
         """The fields given for the two towers, under `text_config` and `vision_config`."""
@@ -202,11 +240,16 @@ def option_names() -> list[str]:
     return [field.name for group in groups for field in dataclasses.fields(group)]
 
 
-def _recipe_as_argv(path: Path) -> list[str]:
-    """A recipe as command-line words, so that one parser types both (YAML reads 4e-6 as text)."""
+def _recipe_as_argv(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
+    """A recipe as command-line words, so that one parser types both (YAML reads 4e-6 as text).
+
+    Those of its `base`, another recipe of the same folder, come first: later words win.
+    """
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     _require(isinstance(recipe, dict), f"{path} is not a recipe: it must map option names to values.")
-    argv: list[str] = []
+    _require(path not in above, f"{path} has itself as its base.")
+    base = recipe.pop("base", None)
+    argv = _recipe_as_argv(_find_recipe(str(base), path.parent), (*above, path)) if base else []
     for key, value in recipe.items():
         if key not in option_names():
             close = difflib.get_close_matches(str(key), option_names(), n=1)

@@ -14,7 +14,6 @@ from accelerate.utils import gather_object
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.sources import Source
 from flip_hf.modeling import FlipModel, FlipProcessor
-from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training import average, setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import TrainState, find_checkpoints, load_checkpoint, save_checkpoint
@@ -23,6 +22,7 @@ from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import save_run, summary
 from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.health import Health, RunDiverged
+from flip_hf.training.masks import Masks
 from flip_hf.training.measure import Step, Window
 from flip_hf.training.optimization import Phase, make_optimizer, plan_phases
 from flip_hf.training.progress import Progress, plot_curves
@@ -60,6 +60,7 @@ class Trainer:
         self.processor, self.evaluation = processor, evaluation
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
+        self.masks = Masks(arguments.model, model.config)
         self.state = TrainState()
         self.flip = model
         self.autocast_dtype = setup.autocast_dtype(self.options.precision)
@@ -154,8 +155,9 @@ class Trainer:
         if phase.start > 0:
             # The official release tunes from the weights alone: the moments of the masked phase are dropped.
             self.distribution.reset_moments()
+        ratios = ", ".join(f"{ratio:.3g}" for ratio in phase.mask_ratios)
         self.progress.say(
-            f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {phase.mask_ratio:g}, peak learning rate "
+            f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {ratios}, peak learning rate "
             f"{phase.peak_lr:.3g}"
         )
 
@@ -170,7 +172,7 @@ class Trainer:
         learning_rate = phase.learning_rate(self.state.samples + self.options.batch_size)
         for group in distribution.optimizer.param_groups:
             group["lr"] = learning_rate
-        prepared = [self._prepare(batch, phase.mask_ratio) for batch in micro_batches]
+        prepared = [self._prepare(batch, phase) for batch in micro_batches]
         loss, accuracy = cached_backward(
             self._encode, prepared, distribution.backward, distribution.no_sync, self.accelerator.device
         )
@@ -184,21 +186,16 @@ class Trainer:
         distribution.optimizer.zero_grad()
         return Step(loss, accuracy, self._scale, learning_rate, grad_norm, *self._lengths(prepared[0]))
 
-    def _prepare(self, batch: dict[str, Any], mask_ratio: float) -> dict[str, Any]:
-        """Moves a micro-batch to the device, normalises it there and draws its mask."""
+    def _prepare(self, batch: dict[str, Any], phase: Phase) -> dict[str, Any]:
+        """Moves a micro-batch to the device, normalises it there and draws its masks."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         batch["pixel_values"] = self.normalize(batch["pixel_values"])
-        if mask_ratio > 0:
-            num_patches = self.flip.config.vision_config.num_patches  # pyright: ignore
-            size = batch["pixel_values"].shape[0]
-            batch["ids_keep"] = random_masking(size, num_patches, mask_ratio, self.accelerator.device)
-        else:
-            batch["mask_ratio"] = 0
-        return batch
+        return self.masks(batch, phase, self.state.samples)
 
     def _lengths(self, batch: dict[str, Any]) -> tuple[int, int]:
         """Patches encoded of an image and tokens of a text."""
-        whole = self.flip.config.vision_config.num_patches  # pyright: ignore
+        patch_size = self.flip.config.vision_config.patch_size  # pyright: ignore
+        whole = (batch["pixel_values"].shape[-1] // patch_size) ** 2
         kept = batch["ids_keep"].shape[1] if "ids_keep" in batch else whole
         return kept, batch["input_ids"].shape[1]
 

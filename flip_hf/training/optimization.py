@@ -6,27 +6,39 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from flip_hf.training.arguments import Arguments, OptimizationArguments
+from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationArguments
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one mask ratio and one learning-rate curve.
+    """A stretch of training with one learning-rate curve.
 
     Attributes:
         name: `masked` or `unmasked`.
         start, end: samples seen when it begins and ends.
-        mask_ratio: fraction of the patches dropped.
+        mask_ratios: fractions of the patches dropped, one after the other, each for an equal part of the phase.
         peak_lr: learning rate after the warm-up.
         warmup_samples: length of the linear warm-up.
+        text_mask_ratio: fraction of the text's context dropped.
     """
 
     name: str
     start: int
     end: int
-    mask_ratio: float
+    mask_ratios: tuple[float, ...]
     peak_lr: float
     warmup_samples: int
+    text_mask_ratio: float = 0.0
+
+    @property
+    def mask_ratio(self) -> float:
+        """The mask ratio that the phase begins with."""
+        return self.mask_ratios[0]
+
+    def mask_ratio_at(self, samples: int) -> float:
+        """The mask ratio at this many samples seen in the whole run."""
+        part = (samples - self.start) * len(self.mask_ratios) // (self.end - self.start)
+        return self.mask_ratios[min(part, len(self.mask_ratios) - 1)]
 
     def learning_rate(self, samples: int) -> float:
         """Linear warm-up from zero, then a half cosine to zero, at this many samples seen in the whole run."""
@@ -38,14 +50,26 @@ class Phase:
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
+    """The masked phase's mask ratios: few, as each makes tensors of another shape, which `torch.compile` compiles."""
+    start, end, steps = model.mask_ratio, model.mask_ratio_end, model.mask_ratio_steps
+    if end is None or end == start:
+        return (start,)
+    done = [step / (steps - 1) for step in range(steps)]  # from 0 to 1
+    if model.mask_ratio_schedule == "cosine":
+        done = [0.5 - 0.5 * math.cos(math.pi * x) for x in done]
+    return tuple(start * (1 - x) + end * x for x in done)
+
+
 def plan_phases(arguments: Arguments) -> list[Phase]:
     """The masked phase and, where asked for, the unmasked tuning after it; rates scaled by batch / 256."""
     options = arguments.optimization
     scale = options.batch_size / 256
+    ratios, text_ratio = plan_mask_ratios(arguments.model), arguments.model.text_mask_ratio
     middle, end = options.train_samples, options.train_samples + options.unmasked_samples
     phases = [
-        Phase("masked", 0, middle, arguments.model.mask_ratio, options.base_lr * scale, options.warmup_samples),
-        Phase("unmasked", middle, end, 0.0, options.unmasked_base_lr * scale, options.unmasked_warmup_samples),
+        Phase("masked", 0, middle, ratios, options.base_lr * scale, options.warmup_samples, text_ratio),
+        Phase("unmasked", middle, end, (0.0,), options.unmasked_base_lr * scale, options.unmasked_warmup_samples),
     ]
     return [phase for phase in phases if phase.end > phase.start]
 

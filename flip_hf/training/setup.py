@@ -26,6 +26,8 @@ from flip_hf.training.arguments import (
     DataArguments,
     ModelArguments,
 )
+from flip_hf.training.masks import check_masks
+from flip_hf.training.resizing import new_sizes, resized_image_processor
 
 
 class Normalize(nn.Module):
@@ -79,15 +81,19 @@ def make_config(model: ModelArguments) -> FlipConfig:
         ValueError: a field has the wrong type, or fields do not fit together.
     """
     if model.model_name_or_path is not None:
-        return FlipConfig.from_pretrained(model.model_name_or_path, mask_ratio=model.mask_ratio)
-    towers = model.tower_configs()
-    config = FlipConfig(
-        text_config=towers["text_config"],
-        vision_config=towers["vision_config"],
-        projection_dim=model.projection_dim,
-        logit_scale_init_value=model.logit_scale_init_value,
-    )
-    config.mask_ratio = model.mask_ratio
+        masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
+        config = FlipConfig.from_pretrained(model.model_name_or_path, **masking)
+    else:
+        towers = model.tower_configs()
+        config = FlipConfig(
+            text_config=towers["text_config"],
+            vision_config=towers["vision_config"],
+            projection_dim=model.projection_dim,
+            logit_scale_init_value=model.logit_scale_init_value,
+        )
+        config.mask_ratio, config.mask_strategy = model.mask_ratio, model.drawn_strategy
+    sizes = new_sizes(model, config)
+    check_masks(model, config.get_text_config(), (sizes["image_size"] // sizes["patch_size"]) ** 2)
     return config
 
 
@@ -110,6 +116,7 @@ def make_model(model: ModelArguments, config: FlipConfig, tokenizer: PreTrainedT
         flip = FlipModel.from_pretrained(
             model.model_name_or_path, config=config, attn_implementation=model.attn_implementation, dtype=torch.float32
         )
+        flip.resize_patch_embeddings(**new_sizes(model, config))
     if model.gradient_checkpointing:
         flip.gradient_checkpointing_enable()
     return flip.train()
@@ -123,17 +130,18 @@ def make_processor(config: FlipConfig, tokenizer: PreTrainedTokenizerBase, saved
     Args:
         config: gives the image size.
         tokenizer: the text's side.
-        saved: a model folder or Hub id whose image processor is taken over, statistics and all.
+        saved: a model folder or Hub id whose image processor is taken over, statistics and all but the image size.
 
     Raises:
         ValueError: there is none.
     """
+    size = config.vision_config.image_size  # pyright: ignore
     if saved is not None:
         try:
-            return FlipProcessor(AutoImageProcessor.from_pretrained(saved), tokenizer)
+            image_processor = AutoImageProcessor.from_pretrained(saved)
         except OSError as error:
             raise ValueError(f"{saved!r} has no image processor; save one beside the model.") from error
-    size = config.vision_config.image_size  # pyright: ignore
+        return FlipProcessor(resized_image_processor(image_processor, size), tokenizer)
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
@@ -39,9 +41,23 @@ def test_mask_ratio_survives_saving_and_can_be_overridden_in_loading(tmp_path):
     assert FlipVisionConfig.from_pretrained(tmp_path).mask_ratio == 0.75
 
 
+def test_the_mask_strategy_is_the_vision_towers_and_random_where_a_saved_one_has_none(tmp_path):
+    config = FlipConfig(mask_strategy="block")
+    assert config.vision_config.mask_strategy == "block" and "mask_strategy" not in config.to_dict()
+    config.save_pretrained(tmp_path)
+    assert FlipConfig.from_pretrained(tmp_path).mask_strategy == "block"
+    assert FlipConfig.from_pretrained(tmp_path, mask_strategy="grid").vision_config.mask_strategy == "grid"
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["vision_config"]["mask_strategy"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert FlipConfig.from_pretrained(tmp_path).mask_strategy == "random"
+
+
 @pytest.mark.parametrize(
     ("config_class", "fields", "message"),
     [
+        (FlipVisionConfig, {"mask_strategy": "resize"}, "mask_strategy"),
+        (FlipConfig, {"mask_strategy": "blocks"}, "mask_strategy"),
         (FlipVisionConfig, {"image_size": 225}, "224 and 240"),
         (FlipVisionConfig, {"hidden_size": 770}, "multiple of num_attention_heads"),
         (FlipVisionConfig, {"image_size": 32, "mask_ratio": 0.9}, "keeps none of the 4 patches"),

@@ -13,7 +13,7 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
-from flip_hf.modeling.modeling_flip import sincos_positions
+from flip_hf.modeling.resizing_flip import sincos_positions
 from tests.conftest import IMAGE_SIZE, NUM_PATCHES, randomize, tiny_config
 
 

@@ -1,7 +1,21 @@
+import itertools
+import math
+from typing import get_args
+
 import pytest
 import torch
 
-from flip_hf.modeling.masking_flip import cut_patches, num_kept, random_masking
+from flip_hf import FlipModel, FlipVisionConfig
+from flip_hf.modeling.masking_flip import (
+    MASK_STRATEGIES,
+    cut_patches,
+    draw_mask,
+    mask_text,
+    num_kept,
+    pooled_token,
+    random_masking,
+)
+from tests.conftest import randomize, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -17,20 +31,84 @@ def test_a_ratio_that_keeps_nothing_is_refused(ratio):
         num_kept(16, ratio)
 
 
-def test_masks_are_sorted_subsets_that_differ_by_sample_and_step():
-    first, second = (random_masking(64, 16, 0.5, "cpu") for _ in range(2))
-    assert first.shape == (64, 8)
-    assert (first.diff(dim=1) > 0).all()  # sorted, and no patch twice
-    assert 0 <= first.min() and first.max() < 16
-    assert len({tuple(row) for row in first.tolist()}) > 60
-    assert not torch.equal(first, second)
+@pytest.mark.parametrize("strategy", MASK_STRATEGIES)
+@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (7, 7), (4, 9), (13, 5), (1, 8), (6, 1)])
+@pytest.mark.parametrize("ratio", [0, 0.3, 0.5, 0.6180339, 0.75, 0.83])
+def test_masks_are_sorted_subsets_of_exactly_the_right_size(strategy, grid, ratio):
+    num_patches = math.prod(grid)
+    ids_keep = draw_mask(strategy, 200, grid, ratio, "cpu")
+    assert ids_keep.shape == (200, num_kept(num_patches, ratio)) and ids_keep.dtype == torch.int64
+    assert (ids_keep.diff(dim=1) > 0).all()  # sorted, and no patch twice
+    assert 0 <= ids_keep.min() and ids_keep.max() < num_patches
 
 
-def test_masks_follow_the_torch_generator():
+@pytest.mark.parametrize("strategy", MASK_STRATEGIES)
+def test_masks_differ_by_sample_and_step_and_follow_the_torch_generator(strategy):
     torch.manual_seed(7)
-    first = random_masking(4, 16, 0.5, "cpu")
+    first, second = (draw_mask(strategy, 64, (14, 14), 0.7, "cpu") for _ in range(2))
+    assert len({tuple(row) for row in first.tolist()}) > 30 and not torch.equal(first, second)
     torch.manual_seed(7)
-    assert torch.equal(first, random_masking(4, 16, 0.5, "cpu"))
+    assert torch.equal(first, draw_mask(strategy, 64, (14, 14), 0.7, "cpu"))
+
+
+@pytest.mark.parametrize("strategy", MASK_STRATEGIES)
+def test_masks_are_drawn_on_the_device_without_reading_it(strategy):
+    """The meta device has no values: a strategy that looked at one would fail, as it would stall a GPU."""
+    assert draw_mask(strategy, 8, (14, 14), 0.5, "meta").shape == (8, 98)
+
+
+def test_an_unknown_strategy_is_refused_and_the_configuration_knows_the_same_ones():
+    with pytest.raises(ValueError, match="one of random, block, grid, gaussian, got 'blocks'"):
+        draw_mask("blocks", 8, (4, 4), 0.5, "cpu")
+    assert get_args(FlipVisionConfig.__annotations__["mask_strategy"]) == tuple(MASK_STRATEGIES)
+
+
+def frequencies(strategy: str, grid: tuple[int, int], ratio: float) -> torch.Tensor:
+    """How often each patch is kept."""
+    ids_keep = draw_mask(strategy, 20_000, grid, ratio, "cpu")
+    return (torch.bincount(ids_keep.flatten(), minlength=math.prod(grid)) / 20_000).view(grid)
+
+
+def as_pictures(ids_keep: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Masks (B, H, W), true where a patch is kept."""
+    kept = torch.zeros(len(ids_keep), math.prod(grid), dtype=torch.bool)
+    return kept.scatter_(1, ids_keep, True).view(-1, *grid)
+
+
+@pytest.mark.parametrize(("ratio", "shape"), [(0.75, (7, 7)), (0.5, (10, 10)), (0.9, (4, 5))])
+def test_a_block_is_one_rectangle_but_for_the_end_of_a_column(ratio, shape):
+    kept = num_kept(196, ratio)
+    for picture in as_pictures(draw_mask("block", 100, (14, 14), ratio, "cpu"), (14, 14)):
+        rows, columns = picture.any(1).nonzero(), picture.any(0).nonzero()
+        box = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert box.shape == shape and box.sum() == kept
+        full = box.all(0)  # the columns without a gap
+        assert full.sum() >= shape[1] - 1 and full[1:-1].all()
+        for column in box.T[~full]:
+            assert column.int().diff().abs().sum() == 1  # its gap lies at one end
+    assert frequencies("block", (14, 14), ratio).min() > 0
+
+
+def test_a_grid_keeps_the_same_patch_of_each_window():
+    pictures = as_pictures(draw_mask("grid", 200, (14, 14), 0.75, "cpu"), (14, 14))
+    windows = pictures.unflatten(1, (7, 2)).unflatten(3, (7, 2)).transpose(2, 3)  # (B, 7, 7, 2, 2)
+    assert (windows == windows[:, :1, :1]).all() and (windows.sum((3, 4)) == 1).all()
+    assert len({tuple(window) for window in windows[:, 0, 0].flatten(1).tolist()}) == 4
+    chequered = as_pictures(draw_mask("grid", 50, (14, 14), 0.5, "cpu"), (14, 14))
+    assert (chequered[:, 1:] != chequered[:, :-1]).all() and (chequered[:, :, 1:] != chequered[:, :, :-1]).all()
+    # Where K fits no pattern, no 4 x 4 window has more than two patches more than another.
+    uneven = as_pictures(draw_mask("grid", 200, (12, 16), 0.6, "cpu"), (12, 16))
+    counts = uneven.unflatten(1, (3, 4)).unflatten(3, (4, 4)).sum((2, 4))
+    assert (counts.amax((1, 2)) - counts.amin((1, 2))).max() <= 2
+    assert (frequencies("grid", (7, 9), 0.6) - 25 / 63).abs().max() < 0.06
+
+
+def test_a_gaussian_keeps_the_centre_more_often_than_the_border_and_alike_on_all_sides():
+    kept = frequencies("gaussian", (14, 14), 0.75)
+    assert kept[6:8, 6:8].mean() > 0.7 and kept[0].mean() < 0.15
+    assert all((a >= b - 0.02) for a, b in itertools.pairwise(kept.diagonal()[7:].tolist()))
+    for mirrored in (kept.flip(0), kept.flip(1), kept.T):
+        assert (kept - mirrored).abs().max() < 0.03
 
 
 def test_every_patch_is_kept_equally_often():
@@ -52,3 +130,81 @@ def test_selected_patches_are_the_selected_ones():
     every = cut_patches(images, 4)
     for sample in range(2):
         assert torch.equal(cut_patches(images, 4, ids_keep)[sample], every[sample, ids_keep[sample]])
+
+
+@pytest.mark.parametrize("strategy", MASK_STRATEGIES)
+def test_a_model_trains_a_step_with_each_strategy(strategy, images, texts):
+    model = FlipModel(tiny_config(mask_strategy=strategy, mask_ratio=0.75)).train()
+    torch.manual_seed(3)
+    outputs = model(pixel_values=images, return_loss=True, **texts)
+    outputs.loss.backward()
+    assert model.vision_model.embeddings.patch_embedding.weight.grad.isfinite().all()
+    torch.manual_seed(3)
+    assert torch.equal(outputs.ids_keep, draw_mask(strategy, 3, (4, 4), 0.75, "cpu"))
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+
+def padded_texts(lengths: list[int], eos: int = 599) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random texts that begin with 1 and end with `eos`, padded on the right with 0."""
+    attention_mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    input_ids = torch.randint(2, 590, attention_mask.shape) * attention_mask
+    input_ids[:, 0] = 1
+    input_ids.scatter_(1, torch.tensor(lengths)[:, None] - 1, eos)
+    return input_ids, attention_mask
+
+
+@pytest.mark.parametrize("strategy", ["random", "prioritized"])
+def test_texts_are_shortened_as_one_by_one(strategy):
+    """The reference: each text padded to the context, its places shuffled, the first `kept` of them taken in order."""
+    lengths = [2, 3, 6, 9, 12, 12] * 50
+    input_ids, attention_mask = padded_texts(lengths)
+    pooled = pooled_token(input_ids, "eos", 599)
+    masked = mask_text(input_ids, attention_mask, strategy=strategy, kept=6, context=16, pooled=pooled)
+    assert {name: tuple(tensor.shape) for name, tensor in masked.items()} == dict.fromkeys(masked, (300, 6))
+    torch.manual_seed(1)
+    again = mask_text(input_ids, attention_mask, strategy=strategy, kept=6, context=16, pooled=pooled)
+    torch.manual_seed(1)
+    noise = torch.rand(300, 16).tolist()
+    for row, length in enumerate(lengths):
+        drop_last = [0 if place in (0, length - 1) else 1 for place in range(16)]
+        if strategy == "prioritized":
+            drop_last = [drop + (place >= length) for place, drop in enumerate(drop_last)]
+        order = sorted(range(16), key=lambda place: (drop_last[place], noise[row][place]))
+        places = sorted(order[:6])
+        text = [int(input_ids[row, place]) if place < length else 0 for place in places]
+        assert again["input_ids"][row].tolist() == text
+        assert again["position_ids"][row].tolist() == places
+        assert again["attention_mask"][row].tolist() == [int(place < length) for place in places]
+    words = masked["attention_mask"].sum(1)
+    if strategy == "prioritized":
+        assert torch.equal(words, torch.tensor(lengths).clamp(max=6))  # no word is dropped while padding remains
+    else:
+        assert words[0] == 2 and (words[torch.tensor(lengths) == 9] < 6).any()
+
+
+@pytest.mark.parametrize("strategy", ["random", "prioritized"])
+@pytest.mark.parametrize(("pooling", "causal"), [("first", False), ("mean", False), ("eos", True), ("argmax", True)])
+def test_a_masked_text_is_the_whole_text_with_tokens_hidden(pooling, causal, strategy):
+    """And with it: the pooled token is still the pooled one, and the first is still there."""
+    text = {"pooling_type": pooling, "causal": causal, "eos_token_id": 599, "bos_token_id": 1}
+    model = randomize(FlipModel(tiny_config(text=text))).eval()
+    input_ids, attention_mask = padded_texts([4, 9, 12, 3, 12, 7])
+    pooled = None if pooling == "mean" else pooled_token(input_ids, pooling, 599)
+    masked = mask_text(input_ids, attention_mask, strategy=strategy, kept=5, context=16, pooled=pooled)
+    assert (masked["input_ids"][:, 0] == 1).all()
+    if causal:
+        assert (masked["input_ids"] == 599).any(1).all()
+    hidden = torch.zeros(6, 16, dtype=torch.long).scatter_(1, masked["position_ids"], masked["attention_mask"])
+    whole = model.get_text_features(input_ids, attention_mask=hidden[:, :12]).pooler_output
+    torch.testing.assert_close(model.get_text_features(**masked).pooler_output, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_short_texts_stay_as_they_are_where_padding_is_dropped_first():
+    input_ids, attention_mask = padded_texts([3, 5, 4])
+    masked = mask_text(input_ids, attention_mask, strategy="prioritized", kept=8, context=16)
+    assert torch.equal(masked["input_ids"], input_ids) and torch.equal(masked["attention_mask"], attention_mask)
+    assert mask_text(input_ids, attention_mask, strategy="random", kept=8, context=16)["input_ids"].shape == (3, 5)
+    with pytest.raises(ValueError, match="one of random, prioritized, got 'syntax'"):
+        mask_text(input_ids, attention_mask, strategy="syntax", kept=8, context=16)

@@ -12,7 +12,7 @@ from flip_hf import FlipModel
 from flip_hf.conversion.official import entries_of, read_official
 from flip_hf.conversion.t5x import T5XCheckpoint
 from flip_hf.losses import contrastive_loss
-from flip_hf.modeling.modeling_flip import sincos_positions
+from flip_hf.modeling.resizing_flip import sincos_positions
 from tests.conftest import randomize
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from flip_hf.training.arguments import option_names, parse_arguments, write_recipe
 from flip_hf.training.optimization import is_decayed, make_optimizer, plan_phases
+from flip_hf.training.resizing import new_sizes
 from flip_hf.training.setup import make_config
 from tests.conftest import tiny_config
 
@@ -38,20 +40,40 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
-def test_every_recipe_is_valid_and_the_papers(recipe):
+def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
     arguments = parse(recipe, *([] if recipe == "shapes" else ["--train_data", "x"]))
+    if arguments.model.model_name_or_path is not None:
+        # What it goes on with is what another recipe leaves.
+        source = Path(arguments.model.model_name_or_path)
+        make_config(parse(source.name, "--train_data", "x").model).save_pretrained(tmp_path / source)
+        monkeypatch.chdir(tmp_path)
     config = make_config(arguments.model)
-    assert arguments.model.mask_ratio == config.mask_ratio == 0.5
+    assert arguments.model.mask_ratio == config.mask_ratio == (0.75 if "mask75" in recipe else 0.5)
     if recipe == "shapes":
         return
+    size, patch_size = re.match(r"vit_([blh])(\d+)", recipe).groups()
     vision, text = config.vision_config, config.text_config
-    width = {"b": 768, "l": 1024, "h": 1280}[recipe[4]]
-    assert (vision.hidden_size, vision.patch_size) == (width, int(recipe[-2:]))
-    assert config.projection_dim == {"b": 512, "l": 768, "h": 1024}[recipe[4]]
+    assert vision.hidden_size == {"b": 768, "l": 1024, "h": 1280}[size]
+    assert new_sizes(arguments.model, config) == {"image_size": 224, "patch_size": int(patch_size)}
+    assert config.projection_dim == {"b": 512, "l": 768, "h": 1024}[size]
     assert vision.hidden_size // vision.num_attention_heads in (64, 80)
     assert text.hidden_size // text.num_attention_heads == 64
-    masked, unmasked = plan_phases(arguments)
-    assert masked.peak_lr == pytest.approx(1.024e-3) and unmasked.peak_lr == pytest.approx(1.024e-5)
+    phases = {phase.name: phase for phase in plan_phases(arguments)}
+    rates = {name: phase.peak_lr for name, phase in phases.items()}
+    samples = {name: phase.end - phase.start for name, phase in phases.items()}
+    expected = {"masked": (1.024e-3, 12_800_000_000), "unmasked": (1.024e-5, 128_000_000)}
+    if recipe == "vit_l14":
+        del expected["masked"]
+    elif recipe.endswith("_2x"):
+        expected["masked"] = (0.512e-3, 25_600_000_000)
+    elif "mask" in recipe:
+        scale = 0.5 if "mask50" in recipe else 1
+        expected = {"masked": (scale * 1.024e-3, 2_560_000_000), "unmasked": (scale * 1.024e-5, 128_000_000)}
+    if "text50" in recipe:
+        assert phases["masked"].text_mask_ratio == 0.5
+        del expected["unmasked"]
+    assert rates == pytest.approx({name: rate for name, (rate, _) in expected.items()})
+    assert samples == {name: number for name, (_, number) in expected.items()}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +90,17 @@ def test_every_recipe_is_valid_and_the_papers(recipe):
         (["--vision_config", "hidden"], "--vision_config must be JSON"),
         (["--model_name_or_path", "x"], "not both"),
         (["--maskratio", "0.5"], "maskratio"),
+        (
+            ["--mask_strategy", "blocks"],
+            "--mask_strategy is one of random, block, grid, gaussian, resize, got 'blocks'",
+        ),
+        (["--text_mask_strategy", "syntax"], "--text_mask_strategy is one of random, prioritized"),
+        (["--mask_ratio_schedule", "step"], "--mask_ratio_schedule is one of linear, cosine"),
+        (["--mask_ratio_end", "1"], r"--mask_ratio_end is a fraction dropped, in \[0, 1\), got 1"),
+        (["--text_mask_ratio", "-1"], "--text_mask_ratio is a fraction"),
+        (["--mask_ratio_steps", "1"], "--mask_ratio_steps must be between 2 and 32"),
+        (["--patch_size", "16"], "--patch_size changes the model of --model_name_or_path"),
+        (["--image_size", "0"], "--image_size counts pixels"),
     ],
 )
 def test_bad_values_are_refused_by_name(argv, message):
@@ -83,9 +116,24 @@ def test_a_recipe_with_an_unknown_key_suggests_the_right_one(tmp_path):
         parse("vit_b17")
 
 
+def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
+    (tmp_path / "first.yaml").write_text("train_data: x\nbatch_size: 512\nbase_lr: 1e-5\n")
+    (tmp_path / "second.yaml").write_text("base: first\nbatch_size: 256\ncrop_area: [0.4, 1.0]\n")
+    (tmp_path / "third.yaml").write_text("base: second\ncrop_area: [0.3, 0.9]\n")
+    arguments = parse_arguments(["third"], tmp_path, default_recipe="third")
+    assert (arguments.data.train_data, arguments.data.crop_area) == ("x", [0.3, 0.9])
+    assert (arguments.optimization.batch_size, arguments.optimization.base_lr) == (256, 1e-5)
+    (tmp_path / "first.yaml").write_text("base: third\n")
+    with pytest.raises(ValueError, match="third.yaml has itself as its base"):
+        parse_arguments(["third"], tmp_path, default_recipe="third")
+    (tmp_path / "first.yaml").write_text("base: zeroth\n")
+    with pytest.raises(FileNotFoundError, match="no recipe 'zeroth'"):
+        parse_arguments(["third"], tmp_path, default_recipe="third")
+
+
 def test_options_are_the_frozen_set():
     """Each option doubles the untested space: add one only in a commit that says why."""
-    assert len(option_names()) == len(set(option_names())) == 53
+    assert len(option_names()) == len(set(option_names())) == 61
 
 
 def test_learning_rate_warms_up_in_samples_and_falls_as_a_cosine():
@@ -102,6 +150,18 @@ def test_phases_follow_each_other():
     masked, unmasked = plan_phases(parse("--train_samples", "1000", "--unmasked_samples", "100"))
     assert (masked.end, unmasked.start, unmasked.end, unmasked.mask_ratio) == (1000, 1000, 1100, 0)
     assert [p.name for p in plan_phases(parse("--unmasked_samples", "0"))] == ["masked"]
+
+
+def test_mask_ratios_go_from_one_end_to_the_other_in_a_few_steps():
+    argv = ["--train_samples", "1000", "--mask_ratio", "0.75", "--mask_ratio_end", "0.25"]
+    masked, unmasked = plan_phases(parse(*argv, "--unmasked_samples", "100", "--mask_ratio_steps", "3"))
+    assert masked.mask_ratios == (0.75, 0.5, 0.25) and unmasked.mask_ratios == (0,)
+    ratios = [masked.mask_ratio_at(samples) for samples in (0, 333, 334, 666, 667, 999, 1000)]
+    assert ratios == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0.25] and unmasked.mask_ratio_at(1050) == 0
+    cosine = plan_phases(parse(*argv, "--mask_ratio_schedule", "cosine", "--mask_ratio_steps", "5"))[0].mask_ratios
+    assert (cosine[0], cosine[2], cosine[4]) == pytest.approx((0.75, 0.5, 0.25))
+    assert 0.7 > cosine[1] > 0.625 and 0.375 > cosine[3] > 0.3  # slow at both ends
+    assert plan_phases(parse("--mask_ratio", "0.5"))[0].mask_ratios == (0.5,)
 
 
 def test_weight_decay_reaches_what_the_official_code_decays():

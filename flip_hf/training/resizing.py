@@ -1,0 +1,32 @@
+"""Goes on with a saved model at another image or patch size: 224 to 336, or the paper's L/14 out of its L/16."""
+
+from typing import Any
+
+from flip_hf.modeling import FlipConfig, FlipVisionConfig
+from flip_hf.training.arguments import ModelArguments
+
+
+def new_sizes(model: ModelArguments, config: FlipConfig) -> dict[str, int]:
+    """The `image_size` and `patch_size` of a run that goes on with the model of `config`.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: the patches do not fill the image, or the mask keeps none of them.
+    """
+    sizes = {name: getattr(model, name) or getattr(config.vision_config, name) for name in ("image_size", "patch_size")}
+    FlipVisionConfig(**sizes, mask_ratio=model.mask_ratio)
+    return sizes
+
+
+def resized_image_processor(image_processor: Any, image_size: int) -> Any:
+    """The image processor for images of this side; the same object where it already is.
+
+    A short side that is resized larger than what is cut out of it stays so, in proportion.
+    """
+    fields = image_processor.to_dict()
+    old = fields["crop_size"]["height"]
+    if old == image_size:
+        return image_processor
+    square = {"height": image_size, "width": image_size}
+    edge = fields["size"].get("shortest_edge")
+    size = square if edge is None else {"shortest_edge": round(edge * image_size / old)}
+    return type(image_processor).from_dict(fields, size=size, crop_size=square)

@@ -1,0 +1,104 @@
+"""Positions and patch projections for images and patches of any size."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
+    """The fixed 2D table of FLIP and MAE: (1 + grid_size^2, width), float32, the class token's row zero.
+
+    Half of the channels encode the column, then half the row; each half is sines, then cosines, of the integer
+    coordinate times 10000^(-i / (width / 4)).
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # (D / 4)
+    angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies  # (grid, D / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D / 2)
+    columns = axis[None].expand(grid_size, -1, -1)  # (H, W, D / 2), varies along W
+    rows = axis[:, None].expand(-1, grid_size, -1)  # (H, W, D / 2), varies along H
+    table = torch.cat([columns, rows], dim=2).flatten(0, 1)  # (L, D)
+    return torch.cat([torch.zeros(1, width, dtype=table.dtype), table]).float()  # (1 + L, D)
+
+
+@torch.no_grad()
+def resize_patch_kernel(weight: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """The patch projection for patches of another side: FlexiViT's pseudo-inverse resize (Beyer et al. 2023).
+
+    With R the linear map that resizes a patch, the new kernel is the one whose products with R x come closest to the
+    old kernel's with x: equal for larger patches, in the least-squares sense for smaller ones. Resizing the kernel as
+    if it were an image would change the scale of all tokens, by 14^2 / 16^2 from patch 16 to 14.
+
+    Args:
+        weight: (D, C, P, P), of any floating type.
+        patch_size: the new side.
+
+    Returns:
+        (D, C, patch_size, patch_size), of the type of `weight`; equal to it where the side is the same.
+    """
+    old = weight.shape[-1]
+    if patch_size == old:
+        return weight
+    pixels = torch.eye(old * old, dtype=torch.float64, device=weight.device).view(old * old, 1, old, old)
+    resized = nn.functional.interpolate(pixels, (patch_size, patch_size), mode="bicubic", antialias=True)
+    # R^T, (old^2, new^2); float64, as its smallest singular values are far below its largest.
+    inverse = torch.linalg.pinv(resized.flatten(1))  # (new^2, old^2)
+    kernel = weight.flatten(2).double() @ inverse.T  # (D, C, new^2)
+    return kernel.unflatten(2, (patch_size, patch_size)).to(weight.dtype)
+
+
+class Resizable:
+    """What a model with a vision tower can be made into: one for other images or patches."""
+
+    def _vision_tower(self) -> Any:
+        tower = getattr(self, "vision_model", self)
+        if not hasattr(getattr(tower, "embeddings", None), "patch_embedding"):
+            raise NotImplementedError(f"{type(self).__name__} has no vision tower, whose positions could be resized.")
+        return tower
+
+    def get_position_embeddings(self) -> Any:
+        """The image's positions: `nn.Embedding`, or the fixed table."""
+        return self._vision_tower().embeddings.position_embedding
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Makes the model one for images of another size, to fine-tune or run it there; before an optimizer is made.
+
+        Learned positions are interpolated (bicubic), fixed ones computed, as the official code does.
+
+        Args:
+            new_num_position_embeddings: (image side // patch side)^2 + 1, the class token's among them.
+
+        Raises:
+            ValueError: that is no square of patches and a class token.
+            NotImplementedError: the model has no vision tower.
+        """
+        side = math.isqrt(max(new_num_position_embeddings - 1, 0))
+        if side < 1 or side * side + 1 != new_num_position_embeddings:
+            raise ValueError(
+                f"{new_num_position_embeddings} is not the number of positions of a square image: (side in patches)^2 "
+                "+ 1."
+            )
+        tower = self._vision_tower()
+        tower.embeddings.resize(side, tower.config.patch_size)
+
+    def resize_patch_embeddings(self, patch_size: int, image_size: int | None = None) -> None:
+        """Makes the model one for patches of another side, to tune it (the paper's L/14 is a tuned L/16); before an
+        optimizer is made.
+
+        The kernel is resized such that patches resized alike give the same tokens ([`resize_patch_kernel`]), the
+        positions as by [`resize_position_embeddings`].
+
+        Args:
+            patch_size: side of a patch, in pixels.
+            image_size: side of an image, in pixels; as it was if not given.
+
+        Raises:
+            ValueError: the patches do not fill the image.
+            NotImplementedError: the model has no vision tower.
+        """
+        tower: Any = self._vision_tower()
+        size: int = tower.config.image_size if image_size is None else image_size
+        if not 1 <= patch_size <= size or size % patch_size != 0:
+            raise ValueError(f"image_size ({size}) must be a multiple of patch_size ({patch_size}).")
+        tower.embeddings.resize(size // patch_size, patch_size)

@@ -1,0 +1,151 @@
+"""What the trainer does to a batch before the model sees it."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from flip_hf import FlipImageProcessor, FlipModel
+from flip_hf.modeling.masking_flip import MASK_STRATEGIES, draw_mask
+from flip_hf.training.arguments import ModelArguments
+from flip_hf.training.masks import Masks, check_masks, resized_side
+from flip_hf.training.optimization import Phase
+from flip_hf.training.resizing import resized_image_processor
+from tests.conftest import randomize, tiny_config
+from tests.training.conftest import SHORT, TINY, launch
+
+MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
+UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)
+
+
+@pytest.fixture
+def batch(images, texts) -> dict[str, torch.Tensor]:
+    return {"pixel_values": images, **texts}
+
+
+@pytest.mark.parametrize("strategy", MASK_STRATEGIES)
+def test_the_phase_says_how_much_is_masked_and_the_option_how(strategy, model, batch):
+    masks = Masks(ModelArguments(mask_strategy=strategy), model.config)
+    torch.manual_seed(1)
+    masked = masks(batch, MASKED, 499)
+    torch.manual_seed(1)
+    assert torch.equal(masked["ids_keep"], draw_mask(strategy, 3, (4, 4), 0.75, "cpu"))
+    assert (
+        masked["input_ids"].shape == (3, 7) and masked["position_ids"].max() < 16
+    )  # 8 of 16, but none has more than 7
+    assert masks(batch, MASKED, 500)["ids_keep"].shape == (3, 8)
+    unmasked = masks(batch, UNMASKED, 1000)
+    assert unmasked.pop("mask_ratio") == 0 and unmasked.keys() == batch.keys()
+    assert all(torch.equal(unmasked[name], batch[name]) for name in batch)
+
+
+@pytest.mark.parametrize("strategy", [*MASK_STRATEGIES, "resize"])
+def test_nothing_is_left_for_the_model_to_draw(strategy, model, batch):
+    """Gradient caching encodes a batch twice: what the model drew itself would differ."""
+    masks = Masks(ModelArguments(mask_strategy=strategy), model.config)
+    for phase, samples in ((MASKED, 0), (UNMASKED, 1000)):
+        masked = masks(batch, phase, samples)
+        first, second = (model.train()(**masked).logits_per_image for _ in range(2))
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "ratio", "side"), [(196, 0.5, 10), (196, 0.75, 7), (256, 0.5, 11), (16, 0.9, 1)]
+)
+def test_resizing_leaves_about_as_many_patches_as_masking(num_patches, ratio, side):
+    assert resized_side(num_patches, ratio) == side  # (196, 0.75): 112 pixels, CLIPA's and RECLIP's
+
+
+def test_a_small_image_is_seen_as_the_whole_one(batch):
+    """Of flat quarters, all is left: the same pixels at interpolated positions."""
+    model = randomize(FlipModel(tiny_config(vision={"image_size": 64}))).eval()
+    quarters = torch.randn(3, 3, 2, 2).repeat_interleave(32, 2).repeat_interleave(32, 3)
+    masks = Masks(ModelArguments(mask_strategy="resize"), model.config)
+    masked = masks({**batch, "pixel_values": quarters}, replace(MASKED, text_mask_ratio=0.0), 0)
+    assert masked["pixel_values"].shape == (3, 3, 32, 32) and "ids_keep" not in masked
+    assert torch.allclose(masked["pixel_values"][..., 4:12, 4:12], quarters[..., 8:24, 8:24][..., ::2, ::2], atol=1e-5)
+    seen = model(**masked)
+    assert seen.ids_keep is None and seen.vision_model_output.last_hidden_state.shape[1] == 1 + 16
+    whole = model(**{**batch, "pixel_values": quarters})
+    others = model(**{**batch, "pixel_values": quarters.flip(0)})  # the first and the last exchanged
+    similarity = (seen.image_embeds * whole.image_embeds).sum(1)
+    assert (similarity > (seen.image_embeds * others.image_embeds).sum(1))[[0, 2]].all() and similarity.min() > 0.9
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "eos", "argmax"])
+def test_the_pooled_token_survives(pooling, batch):
+    config = tiny_config(text={"pooling_type": pooling, "eos_token_id": 599})
+    batch["input_ids"] = batch["input_ids"].clamp(max=598).scatter(1, torch.tensor([[2], [6], [4]]), 599)
+    masks = Masks(ModelArguments(text_mask_strategy="random"), config)
+    for _ in range(20):
+        masked = masks(batch, replace(MASKED, text_mask_ratio=0.8), 0)  # 3 of 16
+        assert torch.equal(masked["input_ids"][:, 0], batch["input_ids"][:, 0])
+        if pooling in ("eos", "argmax"):
+            assert (masked["input_ids"] == 599).any(1).all()
+
+
+def test_ratios_that_do_not_fit_the_model_are_refused():
+    text = tiny_config().get_text_config()
+    with pytest.raises(ValueError, match="mask_ratio=0.99 keeps none of the 16 patches"):
+        check_masks(ModelArguments(mask_ratio_end=0.99), text, 16)
+    with pytest.raises(ValueError, match="--text_mask_ratio 0.9 keeps fewer than 2 of the context's 16 tokens"):
+        check_masks(ModelArguments(text_mask_ratio=0.9), text, 16)
+    text.attend_to_padding = True
+    with pytest.raises(ValueError, match="attend_to_padding"):
+        check_masks(ModelArguments(text_mask_ratio=0.5), text, 16)
+    check_masks(ModelArguments(), text, 16)
+
+
+@pytest.mark.parametrize("kind", ["clip", "margin", "official"])
+def test_the_image_processor_follows_the_image_size(kind, tmp_path):
+    square = {"height": 32, "width": 32}
+    image_processor, size = {
+        "clip": (CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square), {"shortest_edge": 48}),
+        "margin": (CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size=square), {"shortest_edge": 60}),
+        "official": (FlipImageProcessor(size=square, crop_size=square), {"height": 48, "width": 48}),
+    }[kind]
+    assert resized_image_processor(image_processor, 32) is image_processor
+    resized_image_processor(image_processor, 48).save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (
+        loaded.to_dict()["size"] == size and loaded.to_dict()["image_mean"] == image_processor.to_dict()["image_mean"]
+    )
+    assert loaded(torch.zeros(3, 70, 90), return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 48)
+
+
+# -- real runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_a_schedule_and_masked_texts(image_folder, tmp_path):
+    run = launch(
+        *("--train_data", str(image_folder), "--output_dir", str(tmp_path), "--micro_batch_size", "8"),
+        *(*TINY, *SHORT, "--num_workers", "0", "--mask_strategy", "gaussian", "--mask_ratio", "0.75"),
+        *("--mask_ratio_end", "0.25", "--mask_ratio_steps", "3", "--text_mask_ratio", "0.5"),
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "masked: 180 samples, mask ratio 0.75, 0.5, 0.25" in run.stdout
+    assert "unmasked: 64 samples, mask ratio 0," in run.stdout
+    losses = [json.loads(line).get("loss", 0) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 8 and all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+    config = FlipModel.from_pretrained(tmp_path).config
+    assert (config.mask_strategy, config.mask_ratio) == ("gaussian", 0.75)
+
+
+def test_a_saved_model_goes_on_with_larger_images_and_other_patches(trained, tmp_path):
+    folder, _ = trained  # 64 pixels, patches of 8
+    run = launch(
+        *("shapes", "--train_samples", "128", "--unmasked_samples", "64", "--output_dir", str(tmp_path / "out")),
+        *("--model_name_or_path", str(folder), "--vision_config", "", "--text_config", "", "--report_to", "none"),
+        *("--image_size", "96", "--patch_size", "12", "--mask_strategy", "resize", "--mask_ratio", "0.75"),
+        *("--base_lr", "1e-5", "--unmasked_base_lr", "1e-5"),
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    vision = FlipModel.from_pretrained(tmp_path / "out").config.vision_config
+    assert (vision.image_size, vision.patch_size, vision.mask_strategy) == (96, 12, "random")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").to_dict()["crop_size"]["height"] == 96
+    before, after = (json.loads((path / "results.json").read_text())["top1"] for path in (folder, tmp_path / "out"))
+    assert after > before - 0.05  # patches and positions mean what they meant
