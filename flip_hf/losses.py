@@ -140,6 +140,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         return image_grads.mul_(scale), text_grads, scale_grad, None
 
 
+@torch.compiler.disable(reason="Every tile would be compiled for itself: minutes for the thousands of a big batch.")
 def contrastive_loss(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, *, tile_size: int = TILE_SIZE
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +148,8 @@ def contrastive_loss(
 
     The mean over processes of the results is the loss of the whole batch, and so the mean of their gradients, which
     DistributedDataParallel takes, is exactly the gradient of one process with all N pairs. Every process must bring as
-    many pairs. Differentiable once; under autocast it is computed in float32 all the same.
+    many pairs. Differentiable once. Under autocast it is computed in float32 all the same; torch.compile leaves it as
+    it is, at the price of a graph break.
 
     Args:
         image_embeds: (n, E), normalised.

@@ -122,8 +122,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss, accuracy = cached_backward(
-            self._encode,
-            [self._prepare(batch, phase.mask_ratio) for batch in micro_batches],
+            lambda batch: self._encode(self._prepare(batch, phase.mask_ratio)),  # so that one lies on the device
+            micro_batches,
             self.flip.get_logit_scale,
             self.accelerator.backward,
             lambda: self.accelerator.no_sync(self.model),
