@@ -121,7 +121,9 @@ def measure_alone(name: str, pairs: int, device: str) -> tuple[float, int] | Non
     needed = 4 * pairs**2 * MATRICES.get(name, 0)
     if device == "cpu" and needed > 0.9 * psutil.virtual_memory().available:
         return None
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flip_hf.losses", "transformers.pipelines"])  # seconds each time otherwise
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(measure, name, pairs, device).result()
         except BrokenProcessPool:
