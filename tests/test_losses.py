@@ -135,9 +135,12 @@ def test_accuracy_counts_images_that_find_their_text():
 
 
 def test_a_collapsed_model_is_not_right():
-    """Where all are alike the first of the best counts, as argmax has it: one image of all finds its text."""
+    """Among texts that are alike the first counts, as argmax has it."""
+    images, texts = torch.eye(2)[[0, 1, 1]], torch.eye(2)[[0, 1, 0]]
     same = torch.ones(6, 4) / 2
     for tile_size in (1, 4, 6):
+        accuracy = contrastive_loss(images, texts, torch.tensor([10.0]), tile_size=tile_size)[1]
+        assert accuracy.item() == pytest.approx(2 / 3)
         assert contrastive_loss(same, same, torch.tensor([10.0]), tile_size=tile_size)[1].item() == pytest.approx(1 / 6)
 
 
