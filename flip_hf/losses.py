@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-# Rows and columns of a tile: two of 16 MiB in float32 are held at a time.
+# Rows and columns of a tile: two of 16 MiB in float32 are held at a time. On a CPU, 512 to 2048 are equally fast, 4096
+# is slower.
 TILE_SIZE = 2048
 
 

@@ -54,8 +54,6 @@ def _embed(
         for micro_batch in micro_batches:
             states.append(_generator_state(device))
             pieces.append(encode(micro_batch))
-    # Inside a caller's autocast the weights, cast without a graph, would be used again by the second pass.
-    torch.clear_autocast_cache()
     images, texts = (at_least_float32(torch.cat(parts)) for parts in zip(*pieces, strict=True))
     return (images, texts), [image.shape[0] for image, _ in pieces], states
 
