@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "evaluation": {"evaluation"},
     "conversion": {"conversion", "modeling"},
     "training": {"training", "evaluation", "data", "losses", "modeling"},
-    "scripts": {"flip_hf", "training", "evaluation", "conversion", "data"},
+    "scripts": {"flip_hf", "training", "evaluation", "conversion", "data", "losses"},
 }
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = {
@@ -42,7 +42,6 @@ MAX_FILE_LINES = {
     "setup.py": 280,
     "shapes.py": 340,
     "loader.py": 300,
-    "benchmark.py": 300,
 }
 PUBLISHED = [
     "clip_flip.py",

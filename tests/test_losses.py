@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flip_hf import FlipModel
 from flip_hf.losses import contrastive_loss
@@ -29,9 +32,12 @@ def make_batch() -> dict[str, torch.Tensor]:
     }
 
 
-def make_model(dropout: float = 0.0) -> FlipModel:
-    torch.manual_seed(0)
-    return FlipModel(tiny_config(text={"attention_dropout": dropout})).double().train()
+def make_model(dropout: float = 0.0, mask_ratio: float = 0.0) -> FlipModel:
+    """The generator's state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = FlipModel(tiny_config(text={"attention_dropout": dropout}, vision={"mask_ratio": mask_ratio}))
+    return model.double().train()
 
 
 def take(batch: dict, rows: slice) -> dict:
@@ -68,10 +74,142 @@ def test_loss_is_that_of_the_model():
         assert (gradients[name] - parameter.grad).abs().max() < allowed, name
 
 
+def dense_loss(images, texts, scale) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula, with the whole matrix."""
+    logits = scale * images @ texts.T
+    labels = torch.arange(len(images), device=images.device)
+    loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+    return loss, (logits.argmax(dim=1) == labels).float().mean()
+
+
+def make_embeds(pairs: int, scale: float, dtype=torch.float64, device="cpu") -> list[torch.Tensor]:
+    """Images, texts that resemble them, and the scale."""
+    torch.manual_seed(pairs)
+    images = torch.randn(pairs, 8, dtype=torch.float64)
+    texts = images + torch.randn(pairs, 8, dtype=torch.float64)
+    embeds = [functional.normalize(rows, dim=1).to(device, dtype) for rows in (images, texts)]
+    return [x.requires_grad_() for x in (*embeds, torch.tensor([scale], dtype=embeds[0].dtype, device=device))]
+
+
+def differentiate(loss_function, inputs: list[torch.Tensor], **options) -> list[torch.Tensor]:
+    """The loss and its gradients."""
+    loss, _ = loss_function(*inputs, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("pairs", "tile_size"), [(1, 4), (12, 12), (12, 5), (12, 1), (13, 4), (12, 100)])
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_tiles_give_the_dense_loss(pairs, tile_size, scale, dtype, allowed):
+    inputs = make_embeds(pairs, scale, dtype)
+    expected = differentiate(dense_loss, [x.detach().double().requires_grad_() for x in inputs])
+    ours = differentiate(contrastive_loss, inputs, tile_size=tile_size)
+    for value, reference, size in zip(ours, expected, (1, scale, scale, 1), strict=True):
+        assert value.dtype == dtype
+        assert (value - reference).abs().max() <= allowed * size, (value, reference)
+    accuracy = contrastive_loss(*inputs, tile_size=tile_size)[1]
+    assert accuracy == dense_loss(*inputs)[1]
+
+
+@pytest.mark.parametrize("scale", [100.0, 1000.0])
+def test_extreme_similarities_stay_finite(scale):
+    """Cosines of exactly 1 and -1: every exponential that is not shifted overflows or vanishes in float32."""
+    alike = torch.eye(4)[[0, 0, 1, 1, 2, 3]]
+    for images, texts in [(alike, alike), (alike, -alike), (alike, alike.flip(0))]:
+        inputs = [x.clone().requires_grad_() for x in (images, texts, torch.tensor([scale]))]
+        for tile_size in (1, 4, 6):
+            ours = differentiate(contrastive_loss, inputs, tile_size=tile_size)
+            expected = differentiate(dense_loss, inputs)
+            for value, reference in zip(ours, expected, strict=True):
+                assert value.isfinite().all()
+                torch.testing.assert_close(value, reference, rtol=1e-6, atol=1e-6 * scale)
+
+
 def test_accuracy_counts_images_that_find_their_text():
     texts = torch.eye(4)
     images = torch.eye(4)[[0, 1, 3, 2]]
-    assert contrastive_loss(images, texts, torch.tensor([10.0]))[1].item() == 0.5
+    for tile_size in (1, 3, 4):
+        assert contrastive_loss(images, texts, torch.tensor([10.0]), tile_size=tile_size)[1].item() == 0.5
+
+
+def test_a_collapsed_model_is_not_right():
+    """Among texts that are alike the first counts, as argmax has it."""
+    images, texts = torch.eye(2)[[0, 1, 1]], torch.eye(2)[[0, 1, 0]]
+    same = torch.ones(6, 4) / 2
+    for tile_size in (1, 4, 6):
+        accuracy = contrastive_loss(images, texts, torch.tensor([10.0]), tile_size=tile_size)[1]
+        assert accuracy.item() == pytest.approx(2 / 3)
+        assert contrastive_loss(same, same, torch.tensor([10.0]), tile_size=tile_size)[1].item() == pytest.approx(1 / 6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation has made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def test_the_matrix_of_similarities_is_never_held():
+    inputs = make_embeds(64, 10.0)  # (64, 8)
+    largest = {}
+    for name, function in {"tiled": lambda *x: contrastive_loss(*x, tile_size=16), "dense": dense_loss}.items():
+        with LargestTensor() as mode:
+            differentiate(function, inputs)
+        largest[name] = mode.elements
+    assert largest == {"tiled": 64 * 8, "dense": 64 * 64}
+
+
+def test_images_and_texts_must_pair_up():
+    with pytest.raises(ValueError, match=r"\(3, 8\) and \(2, 8\)"):
+        contrastive_loss(torch.ones(3, 8), torch.ones(2, 8), torch.ones(1))
+
+
+def test_autocast_does_not_reach_the_loss():
+    inputs = make_embeds(12, 100.0, torch.float32)
+    expected = differentiate(contrastive_loss, inputs, tile_size=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = differentiate(contrastive_loss, inputs, tile_size=5)
+    assert all(torch.equal(value, reference) for value, reference in zip(ours, expected, strict=True))
+
+
+def test_bfloat16_embeddings_are_off_by_their_own_rounding():
+    inputs = make_embeds(12, 100.0, torch.bfloat16)
+    ours = differentiate(contrastive_loss, inputs, tile_size=5)
+    expected = differentiate(dense_loss, [x.detach().double().requires_grad_() for x in inputs])
+    assert [x.dtype for x in ours] == [torch.float32, *[torch.bfloat16] * 3]
+    assert ours[0] == pytest.approx(expected[0].item(), rel=1e-5)
+    for value, reference in zip(ours[1:], expected[1:], strict=True):
+        torch.testing.assert_close(value.double(), reference, rtol=2**-8, atol=1e-6)
+
+
+def test_a_compiled_caller_gets_the_same_loss():
+    def both(images, texts, scale):
+        return contrastive_loss(functional.normalize(images, dim=1), functional.normalize(texts, dim=1), scale)
+
+    inputs = make_embeds(6, 10.0)
+    compiled = differentiate(torch.compile(both, backend="eager"), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, differentiate(both, inputs), strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tile_size", [100, 2048])
+def test_tiles_give_the_dense_loss_on_a_gpu(tile_size):
+    inputs = make_embeds(500, 100.0, torch.float32, "cuda")
+    expected = differentiate(dense_loss, [x.detach().double().requires_grad_() for x in inputs])
+    for value, reference in zip(differentiate(contrastive_loss, inputs, tile_size=tile_size), expected, strict=True):
+        torch.testing.assert_close(value.double(), reference, rtol=1e-5, atol=1e-5)
+    # Nothing waits for the device on the way.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        differentiate(contrastive_loss, inputs, tile_size=tile_size)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 12])
@@ -105,51 +243,138 @@ def test_both_passes_of_a_micro_batch_see_the_same_dropout():
         assert_same(cached[name], parameter.grad, name)
 
 
-def test_bfloat16_embeddings_give_a_float32_loss():
-    embeds = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
-    loss, _ = contrastive_loss(embeds.bfloat16(), embeds.bfloat16(), torch.tensor([100.0]))
-    assert loss.dtype == torch.float32
+def test_both_passes_draw_the_same_masks():
+    """Masks that the model draws itself are the same in both passes, and the generator goes on as after one."""
+    batch = {name: value for name, value in make_batch().items() if name != "ids_keep"}
+    torch.manual_seed(3)
+    _, whole = backward(make_model(mask_ratio=0.5), [batch])
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    # The model draws its noise row after row: two halves draw what one whole batch draws.
+    _, cached = backward(make_model(mask_ratio=0.5), [take(batch, slice(0, 6)), take(batch, slice(6, 12))])
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, gradient in whole.items():
+        assert_same(cached[name], gradient, name)
+
+
+def test_a_frozen_temperature_gets_no_gradient():
+    model, batch = make_model(), make_batch()
+    _, whole = backward(model, [batch])
+    frozen = make_model()
+    frozen.logit_scale.requires_grad_(False)
+    _, cached = backward(frozen, [take(batch, slice(0, 6)), take(batch, slice(6, 12))])
+    assert cached.pop("logit_scale") is None
+    for name, gradient in cached.items():
+        assert_same(gradient, whole[name], name)
+
+
+def test_a_caller_may_hold_autocast_over_both_passes():
+    """The first pass casts weights without a graph; the second must not be given those."""
+    batch = {name: value.float() if value.is_floating_point() else value for name, value in make_batch().items()}
+    halves = [take(batch, slice(0, 6)), take(batch, slice(6, 12))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, whole = backward(make_model().float(), [batch])
+        _, cached = backward(make_model().float(), halves)
+    for name, gradient in whole.items():
+        assert (cached[name] - gradient).norm() <= 0.02 * gradient.norm() + 1e-6, name
+
+
+def test_one_micro_batch_is_held_at_a_time():
+    weight = torch.eye(4, requires_grad=True)
+    scale = torch.ones(1, requires_grad=True)
+    held: list[weakref.ref] = []
+
+    def encode(batch):
+        assert not any(reference() is not None for reference in held)
+        prepared = batch["rows"].clone()  # what a trainer moves to its device
+        held.append(weakref.ref(prepared))
+        activation = (prepared @ weight).relu()
+        held.append(weakref.ref(activation))
+        embeds = functional.normalize(activation @ weight, dim=1)
+        return embeds, embeds, scale
+
+    batches = [{"rows": torch.rand(2, 4)} for _ in range(3)]
+    cached_backward(encode, batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
+    assert len(held) == 12
 
 
 DISTRIBUTED = """
-import json, sys, torch
+import sys, torch
 from accelerate import Accelerator
+from flip_hf.losses import contrastive_loss
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.gradient_cache import cached_backward
-from tests.test_losses import make_batch, make_model, take, PAIRS
+from tests.test_losses import CASES, PAIRS, PIECES, differentiate, make_batch, make_embeds, make_model, take
 
 accelerator = Accelerator(cpu=True)
 model = accelerator.prepare(PairEncoder(make_model()))
 flip = accelerator.unwrap_model(model).flip
 local = PAIRS // accelerator.num_processes
-rank, pieces = accelerator.process_index, int(sys.argv[1])
-size = local // pieces
-batches = [take(make_batch(), slice(rank * local + i * size, rank * local + (i + 1) * size)) for i in range(pieces)]
+rank, results = accelerator.process_index, {}
 
-loss, _ = cached_backward(
-    lambda batch: model(**batch), batches, accelerator.backward, lambda: accelerator.no_sync(model), accelerator.device
-)
-loss = accelerator.reduce(loss, "mean")
+for pieces in PIECES:
+    size = local // pieces
+    starts = [rank * local + i * size for i in range(pieces)]
+    loss, _ = cached_backward(
+        lambda batch: model(**batch),
+        [take(make_batch(), slice(start, start + size)) for start in starts],
+        accelerator.backward,
+        lambda: accelerator.no_sync(model),
+        accelerator.device,
+    )
+    gradients = {name: p.grad.clone() for name, p in flip.named_parameters()}
+    results[f"pieces {pieces}"] = {"loss": accelerator.reduce(loss, "mean"), **gradients}
+    flip.zero_grad()
+
+for count, tile_size in CASES:
+    images, texts, scale = make_embeds(count * accelerator.num_processes, 50.0)
+    own = slice(rank * count, (rank + 1) * count)
+    inputs = [x.detach().requires_grad_() for x in (images[own], texts[own], scale)]
+    # Each process weighs its loss with another factor: nothing but a sum over processes is assumed.
+    weigh = lambda *x: ((rank + 1) * contrastive_loss(*x, tile_size=tile_size)[0], None)
+    loss, image_grad, text_grad, scale_grad = differentiate(weigh, inputs)
+    results[f"case {count} {tile_size}"] = {
+        "image": accelerator.gather(image_grad), "text": accelerator.gather(text_grad),
+        "scale": accelerator.reduce(scale_grad), "loss": accelerator.reduce(loss),
+    }
 if accelerator.is_main_process:
-    torch.save({"loss": loss, **{name: p.grad for name, p in flip.named_parameters()}}, sys.argv[2])
+    torch.save(results, sys.argv[1])
 accelerator.end_training()
 """
+PIECES = (1, 3)
+CASES = ((1, 2048), (1, 1), (3, 2), (5, 2048))  # pairs a process, tile size
 
 
-@pytest.mark.parametrize(("processes", "pieces"), [(2, 1), (2, 3), (4, 1)])
-def test_processes_give_the_gradient_of_one_with_all_pairs(processes, pieces, tmp_path):
+def weighted_dense_loss(images, texts, scale, processes: int) -> tuple[torch.Tensor, None]:
+    """The sum of each process's loss of its pairs, times its number from 1."""
+    logits = scale * images @ texts.T
+    labels = torch.arange(len(images))
+    losses = [functional.cross_entropy(x, labels, reduction="none").view(processes, -1) for x in (logits, logits.T)]
+    return ((losses[0] + losses[1]).mean(dim=1) / 2 * torch.arange(1, processes + 1)).sum(), None
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_give_the_gradient_of_one_with_all_pairs(processes, tmp_path):
     (tmp_path / "run.py").write_text(DISTRIBUTED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     run = subprocess.run(
-        [*command, str(tmp_path / "run.py"), str(pieces), str(tmp_path / "grads.pt")],
+        [*command, str(tmp_path / "run.py"), str(tmp_path / "grads.pt")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    result = torch.load(tmp_path / "grads.pt", weights_only=True)
+    results = torch.load(tmp_path / "grads.pt", weights_only=True)
     loss, whole = backward(make_model(), [make_batch()])
-    assert result.pop("loss").item() == pytest.approx(loss, abs=1e-6)
-    assert result.keys() == whole.keys()
-    for name, gradient in whole.items():
-        assert_same(result[name], gradient, name)
+    for pieces in PIECES:
+        result = results[f"pieces {pieces}"]
+        assert result.pop("loss").item() == pytest.approx(loss, abs=1e-6)
+        assert result.keys() == whole.keys()
+        for name, gradient in whole.items():
+            assert_same(result[name], gradient, f"{name} in {pieces} pieces")
+    for count, tile_size in CASES:
+        result = results[f"case {count} {tile_size}"]
+        inputs = make_embeds(count * processes, 50.0)
+        expected = differentiate(weighted_dense_loss, inputs, processes=processes)
+        for name, reference in zip(("loss", "image", "text", "scale"), expected, strict=True):
+            assert_same(result[name], reference, f"{name} of {count} pairs in tiles of {tile_size}")

@@ -172,9 +172,13 @@ class Trainer:
         learning_rate = phase.learning_rate(self.state.samples + self.options.batch_size)
         for group in distribution.optimizer.param_groups:
             group["lr"] = learning_rate
-        prepared = [self._prepare(batch, phase) for batch in micro_batches]
         loss, accuracy = cached_backward(
-            self._encode, prepared, distribution.backward, distribution.no_sync, self.accelerator.device
+            # Prepared one at a time: the masks of both passes are the same, and one micro-batch lies on the device.
+            lambda batch: self._encode(self._prepare(batch, phase)),
+            micro_batches,
+            distribution.backward,
+            distribution.no_sync,
+            self.accelerator.device,
         )
         grad_norm = distribution.clip_and_norm()
         if self.health.is_good(grad_norm):
@@ -184,7 +188,7 @@ class Trainer:
             self.state.skipped_steps += 1
             logger.warning("Skipped the step after %d samples: it is not finite.", self.state.samples)
         distribution.optimizer.zero_grad()
-        return Step(loss, accuracy, self._scale, learning_rate, grad_norm, *self._lengths(prepared[0]))
+        return Step(loss, accuracy, learning_rate=learning_rate, grad_norm=grad_norm, **self._seen)
 
     def _prepare(self, batch: dict[str, Any], phase: Phase) -> dict[str, Any]:
         """Moves a micro-batch to the device, normalises it there and draws its masks."""
@@ -192,16 +196,13 @@ class Trainer:
         batch["pixel_values"] = self.normalize(batch["pixel_values"])
         return self.masks(batch, phase, self.state.samples)
 
-    def _lengths(self, batch: dict[str, Any]) -> tuple[int, int]:
-        """Patches encoded of an image and tokens of a text."""
+    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         patch_size = self.flip.config.vision_config.patch_size  # pyright: ignore
         whole = (batch["pixel_values"].shape[-1] // patch_size) ** 2
         kept = batch["ids_keep"].shape[1] if "ids_keep" in batch else whole
-        return kept, batch["input_ids"].shape[1]
-
-    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         images, texts, scale = self.distribution.model(**batch)
-        self._scale = scale.detach()
+        text_tokens = batch["input_ids"].shape[1]
+        self._seen = {"logit_scale": scale.detach(), "kept_patches": kept, "text_tokens": text_tokens}
         return images, texts, scale
 
     # -- what a person sees, and what stays ----------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 Embeddings of all micro-batches are computed first, without a graph; the loss gives its gradient with respect to them;
 then each micro-batch is encoded again and that gradient is sent through it (GradCache, Gao et al. 2021). Both passes
-must see the same masks: they are drawn once, before. Plain accumulation would contrast each micro-batch with itself
-alone, which is another objective.
+must see the same masks and the same dropout: torch's generators are put back before a micro-batch is encoded again.
+Between the passes only embeddings and their gradients are held. Plain accumulation would contrast each micro-batch
+with itself alone, which is another objective.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,19 +19,51 @@ Embeds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Encode = Callable[[dict[str, Any]], Embeds]
 
 
-def _with_generators(state: list[torch.Tensor], encode: Callable[[], Embeds], device: torch.device) -> Embeds:
-    """Runs `encode` under the saved state of torch's generators: attention dropout repeats itself."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(state[0])
-        if devices:
-            torch.cuda.set_rng_state(state[1], device)
-        return encode()
-
-
 def _generator_state(device: torch.device) -> list[torch.Tensor]:
-    state = [torch.get_rng_state()]
-    return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
+    """The state of torch's generators of the CPU and of `device`."""
+    if device.type == "cpu":
+        return [torch.get_rng_state()]
+    which = () if device.type == "mps" else (device,)  # torch.mps knows one device
+    return [torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*which)]
+
+
+def _set_generator_state(state: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        which = () if device.type == "mps" else (device,)
+        torch.get_device_module(device).set_rng_state(state[1], *which)
+
+
+@contextmanager
+def _generators(state: list[torch.Tensor], device: torch.device) -> Iterator[None]:
+    """Puts torch's generators back to `state`, and at the end to what they were."""
+    before = _generator_state(device)
+    _set_generator_state(state, device)
+    try:
+        yield
+    finally:
+        _set_generator_state(before, device)
+
+
+def _embed(
+    encode: Encode, micro_batches: list[dict[str, Any]], device: torch.device
+) -> tuple[Embeds, list[int], list[list[torch.Tensor]]]:
+    """All embeddings, (n, E) each, and the scale; the sizes of the micro-batches, and the generators before each."""
+    states, pieces = [], []
+    with torch.no_grad():
+        for micro_batch in micro_batches:
+            states.append(_generator_state(device))
+            pieces.append(encode(micro_batch))
+    images, texts, scales = zip(*pieces, strict=True)
+    return (torch.cat(images), torch.cat(texts), scales[0]), [image.shape[0] for image in images], states
+
+
+def _differentiate(embeds: Embeds) -> tuple[torch.Tensor, torch.Tensor, Embeds]:
+    """Loss, accuracy, and the loss's gradients of the embeddings and of the scale."""
+    inputs = [at_least_float32(value).detach().requires_grad_() for value in embeds]
+    loss, accuracy = contrastive_loss(*inputs)
+    image_grads, text_grads, scale_grad = torch.autograd.grad(loss, inputs)
+    return loss.detach(), accuracy, (image_grads, text_grads, scale_grad)
 
 
 def cached_backward(
@@ -44,7 +77,8 @@ def cached_backward(
 
     Args:
         encode: micro-batch to normalised image_embeds and text_embeds (B, E) and the factor on cosine similarities
-            (1,); must use only the masks given in the batch.
+            (1,). Called twice on each of several micro-batches; what it draws from torch's generators, masks and
+            dropout, is the same both times.
         micro_batches: the batch in pieces; one piece costs no second pass.
         backward: takes a scalar to call backward on.
         no_sync: context in which processes do not average gradients.
@@ -58,28 +92,19 @@ def cached_backward(
         backward(loss)
         return loss.detach(), accuracy
 
-    states, pieces = [], []
-    with torch.no_grad():
-        for micro_batch in micro_batches:
-            states.append(_generator_state(device))
-            pieces.append(encode(micro_batch))
-    all_images, all_texts, scales = zip(*pieces, strict=True)
-    leaves = [
-        at_least_float32(value).requires_grad_() for value in (torch.cat(all_images), torch.cat(all_texts), scales[0])
-    ]
-    loss, accuracy = contrastive_loss(*leaves)
-    image_grads, text_grads, scale_grad = torch.autograd.grad(loss, leaves)
+    embeds, sizes, states = _embed(encode, micro_batches, device)
+    loss, accuracy, (image_grads, text_grads, scale_grad) = _differentiate(embeds)
+    del embeds
 
-    sizes = [images.shape[0] for images in all_images]
     last = len(micro_batches) - 1
-    for i, (micro_batch, image_grad, text_grad) in enumerate(
-        zip(micro_batches, image_grads.split(sizes), text_grads.split(sizes), strict=True)
-    ):
+    pieces = zip(micro_batches, states, image_grads.split(sizes), text_grads.split(sizes), strict=True)
+    for i, (micro_batch, state, image_grad, text_grad) in enumerate(pieces):
         with nullcontext() if i == last else no_sync():
-            images, texts, scale = _with_generators(states[i], lambda batch=micro_batch: encode(batch), device)
+            with _generators(state, device):
+                images, texts, scale = encode(micro_batch)
             # The gradient of this sum is the gradient of the loss through this micro-batch.
             surrogate = (images * image_grad).sum() + (texts * text_grad).sum()
             if i == last:  # the temperature's gradient travels with the one synchronised backward
                 surrogate = surrogate + (scale * scale_grad).sum()
             backward(surrogate)
-    return loss.detach(), accuracy
+    return loss, accuracy

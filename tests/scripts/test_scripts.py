@@ -46,18 +46,18 @@ def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noq
 
 
 @pytest.fixture
-def benchmark():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import benchmark
-    finally:
-        sys.path.pop(0)
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import benchmark
+
     return benchmark
 
 
 def test_zero_shot_benchmark_measures_the_pipeline_too(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "LABELS", 4)
-    monkeypatch.setattr(benchmark, "IMAGES", 2)
+    from benchmarks import zero_shot
+
+    monkeypatch.setattr(zero_shot, "LABELS", 4)
+    monkeypatch.setattr(zero_shot, "IMAGES", 2)
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
     options = ["--repeats", "2", "--device", "cpu", "--output", "x"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "zero-shot", *options])
@@ -78,6 +78,30 @@ def test_benchmark_measures_all_candidates_in_one_run(benchmark, tmp_path, monke
     assert all(len(values) == 2 and min(values) > 0 for values in result["seconds"].values())
     table = (tmp_path / "x.md").read_text()
     assert result["command"] in table and table.count("\n| FLIP") == 3
+
+
+def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.loss.find_spec", lambda name: None)  # open_clip is not always installed
+    options = ["--pairs", "3072", "--tile_sizes", "256", "--repeats", "1", "--device", "cpu", "--output", "x"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "loss", *options])
+    benchmark.main()
+    points = json.loads((tmp_path / "x.json").read_text())["points"]
+    assert [p["candidate"] for p in points] == ["flip_hf, tiles of 256", "dense"]
+    assert all(len(p["seconds"]) == 1 and p["seconds"][0] > 0 for p in points)
+    tiled, dense = (p["peak_bytes"][0] for p in points)
+    matrix = 4 * 3072**2
+    assert dense > 3 * matrix > tiled  # the embeddings and their gradients make two
+    assert "\n| 3,072 | flip_hf, tiles of 256 | " in (tmp_path / "x.md").read_text()
+
+
+def test_loss_benchmark_leaves_out_what_does_not_fit(benchmark):
+    from benchmarks.loss import loss_markdown, measure_alone
+
+    assert measure_alone("dense", 10**7, "cpu") is None
+    point = {"pairs": 10**7, "candidate": "dense", "seconds": [], "peak_bytes": []}
+    result = {"embedding": 512, "repeats": 1, "points": [point], **benchmark.environment("cpu")}
+    assert "| 10,000,000 | dense | not measured: too little memory |" in loss_markdown(result)
 
 
 def test_readme_code_runs_as_printed(trained, tmp_path):  # noqa: F811

@@ -1,0 +1,1 @@
+"""The questions of scripts/benchmark.py, a file each."""

@@ -1,0 +1,55 @@
+"""What every question shares: the alternating measurement, and on what it was measured."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+
+
+def alternate(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, the candidates taking turns after one warm-up of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    with tqdm(total=(repeats + 1) * len(steps), unit="step", file=sys.stderr) as bar:
+        for turn in range(repeats + 1):
+            for name, step in steps.items():
+                bar.set_description(name)
+                start = time.perf_counter()
+                step()
+                if turn > 0:
+                    seconds[name].append(time.perf_counter() - start)
+                bar.update()
+    return seconds
+
+
+def environment(device: str) -> dict:
+    """What a figure depends on."""
+    return {
+        "command": "python scripts/benchmark.py " + " ".join(sys.argv[1:]),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def about(result: dict, runs: int) -> str:
+    """On what, by which command and in how many runs of each candidate a result was measured."""
+    return (
+        f"{result['hardware']}; {result['threads']} threads, torch {result['torch']}, transformers "
+        f"{result['transformers']}. Medians of {runs} alternating runs.\n\n"
+        f"`{result['command']}`\n"
+    )
