@@ -24,6 +24,7 @@ from flip_hf.training.checkpoint import TrainState, save_checkpoint
 from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.optimization import Phase, make_optimizer, plan_phases
 from flip_hf.training.progress import Progress, plot_curves, summary
+from flip_hf.training.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,11 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, float]:
-        """Trains through all phases, evaluates and saves."""
+        """Trains through all phases, evaluates and saves; or, told to stop by a signal, saves a checkpoint."""
+        with StopSignals() as self._signals:
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
         self._last_log = (time.perf_counter(), self.state.samples)
         batches = iter(self.loader)
@@ -87,16 +92,22 @@ class Trainer:
                     self._log(phase, loss, accuracy, learning_rate)
                 if finished or self._passed(before, self.paths.eval_samples):
                     metrics = self._evaluate()
-                if not finished and self._passed(before, self.paths.checkpoint_samples):
+                stop = not finished and self._signals.stop_requested(self.accelerator)
+                if stop or not finished and self._passed(before, self.paths.checkpoint_samples):
                     self._checkpoint()
+                if stop:
+                    return self._leave()
         self._finish(metrics)
         return metrics
 
     def _checkpoint(self) -> None:
-        data_state = self.loader.state_dict()
-        save_checkpoint(
-            self.accelerator, self.output_dir, self.state, data_state, self.processor, self.paths.keep_checkpoints
-        )
+        save_checkpoint(self.accelerator, self.arguments, self.state, self.loader.state_dict(), self.processor)
+
+    def _leave(self) -> dict[str, float]:
+        self.progress.say(f"Stopped after {self.state.samples:,} samples; go on with --resume_from_checkpoint auto")
+        self.progress.close()
+        self.accelerator.end_training()
+        return {}
 
     def _passed(self, before: int, every: int) -> bool:
         """Whether a multiple of `every` samples was reached since `before`."""
