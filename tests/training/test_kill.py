@@ -15,11 +15,23 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
 
+from flip_hf import FlipConfig, FlipModel
 from flip_hf.data.tokenization import train_wordpiece
-from flip_hf.training.checkpoint import DamagedCheckpointError, find_checkpoints, newest_good_checkpoint, tidy
+from flip_hf.training.arguments import parse_arguments
+from flip_hf.training.checkpoint import (
+    DamagedCheckpointError,
+    find_checkpoints,
+    load_checkpoint,
+    newest_good_checkpoint,
+    tidy,
+)
 from flip_hf.training.manifest import write_manifest
-from flip_hf.training.resume import resolve_checkpoint
+from flip_hf.training.optimization import make_optimizer
+from flip_hf.training.progress import Progress
+from flip_hf.training.resume import check_fit, recipe_changes, resolve_checkpoint
 from tests.data.conftest import write_tar
 from tests.training.conftest import ROOT, TINY, launcher
 
@@ -255,3 +267,54 @@ def test_left_overs_are_removed_and_checkpoints_beyond_the_start_set_aside(tmp_p
     ]
     assert [p.name for p in (tmp_path / "set-aside").iterdir()] == ["checkpoint-000000000032"]
     assert "checkpoint-000000000032" in caplog.text
+
+
+# -- does the run fit? ------------------------------------------------------------------------------------------------
+
+
+def arguments_of(run: Run, *argv: str):
+    return parse_arguments([*run.argv, *argv], ROOT / "scripts" / "recipes", "shapes")
+
+
+def test_a_run_that_does_not_fit_its_checkpoint_is_told_why(straight, caplog):
+    accelerator, checkpoint = Accelerator(cpu=True), find_checkpoints(straight.folder)[-1]
+    assert recipe_changes(arguments_of(straight, "--log_samples", "3"), checkpoint) == {}
+    other = arguments_of(straight, "--batch_size", "16", "--seed", "7")
+    model = FlipModel.from_pretrained(checkpoint)
+    check_fit(accelerator, other, model, checkpoint)
+    (record,) = caplog.records
+    assert "batch_size was 8, is 16, seed was 0, is 7, processes was 2, is 1" in record.message
+    config = FlipConfig.from_pretrained(checkpoint)
+    config.vision_config.intermediate_size = 48
+    with pytest.raises(ValueError, match=r"vision_model.*weight is \(64, 32\) there and \(48, 32\) here"):
+        check_fit(accelerator, other, FlipModel(config), checkpoint)
+
+
+def test_a_process_that_a_checkpoint_does_not_know_gets_a_seed_and_says_so(straight, tmp_path, caplog):
+    """Of a checkpoint of two processes, with the first one's generators lost: weights and state are read by one."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(find_checkpoints(straight.folder)[-1], checkpoint)
+    model = FlipModel.from_pretrained(checkpoint)
+    accelerator = Accelerator(cpu=True)
+    prepared = accelerator.prepare(model, make_optimizer(model, arguments_of(straight).optimization))
+    with torch.no_grad():
+        model.logit_scale.add_(1)
+    state = load_checkpoint(accelerator, checkpoint)
+    assert state.samples == int(find_checkpoints(straight.folder)[-1].name[-12:]) and not caplog.records
+    assert model.logit_scale.item() == FlipModel.from_pretrained(checkpoint).logit_scale.item() and prepared
+    (checkpoint / "random_states_0.pkl").unlink()
+    draws = []
+    for _ in range(2):
+        torch.rand(3)
+        load_checkpoint(accelerator, checkpoint)
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+    assert "no random state that fits process 0" in caplog.text
+
+
+def test_a_torn_last_line_of_the_log_is_forgotten(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"samples": 8, "loss": 1}\n{"samples": 16, "loss": 1}\n{"samples": 2')
+    progress = Progress(Accelerator(cpu=True), tmp_path, total=32, done=8)
+    progress.close()
+    assert progress.records() == [{"samples": 8, "loss": 1}]
+    assert not (tmp_path / "log.partial").exists()
