@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-# `accelerate launch` and torchrun pass a signal on to processes that a terminal or Slurm has already sent it to: what
-# follows the first one so closely is no second wish.
+# torchrun passes a signal on to processes that Slurm has already sent it to: what follows the first one so closely is
+# no second wish.
 ECHO_SECONDS = 2.0
 
 
