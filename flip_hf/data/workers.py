@@ -2,23 +2,22 @@
 
 import os
 import signal
-import threading
+from types import FrameType
 
 
 def ignore_stop_signals(worker_id: int) -> None:
-    """Makes a DataLoader's worker deaf to SIGINT and SIGTERM unless its own training process sends it (worker_init_fn).
+    """Makes a DataLoader's worker deaf to SIGINT and to the first SIGTERM (a `worker_init_fn`); the second ends it.
 
     Ctrl-C goes to the whole process group and Slurm signals every process of a step; a worker that died of it would
-    end the run before it has saved. The training process ends its workers itself, and where it was killed they notice.
+    end the run before it has saved. The training process tells its workers to leave through their queue, and sends
+    SIGTERM, more than once, only to those that do not; where it was killed itself they notice.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows: there SIGTERM ends a worker
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
+    received: list[int] = []
 
-
-def _obey_parent() -> None:
-    while True:
-        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
-        if sender == os.getppid():
+    def take(number: int, frame: FrameType | None) -> None:
+        if received:
             os._exit(0)
+        received.append(number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, take)
