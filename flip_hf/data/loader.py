@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flip_hf.data.decode import RefusedSample, choose_caption, decode_image
 from flip_hf.data.sources import Reader, Source, read_rows
+from flip_hf.data.workers import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,12 @@ def sample_key(row: dict, source: Source) -> str:
 def make_loader(stream: IterableDataset, *, num_workers: int, pin_memory: bool = False) -> DataLoader:
     """A DataLoader over ready-made batches; it leaves torch's default generator, which draws the masks, alone."""
     return DataLoader(
-        stream, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator()
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+        worker_init_fn=ignore_stop_signals,
     )
 
 

@@ -186,10 +186,12 @@ class RunArguments:
     seed: int = _option(0, "of initialisation, masks, order and augmentation")
     log_samples: int = _option(1_000_000, "samples between two log lines")
     eval_samples: int = _option(64_000_000, "samples between two evaluations; the end is always evaluated")
-    checkpoint_samples: int = _option(64_000_000, "samples between two checkpoints; 0 writes none")
+    checkpoint_samples: int = _option(64_000_000, "samples between two checkpoints; 0: only when told to stop")
     keep_checkpoints: int = _option(2, "checkpoints kept")
     max_skipped_steps: int = _option(10, "steps in a row that are not finite before going back to a checkpoint")
-    resume_from_checkpoint: str | None = _option(None, "a checkpoint folder, or latest")
+    resume_from_checkpoint: str | None = _option(
+        None, "auto (the newest good one, or a new run where there is none), latest, or a checkpoint folder"
+    )
     report_to: list[str] = _option(["tensorboard"], "trackers, as Accelerate names them; none for none")
 
     def __post_init__(self):

@@ -13,8 +13,9 @@ from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.checkpoint import load_checkpoint, load_data_state, resolve_checkpoint
+from flip_hf.training.checkpoint import load_checkpoint, load_data_state, tidy
 from flip_hf.training.engine import Trainer
+from flip_hf.training.resume import check_fit, shared_checkpoint
 
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
 MISTAKES = (ValueError, FileNotFoundError, StrictDataclassError)
@@ -28,18 +29,20 @@ def build_trainer(arguments: Arguments) -> Trainer:
     """
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
-    checkpoint = resolve_checkpoint(arguments.run.resume_from_checkpoint, output_dir)
     config = setup.make_config(arguments.model)
     source = setup.open_training_data(arguments.data)
     evaluation = setup.open_evaluation_data(arguments.data)
 
     accelerator = make_accelerator(arguments, output_dir)
+    checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     context_length = config.get_text_config().max_position_embeddings
     tokenizer = shared_tokenizer(arguments, source, context_length, accelerator, checkpoint)
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = setup.make_model(arguments.model, config, tokenizer)
     processor = setup.make_processor(model.config, tokenizer, arguments.model.model_name_or_path)
+    if checkpoint is not None:
+        check_fit(accelerator, arguments, model, checkpoint)
     data_state = load_data_state(checkpoint, accelerator.process_index) if checkpoint is not None else None
     loader = setup.make_train_loader(arguments, source, processor, accelerator, micro_batch_size, data_state)
     trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation)
@@ -48,6 +51,8 @@ def build_trainer(arguments: Arguments) -> Trainer:
     else:
         # From here on each process draws its own masks.
         set_seed(arguments.run.seed, device_specific=True)
+    if accelerator.is_main_process:
+        tidy(output_dir, trainer.state.samples)
     return trainer
 
 

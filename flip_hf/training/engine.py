@@ -16,7 +16,7 @@ from flip_hf.data.sources import Source
 from flip_hf.modeling import FlipModel, FlipProcessor
 from flip_hf.training import average, setup
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.checkpoint import TrainState, find_checkpoints, load_checkpoint, save_checkpoint
+from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import save_run, summary
@@ -26,6 +26,8 @@ from flip_hf.training.masks import Masks
 from flip_hf.training.measure import Step, Window
 from flip_hf.training.optimization import Phase, make_optimizer, plan_phases
 from flip_hf.training.progress import Progress, plot_curves
+from flip_hf.training.resume import shared_checkpoint
+from flip_hf.training.signals import StopSignals
 from flip_hf.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -77,11 +79,15 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, float]:
-        """Trains through all phases, evaluates and saves.
+        """Trains through all phases, evaluates and saves; or, told to stop by a signal, saves a checkpoint.
 
         Raises:
             RunDiverged: losses or gradients stopped to be finite, and going back to a checkpoint did not help.
         """
+        with StopSignals() as self._signals:
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
         self.window = Window(self.state.samples, self.state.steps)
         batches = iter(self.loader)
@@ -97,12 +103,16 @@ class Trainer:
             before, self.state.samples = self.state.samples, self.state.samples + self.options.batch_size
             self.state.steps += 1
             self.progress.advance(self.options.batch_size)
-            if self._is_finished() or self._passed(before, self.paths.log_samples):
+            finished = self._is_finished()
+            if finished or self._passed(before, self.paths.log_samples):
                 self._log(phase, step)
-            if self._is_finished() or self._passed(before, self.paths.eval_samples):
+            if finished or self._passed(before, self.paths.eval_samples):
                 metrics = self._evaluate()
-            if not self._is_finished() and self._passed(before, self.paths.checkpoint_samples):
+            stop = not finished and self._signals.stop_requested(self.accelerator)
+            if stop or not finished and self._passed(before, self.paths.checkpoint_samples):
                 self._checkpoint()
+            if stop:
+                return self._leave()
         self._finish(metrics)
         return metrics
 
@@ -118,11 +128,15 @@ class Trainer:
         return phase
 
     def _checkpoint(self) -> None:
-        data_state = self.loader.state_dict()
-        save_checkpoint(
-            self.accelerator, self.output_dir, self.state, data_state, self.processor, self.paths.keep_checkpoints
-        )
+        with self.window.pause():
+            save_checkpoint(self.accelerator, self.arguments, self.state, self.loader.state_dict(), self.processor)
         self.health.checkpoint_written()
+
+    def _leave(self) -> dict[str, float]:
+        self.progress.say(f"Stopped after {self.state.samples:,} samples; go on with --resume_from_checkpoint auto")
+        self.progress.close()
+        self.accelerator.end_training()
+        return {}
 
     def _go_back(self) -> None:
         """Restores the last good checkpoint; the data stream goes on, so that what spoilt the weights is left behind.
@@ -130,19 +144,19 @@ class Trainer:
         Raises:
             RunDiverged: there is none.
         """
-        found = find_checkpoints(self.output_dir)
-        if not found:
+        checkpoint = shared_checkpoint(self.accelerator, "auto", self.output_dir)
+        if checkpoint is None:
             raise RunDiverged(
                 f"{self.paths.max_skipped_steps} steps in a row had a loss or gradient that is not finite, and there "
                 "is no checkpoint to go back to. Lower --base_lr, set --max_grad_norm 1, or write checkpoints earlier "
                 "with --checkpoint_samples."
             )
         lost, skipped = self.state.samples, self.state.skipped_steps
-        self.state = load_checkpoint(self.accelerator, found[-1])
+        self.state = load_checkpoint(self.accelerator, checkpoint)
         self.state.skipped_steps = skipped
         self.progress.say(
             f"after {lost:,} samples: {self.paths.max_skipped_steps} steps in a row were not finite; going on from "
-            f"{found[-1]}"
+            f"{checkpoint}"
         )
         self.progress.rewind(self.state.samples)
         self.window = Window(self.state.samples, self.state.steps)

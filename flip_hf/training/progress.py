@@ -40,9 +40,11 @@ class Progress:
 
     def _forget_after(self, samples: int) -> None:
         """Drops records of samples that a resumed run sees again; a new run starts a new log."""
-        lines = self.log_path.read_text(encoding="utf-8").splitlines() if self.log_path.exists() else []
-        kept = [line for line in lines if json.loads(line)["samples"] <= samples] if samples else []
-        self.log_path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = self.log_path.read_text(encoding="utf-8").splitlines() if self.log_path.exists() and samples else []
+        kept = [line for line in lines if _samples_of(line) <= samples]
+        written = self.log_path.with_suffix(".partial")  # a run may be killed here too
+        written.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        written.replace(self.log_path)
 
     def advance(self, samples: int) -> None:
         self._bar.update(samples)
@@ -79,6 +81,14 @@ class Progress:
     def records(self) -> list[dict[str, Any]]:
         """All records of the run so far."""
         return [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
+
+
+def _samples_of(line: str) -> float:
+    """At how many samples a line of the log was written; beyond all where the run was killed in the middle of it."""
+    try:
+        return json.loads(line)["samples"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def _steps_of(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -1,0 +1,72 @@
+"""Whether a folder is as it was written: size and checksum of every file, in a manifest written last."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+def _digest(path: Path) -> str:
+    """BLAKE2b of a file of any size: as fast as it is read from most disks."""
+    digest = hashlib.blake2b()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk and would survive a loss of power."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def write_manifest(folder: Path) -> None:
+    """Brings every file of a folder to the disk and lists it; call when all of them are written."""
+    listed = {}
+    for path in _files(folder):
+        sync(path)
+        listed[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "blake2b": _digest(path)}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"files": listed}, indent=1) + "\n", encoding="utf-8")
+    sync(manifest)
+    for inner in folder.rglob("*"):
+        if inner.is_dir():
+            sync(inner)
+    sync(folder)
+
+
+def check_manifest(folder: Path) -> list[str]:
+    """What is wrong with a folder, file by file; an empty list where it is as it was written."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        wanted = [(folder / name, entry["size"], entry["blake2b"]) for name, entry in listed.items()]
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST} cannot be read"]
+    return [problem for path, size, digest in wanted if (problem := _problem(folder, path, size, digest))]
+
+
+def _problem(folder: Path, path: Path, size: int, digest: str) -> str | None:
+    name = path.relative_to(folder).as_posix()
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"{name} has {found:,} bytes instead of {size:,}"
+        return None if _digest(path) == digest else f"{name} is not as it was written (checksum)"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"

@@ -1,0 +1,44 @@
+"""scripts/pretrain.py, with a note of every sample that a step takes: `{rank}-{start}-{pid}.txt` in $FLIP_HF_TAKEN.
+
+`start` is the number of samples at which this process began; each line holds the samples of one step, as digests of
+their pixels after augmentation and their tokens. Steps are slowed down, so that a test that watches can hit one.
+"""
+
+import hashlib
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+
+from flip_hf.data.loader import TrainLoader
+from flip_hf.training.engine import Trainer
+
+FOLDER = Path(os.environ["FLIP_HF_TAKEN"])
+original_run, original_iter = Trainer.run, TrainLoader.__iter__
+
+
+def digest(pixels, ids) -> str:
+    tokens = [token for token in ids.tolist() if token]  # padding depends on the batch
+    return hashlib.blake2b(pixels.numpy().tobytes() + repr(tokens).encode(), digest_size=8).hexdigest()
+
+
+def run(self):
+    rank = self.accelerator.process_index
+    self.loader.notes = FOLDER / f"{rank}-{self.state.samples:06d}-{os.getpid()}.txt"
+    return original_run(self)
+
+
+def iterate(self):
+    for batch in original_iter(self):
+        with self.notes.open("a") as file:
+            pairs = zip(batch["pixel_values"], batch["input_ids"], strict=True)
+            file.write(" ".join(digest(*pair) for pair in pairs) + "\n")
+        yield batch
+        time.sleep(0.04)
+
+
+Trainer.run, TrainLoader.__iter__ = run, iterate
+script = str(Path(__file__).parents[2] / "scripts" / "pretrain.py")
+sys.argv[0] = script
+runpy.run_path(script, run_name="__main__")
