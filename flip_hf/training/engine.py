@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from flip_hf.data.loader import TrainLoader
+from flip_hf.data.refusals import add_counts
 from flip_hf.data.sources import Source
 from flip_hf.evaluation.zero_shot import ZeroShotCounts, class_embeddings, count_zero_shot
 from flip_hf.modeling import FlipModel, FlipProcessor
@@ -77,7 +77,7 @@ class Trainer:
             if phase.start <= self.state.samples < phase.start + self.options.batch_size:
                 self._begin_phase(phase)
             while self.state.samples < phase.end:
-                micro_batches = [self._next(batches) for _ in range(self.num_micro)]
+                micro_batches = [next(batches) for _ in range(self.num_micro)]
                 loss, accuracy, learning_rate = self._step(phase, micro_batches)
                 before, self.state.samples = self.state.samples, self.state.samples + self.options.batch_size
                 self.state.steps += 1
@@ -110,11 +110,6 @@ class Trainer:
             f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {phase.mask_ratio:g}, peak learning rate "
             f"{phase.peak_lr:.3g}"
         )
-
-    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        batch = next(batches)
-        self.progress.refused.update(batch.pop("refused"))
-        return batch
 
     def _step(self, phase: Phase, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, float]:
         """One optimizer step on the batch; returns loss, accuracy and learning rate."""
@@ -204,9 +199,10 @@ class Trainer:
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Saves the model folder and the curves, and prints the summary."""
-        refused = Counter()
-        for counts in gather_object([dict(self.progress.refused)]):
-            refused.update(counts)
+        counts: dict[str, dict] = {"drawn": {}, "refused": {}}
+        for local in gather_object([self.loader.counts]):
+            add_counts(counts, local)
+        refused = sum((Counter(reasons) for reasons in counts["refused"].values()), Counter())
         self.accelerator.wait_for_everyone()
         self.progress.close()
         if self.accelerator.is_main_process:
@@ -216,16 +212,20 @@ class Trainer:
             results = {
                 **metrics,
                 "refused": dict(refused),
+                "sources": {
+                    name: {"samples": drawn, "refused": counts["refused"].get(name, {})}
+                    for name, drawn in counts["drawn"].items()
+                },
                 "seconds": self.state.seconds,
                 "samples": self.state.samples,
             }
             (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             boundary = self.phases[-1].start or None
             plot_curves(self.progress.records(), boundary, self.output_dir / "training_curves.png")
-            print(self._summary(metrics, refused))
+            print(self._summary(metrics, refused, counts["drawn"]))
         self.accelerator.end_training()
 
-    def _summary(self, metrics: dict[str, float], refused: Counter) -> str:
+    def _summary(self, metrics: dict[str, float], refused: Counter, drawn: dict[str, int]) -> str:
         vision = self.flip.config.vision_config
         model_line = (
             f"ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "  # pyright: ignore
@@ -245,5 +245,6 @@ class Trainer:
             labels=self.evaluation[1][:2] if self.evaluation is not None else ("a cat", "a dog"),
             seconds=self.state.seconds,
             refused=refused,
+            drawn=drawn,
             output_dir=self.output_dir,
         )

@@ -30,7 +30,6 @@ class Progress:
     def __init__(self, accelerator: Accelerator, output_dir: Path, total: int, done: int):
         self.accelerator = accelerator
         self.log_path = output_dir / "log.jsonl"
-        self.refused: Counter[str] = Counter()
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -123,13 +122,21 @@ def summary(
     labels: tuple[str, ...],
     seconds: float,
     refused: Counter[str],
+    drawn: dict[str, int],
     output_dir: Path,
 ) -> str:
-    """The lines a run ends with: what was trained, how well it does, what was skipped, where it lies, how to use it."""
+    """The lines a run ends with: what was trained, how well it does, what was skipped, where it lies, how to use it.
+
+    Where several sources were mixed, a line first says how many samples were drawn from each.
+    """
+    mixed = (
+        (f"Read      {', '.join(f'{count:,} of {name}' for name, count in drawn.items())}",) if len(drawn) > 1 else ()
+    )
     skipped = ", ".join(f"{count} x {reason}" for reason, count in refused.most_common()) or "none"
     quoted = " ".join(f'"{label}"' for label in labels)
     return "\n".join(
         (
+            *mixed,
             f"Trained   {model_line} in {_duration(seconds)}",
             f"Result    {result_line}",
             f"Skipped   {skipped}",
