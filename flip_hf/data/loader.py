@@ -100,7 +100,7 @@ class TrainLoader:
             self._workers, self._next = list(states[rank]["workers"]), states[rank]["next_worker"]
             add_counts(self.counts, states[rank]["counts"])
             return
-        if not same_readers:
+        if not same_readers and rank == 0:
             logger.warning(
                 "The checkpoint was written by %d workers of %d processes, this run has %d of %d: what they had left "
                 "of their epochs is dealt anew. No sample is lost or repeated.",
@@ -121,16 +121,18 @@ class TrainLoader:
         first, count = self._stream.process.index * self._slots, self._stream.process.count * self._slots
         for worker in self._workers:
             worker["draws"] = max(state["draws"] for state in old)
+        level = logging.WARNING if first == 0 else logging.DEBUG  # told once, by the first process
         for index, (name, num_shards) in enumerate(sources.items()):
             if name not in known:
-                logger.warning("%r was not among the checkpoint's sources; it is read from its beginning.", name)
+                logger.log(level, "%r was not among the checkpoint's sources; it is read from its beginning.", name)
                 continue
             positions = [SourcePosition.from_json(worker["sources"][known.index(name)]) for worker in old]
             if states[0]["sources"][name] == num_shards:
                 dealt = deal_again(positions, count, num_shards)
             else:
                 epoch = max(position.next_epoch for position in positions)
-                logger.warning(
+                logger.log(
+                    level,
                     "%r had %d shards when the checkpoint was written and has %d: it is read from the beginning, as "
                     "epoch %d, and what was read of the last one may come again.",
                     name,

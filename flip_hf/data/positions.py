@@ -6,6 +6,7 @@ its order too, and goes to one of the new readers; their own epochs begin after 
 epoch is read to its end, by whomever, and nothing is read twice.
 """
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
@@ -42,24 +43,26 @@ class Piece:
         return Reader(self.index, self.count)
 
     @property
+    def num_shards(self) -> int:
+        """How many shards it has rows of, or had when its block was begun."""
+        return len(range(self.shard, self.stop, self.step))
+
+    @property
     def place(self) -> Place:
         return self.shard, self.row
 
 
-def split_piece(piece: Piece, parts: int) -> list[list[Piece]]:
-    """Deals a piece's shards to lists of pieces; a block that was begun stays whole, with the rest of its last shard.
+def split_piece(piece: Piece, parts: int) -> list[Piece]:
+    """Deals a piece's shards to several; a block that was begun stays whole, with the rest of its last shard.
 
     Args:
         piece: what is dealt.
-        parts: how many lists, at most; empty ones are left out.
+        parts: how many pieces, at most, beside the one that was begun.
     """
     first = piece.last + piece.step if piece.used else piece.shard
+    begun = [replace(piece, stop=min(piece.stop, piece.last + 1))] if piece.used else []
     starts = range(first, piece.stop, piece.step)[:parts]
-    dealt = [[replace(piece, shard=s, row=0, used=0, last=s, step=parts * piece.step)] for s in starts]
-    if piece.used:
-        begun = [replace(piece, stop=min(piece.stop, piece.last + 1))]
-        dealt = [*dealt[:-1], begun + dealt[-1]] if len(dealt) == parts else [begun, *dealt]
-    return dealt
+    return begun + [replace(piece, shard=s, row=0, used=0, last=s, step=parts * piece.step) for s in starts]
 
 
 def whole_epoch(reader: Reader, epoch: int, num_shards: int) -> Piece:
@@ -95,8 +98,14 @@ def deal_again(old: Sequence[SourcePosition], count: int, num_shards: int) -> li
             owed.append(whole_epoch(Reader(index, len(old)), epoch, num_shards))
     new = [SourcePosition([], next_epoch) for _ in range(count)]
     parts = [part for piece in owed for part in split_piece(piece, _parts(len(owed), count))]
-    for number, part in enumerate(parts):
-        new[number % count].pieces += part
+    # The largest first, each to the reader that has least to do yet.
+    loads = [(0, number) for number in range(count)]
+    for part in sorted(parts, key=lambda part: part.num_shards, reverse=True):
+        load, number = heapq.heappop(loads)
+        new[number].pieces.append(part)
+        heapq.heappush(loads, (load + part.num_shards, number))
+    for position in new:
+        position.pieces.sort(key=lambda piece: piece.epoch)
     return new
 
 

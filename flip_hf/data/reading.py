@@ -26,6 +26,8 @@ _LASTING = (FileNotFoundError, PermissionError, ValueError, TypeError, LookupErr
 # So many shards in a row that give nothing but errors end the run.
 MAX_BROKEN_SHARDS = 16
 
+_STRIDE = 7919  # a prime: consecutive shards begin far from each other
+
 Place = tuple[int, int]  # (n-th shard of the reader, row in it)
 
 
@@ -150,8 +152,10 @@ def read_rows(
             if mine:
                 report(reason, f"{shards.name(shard)}{detail}")
 
+        # Turns begin with another reader in each shard and epoch, or small shards would all go to the first ones.
+        turn = Reader((reader.index - _STRIDE * shard - epoch) % reader.count, reader.count)
         index = None
-        for index, row in _read_shard(shards, shard, first, reader if shared else None, damage):
+        for index, row in _read_shard(shards, shard, first, turn if shared else None, damage):
             yield (nth, index), row
         broken = broken + 1 if problems and index is None else 0
         if broken == MAX_BROKEN_SHARDS:

@@ -106,7 +106,7 @@ def _open(data: str, config: str | None, split: str) -> Shards:
         raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {data!r}.")
     if data.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no file or folder {data!r}.")
-    return _open_named(data, config, split)
+    return open_named(data, config, split)
 
 
 def _open_folder(path: str, split: str) -> Shards:
@@ -130,14 +130,14 @@ def _open_files(files: Sequence[str], split: str) -> Shards:
     return _as_shards(load_dataset("parquet", features=features, **options), remote=is_remote(files[0]))
 
 
-def _open_named(data: str, config: str | None, split: str) -> Shards:
+def open_named(data: str, config: str | None, split: str) -> Shards:
     """A data set of the Hub, or a folder in its layout."""
     builder = load_dataset_builder(data, config)
     if not isinstance(builder, WebDataset):
         return _as_shards(builder.as_streaming_dataset(split=split), remote=True)
     files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
     if split not in files:
-        raise ValueError(f"The data set {data!r} has no split {split!r}, only: {', '.join(files)}.")
+        raise ValueError(f"The data set {data!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
     return TarShards(files[split])
 
 
