@@ -99,16 +99,23 @@ def add_sample(archive: io.BytesIO, key: str, members: Members) -> None:
         archive.write(bytes(header) + data + bytes(-len(data) % 512))
 
 
-def shard(samples: list[tuple[str, Members]]) -> bytes:
-    """A whole archive."""
+def shard(samples: list[tuple[str, Members]], cut: bool = False) -> bytes:
+    """A whole archive, or one that is cut off in the image of one more sample."""
     archive = io.BytesIO()
     for key, members in samples:
         add_sample(archive, key, members)
+    if cut:
+        add_sample(archive, "99999", good(99_999))
+        return archive.getvalue()[:-1400]
     return archive.getvalue() + bytes(10_240)
 
 
 def write_damaged_shards(folder: Path, shards: int, per_shard: int, bad_per_shard: int) -> tuple[list[int], Counter]:
-    """Writes shards with as many bad samples in each; returns the good samples' numbers and the bad ones' reasons."""
+    """Writes shards with as many bad samples in each, each cut off at its end.
+
+    Returns:
+        The good samples' numbers, and how often each reason should be in the report.
+    """
     kinds: Iterator[int] = iter(k % KINDS for k in range(shards * bad_per_shard))
     numbers: list[int] = []
     reasons: Counter[str] = Counter()
@@ -127,5 +134,6 @@ def write_damaged_shards(folder: Path, shards: int, per_shard: int, bad_per_shar
             reasons[reason] += 1
             reasons["damaged tar header"] += kind == KINDS - 1
             samples.append((f"{number:05d}", members))
-        (folder / f"{part:04d}.tar").write_bytes(shard(samples))
+        (folder / f"{part:04d}.tar").write_bytes(shard(samples, cut=True))
+        reasons["truncated shard"] += 1
     return numbers, reasons

@@ -12,6 +12,7 @@ import pytest
 from flip_hf.data import reading
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
+from tests.data.conftest import write_tar
 from tests.data.loading import make_train_loader, numbers, saved
 
 KEYS = list(range(160))
@@ -21,14 +22,15 @@ class Server(ThreadingHTTPServer):
     """Serves a folder.
 
     Attributes:
-        ranges: whether it gives parts of files; if not, it does not say how long a file is either.
+        ranges: whether it gives parts of files.
+        lengths: whether it says how long they are.
         drops: names of files whose next answer of more than 4 kB ends in its middle, once for each mention.
         down: whether every answer is "503 Service Unavailable".
     """
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.ranges, self.drops, self.down = folder, True, [], False
+        self.folder, self.ranges, self.lengths, self.drops, self.down = folder, True, True, [], False
         self.requests = []
 
     def url(self, name: str) -> str:
@@ -59,7 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data)))
+        if self.server.lengths:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body and len(data) > 4096 and path.name in self.server.drops:
             self.server.drops.remove(path.name)
@@ -110,6 +113,18 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(server, tar_folder, ran
     assert sorted(numbers(itertools.islice(loader, 160))) == KEYS
     assert server.drops == [] and loader.counts["refused"] == {}
     assert caplog.text.count("broke off") >= 3 and "ClientPayloadError" in caplog.text
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_large_files_come_in_one_go_where_there_are_no_ranges(server, samples, tmp_path, lengths):
+    """Larger than what fsspec asks for at once (5 MiB)."""
+    rows = [(key, image + bytes(400_000), caption) for key, image, caption in samples[:32]]
+    write_tar(tmp_path / "large.tar", rows)
+    server.ranges, server.lengths = False, lengths
+    loader = make_train_loader(server.url("large.tar"), batch_size=1)
+    server.drops = ["large.tar"] if lengths else []
+    assert sorted(numbers(itertools.islice(loader, 32))) == list(range(32))
+    assert server.drops == [] and loader.counts["refused"] == {}
 
 
 def test_a_shard_that_stays_away_is_counted_and_left(server, tar_folder, caplog):
