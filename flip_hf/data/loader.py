@@ -102,7 +102,7 @@ class TrainLoader:
             return
         if not same_readers and rank == 0:
             logger.warning(
-                "The checkpoint was written by %d workers of %d processes, this run has %d of %d: what they had left "
+                "The checkpoint was written by %d readers in %d process(es), this run has %d in %d: what they had left "
                 "of their epochs is dealt anew. No sample is lost or repeated.",
                 sum(len(state["workers"]) for state in states),
                 len(states),

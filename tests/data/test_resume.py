@@ -104,7 +104,7 @@ def test_the_change_is_told_once_and_counts_are_kept(small_shards, caplog):
             pass
     with caplog.at_level(logging.WARNING):
         new = loaders_of(small_shards, (1, 2), saved(old))
-    assert caplog.text.count("written by 2 workers of 2 processes, this run has 2 of 1") == 1
+    assert caplog.text.count("written by 2 readers in 2 process(es), this run has 2 in 1") == 1
     assert "No sample is lost or repeated" in caplog.text
     assert new[0].counts["drawn"] == {str(small_shards): 18}
 

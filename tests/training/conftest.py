@@ -22,15 +22,25 @@ SHORT = [
 ]
 
 
+def launcher(processes: int) -> list[str]:
+    """The command before a script that runs it in so many processes on the CPU.
+
+    Not `accelerate launch --cpu --num_processes 2`: without MPI, that starts one.
+    """
+    if processes == 1:
+        return [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+
+
 def launch(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
     """Runs the script as a user does, in real processes."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}"]
+    command = launcher(processes)
     return subprocess.run(
         [*command, str(ROOT / "scripts" / "pretrain.py"), *argv],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
     )
 
 
