@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Pre-trains FLIP.
 
-    accelerate launch scripts/pretrain.py                                     # a small model on the embedded data
-    accelerate launch scripts/pretrain.py vit_b16 --train_data my/shards/*.tar  # a recipe, with values of your own
+    accelerate launch scripts/pretrain.py                                       # a small model on the embedded data
+    accelerate launch scripts/pretrain.py vit_b16 --train_data 'my/shards/*.tar'  # a recipe, with values of your own
 
 `--help` lists all options; recipes lie in scripts/recipes.
 """
@@ -11,8 +11,10 @@ import logging
 import sys
 from pathlib import Path
 
+from flip_hf.data.refusals import BadDataError
 from flip_hf.training.arguments import parse_arguments
 from flip_hf.training.build import MISTAKES, build_trainer
+from flip_hf.training.health import RunDiverged
 
 
 def main() -> None:
@@ -23,7 +25,10 @@ def main() -> None:
         trainer = build_trainer(arguments)
     except MISTAKES as error:
         sys.exit(f"error: {error}")
-    trainer.run()
+    try:
+        trainer.run()
+    except (BadDataError, RunDiverged) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

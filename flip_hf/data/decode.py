@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from flip_hf.data.files import MAX_FILE_BYTES, open_at
+
 # Larger images are refused from their header alone, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
 
@@ -29,19 +31,22 @@ def _image_bytes(value: Any) -> bytes:
             return value["bytes"]
         if value.get("path"):
             return _read(value["path"])
-    if isinstance(value, (bytes, bytearray)) and value:
+    if isinstance(value, (bytes, bytearray)):
+        if not value:
+            raise RefusedSample("empty image")
         return bytes(value)
     raise RefusedSample("missing image" if not value or isinstance(value, dict) else "image column holds no image")
 
 
 def _read(path: str) -> bytes:
-    import fsspec
-
     try:
-        with fsspec.open(path, "rb") as file:
-            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except OSError as error:
+        with open_at(path) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except Exception as error:  # file systems raise many kinds
         raise RefusedSample("unreadable image file") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise RefusedSample("oversized file")
+    return data
 
 
 def decode_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
@@ -88,7 +93,10 @@ def choose_caption(value: Any, rng: np.random.Generator) -> str:
     if isinstance(value, (list, tuple)) and value:
         value = value[int(rng.integers(len(value)))]
     if isinstance(value, (bytes, bytearray)):
-        value = value.decode("utf-8", errors="replace")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RefusedSample("caption is not UTF-8") from error
     if value is None:
         raise RefusedSample("missing caption")
     if not isinstance(value, str):

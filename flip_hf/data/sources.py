@@ -1,28 +1,28 @@
-"""Opens any data set as one kind of stream, and deals its rows to readers in a repeatable order.
+"""Opens any data set as one kind of stream: rows with undecoded images, in shards."""
 
-A reader is one worker of one process. Rows come undecoded, in shards; the order of shards and the part of each reader
-follow from the seed and the epoch alone, so that a position in the stream is three numbers.
-"""
-
-import glob
 import itertools
+import json
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from datasets import ClassLabel, Image, IterableDataset, load_dataset, load_from_disk
+from datasets import ClassLabel, Image, IterableDataset, load_dataset, load_dataset_builder, load_from_disk
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from flip_hf.data.decode import RefusedSample
+from flip_hf.data.files import files_below, is_remote, list_files
+from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
 from flip_hf.data.shapes import shapes_dataset
+from flip_hf.data.tar import TarShards
 
 EMBEDDED = "shapes"
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 CAPTION_COLUMNS = ("caption", "text", "txt", "captions")
 LABEL_COLUMNS = ("label", "labels", "cls")
-_BUILDERS = {".tar": "webdataset", ".parquet": "parquet"}
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+SHARD_EXTENSIONS = (".tar", ".parquet")
+# Tar shards have no schema: the columns are those of the first rows, any one of which may be damaged.
+_ROWS_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,60 @@ class Source:
     """An opened data set.
 
     Attributes:
-        dataset: the stream of rows, images undecoded.
-        image_column: where the image is; dots lead into nested values (`json.url`).
+        shards: its rows, images undecoded.
+        image_column: where the image is; dots lead into nested values (`json.url`), `;` parts alternatives.
         target_column: where the caption, or in evaluation the label, is.
         name: what the user called it.
         class_names: names of the classes, if `target_column` has them.
     """
 
-    dataset: IterableDataset
+    shards: Shards
     image_column: str
     target_column: str
     name: str
     class_names: tuple[str, ...] | None = None
 
     def image(self, row: dict) -> Any:
+        """The encoded image of a row; see [`column_value`]."""
         return column_value(row, self.image_column)
 
     def target(self, row: dict) -> Any:
+        """The caption or label of a row; see [`column_value`]."""
         return column_value(row, self.target_column)
+
+    def rows(self) -> Iterator[dict]:
+        """All rows that can be read, in their own order."""
+        rows = read_rows(self.shards, Reader(0, 1), epoch=0, seed=None, report=lambda reason, detail: None)
+        return (row for _, row in rows)
 
 
 def column_value(row: dict, column: str) -> Any:
-    """The value under a column name; dots lead into nested dictionaries; None where there is nothing."""
+    """The value under a column name; None where there is nothing.
+
+    Dots lead into nested dictionaries and JSON texts; of alternatives (`jpg;png`) the first that is there counts.
+
+    Raises:
+        RefusedSample: the value was too large to be read, or is in a text that is no JSON.
+    """
+    for name in column.split(";"):
+        value = _nested_value(row, name)
+        if isinstance(value, RefusedSample):
+            raise value
+        if value is not None:
+            return value
+    return None
+
+
+def _nested_value(row: dict, column: str) -> Any:
     if column in row:
         return row[column]
     value: Any = row
     for part in column.split("."):
+        if isinstance(value, (bytes, str)):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise RefusedSample("damaged JSON") from error
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
@@ -65,62 +93,89 @@ def column_value(row: dict, column: str) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """Expands `shard-{00000..00099}.tar`, the notation of WebDataset users; other text is returned as it is."""
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    first, last = match.groups()
-    numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
-    return list(itertools.chain.from_iterable(expand_braces(_BRACES.sub(n, pattern, count=1)) for n in numbers))
-
-
-def _open_folder(path: str, split: str) -> Any:
-    if os.path.exists(os.path.join(path, "state.json")):
-        return load_from_disk(path)
-    for extension, builder in _BUILDERS.items():
-        files = sorted(glob.glob(os.path.join(glob.escape(path), "**", f"*{extension}"), recursive=True))
-        if files:
-            return load_dataset(builder, data_files={split: files}, split=split, streaming=True)
-    return load_dataset("imagefolder", data_dir=path, split=split, streaming=True)
-
-
-def _open(data: str, config: str | None, split: str) -> Any:
-    extension = os.path.splitext(data)[1]
+def _open(data: str, config: str | None, split: str) -> Shards:
     if os.path.isdir(data):
         return _open_folder(data, split)
-    if extension in _BUILDERS:
-        files = expand_braces(data)
-        return load_dataset(_BUILDERS[extension], data_files={split: files}, split=split, streaming=True)
+    if data.endswith(SHARD_EXTENSIONS):
+        return _open_files(list_files(data), split)
+    if is_remote(data):
+        for extension in SHARD_EXTENSIONS:
+            files = files_below(data, extension)
+            if files:
+                return _open_files(files, split)
+        raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {data!r}.")
     if data.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no file or folder {data!r}.")
-    return load_dataset(data, config, split=split, streaming=True)
+    return open_named(data, config, split)
 
 
-def _as_stream(dataset: Any) -> IterableDataset:
+def _open_folder(path: str, split: str) -> Shards:
+    if os.path.exists(os.path.join(path, "dataset_dict.json")):
+        path = os.path.join(path, split)
+    if os.path.exists(os.path.join(path, "state.json")):
+        return _as_shards(load_from_disk(path), remote=False)
+    for extension in SHARD_EXTENSIONS:
+        files = files_below(path, extension)
+        if files:
+            return _open_files(files, split)
+    return _as_shards(load_dataset("imagefolder", data_dir=path, split=split, streaming=True), remote=False)
+
+
+def _open_files(files: Sequence[str], split: str) -> Shards:
+    if files[0].endswith(".tar"):
+        return TarShards(files)
+    options: dict[str, Any] = {"data_files": {split: list(files)}, "split": split, "streaming": True}
+    # One sound file tells the columns; a damaged one is met, and counted, when it is read.
+    features: Any = load_dataset("parquet", on_bad_files="skip", **options).features
+    return _as_shards(load_dataset("parquet", features=features, **options), remote=is_remote(files[0]))
+
+
+def open_named(data: str, config: str | None, split: str) -> Shards:
+    """A data set of the Hub, or a folder in its layout."""
+    builder = load_dataset_builder(data, config)
+    if not isinstance(builder, WebDataset):
+        return _as_shards(builder.as_streaming_dataset(split=split), remote=True)
+    files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
+    if split not in files:
+        raise ValueError(f"The data set {data!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
+    return TarShards(files[split])
+
+
+def _as_shards(dataset: Any, remote: bool) -> DatasetShards:
     if not isinstance(dataset, IterableDataset):
         dataset = dataset.to_iterable_dataset(num_shards=min(64, max(1, len(dataset))))
     # Plain bytes, text and numbers: what cannot be decoded is for us to count, not an error inside the stream.
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, Image):
             dataset = dataset.cast_column(name, Image(decode=False))
-    return dataset
+    return DatasetShards(dataset, remote)
 
 
-def _find_column(row: dict, wanted: str | None, candidates: tuple[str, ...], kind: str, data: str) -> str:
-    if wanted is None:
-        wanted = next((name for name in candidates if name in row), None)
-    if wanted is None or (wanted not in row and wanted.split(".")[0] not in row):
+def _first_rows(shards: Shards, data: str, split: str) -> list[dict]:
+    problems: list[str] = []
+    rows = read_rows(shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: problems.append(", ".join(told)))
+    first = [row for _, row in itertools.islice(rows, _ROWS_LOOKED_AT if isinstance(shards, TarShards) else 1)]
+    if not first:
+        why = f" ({problems[0]})" if problems else ""
+        raise ValueError(f"The data set {data!r} has no samples in its split {split!r}{why}.")
+    return first
+
+
+def _find_column(columns: list[str], wanted: str | None, candidates: tuple[str, ...], kind: str, data: str) -> str:
+    found = [name for name in candidates if name in columns]
+    if wanted is None and found:
+        return found[0]
+    if wanted is None or not any(part in columns or part.split(".")[0] in columns for part in wanted.split(";")):
         named = f"has no {kind} column {wanted!r}" if wanted else f"has no {kind} column of a usual name"
         raise ValueError(
-            f"The data set {data!r} {named}. Its columns are: {', '.join(sorted(row))}. Name the right one with "
+            f"The data set {data!r} {named}. Its columns are: {', '.join(sorted(columns))}. Name the right one with "
             f"--{kind}_column."
         )
     return wanted
 
 
 def open_source(
-    data: str,
+    data: str | Sequence[str],
     *,
     split: str = "train",
     config: str | None = None,
@@ -132,7 +187,9 @@ def open_source(
 
     Args:
         data: `shapes` (the embedded data), a Hub id, a folder (tar or parquet shards, an image folder, or what
-            `save_to_disk` wrote), or tar or parquet files as a path, URL or pattern (`*`, `{0000..0099}`).
+            `save_to_disk` wrote), or tar or parquet files as a path, URL or pattern (`*`, `{0000..0099}`), or several
+            such files. URLs are whatever fsspec opens: `https://`, `hf://`, `s3://` with s3fs installed, and so on; all
+            but `http(s)://` may name a folder of shards.
         split: name of the split.
         config: name of the Hub data set's configuration.
         image_column: column of the image; found by its usual names if None.
@@ -143,82 +200,25 @@ def open_source(
         FileNotFoundError: nothing is there.
         ValueError: the split is unknown, there is no sample, or a column is missing; the message lists the columns.
     """
-    dataset = shapes_dataset(split) if data == EMBEDDED else _open(data, config, split)
-    dataset = _as_stream(dataset)
-    row = next(iter(dataset), None)
-    if row is None:
-        raise ValueError(f"The data set {data!r} has no samples in its split {split!r}.")
+    name = data if isinstance(data, str) else f"{data[0]} and {len(data) - 1} more"
+    if data == EMBEDDED:
+        shards = _as_shards(shapes_dataset(split), remote=False)
+    elif isinstance(data, str):
+        shards = _open(data, config, split)
+    else:
+        shards = _open_files([file for pattern in data for file in list_files(pattern)], split)
+    columns = list(dict.fromkeys(column for row in _first_rows(shards, name, split) for column in row))
     candidates = CAPTION_COLUMNS if kind == "caption" else LABEL_COLUMNS
-    target_column = _find_column(row, target_column, candidates, kind, data)
-    feature = (dataset.features or {}).get(target_column)
+    features = shards.dataset.features if isinstance(shards, DatasetShards) else None
+    target_column = _find_column(columns, target_column, candidates, kind, name)
+    feature = (features or {}).get(target_column)
+    found = _find_column(columns, image_column, IMAGE_COLUMNS, "image", name)
+    if image_column is None and isinstance(shards, TarShards):
+        found = ";".join(IMAGE_COLUMNS)  # each sample has an extension of its own
     return Source(
-        dataset=dataset,
-        image_column=_find_column(row, image_column, IMAGE_COLUMNS, "image", data),
+        shards=shards,
+        image_column=found,
         target_column=target_column,
-        name=data,
+        name=name,
         class_names=tuple(feature.names) if isinstance(feature, ClassLabel) else None,
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Dealing rows to readers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One of `count` readers, all workers of all processes together."""
-
-    index: int
-    count: int
-
-
-def epoch_shards(num_shards: int, reader: Reader, epoch: int, seed: int | None) -> tuple[list[int], bool]:
-    """The shards that a reader visits in an epoch, in order, and whether it must share their rows.
-
-    With at least one shard a reader, each shard has one reader, and the readers with one shard more change every epoch.
-    With fewer, all read all shards and take turns row by row. Either way every row has exactly one reader an epoch.
-    """
-    order = np.arange(num_shards)
-    if seed is not None:
-        order = np.random.default_rng((seed, epoch)).permutation(num_shards)
-    if num_shards < reader.count:
-        return order.tolist(), True
-    return order[(reader.index + epoch) % reader.count :: reader.count].tolist(), False
-
-
-def _iterate(dataset: IterableDataset) -> Iterator[dict]:
-    """The rows, all of them also in a DataLoader's worker, where iterating a dataset itself deals them out again."""
-    for batch in dataset.iter(batch_size=1):
-        yield {name: values[0] for name, values in batch.items()}
-
-
-def read_rows(
-    dataset: IterableDataset,
-    reader: Reader,
-    *,
-    epoch: int,
-    seed: int | None,
-    start: tuple[int, int] = (0, 0),
-    on_error: Callable[[Exception], None],
-) -> Iterator[tuple[tuple[int, int], dict]]:
-    """Yields a reader's rows of one epoch as ((n-th shard, row in it), row), from the position `start` on.
-
-    A shard that cannot be read on is left, after a call of `on_error`, and reading goes on with the next.
-    """
-    num_shards = dataset.num_shards
-    shards, shared = epoch_shards(num_shards, reader, epoch, seed)
-    for nth in range(start[0], len(shards)):
-        first = start[1] if nth == start[0] else 0
-        shard = dataset.shard(num_shards, shards[nth])
-        rows = enumerate(_iterate(shard.skip(first) if first else shard), start=first)
-        while True:
-            try:
-                index, row = next(rows)
-            except StopIteration:
-                break
-            except Exception as error:  # truncated archives, lost connections, schema errors: any kind
-                on_error(error)
-                break
-            if not shared or index % reader.count == reader.index:
-                yield (nth, index), row

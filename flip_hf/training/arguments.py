@@ -7,6 +7,7 @@ of them, and an unknown key or a bad value is an error before any device is touc
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,20 +102,28 @@ class ModelArguments:
 class DataArguments:
     """What is trained on, what is evaluated on, and how it is read."""
 
-    train_data: str | None = _option(
-        None, "shapes (embedded), Hub id, folder, or .tar / .parquet files (path, URL, pattern)"
+    train_data: list[str] | None = _option(
+        None, "shapes (embedded), Hub id, folder, or .tar / .parquet files (path, URL, pattern); several are mixed"
     )
-    train_config: str | None = _option(None, "configuration name of the Hub data set")
+    train_weights: list[float] | None = _option(
+        None, "how often each of several --train_data is drawn from, in any unit; equally often if not given"
+    )
+    train_config: list[str] | None = _option(None, "configuration name of the Hub data set; one, or one for each")
     train_split: str = _option("train", "split to train on")
-    image_column: str | None = _option(None, "image column; found by its usual names if not given")
-    caption_column: str | None = _option(None, "caption column; found by its usual names if not given")
+    image_column: list[str] | None = _option(
+        None, "image column, one or one for each data; found by its usual names if not given"
+    )
+    caption_column: list[str] | None = _option(
+        None, "caption column, one or one for each data (json.caption looks into JSON); found if not given"
+    )
+    max_bad_fraction: float = _option(0.5, "share of unusable samples that ends the run; 1 never does")
     tokenizer: str | None = _option(None, "tokenizer folder or Hub id; learned from the captions if not given")
     special_tokens: bool = _option(False, "keep the tokenizer's special tokens; the paper's text has none")
     tokenizer_vocab_size: int = _option(30522, "size of a learned vocabulary, at most")
     tokenizer_samples: int = _option(100_000, "captions that a vocabulary is learned from, at most")
     crop_area: list[float] = _option([0.5, 1.0], "smallest and largest fraction of the area that a random crop keeps")
     flip: float = _option(0.5, "probability of a horizontal flip")
-    shuffle_block: int = _option(4096, "samples shuffled together by each worker; 1 keeps the order of the shards")
+    shuffle_block: int = _option(4096, "samples of a source that each worker shuffles together; 1 keeps their order")
     num_workers: int | None = _option(None, "loader processes a training process; by the cores if not given")
     eval_data: str | None = _option(None, "labelled data for zero-shot evaluation, as train_data")
     eval_config: str | None = _option(None, "configuration name of the evaluation data set")
@@ -127,6 +136,11 @@ class DataArguments:
 
     def __post_init__(self):
         _require(bool(self.train_data), "Name the training data with --train_data: a folder, files, or a Hub id.")
+        self._check_sources(self.train_data or [])
+        _require(
+            0 < self.max_bad_fraction <= 1,
+            f"--max_bad_fraction is a share of the samples, above 0 and at most 1, got {self.max_bad_fraction}.",
+        )
         low, high = (self.crop_area * 2)[:2]
         _require(
             len(self.crop_area) == 2 and 0 < low <= high <= 1,
@@ -137,6 +151,21 @@ class DataArguments:
         _require(self.eval_batch_size >= 1, f"--eval_batch_size must be at least 1, got {self.eval_batch_size}.")
         for template in self.templates:
             _require("{}" in template, f"--templates: {template!r} has no {{}} for the class name.")
+
+    def _check_sources(self, names: list[str]) -> None:
+        twice = next((name for name in names if names.count(name) > 1), None)
+        _require(twice is None, f"--train_data names {twice!r} twice; give it a larger share with --train_weights.")
+        weights = self.train_weights
+        _require(
+            weights is None or (len(weights) == len(names) and all(0 < weight < math.inf for weight in weights)),
+            f"--train_weights needs a positive number for each of the {len(names)} --train_data, got {weights}.",
+        )
+        for option in ("train_config", "image_column", "caption_column"):
+            given = getattr(self, option)
+            _require(
+                given is None or len(given) in (1, len(names)),
+                f"--{option} takes one name, or one for each of the {len(names)} --train_data, got {given}.",
+            )
 
 
 @dataclass

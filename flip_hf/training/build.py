@@ -13,7 +13,7 @@ from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.checkpoint import load_checkpoint, load_data_state, tidy
+from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
 from flip_hf.training.engine import Trainer
 from flip_hf.training.resume import check_fit, shared_checkpoint
 
@@ -30,21 +30,21 @@ def build_trainer(arguments: Arguments) -> Trainer:
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
     config = setup.make_config(arguments.model)
-    source = setup.open_training_data(arguments.data)
+    sources = setup.open_training_data(arguments.data)
     evaluation = setup.open_evaluation_data(arguments.data)
 
     accelerator = make_accelerator(arguments, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     context_length = config.get_text_config().max_position_embeddings
-    tokenizer = shared_tokenizer(arguments, source, context_length, accelerator, checkpoint)
+    tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = setup.make_model(arguments.model, config, tokenizer)
     processor = setup.make_processor(model.config, tokenizer, arguments.model.model_name_or_path)
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint)
-    data_state = load_data_state(checkpoint, accelerator.process_index) if checkpoint is not None else None
-    loader = setup.make_train_loader(arguments, source, processor, accelerator, micro_batch_size, data_state)
+    data_states = load_data_states(checkpoint) if checkpoint is not None else None
+    loader = setup.make_train_loader(arguments, sources, processor, accelerator, micro_batch_size, data_states)
     trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation)
     if checkpoint is not None:
         trainer.state = load_checkpoint(accelerator, checkpoint)
@@ -57,7 +57,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
 
 
 def shared_tokenizer(
-    arguments: Arguments, source: Source, context_length: int, accelerator: Accelerator, checkpoint: Path | None
+    arguments: Arguments, sources: list[Source], context_length: int, accelerator: Accelerator, checkpoint: Path | None
 ) -> PreTrainedTokenizerBase:
     """One tokenizer for all processes, and for all of a resumed run.
 
@@ -66,10 +66,10 @@ def shared_tokenizer(
     if checkpoint is not None:
         return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
     if accelerator.num_processes == 1:
-        return setup.make_tokenizer(arguments, source, context_length)
+        return setup.make_tokenizer(arguments, sources, context_length)
     shared = Path(arguments.run.output_dir) / "tokenizer"
     if accelerator.is_main_process:
-        setup.make_tokenizer(arguments, source, context_length).save_pretrained(shared)
+        setup.make_tokenizer(arguments, sources, context_length).save_pretrained(shared)
     accelerator.wait_for_everyone()
     tokenizer = load_tokenizer(str(shared), context_length=context_length, special_tokens=True)
     accelerator.wait_for_everyone()

@@ -5,6 +5,7 @@ older ones are removed. So a process may be killed at any moment. Model, optimiz
 `save_state`, which FSDP and DeepSpeed understand; it reads its pickled files with `weights_only`, which runs no code.
 """
 
+import itertools
 import json
 import logging
 import re
@@ -170,12 +171,10 @@ def tidy(output_dir: Path, samples: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_data_state(checkpoint: Path, process_index: int) -> dict[str, Any]:
-    """A process's data positions; those of process 0 where the checkpoint had fewer processes."""
-    path = checkpoint / f"data_{process_index}.json"
-    if not path.is_file():
-        path = checkpoint / "data_0.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+def load_data_states(checkpoint: Path) -> list[dict[str, Any]]:
+    """The data positions of all processes that wrote the checkpoint, by rank."""
+    paths = (checkpoint / f"data_{rank}.json" for rank in itertools.count())
+    return [json.loads(p.read_text(encoding="utf-8")) for p in itertools.takewhile(Path.is_file, paths)]
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> TrainState:

@@ -1,15 +1,12 @@
 """The loop: batches, steps, and what is shown and saved on the way. Read it downwards."""
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.sources import Source
@@ -19,7 +16,7 @@ from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.finish import save_run, summary
+from flip_hf.training.finish import save_run, summary, total_counts
 from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.masks import Masks
@@ -95,7 +92,7 @@ class Trainer:
         while not self._is_finished():
             phase = self._phase()
             with self.window.waiting():
-                micro_batches = [self._next(batches) for _ in range(self.num_micro)]
+                micro_batches = [next(batches) for _ in range(self.num_micro)]
             step = self._step(phase, micro_batches)
             if self.health.is_lost():
                 self._go_back()
@@ -175,11 +172,6 @@ class Trainer:
             f"{phase.peak_lr:.3g}"
         )
 
-    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        batch = next(batches)
-        self.progress.refused.update(batch.pop("refused"))
-        return batch
-
     def _step(self, phase: Phase, micro_batches: list[dict[str, Any]]) -> Step:
         """One optimizer step on the batch, skipped where the gradient is not finite."""
         distribution = self.distribution
@@ -254,19 +246,17 @@ class Trainer:
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Saves the model folder and the curves, and prints the summary."""
-        refused = Counter()
-        for counts in gather_object([dict(self.progress.refused)]):
-            refused.update(counts)
+        counts = total_counts(self.loader.counts)
         weights = self._saved_weights()
         self.accelerator.wait_for_everyone()
         self.progress.close()
         if self.accelerator.is_main_process:
-            results = {**metrics, "refused": dict(refused), **asdict(self.state)}
+            results = {**metrics, **counts.results(), **asdict(self.state)}
             save_run(self.output_dir, self.flip, weights, self.processor, self.arguments, results)
             boundary = self.phases[-1].start or None
             plot_curves(self.progress.records(), boundary, self.output_dir / "training_curves.png")
             class_names = self.evaluation[1] if self.evaluation is not None else ()
-            print(summary(self.flip, self.arguments, self.state, metrics, class_names, refused))
+            print(summary(self.flip, self.arguments, self.state, metrics, class_names, counts))
         self.accelerator.end_training()
 
     def _saved_weights(self) -> dict[str, torch.Tensor]:

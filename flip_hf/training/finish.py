@@ -2,15 +2,49 @@
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import ProcessorMixin
 
+from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipModel
 from flip_hf.training.arguments import Arguments, write_recipe
 from flip_hf.training.checkpoint import TrainState
+
+
+@dataclass
+class DataCounts:
+    """What a run's data came to, over all processes.
+
+    Attributes:
+        drawn: samples used of each source.
+        refused: what could not be used of each source, by reason.
+    """
+
+    drawn: dict[str, int]
+    refused: dict[str, dict[str, int]]
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """What could not be used, by reason."""
+        return sum((Counter(reasons) for reasons in self.refused.values()), Counter())
+
+    def results(self) -> dict[str, Any]:
+        """For `results.json`."""
+        sources = {name: {"samples": n, "refused": self.refused.get(name, {})} for name, n in self.drawn.items()}
+        return {"refused": dict(self.reasons), "sources": sources}
+
+
+def total_counts(local: dict[str, dict]) -> DataCounts:
+    """Adds up [`TrainLoader.counts`] of all processes; each must call it."""
+    counts: dict[str, dict] = {"drawn": {}, "refused": {}}
+    for each in gather_object([local]):
+        add_counts(counts, each)
+    return DataCounts(**counts)
 
 
 def save_run(
@@ -40,9 +74,9 @@ def summary(
     state: TrainState,
     metrics: dict[str, float],
     class_names: tuple[str, ...],
-    refused: Counter[str],
+    counts: DataCounts,
 ) -> str:
-    """What was trained, how well it does, what was skipped, where it lies, how to use it.
+    """What was read, where sources were mixed; what was trained, how well it does, what was skipped, where it lies.
 
     Args:
         flip: the trained model.
@@ -50,7 +84,7 @@ def summary(
         state: at its end.
         metrics: of the final evaluation; empty if there was none.
         class_names: the evaluation's classes, for an example.
-        refused: samples that could not be used, by reason.
+        counts: of its data.
     """
     vision: Any = flip.config.vision_config
     output_dir = Path(arguments.run.output_dir)
@@ -60,12 +94,14 @@ def summary(
             f"zero-shot top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%} on {metrics['images']:.0f} images "
             f"of {len(class_names)} classes (chance {1 / len(class_names):.1%})"
         )
-    skipped = [f"{count} x {reason}" for reason, count in refused.most_common()]
+    skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:
         skipped.append(f"{state.skipped_steps} steps that were not finite")
+    drawn = ", ".join(f"{count:,} of {name}" for name, count in counts.drawn.items())
     quoted = " ".join(f'"{label}"' for label in class_names[:2] or ("a cat", "a dog"))
     return "\n".join(
         (
+            *([f"Read      {drawn}"] if len(counts.drawn) > 1 else []),
             f"Trained   ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "
             f"{flip.num_parameters() / 1e6:.1f} M parameters, {state.samples:,} samples at mask ratio "
             f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",

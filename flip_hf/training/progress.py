@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ class Progress:
     def __init__(self, accelerator: Accelerator, output_dir: Path, total: int, done: int):
         self.accelerator = accelerator
         self.log_path = output_dir / "log.jsonl"
-        self.refused: Counter[str] = Counter()
         self._bar = tqdm(
             total=total,
             initial=done,

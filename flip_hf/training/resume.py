@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 HARMLESS = {
     *("output_dir", "log_samples", "eval_samples", "checkpoint_samples", "keep_checkpoints", "resume_from_checkpoint"),
     *("report_to", "eval_data", "eval_config", "eval_split", "eval_image_column", "label_column", "class_names"),
-    *("templates", "eval_batch_size"),
+    *("templates", "eval_batch_size", "max_bad_fraction", "max_skipped_steps"),
 }
 # Options that a checkpoint has its own answer to.
 STARTING = {"model_name_or_path", "tokenizer", "special_tokens", "tokenizer_vocab_size", "tokenizer_samples"}

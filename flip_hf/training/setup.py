@@ -12,9 +12,12 @@ from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf.data.decode import RefusedSample, choose_caption
-from flip_hf.data.loader import EvalStream, TrainLoader, TrainStream, make_loader
+from flip_hf.data.eval_stream import EvalStream
+from flip_hf.data.loader import TrainLoader, make_loader
+from flip_hf.data.reading import Reader
 from flip_hf.data.shapes import TEMPLATES
-from flip_hf.data.sources import EMBEDDED, Reader, Source, open_source
+from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
+from flip_hf.data.stream import TrainStream
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.modeling import FlipConfig, FlipModel, FlipProcessor
@@ -52,25 +55,26 @@ class Normalize(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read_captions(source: Source, limit: int):
+def _read_captions(sources: list[Source], limit: int):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    for row in itertools.islice(source.dataset, limit):
-        try:
-            yield choose_caption(source.target(row), rng)
-        except RefusedSample:
-            continue  # counted when it is met in training
+    for source in sources:
+        for row in itertools.islice(source.rows(), limit // len(sources)):
+            try:
+                yield choose_caption(source.target(row), rng)
+            except RefusedSample:
+                continue  # counted when it is met in training
 
 
-def make_tokenizer(arguments: Arguments, source: Source, context_length: int) -> PreTrainedTokenizerBase:
+def make_tokenizer(arguments: Arguments, sources: list[Source], context_length: int) -> PreTrainedTokenizerBase:
     """The named tokenizer, else that of the model gone on with, else one learned from the captions."""
     data, saved = arguments.data, arguments.model.model_name_or_path
     if data.tokenizer is None and saved is not None:
         return load_tokenizer(saved, context_length=context_length, special_tokens=True)
     if data.tokenizer is not None:
         return load_tokenizer(data.tokenizer, context_length=context_length, special_tokens=data.special_tokens)
-    captions = _read_captions(source, data.tokenizer_samples)
+    captions = _read_captions(sources, data.tokenizer_samples)
     return train_wordpiece(captions, vocab_size=data.tokenizer_vocab_size, context_length=context_length)
 
 
@@ -173,16 +177,20 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_training_data(data: DataArguments) -> Source:
-    """The training data's source; see [`open_source`] for what it raises."""
-    assert data.train_data is not None  # its arguments require it
-    return open_source(
-        data.train_data,
-        split=data.train_split,
-        config=data.train_config,
-        image_column=data.image_column,
-        target_column=data.caption_column,
-    )
+def open_training_data(data: DataArguments) -> list[Source]:
+    """The training data's sources; see [`open_source`] for what it raises.
+
+    Several shard files of one kind without weights are one source: a shell's reading of an unquoted `*.tar`.
+    """
+    names = data.train_data or []  # its arguments require it
+    options = (data.train_config or [None], data.image_column or [None], data.caption_column or [None])
+    one_kind = any(all(name.endswith(extension) for name in names) for extension in SHARD_EXTENSIONS)
+    groups = [names] if len(names) > 1 and one_kind and data.train_weights is None else names
+    configs, images, captions = (values * len(groups) if len(values) == 1 else values for values in options)
+    return [
+        open_source(name, split=data.train_split, config=config, image_column=image, target_column=caption)
+        for name, config, image, caption in zip(groups, configs, images, captions, strict=False)
+    ]
 
 
 def open_evaluation_data(data: DataArguments) -> tuple[Source, tuple[str, ...]] | None:
@@ -191,7 +199,7 @@ def open_evaluation_data(data: DataArguments) -> tuple[Source, tuple[str, ...]] 
     Raises:
         ValueError: the class names are not known, or are fewer than the labels.
     """
-    name = data.eval_data or (EMBEDDED if data.train_data == EMBEDDED else None)
+    name = data.eval_data or (EMBEDDED if data.train_data == [EMBEDDED] else None)
     if name is None:
         return None
     source = open_source(
@@ -232,13 +240,13 @@ def num_workers(data: DataArguments) -> int:
 
 def make_train_loader(
     arguments: Arguments,
-    source: Source,
+    sources: list[Source],
     processor: FlipProcessor,
     accelerator: Accelerator,
     micro_batch_size: int,
-    state: dict | None,
+    states: list[dict] | None,
 ) -> TrainLoader:
-    """The training batches of this process, from where `state` stopped."""
+    """The training batches of this process, from where `states`, one of each process, stopped."""
     data, tokenizer = arguments.data, processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     image_size = processor.image_processor.crop_size["height"]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -247,16 +255,18 @@ def make_train_loader(
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     stream = TrainStream(
-        source,
+        sources,
         TrainTransform(image_size, crop_area=(data.crop_area[0], data.crop_area[1]), flip=data.flip),
         tokenize,
         batch_size=micro_batch_size,
         process=Reader(accelerator.process_index, accelerator.num_processes),
         seed=arguments.run.seed,
         shuffle_block=data.shuffle_block,
+        weights=data.train_weights,
+        max_bad_fraction=data.max_bad_fraction,
     )
     pin_memory = accelerator.device.type == "cuda"
-    return TrainLoader(stream, num_workers=num_workers(data), pin_memory=pin_memory, state=state)
+    return TrainLoader(stream, num_workers=num_workers(data), pin_memory=pin_memory, states=states)
 
 
 def make_eval_loader(

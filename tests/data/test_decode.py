@@ -46,7 +46,7 @@ def test_exif_turns_the_image_and_broken_exif_does_not_lose_it(picture):
     ("value", "reason"),
     [
         (None, "missing image"),
-        (b"", "missing image"),
+        (b"", "empty image"),
         ({"bytes": None, "path": None}, "missing image"),
         ({"bytes": None, "path": "/nowhere/at/all.jpg"}, "unreadable image file"),
         (17, "image column holds no image"),

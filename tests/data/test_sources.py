@@ -5,17 +5,19 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from flip_hf.data.decode import decode_image
-from flip_hf.data.sources import Reader, column_value, epoch_shards, expand_braces, open_source, read_rows
+from flip_hf.data.files import expand_braces
+from flip_hf.data.reading import Reader, epoch_shards, read_rows
+from flip_hf.data.sources import column_value, open_source
 
 
-def fail(error):
-    raise error
+def fail(reason, detail):
+    pytest.fail(f"{reason}: {detail}")
 
 
 def captions(source, **kwargs) -> list[str]:
-    options = {"epoch": 0, "seed": None, "on_error": fail, **kwargs}
+    options = {"epoch": 0, "seed": None, "report": fail, **kwargs}
     reader = options.pop("reader", Reader(0, 1))
-    values = [source.target(row) for _, row in read_rows(source.dataset, reader, **options)]
+    values = [source.target(row) for _, row in read_rows(source.shards, reader, **options)]
     return [v.decode() if isinstance(v, bytes) else v for v in values]
 
 
@@ -37,7 +39,7 @@ def test_every_kind_of_source_gives_the_same_samples(tar_folder, image_folder, p
     first = PILImage.open(io.BytesIO(samples[0][1])).convert("RGB")
     for source in sources:
         assert sorted(captions(source)) == expected, source.name
-        assert decode_image(source.image(next(iter(source.dataset)))).tobytes() == first.tobytes()
+        assert decode_image(source.image(next(source.rows()))).tobytes() == first.tobytes()
 
 
 def test_a_missing_column_names_the_ones_there_are(parquet_folder, tar_folder):
@@ -87,10 +89,10 @@ def test_shards_are_shuffled_by_seed_and_epoch():
 def test_reading_goes_on_from_a_position(tar_folder):
     source = open_source(str(tar_folder))
     for reader in (Reader(0, 1), Reader(1, 2), Reader(3, 7)):
-        rows = list(read_rows(source.dataset, reader, epoch=0, seed=1, on_error=fail))
+        rows = list(read_rows(source.shards, reader, epoch=0, seed=1, report=fail))
         for cut in (0, 1, len(rows) // 2, len(rows) - 1):
             start = rows[cut][0]
-            again = list(read_rows(source.dataset, reader, epoch=0, seed=1, start=start, on_error=fail))
+            again = list(read_rows(source.shards, reader, epoch=0, seed=1, start=start, report=fail))
             assert [r["__key__"] for _, r in again] == [r["__key__"] for _, r in rows[cut:]]
 
 
@@ -98,7 +100,7 @@ def test_a_truncated_shard_costs_its_rest_alone(tar_folder):
     broken = tar_folder / "shard-0002.tar"
     broken.write_bytes(broken.read_bytes()[:20_000])
     source = open_source(str(tar_folder))
-    errors = []
-    kept = captions(source, on_error=errors.append)
-    assert len(errors) == 1
+    problems = []
+    kept = captions(source, report=lambda *told: problems.append(told))
+    assert problems == [("truncated shard", str(broken))]
     assert {caption[:5] for caption in kept} >= {f"{i:05d}" for i in (*range(64), *range(96, 160))}

@@ -55,7 +55,7 @@ def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):
     with Image.open(folder / "training_curves.png") as curves:
         assert curves.size[0] > 1000
     again = parse_arguments([str(folder / "recipe.yaml")], ROOT / "scripts" / "recipes", "shapes")
-    assert again.optimization.train_samples == 5120 and again.data.train_data == "shapes"
+    assert again.optimization.train_samples == 5120 and again.data.train_data == ["shapes"]
     assert list((folder / "logs").glob("**/events.out.tfevents.*"))
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["model.safetensors"]
 

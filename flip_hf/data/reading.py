@@ -1,0 +1,187 @@
+"""Deals the rows of a data set to readers in a repeatable order, and reads them whatever the weather.
+
+A reader is one worker of one process. The order of shards and the part of each reader follow from the seed and the
+epoch alone, so that a place in an epoch is two numbers: the reader's n-th shard and the row in it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from datasets import IterableDataset
+
+from flip_hf.data.refusals import BadDataError
+
+logger = logging.getLogger(__name__)
+
+# Seconds between attempts to go on with a remote shard; then it is left.
+RETRY_WAITS = (1, 2, 4, 8, 16)
+# Failures that another attempt does not mend: what is not there, and what is wrong in a file itself.
+_LASTING = (FileNotFoundError, PermissionError, ValueError, TypeError, LookupError, AssertionError)
+
+# So many shards in a row that give nothing but errors end the run.
+MAX_BROKEN_SHARDS = 16
+
+_STRIDE = 7919  # a prime: consecutive shards begin far from each other
+
+Place = tuple[int, int]  # (n-th shard of the reader, row in it)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One of `count` readers, all workers of all processes together."""
+
+    index: int
+    count: int
+
+
+class Shards(Protocol):
+    """A data set in pieces that are read from their beginning, or from a row on."""
+
+    remote: bool
+
+    @property
+    def num_shards(self) -> int: ...
+
+    def name(self, shard: int) -> str:
+        """What to call a shard in a message."""
+        ...
+
+    def read(
+        self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
+    ) -> Iterator[tuple[int, dict]]:
+        """Yields (row's number, row) from row `first` on, `part`'s turns alone; see [`TarShards.read`]."""
+        ...
+
+
+class DatasetShards:
+    """A `datasets.IterableDataset` as shards.
+
+    Args:
+        dataset: yields rows that are not decoded.
+        remote: whether reading it may fail for a while and then work again.
+    """
+
+    def __init__(self, dataset: IterableDataset, remote: bool):
+        self.dataset, self.remote = dataset, remote
+
+    @property
+    def num_shards(self) -> int:
+        return self.dataset.num_shards
+
+    def name(self, shard: int) -> str:
+        """What to call a shard in a message."""
+        return f"shard {shard}"
+
+    def read(
+        self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
+    ) -> Iterator[tuple[int, dict]]:
+        """Yields (row's number, row) of a shard; see [`Shards`]."""
+        dataset = self.dataset.shard(self.num_shards, shard)
+        rows: Any = dataset.skip(first) if first else dataset
+        # Batches of one: in a DataLoader's worker, iterating a dataset itself deals the rows out again.
+        for index, batch in enumerate(rows.iter(batch_size=1), start=first):
+            if part is None or index % part.count == part.index:
+                yield index, {name: values[0] for name, values in batch.items()}
+
+
+def epoch_shards(num_shards: int, reader: Reader, epoch: int, seed: int | None) -> tuple[list[int], bool]:
+    """The shards that a reader visits in an epoch, in order, and whether it must share their rows.
+
+    With at least one shard a reader, each shard has one reader, and the readers with one shard more change every epoch.
+    With fewer, all read all shards and take turns row by row. Either way every row has exactly one reader an epoch.
+    """
+    order = np.arange(num_shards)
+    if seed is not None:
+        order = np.random.default_rng((seed, epoch)).permutation(num_shards)
+    if num_shards < reader.count:
+        return order.tolist(), True
+    return order[(reader.index + epoch) % reader.count :: reader.count].tolist(), False
+
+
+def count_epoch_shards(num_shards: int, reader: Reader, epoch: int) -> int:
+    """How many shards [`epoch_shards`] gives."""
+    if num_shards < reader.count:
+        return num_shards
+    return len(range((reader.index + epoch) % reader.count, num_shards, reader.count))
+
+
+def read_rows(
+    shards: Shards,
+    reader: Reader,
+    *,
+    epoch: int,
+    seed: int | None,
+    start: Place = (0, 0),
+    stop: int | None = None,
+    step: int = 1,
+    report: Callable[[str, str], None],
+) -> Iterator[tuple[Place, dict]]:
+    """Yields a reader's rows of one epoch as ((n-th shard, row in it), row).
+
+    A remote shard that breaks off is opened again at the row where it did, after a wait. One that cannot be read on is
+    left, and reading goes on with the next.
+
+    Args:
+        shards: the data.
+        reader: whose rows.
+        epoch: of which pass.
+        seed: of the order of shards; their own order if None.
+        start: the place to begin at.
+        stop: the reader's n-th shard to end before; its last one is read if None.
+        step: 2 reads every second of the reader's shards from `start` on, and so on.
+        report: called with (reason, detail) for every shard that is damaged, by one of its readers.
+
+    Raises:
+        BadDataError: many shards in a row gave nothing but errors: not they are broken, but the way to them.
+    """
+    order, shared = epoch_shards(shards.num_shards, reader, epoch, seed)
+    broken = 0
+    for nth in range(start[0], len(order) if stop is None else stop, step):
+        shard = order[nth]
+        first = start[1] if nth == start[0] else 0
+        mine = not shared or shard % reader.count == reader.index
+        problems: list[str] = []
+
+        def damage(reason: str, detail: str, shard: int = shard, mine: bool = mine, to: list[str] = problems) -> None:
+            to.append(f"{reason}, {shards.name(shard)}{detail}")
+            if mine:
+                report(reason, f"{shards.name(shard)}{detail}")
+
+        # Turns begin with another reader in each shard and epoch, or small shards would all go to the first ones.
+        turn = Reader((reader.index - _STRIDE * shard - epoch) % reader.count, reader.count)
+        index = None
+        for index, row in _read_shard(shards, shard, first, turn if shared else None, damage):
+            yield (nth, index), row
+        broken = broken + 1 if problems and index is None else 0
+        if broken == MAX_BROKEN_SHARDS:
+            raise BadDataError(f"{broken} shards in a row could not be read; the last one: {problems[-1]}.")
+
+
+def _read_shard(
+    shards: Shards, shard: int, first: int, part: Reader | None, damage: Callable[[str, str], None]
+) -> Iterator[tuple[int, dict]]:
+    failures = 0
+    while True:
+        try:
+            for index, row in shards.read(shard, first, part, lambda reason: damage(reason, "")):
+                first, failures = index + 1, 0
+                yield index, row
+            return
+        except Exception as error:  # archives, connections, schemas: any kind
+            told = f"{type(error).__name__}: {error}"
+            if failures == len(RETRY_WAITS) or not _may_pass(shards, error):
+                damage("unreadable shard", f": {told}")
+                return
+            wait = RETRY_WAITS[failures]
+            failures += 1
+            logger.warning("Reading %s broke off (%s); again in %d s.", shards.name(shard), told, wait)
+        time.sleep(wait)
+
+
+def _may_pass(shards: Shards, error: Exception) -> bool:
+    return shards.remote and (isinstance(error, asyncio.TimeoutError) or not isinstance(error, _LASTING))

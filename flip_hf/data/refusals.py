@@ -1,0 +1,101 @@
+"""What cannot be used: counted by reason, told of now and then, and too much when it is most of the data."""
+
+import logging
+import time
+from collections import Counter
+
+logger = logging.getLogger(__name__)
+
+# Per worker: so many refusals are logged one by one, then one a minute; all are counted.
+MAX_LOGGED = 10
+LOG_SECONDS = 60
+# The share of bad samples is looked at whenever a worker has met this many samples.
+WINDOW = 2048
+
+
+class BadDataError(RuntimeError):
+    """The data are mostly garbage, or a reader finds nothing in them; training on would be a mistake."""
+
+
+class Refusals:
+    """One worker's counts of used and refused samples.
+
+    Args:
+        max_bad_fraction: more refused ones than this among `WINDOW` samples end the run.
+        window: used and refused samples since the last look, when going on.
+    """
+
+    def __init__(self, max_bad_fraction: float = 1.0, window: tuple[int, int] = (0, 0)):
+        self.max_bad_fraction = max_bad_fraction
+        self.good, self.bad = window
+        self._drawn: Counter[str] = Counter()
+        self._refused: dict[str, Counter[str]] = {}
+        self._reasons: Counter[str] = Counter()  # of this window, for the message
+        self._logged, self._last_log, self._silent = 0, 0.0, 0
+
+    def accept(self, source: str) -> None:
+        """Counts a sample of a source that is used."""
+        self._drawn[source] += 1
+        self.good += 1
+        self._look()
+
+    def add(self, source: str, reason: str, detail: str) -> None:
+        """Counts something of a source that cannot be used.
+
+        Args:
+            source: the source's name.
+            reason: a countable phrase.
+            detail: which sample or shard, for the log.
+
+        Raises:
+            BadDataError: it was one too many.
+        """
+        self._refused.setdefault(source, Counter())[reason] += 1
+        self._reasons[f"{reason} in {source}"] += 1
+        self._log(source, reason, detail)
+        self.bad += 1
+        self._look()
+
+    def _log(self, source: str, reason: str, detail: str) -> None:
+        now = time.monotonic()
+        if self._logged >= MAX_LOGGED and now - self._last_log < LOG_SECONDS:
+            self._silent += 1
+            return
+        self._logged, self._last_log = self._logged + 1, now
+        more = f" ({self._silent} more were not logged)" if self._silent else ""
+        more = " (from here on, one a minute is logged)" if self._logged == MAX_LOGGED else more
+        self._silent = 0
+        logger.warning("Skipped in %s: %s, %s%s", source, reason, detail, more)
+
+    def _look(self) -> None:
+        total = self.good + self.bad
+        if total < WINDOW:
+            return
+        if self.bad > self.max_bad_fraction * total:
+            raise BadDataError(
+                f"Of the last {total:,} samples that a worker met, {self.bad:,} could not be used, which is more than "
+                f"--max_bad_fraction {self.max_bad_fraction:g}: {self.reasons()}. Mend the data, or allow more. The "
+                "last checkpoint is kept."
+            )
+        self.good = self.bad = 0
+        self._reasons.clear()
+
+    def reasons(self) -> str:
+        """The commonest reasons lately, in words."""
+        return ", ".join(f"{count:,} x {reason}" for reason, count in self._reasons.most_common(5)) or "nothing refused"
+
+    def take(self) -> dict[str, dict]:
+        """The counts since the last call: `{"drawn": {source: n}, "refused": {source: {reason: n}}}`."""
+        counts = {"drawn": dict(self._drawn), "refused": {name: dict(c) for name, c in self._refused.items()}}
+        self._drawn, self._refused = Counter(), {}
+        return counts
+
+
+def add_counts(total: dict[str, dict], counts: dict[str, dict]) -> None:
+    """Adds what [`Refusals.take`] gave to a total of the same form."""
+    for name, count in counts["drawn"].items():
+        total["drawn"][name] = total["drawn"].get(name, 0) + count
+    for name, reasons in counts["refused"].items():
+        known = total["refused"].setdefault(name, {})
+        for reason, count in reasons.items():
+            known[reason] = known.get(reason, 0) + count

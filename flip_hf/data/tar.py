@@ -1,0 +1,192 @@
+"""WebDataset tar shards, read so that a damaged sample costs itself and a damaged shard its rest at most.
+
+The `webdataset` builder of `datasets` ends a shard at the first caption that is no UTF-8, the first broken JSON and the
+first key that comes twice, refuses data whose first samples differ in their members, and takes a cut archive for a
+short one. Here members stay bytes until somebody needs them, and what was lost is reported.
+"""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from flip_hf.data.decode import RefusedSample
+from flip_hf.data.files import MAX_FILE_BYTES, is_remote, open_at
+from flip_hf.data.reading import Reader
+
+# What `tarfile` reads into memory before it names a member; a longer one is an attack or damage.
+_MAX_HEADER_BYTES = 2**20
+_NAME_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension by WebDataset's convention: the key ends at the base name's first dot. None without both."""
+    match = _NAME.fullmatch(name)
+    return (match.group(1), match.group(2).lower()) if match else None
+
+
+class _Member(tarfile.TarInfo):
+    """A header that leaves word of what was wrong with it: `tarfile` itself takes most damage for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in (*_NAME_HEADERS, tarfile.GNUTYPE_LONGLINK) and member.size > _MAX_HEADER_BYTES:
+            raise tarfile.InvalidHeaderError("oversized header")  # pyright: ignore[reportAttributeAccessIssue]
+        return member
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> "_Member":
+        try:
+            return super().fromtarfile(tarfile)
+        except Exception as error:
+            tarfile.problems.add(type(error).__name__)
+            raise
+
+
+class _Archive(tarfile.TarFile):
+    """Walks an archive's members; after a damaged header it goes on with the next sound one.
+
+    `problems` has the names of `tarfile`'s header errors met before a member. The zero blocks that end an archive are
+    among them, as `EOFHeaderError`.
+    """
+
+    tarinfo = _Member
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.problems: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    def walk(self, damage: Callable[[str], None]) -> Iterator[tarfile.TarInfo]:
+        """Yields the members; calls `damage` with a reason for each damaged place."""
+        ended = False  # zero blocks were seen after the last member
+        while True:
+            try:
+                member = self.next()
+            except (tarfile.TarError, EOFError):
+                damage("truncated shard")
+                return
+            problems, self.problems = self.problems, set()
+            self.members = []  # `tarfile` would keep them all
+            if "InvalidHeaderError" in problems:
+                damage("damaged tar header")
+            if member is None:
+                ended = ended or "EOFHeaderError" in problems
+                if not ended or "TruncatedHeaderError" in problems:
+                    damage("truncated shard")
+                return
+            yield member
+
+
+class TarShards:
+    """Tar files whose members form samples.
+
+    A row is a dictionary of the encoded members under their extensions, with `__key__` and `__url__`. Neighbours with
+    one key form a sample; an extension that comes again begins another one. Nothing is unpacked to disk.
+
+    Args:
+        urls: paths or URLs.
+        max_member_bytes: a larger member is not read; whoever asks for it gets a [`RefusedSample`].
+    """
+
+    def __init__(self, urls: Sequence[str], max_member_bytes: int = MAX_FILE_BYTES):
+        self.urls, self.max_member_bytes = tuple(urls), max_member_bytes
+        self.remote = any(is_remote(url) for url in self.urls)
+        # Where the last row began that was read of a shard: a lost connection is taken up there.
+        self._mark = (-1, 0, 0)  # shard, row, byte
+        self._in_one_go: set[str] = set()
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.urls)
+
+    def name(self, shard: int) -> str:
+        """What to call a shard in a message."""
+        return self.urls[shard]
+
+    def read(
+        self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
+    ) -> Iterator[tuple[int, dict]]:
+        """Yields (row's number, row) of a shard.
+
+        Args:
+            shard: which.
+            first: number of the first row wanted.
+            part: only the rows whose turn it is; all if None.
+            damage: called with a reason for what was lost.
+
+        Raises:
+            Exception: of many kinds, if the file cannot be opened, or the connection is lost.
+        """
+        marked, row, offset = self._mark
+        if marked != shard or row > first:
+            row, offset = 0, 0
+        try:
+            yield from self._read(shard, first, row, offset, part, damage)
+        except ValueError as error:
+            # fsspec's words for web servers that give no ranges, or do not say how long a file is.
+            no_ranges = "range requests" in str(error) or "Cannot seek" in str(error)
+            if not no_ranges or self.urls[shard] in self._in_one_go:
+                raise
+            self._in_one_go.add(self.urls[shard])
+            marked, row, offset = self._mark
+            yield from self._read(shard, max(first, row), row, offset, part, damage)
+
+    def _read(
+        self, shard: int, first: int, row: int, offset: int, part: Reader | None, damage: Callable[[str], None]
+    ) -> Iterator[tuple[int, dict]]:
+        self._mark = (shard, row, offset)
+        with self._open(shard, offset) as (archive, base):
+            sample: dict[str, Any] = {}
+            for member in archive.walk(damage):
+                name = split_name(member.name) if member.isreg() else None
+                if name is None:
+                    continue
+                key, extension = name
+                if sample and (key != sample["__key__"] or extension in sample):
+                    self._mark = (shard, row + 1, base + member.offset)
+                    if _wanted(row, first, part):
+                        yield row, sample
+                    row, sample = row + 1, {}
+                sample.update(__key__=key, __url__=self.urls[shard])
+                sample[extension] = None
+                if _wanted(row, first, part):
+                    data = self._content(archive, member)
+                    if data is None:
+                        damage("truncated shard")
+                        return
+                    sample[extension] = data
+            if sample and _wanted(row, first, part):
+                yield row, sample
+
+    @contextmanager
+    def _open(self, shard: int, offset: int) -> Iterator[tuple[_Archive, int]]:
+        """The archive from a byte on, and how many bytes its own count begins late."""
+        url = self.urls[shard]
+        in_one_go = url in self._in_one_go
+        with open_at(url, offset, in_one_go=in_one_go) as file:
+            opener: Any = _Archive.open
+            mode = "r|" if in_one_go else "r:"
+            try:
+                archive = opener(fileobj=file, mode=mode, ignore_zeros=True, errors="replace")
+            except tarfile.ReadError as error:
+                raise ValueError(f"no tar archive: {error}") from error
+            with archive:
+                yield archive, offset if in_one_go else 0
+
+    def _content(self, archive: _Archive, member: tarfile.TarInfo) -> bytes | RefusedSample | None:
+        """A member's bytes, its refusal if it is too large, or None where the file ends before it does."""
+        if member.size > self.max_member_bytes:
+            return RefusedSample("oversized file")
+        try:
+            file = archive.extractfile(member)
+            data = file.read() if file is not None else b""
+        except (tarfile.ReadError, EOFError):
+            return None
+        return data if len(data) == member.size else None
+
+
+def _wanted(row: int, first: int, part: Reader | None) -> bool:
+    return row >= first and (part is None or row % part.count == part.index)

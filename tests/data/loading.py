@@ -1,0 +1,57 @@
+"""A loader whose batches say which sample they hold, and in which epoch it was read."""
+
+import json
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from flip_hf.data.loader import TrainLoader
+from flip_hf.data.reading import Reader
+from flip_hf.data.sources import open_source
+from flip_hf.data.stream import TrainStream
+from flip_hf.data.transforms import TrainTransform
+
+ALONE = Reader(0, 1)
+
+
+def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
+    """The sample's number, which its caption begins with."""
+    return {"input_ids": torch.tensor([[int(caption[:5])] for caption in captions])}
+
+
+def make_train_loader(
+    *folders, workers=0, process=ALONE, block=16, states=None, batch_size=8, seed=5, image_size=32, **options
+) -> TrainLoader:
+    stream = TrainStream(
+        [open_source(str(folder)) for folder in folders],
+        TrainTransform(image_size),
+        tokenize,
+        batch_size=batch_size,
+        process=process,
+        seed=seed,
+        shuffle_block=block,
+        **options,
+    )
+    return TrainLoader(stream, num_workers=workers, pin_memory=False, states=states)
+
+
+def numbers(batches: Iterable[dict]) -> list[int]:
+    return [n for batch in batches for n in batch["input_ids"].flatten().tolist()]
+
+
+def current_epochs(loader: TrainLoader, source: int = 0) -> list[int]:
+    """The epoch of each worker's last sample of a source; -1 before the first."""
+    positions = [worker["sources"][source] for worker in loader.state_dict()["workers"]]
+    return [position[1][2] if len(position) > 1 else -1 for position in positions]
+
+
+def samples_by_epoch(loader: TrainLoader) -> Iterator[tuple[int, int]]:
+    """(epoch, number) of every sample of a loader with one source and batches of one."""
+    for batch in loader:
+        worker = (loader.state_dict()["next_worker"] - 1) % len(loader.state_dict()["workers"])
+        yield current_epochs(loader)[worker], batch["input_ids"].item()
+
+
+def saved(loaders: list[TrainLoader]) -> list[dict]:
+    """The states of all processes, as they come back from a file."""
+    return json.loads(json.dumps([loader.state_dict() for loader in loaders]))

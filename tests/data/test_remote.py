@@ -1,0 +1,170 @@
+"""Data behind URLs: a real web server, with and without ranges, that drops connections."""
+
+import itertools
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from flip_hf.data import reading
+from flip_hf.data.refusals import BadDataError
+from flip_hf.data.sources import open_source
+from tests.data.conftest import write_tar
+from tests.data.loading import make_train_loader, numbers, saved
+
+KEYS = list(range(160))
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder.
+
+    Attributes:
+        ranges: whether it gives parts of files.
+        lengths: whether it says how long they are.
+        drops: names of files whose next answer of more than 4 kB ends in its middle, once for each mention.
+        down: whether every answer is "503 Service Unavailable".
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.ranges, self.lengths, self.drops, self.down = folder, True, True, [], False
+        self.requests = []
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool):
+        path = self.server.folder / self.path.lstrip("/")
+        if self.server.down or not path.is_file():
+            return self.send_error(503 if self.server.down else 404)
+        data = path.read_bytes()
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.ranges else None
+        if wanted:
+            first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            data = data[first : last + 1]
+        else:
+            self.send_response(200)
+        if self.server.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        if self.server.lengths:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body and len(data) > 4096 and path.name in self.server.drops:
+            self.server.drops.remove(path.name)
+            data = data[: len(data) // 2]
+        if body:
+            self.server.requests.append((path.name, len(data)))
+            self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "RETRY_WAITS", (0, 0, 0))
+    server = Server(tmp_path)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_tar_shards_of_a_web_server_are_read_and_resumed(server, tar_folder, ranges, workers):
+    server.ranges = ranges
+    url = server.url("tars/shard-{0000..0004}.tar")
+    whole = numbers(itertools.islice(make_train_loader(url, workers=workers), 20))
+    assert len(set(whole)) > 120 and (workers or sorted(whole) == KEYS)
+    local = numbers(itertools.islice(make_train_loader(tar_folder / "shard-{0000..0004}.tar", workers=workers), 20))
+    assert whole == local
+    loader = make_train_loader(url, workers=workers)
+    assert numbers(itertools.islice(loader, 7)) == whole[:56]
+    rest = make_train_loader(url, workers=workers, states=saved([loader]))
+    assert numbers(itertools.islice(rest, 13)) == whole[56:]
+
+
+def test_parquet_of_a_web_server_is_read(server, parquet_folder):
+    url = server.url("parquet/part-{0..3}.parquet")
+    source = open_source(url, image_column="picture", target_column="words")
+    assert sorted(int(source.target(row)[:5]) for row in source.rows()) == KEYS
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_dropped_connection_is_taken_up_where_it_broke(server, tar_folder, ranges, caplog):
+    loader = make_train_loader(server.url("tars/shard-{0000..0004}.tar"), batch_size=1)
+    server.ranges, server.drops = ranges, ["shard-0001.tar", "shard-0003.tar", "shard-0003.tar"]
+    assert sorted(numbers(itertools.islice(loader, 160))) == KEYS
+    assert server.drops == [] and loader.counts["refused"] == {}
+    assert caplog.text.count("broke off") >= 3 and "ClientPayloadError" in caplog.text
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_large_files_come_in_one_go_where_there_are_no_ranges(server, samples, tmp_path, lengths):
+    """Larger than what fsspec asks for at once (5 MiB)."""
+    rows = [(key, image + bytes(400_000), caption) for key, image, caption in samples[:32]]
+    write_tar(tmp_path / "large.tar", rows)
+    server.ranges, server.lengths = False, lengths
+    loader = make_train_loader(server.url("large.tar"), batch_size=1)
+    server.drops = ["large.tar"] if lengths else []
+    assert sorted(numbers(itertools.islice(loader, 32))) == list(range(32))
+    assert server.drops == [] and loader.counts["refused"] == {}
+
+
+def test_a_shard_that_stays_away_is_counted_and_left(server, tar_folder, caplog):
+    (tar_folder / "shard-0002.tar").unlink()
+    url = server.url("tars/shard-{0000..0004}.tar")
+    server.drops = ["shard-0003.tar"] * 99
+    loader = make_train_loader(url, batch_size=1, block=1)
+    got = numbers(itertools.islice(loader, 96 + 32))
+    assert set(range(64)) | set(range(128, 160)) <= set(got)
+    assert loader.counts["refused"][url]["unreadable shard"] in (2, 3, 4)
+    assert "FileNotFoundError" in caplog.text and caplog.text.count("shard-0002.tar broke off") == 0
+
+
+def test_a_server_that_is_gone_ends_the_run_in_words(server, tar_folder):
+    source = server.url("tars/shard-{0000..0004}.tar")
+    loader = make_train_loader(*[source], batch_size=1, block=1)
+    server.down = True
+    with pytest.raises(BadDataError, match="no usable sample.*unreadable shard"):
+        next(iter(loader))
+
+
+def test_any_file_system_of_fsspec_is_read_with_patterns_and_folders(tar_folder):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tar_folder), "/bucket/tars", recursive=True)
+    try:
+        for name in (
+            "memory://bucket/tars/*.tar",
+            "memory://bucket/tars/shard-{0000..0004}.tar",
+            "memory://bucket/tars",
+        ):
+            source = open_source(name)
+            assert sorted(int(source.target(row)[:5]) for row in source.rows()) == KEYS, name
+        with pytest.raises(FileNotFoundError, match="no .tar or .parquet files in 'memory://bucket/none'"):
+            open_source("memory://bucket/none")
+        with pytest.raises(FileNotFoundError, match=r"no file 'memory://bucket/none\*.tar'"):
+            open_source("memory://bucket/none*.tar")
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_url_that_nothing_opens_says_so():
+    with pytest.raises(ValueError, match="'nonsense://x/a.tar' .*nonsense"):
+        open_source("nonsense://x/a.tar")
