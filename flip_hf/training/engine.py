@@ -21,6 +21,7 @@ from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments, write_recipe
 from flip_hf.training.checkpoint import TrainState, save_checkpoint
+from flip_hf.training.flops import sample_flops, utilization
 from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.optimization import Phase, make_optimizer, plan_phases
 from flip_hf.training.progress import Progress, plot_curves, summary
@@ -57,6 +58,7 @@ class Trainer:
         self.processor, self.evaluation = processor, evaluation
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
+        self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
         self.state = TrainState()
         self.flip = model
         optimizer = make_optimizer(model, self.options)
@@ -78,6 +80,7 @@ class Trainer:
                 self._begin_phase(phase)
             while self.state.samples < phase.end:
                 micro_batches = [self._next(batches) for _ in range(self.num_micro)]
+                self._text_tokens = micro_batches[-1]["input_ids"].shape[1]
                 loss, accuracy, learning_rate = self._step(phase, micro_batches)
                 before, self.state.samples = self.state.samples, self.state.samples + self.options.batch_size
                 self.state.steps += 1
@@ -165,6 +168,9 @@ class Trainer:
             "learning_rate": learning_rate,
             "samples_per_second": (self.state.samples - samples_then) / max(now - then, 1e-9),
         }
+        flops = sample_flops(self.flip.config, phase.mask_ratio, self._text_tokens, self.options.batch_size).training
+        self.flops_per_sample[phase.name] = flops
+        values |= utilization(flops, values["samples_per_second"], self.accelerator)
         self.progress.log(self.state.samples, phase=phase.name, **values)
         self.progress.show(
             loss=values["loss"], acc=values["accuracy"], scale=values["logit_scale"], lr=values["learning_rate"]
@@ -218,6 +224,7 @@ class Trainer:
                 "refused": dict(refused),
                 "seconds": self.state.seconds,
                 "samples": self.state.samples,
+                "flops_per_sample": self.flops_per_sample,
             }
             (self.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             boundary = self.phases[-1].start or None
