@@ -3,8 +3,8 @@
 Matrix products and attention are counted, a multiplication and its addition as two, as `torch.utils.flop_counter` does;
 norms, activations and softmax are not (below 1 %).
 
-MFU, model FLOPs utilisation, is PaLM's (Chowdhery et al. 2022, appendix B): the operations that the model's mathematics
-needs, one forward and one backward pass, over what the hardware could have done in the time. What is computed twice to
+MFU, model FLOPs utilisation, is PaLM's (Chowdhery et al. 2022, appendix B): the operations that the mathematics of the
+model need, one forward and one backward pass, over what the hardware could have done in the time. What is computed twice to
 save memory (activation checkpointing, the first pass of gradient caching, flash attention's scores in backward, tiles of
 the loss) takes time but does not count.
 
@@ -12,6 +12,7 @@ Letters: D width, S tokens with the class token, K kept patches, T text tokens, 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -85,12 +86,13 @@ def sample_flops(config: FlipConfig, mask_ratio: float, text_tokens: int, batch_
     Raises:
         ValueError: the mask keeps no patch.
     """
-    vision, text = config.vision_config, config.get_text_config()
-    kept = num_kept(vision.num_patches, mask_ratio)  # pyright: ignore[reportAttributeAccessIssue]
-    images = (vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers)  # pyright: ignore
+    vision: Any = config.vision_config
+    text = config.get_text_config()
+    kept = num_kept(vision.num_patches, mask_ratio)
+    images = (vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers)
     texts = (text.hidden_size, text.intermediate_size, text.num_hidden_layers)
     tokens = text.max_position_embeddings if text.attend_to_padding else text_tokens
-    pixels = vision.num_channels * vision.patch_size**2  # pyright: ignore[reportAttributeAccessIssue]
+    pixels = vision.num_channels * vision.patch_size**2
     return SampleFlops(
         vision_blocks=_blocks(*images, kept + 1),
         text_blocks=_blocks(*texts, tokens),

@@ -24,8 +24,6 @@ from flip_hf.modeling import FlipConfig, FlipModel
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.gradient_cache import cached_backward
 
-FLOAT32 = 4
-
 
 class StorageMeter(TorchDispatchMode):
     """Bytes of the storages that live, by kind, and how they were shared out when there were most.
@@ -160,11 +158,9 @@ def trace_loss(pairs: int, width: int) -> int:
 
 def input_bytes(config: FlipConfig, step: Step) -> int:
     """Bytes of one prepared pair: the engine keeps all of a step's on the device."""
-    with FakeTensorMode(), StorageMeter() as meter:
-        batch = make_micro_batch(config, step)
-        return sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor)) // (
-            meter.live.total() and step.micro_batch_size
-        )
+    with FakeTensorMode():
+        values = make_micro_batch(config, step).values()
+        return sum(value.nbytes for value in values if isinstance(value, torch.Tensor)) // step.micro_batch_size
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ ATEN = torch.ops.aten
 # torch 2.11 has no formula for the CPU's kernel; torch 2.15 has these.
 CPU_ATTENTION = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
 }
 BATCH, TOKENS = 3, 7
 
