@@ -168,7 +168,8 @@ def check(options: argparse.Namespace) -> None:
     }
     lines = [
         f"Memory of a training step of ViT-B/16, planned and measured. {hardware}; torch {about['torch']}, "
-        f"transformers {about['transformers']}; measure: {about['measure']}, of two steps, above what lay there before.\n\n"
+        f"transformers {about['transformers']}; measure: {about['measure']}, of two steps, above what lay there "
+        "before.\n\n"
         f"`{about['command']}`\n",
         "| mask | micro-batch | precision | checkpointing | planned, MB | measured, MB | planned / measured - 1 |",
         "|---|---|---|---|---|---|---|",
