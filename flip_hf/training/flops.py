@@ -3,10 +3,10 @@
 Matrix products and attention are counted, a multiplication and its addition as two, as `torch.utils.flop_counter` does;
 norms, activations and softmax are not (below 1 %).
 
-MFU, model FLOPs utilisation, is PaLM's (Chowdhery et al. 2022, appendix B): the operations of one forward and one backward
-pass, as mathematics needs them, over what the hardware could have done in the time. What is computed twice to save memory
-(activation checkpointing, the first pass of gradient caching, flash attention's scores in backward, tiles of the loss)
-takes time but does not count.
+MFU, model FLOPs utilisation, is PaLM's (Chowdhery et al. 2022, appendix B): the operations of one forward and one
+backward pass, as mathematics needs them, over what the hardware could have done in the time. What is computed twice to
+save memory (activation checkpointing, the first pass of gradient caching, flash attention's scores in backward, tiles
+of the loss) takes time but does not count.
 
 Letters: D width, S tokens with the class token, K kept patches, T text tokens, E shared embedding, N pairs of a step.
 """

@@ -1,7 +1,8 @@
 """The plan's memory against what a real step takes, each configuration in a process of its own.
 
 On CUDA the measure is `torch.cuda.max_memory_allocated`. On a CPU it is the highest resident memory above what lay
-there before the model was made, with glibc told to give freed memory back at once. The plan leaves `other` out, as both do.
+there before the model was made, with glibc told to give freed memory back at once. The plan leaves `other` out, as both
+do.
 """
 
 import json

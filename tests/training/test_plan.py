@@ -58,7 +58,8 @@ def test_sharding_and_checkpointing_save_what_they_should():
     assert zero["weights"] == memory.model.weights / 2 and zero["optimizer"] == 3 * memory.model.trainable / 4
     whole = memory.parts("DDP", 4, 256, 0.0, False)
     assert data_parallel["activations"] < 0.7 * whole["activations"]
-    assert memory.parts("DDP", 4, 256, 0.0, True)["activations"] < 0.5 * whole["activations"]
+    # Of two blocks, one is whole at a time, and the inputs of both stay.
+    assert memory.parts("DDP", 4, 256, 0.0, True)["activations"] < 0.6 * whole["activations"]
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen():
@@ -70,7 +71,7 @@ def test_the_largest_micro_batch_that_fits_is_chosen():
     assert chosen["DDP", True].micro == 1024  # the whole of a process's batch
     nothing = replace(CLUSTER, gpu=replace(CLUSTER.gpu, memory=1e6))
     assert not any(choice.fits for choice in choices(memory, nothing, 0.5))
-    with pytest.raises(ValueError, match="use 1026"):
+    with pytest.raises(ValueError, match="use 1023"):
         list(choices(MemoryModel(RUN), replace(CLUSTER, gpus=3), 0.5))
 
 
@@ -93,7 +94,7 @@ def test_the_losss_memory_is_that_of_the_code():
     assert memory.loss(1024, 4096) < memory.loss(4096, 4096)
 
 
-# -- the command line ---------------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------------------------
 
 
 def run(*argv: str) -> subprocess.CompletedProcess:
