@@ -17,6 +17,7 @@ from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkp
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import save_run, summary, total_counts
+from flip_hf.training.flops import sample_flops, utilization
 from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.masks import Masks
@@ -60,6 +61,7 @@ class Trainer:
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
         self.masks = Masks(arguments.model, model.config)
+        self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
         self.state = TrainState()
         self.flip = model
         self.autocast_dtype = setup.autocast_dtype(self.options.precision)
@@ -218,6 +220,11 @@ class Trainer:
         loss, accuracy = means.tolist()
         speed = self.window.close(self.state.samples, self.state.steps)
         self.state.seconds += speed.pop("seconds")
+        flops = sample_flops(
+            self.flip.config, 0, step.text_tokens, self.options.batch_size, kept_patches=step.kept_patches
+        ).training
+        self.flops_per_sample[phase.name] = flops
+        speed |= utilization(flops, speed["samples_per_second"], self.accelerator, self.autocast_dtype is not None)
         values = {"loss": loss, "accuracy": accuracy, **step.values(), **speed}
         self.progress.log(self.state.samples, phase=phase.name, skipped_steps=self.state.skipped_steps, **values)
         self.progress.show(loss=loss, acc=accuracy, scale=values["logit_scale"], lr=step.learning_rate)
@@ -251,7 +258,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.progress.close()
         if self.accelerator.is_main_process:
-            results = {**metrics, **counts.results(), **asdict(self.state)}
+            results = {**metrics, **counts.results(), **asdict(self.state), "flops_per_sample": self.flops_per_sample}
             save_run(self.output_dir, self.flip, weights, self.processor, self.arguments, results)
             boundary = self.phases[-1].start or None
             plot_curves(self.progress.records(), boundary, self.output_dir / "training_curves.png")

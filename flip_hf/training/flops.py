@@ -1,0 +1,123 @@
+"""Floating-point operations of a training sample, counted from the configuration.
+
+Matrix products and attention are counted, a multiplication and its addition as two, as `torch.utils.flop_counter` does;
+norms, activations and softmax are not (below 1 %).
+
+MFU, model FLOPs utilisation, is PaLM's (Chowdhery et al. 2022, appendix B): the operations of one forward and one
+backward pass, as mathematics needs them, over what the hardware could have done in the time. What is computed twice to
+save memory (activation checkpointing, the first pass of gradient caching, flash attention's scores in backward, tiles
+of the loss) takes time but does not count.
+
+Letters: D width, S tokens with the class token, K kept patches, T text tokens, E shared embedding, N pairs of a step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from flip_hf.modeling import FlipConfig
+from flip_hf.modeling.masking_flip import num_kept
+from flip_hf.training.accelerators import peak_flops
+
+
+@dataclass(frozen=True)
+class SampleFlops:
+    """Forward FLOPs of one image-text pair, by part.
+
+    Attributes:
+        vision_blocks, text_blocks: the Transformer blocks of a tower, attention included.
+        attention: the part of both that is attention's two products; already in them.
+        patch_embedding: the projection of the kept patches.
+        projections: of both features to the shared embedding.
+        loss: similarities of all pairs, each computed once (2 N E a pair).
+    """
+
+    vision_blocks: int
+    text_blocks: int
+    attention: int
+    patch_embedding: int
+    projections: int
+    loss: int
+
+    @property
+    def encoders(self) -> int:
+        """One forward pass through both towers, without the loss."""
+        return self.vision_blocks + self.text_blocks + self.patch_embedding + self.projections
+
+    @property
+    def forward(self) -> int:
+        """One forward pass, loss included."""
+        return self.encoders + self.loss
+
+    @property
+    def training(self) -> int:
+        """Forward and backward: each product has two in backward, but pixels need no gradient."""
+        return 3 * self.forward - self.patch_embedding
+
+    def executed(self, cached: bool, checkpointing: bool) -> int:
+        """What the encoders execute for a training step, recomputation included; the model's FLOPs are `training`.
+
+        Args:
+            cached: several micro-batches a step: gradient caching encodes everything once more.
+            checkpointing: activation checkpointing, which runs every block forward once more.
+        """
+        return self.training + cached * self.encoders + checkpointing * (self.vision_blocks + self.text_blocks)
+
+
+def _attention(width: int, blocks: int, tokens: int) -> int:
+    return blocks * 4 * tokens**2 * width  # queries by keys (2 S^2 D), weights by values (2 S^2 D)
+
+
+def _blocks(width: int, hidden: int, blocks: int, tokens: int) -> int:
+    linear = 8 * width**2 + 4 * width * hidden  # four projections of attention, two of the MLP; a token
+    return blocks * tokens * linear + _attention(width, blocks, tokens)
+
+
+def sample_flops(
+    config: FlipConfig, mask_ratio: float, text_tokens: int, batch_size: int, *, kept_patches: int | None = None
+) -> SampleFlops:
+    """Counts one pair.
+
+    Args:
+        config: the model.
+        mask_ratio: fraction of the patches dropped.
+        text_tokens: length T that the texts are padded to.
+        batch_size: pairs N that each is contrasted with, over all processes.
+        kept_patches: K where another number than the mask's is encoded, as of smaller images.
+
+    Raises:
+        ValueError: the mask keeps no patch.
+    """
+    vision: Any = config.vision_config
+    text = config.get_text_config()
+    kept = kept_patches or num_kept(vision.num_patches, mask_ratio)
+    images = (vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers)
+    texts = (text.hidden_size, text.intermediate_size, text.num_hidden_layers)
+    tokens = text.max_position_embeddings if text.attend_to_padding else text_tokens
+    pixels = vision.num_channels * vision.patch_size**2
+    return SampleFlops(
+        vision_blocks=_blocks(*images, kept + 1),
+        text_blocks=_blocks(*texts, tokens),
+        attention=_attention(images[0], images[2], kept + 1) + _attention(texts[0], texts[2], tokens),
+        patch_embedding=2 * kept * pixels * images[0],
+        projections=2 * config.projection_dim * (images[0] + texts[0]),
+        loss=2 * batch_size * config.projection_dim,
+    )
+
+
+def utilization(
+    flops_per_sample: float, samples_per_second: float, accelerator: Accelerator, bf16: bool
+) -> dict[str, float]:
+    """MFU of a run, as `{"mfu": fraction}`; empty where the hardware's peak is not known.
+
+    Args:
+        flops_per_sample: model FLOPs of a training sample.
+        samples_per_second: over all processes.
+        accelerator: knows their number and device.
+        bf16: whether matrix products are computed in bfloat16.
+    """
+    peak = peak_flops(accelerator.device, "bf16" if bf16 else "fp32")
+    if peak is None:
+        return {}
+    return {"mfu": flops_per_sample * samples_per_second / (peak * accelerator.num_processes)}

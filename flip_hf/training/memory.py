@@ -1,0 +1,190 @@
+"""Memory of a training step, found by running it on tensors without values.
+
+The real model, the real loss and the real backward pass run under `FakeTensorMode`: shapes, types and lifetimes are
+those of a real step, and nothing is computed or allocated. So the figures follow the code. The CPU's attention kernel
+stands for the GPU's fused ones; neither keeps an S x S matrix.
+
+Letters: n pairs on this process, N in all, E length of an embedding.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flip_hf.losses import contrastive_loss
+from flip_hf.modeling import FlipConfig, FlipModel
+from flip_hf.modeling.masking_flip import num_kept
+from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.gradient_cache import cached_backward
+
+
+class StorageMeter(TorchDispatchMode):
+    """Bytes of the storages that live, by kind, and how they were shared out when there were most.
+
+    What a kernel allocates for itself and frees before it returns is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.kind = "other"  # of storages made from now on
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self._storages: dict[int, tuple[weakref.ref, str, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._meet(tensor)
+        return result
+
+    def _meet(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def forget(_: weakref.ref) -> None:
+            _, kind, size = self._storages.pop(key)
+            self.live[kind] -= size
+
+        self._storages[key] = (weakref.ref(storage, forget), self.kind, size)
+        self.live[self.kind] += size
+        if self.live.total() > self.peak.total():
+            self.peak = Counter(self.live)
+
+    def rename(self, tensor: torch.Tensor, kind: str) -> None:
+        """Counts a living tensor's storage as of another kind from now on."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._storages:
+            reference, old, size = self._storages[key]
+            self._storages[key] = (reference, kind, size)
+            self.live[old] -= size
+            self.live[kind] += size
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a process computes between two updates.
+
+    Attributes:
+        micro_batch_size: pairs encoded at once.
+        num_micro: micro-batches.
+        mask_ratio: fraction of the patches dropped.
+        text_tokens: length that the texts are padded to.
+        bf16: whether the towers run under bfloat16 autocast.
+        checkpointing: whether blocks are recomputed in backward.
+    """
+
+    micro_batch_size: int
+    num_micro: int = 1
+    mask_ratio: float = 0.5
+    text_tokens: int = 32
+    bf16: bool = True
+    checkpointing: bool = False
+
+
+def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipModel:
+    """A new model as the step trains it."""
+    model = FlipModel._from_config(config, attn_implementation=attention)
+    if step.checkpointing:
+        model.gradient_checkpointing_enable()
+    return model.train()
+
+
+def make_micro_batch(config: FlipConfig, step: Step) -> dict[str, Any]:
+    """One micro-batch as the engine prepares it: float images, token ids, the mask drawn; values are arbitrary."""
+    vision: Any = config.vision_config
+    size = step.micro_batch_size
+    batch: dict[str, Any] = {
+        "pixel_values": torch.zeros(size, vision.num_channels, vision.image_size, vision.image_size),
+        "input_ids": torch.ones(size, step.text_tokens, dtype=torch.long),
+        "attention_mask": torch.ones(size, step.text_tokens, dtype=torch.long),
+    }
+    if step.mask_ratio > 0:
+        kept = num_kept(vision.num_patches, step.mask_ratio)
+        return {**batch, "ids_keep": torch.arange(kept).expand(size, -1).contiguous()}
+    return {**batch, "mask_ratio": 0}
+
+
+def run_backward(model: FlipModel, step: Step, make_batch: Callable[[], dict[str, Any]]) -> None:
+    """Forward, loss and backward of all micro-batches as the engine runs them, each prepared when it is encoded."""
+    encoder = PairEncoder(model, torch.bfloat16 if step.bf16 else None)
+    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
+    micro_batches: list[dict[str, Any]] = [{}] * step.num_micro
+    cached_backward(lambda _: encoder(**make_batch()), micro_batches, backward, nullcontext, model.device)
+
+
+def trace_step(config: FlipConfig, step: Step, attention: str = "sdpa") -> Counter[str]:
+    """Bytes at the fullest moment of forward and backward: weights, gradients, inputs, activations.
+
+    The optimizer's states, which lie still meanwhile, are not in it. Copies of the weights that autocast makes, and the
+    loss of the micro-batch, are among the activations.
+    """
+    with FakeTensorMode(), StorageMeter() as meter:
+        meter.kind = "weights"
+        model = make_trained_model(config, step, attention)
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda p: meter.rename(p.grad, "gradients"))
+
+        def make_batch() -> dict[str, Any]:
+            meter.kind = "inputs"
+            batch = make_micro_batch(config, step)
+            meter.kind = "activations"
+            return batch
+
+        meter.peak = Counter(meter.live)
+        run_backward(model, step, make_batch)
+    return meter.peak
+
+
+@lru_cache
+def trace_loss(pairs: int, width: int) -> int:
+    """Bytes that loss and backward add to the embeddings of this many pairs, their gradients included."""
+    with FakeTensorMode(), StorageMeter() as meter:
+        embeds = [torch.zeros(pairs, width, requires_grad=True) for _ in range(2)]
+        before = meter.live.total()
+        loss, _ = contrastive_loss(embeds[0], embeds[1], torch.ones(1, requires_grad=True))
+        loss.backward()
+    return meter.peak.total() - before
+
+
+@dataclass(frozen=True)
+class ModelBytes:
+    """Bytes that lie still: parameters and buffers, and what training keeps for each parameter."""
+
+    weights: int
+    trainable: int
+    largest_block: int
+
+    @property
+    def gradients(self) -> int:
+        """float32, one a parameter."""
+        return self.trainable
+
+    @property
+    def optimizer(self) -> int:
+        """AdamW's two moments, float32."""
+        return 2 * self.trainable
+
+
+def model_bytes(config: FlipConfig) -> ModelBytes:
+    """Counts the float32 model."""
+    with torch.device("meta"):
+        model = FlipModel._from_config(config)
+    parameters = list(model.parameters())
+    blocks = [m for m in model.modules() if type(m).__name__ in model._no_split_modules]  # pyright: ignore
+    return ModelBytes(
+        weights=sum(t.nbytes for t in (*parameters, *model.buffers())),
+        trainable=sum(p.nbytes for p in parameters if p.requires_grad),
+        largest_block=max(sum(p.nbytes for p in block.parameters()) for block in blocks),
+    )

@@ -1,0 +1,103 @@
+"""The plan's memory against what a real step takes, each configuration in a process of its own.
+
+On CUDA the measure is `torch.cuda.max_memory_allocated`. On a CPU it is the highest resident memory above what lay
+there before the model was made, with glibc told to give freed memory back at once. The plan leaves `other` out, as both
+do.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from flip_hf.modeling import FlipConfig
+from flip_hf.training.memory import Step, make_micro_batch, make_trained_model, run_backward
+from flip_hf.training.plan import MemoryModel, Run
+
+# One arena, and no block kept for later: resident memory then follows what tensors take.
+GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# Small enough for a machine of 8 GB; the GPU's are of a size that one trains with.
+CPU_STEPS = (
+    Step(16, mask_ratio=0.0, bf16=False),
+    Step(16, num_micro=2, mask_ratio=0.75, bf16=False, checkpointing=True),
+    Step(8, mask_ratio=0.5, bf16=True),
+)
+CUDA_STEPS = (
+    Step(128, mask_ratio=0.0),
+    Step(512, num_micro=2, mask_ratio=0.75, checkpointing=True),
+    Step(256, mask_ratio=0.5),
+)
+
+
+def planned_bytes(config: FlipConfig, step: Step) -> float:
+    """The plan's figure for one process, without what lies outside of tensors."""
+    run = Run(config, step.micro_batch_size * step.num_micro, None, step.text_tokens, step.bf16)
+    parts = MemoryModel(run).parts("DDP", 1, step.micro_batch_size, step.mask_ratio, step.checkpointing, other=False)
+    return sum(parts.values())
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _two_steps(config: FlipConfig, step: Step, device: torch.device) -> None:
+    """Two whole steps: from the second on, the optimizer's states lie beside the activations."""
+    with device:
+        model = make_trained_model(config, step, "sdpa")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+        for _ in range(2):
+            run_backward(model, step, lambda: make_micro_batch(config, step))
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _small(config: FlipConfig) -> FlipConfig:
+    """One narrow block a tower: loads kernels and libraries before memory is looked at."""
+    size = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return FlipConfig(text_config=size, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=16)
+
+
+def measured_bytes(config: FlipConfig, step: Step, device: torch.device) -> int:
+    """Highest memory of two real steps in this process, which should do nothing else."""
+    _two_steps(_small(config), replace(step, micro_batch_size=2), device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _two_steps(config, step, device)
+        return torch.cuda.max_memory_allocated() - before
+    before = _resident()
+    _two_steps(config, step, device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+
+
+def measure(config: FlipConfig, step: Step, device: str) -> int:
+    """`measured_bytes` in a fresh process.
+
+    Raises:
+        RuntimeError: the process failed, out of memory for example; its last lines are in the message.
+    """
+    order = json.dumps({"config": config.to_dict(), "step": asdict(step), "device": device})
+    command = [sys.executable, "-m", "flip_hf.training.memory_check"]
+    done = subprocess.run(command, input=order, capture_output=True, text=True, env={**os.environ, **GLIBC})
+    if done.returncode != 0:
+        raise RuntimeError(f"The measurement of {step} failed ({done.returncode}): {done.stderr[-500:]}")
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Reads an order from stdin, prints bytes."""
+    order = json.load(sys.stdin)
+    device = torch.device(order["device"])
+    print(measured_bytes(FlipConfig.from_dict(order["config"]), Step(**order["step"]), device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""A paper plan of a run: what fits into GPUs that are not at hand (time and traffic: schedule.py).
+
+Memory comes from tracing the real step (memory.py). What remains is assumed, and printed with the plan.
+
+Letters: W processes (GPUs), b pairs of a micro-batch, n of a process, N of a step.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from flip_hf.losses import TILE_SIZE
+from flip_hf.modeling import FlipConfig
+from flip_hf.training.accelerators import Accelerator
+from flip_hf.training.memory import Step, model_bytes, trace_loss, trace_step
+
+STRATEGIES = ("DDP", "FSDP2", "ZeRO-2")
+PARTS = ("weights", "gradients", "optimizer", "buffers", "inputs", "loss", "activations", "other")
+# DeepSpeed's default `reduce_bucket_size`, in elements.
+ZERO_BUCKET = 500_000_000
+# Context, kernels and libraries of a CUDA process with NCCL, and what the caching allocator loses to fragments.
+CONTEXT_BYTES, FRAGMENTS = 1.5e9, 0.05
+# Two points of a straight line; large enough for activations, not gradients, to make the peak.
+TRACED_PAIRS = (128, 256)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The hardware, and what is assumed of it.
+
+    Attributes:
+        gpu: its kind.
+        gpus: in all.
+        mfu: fraction of the GPU's peak at which operations are executed, by mask ratio; the nearest ratio counts.
+        samples_per_core: pairs that one processor core reads, decodes and augments in a second.
+        sample_bytes: of an image with its caption in storage.
+        dollars: a GPU-hour.
+    """
+
+    gpu: Accelerator
+    gpus: int
+    mfu: dict[float, float]
+    samples_per_core: float
+    sample_bytes: float
+    dollars: float
+
+    def mfu_at(self, mask_ratio: float) -> float:
+        return self.mfu[min(self.mfu, key=lambda ratio: abs(ratio - mask_ratio))]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained: the model, N pairs a step, precision and length of text.
+
+    Attributes:
+        micro_batch_size: b, where the recipe says it.
+        attention: the implementation.
+    """
+
+    config: FlipConfig
+    batch_size: int
+    micro_batch_size: int | None
+    text_tokens: int
+    bf16: bool
+    attention: str = "sdpa"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a micro-batch takes at the fullest moment: `fixed + per_pair * b` bytes, and the gradients there by then."""
+
+    fixed: float
+    per_pair: float
+    gradients: int
+    inputs_per_pair: float
+
+
+class MemoryModel:
+    """Bytes on one GPU for any micro-batch, number of processes and strategy, from a few traces of the real step."""
+
+    def __init__(self, run: Run):
+        self.run, self.model = run, model_bytes(run.config)
+        self._traces: dict[Step, Activations] = {}
+
+    def _trace(self, step: Step) -> Counter[str]:
+        return trace_step(self.run.config, step, self.run.attention)
+
+    def activations(self, mask_ratio: float, checkpointing: bool) -> Activations:
+        """Traces, once for each setting."""
+        step = Step(TRACED_PAIRS[1], 1, mask_ratio, self.run.text_tokens, self.run.bf16, checkpointing)
+        if step not in self._traces:
+            few, many = TRACED_PAIRS
+            traced = self._trace(step)
+            peak = traced["activations"]
+            known = [a.fixed for s, a in self._traces.items() if s.checkpointing == checkpointing]
+            if known:  # copies of weights do not depend on the mask
+                fixed = known[0]
+            else:
+                low = self._trace(replace(step, micro_batch_size=few))["activations"]
+                fixed = max(0.0, peak - (peak - low) * many / (many - few))
+            inputs = traced["inputs"] / many
+            self._traces[step] = Activations(fixed, (peak - fixed) / many, traced["gradients"], inputs)
+        return self._traces[step]
+
+    def loss(self, local: int, total: int) -> float:
+        """The loss's bytes: local rows, tiles of similarities, and all processes' texts and their gradients."""
+        width, few, many = self.run.config.projection_dim, 3 * TILE_SIZE, 4 * TILE_SIZE
+        if local <= many:
+            alone = trace_loss(local, width)
+        else:  # a straight line from where tiles are whole
+            slope = (trace_loss(many, width) - trace_loss(few, width)) / (many - few)
+            alone = trace_loss(many, width) + slope * (local - many)
+        side = min(TILE_SIZE, local)
+        wider_tiles = 2 * 4 * side * (min(TILE_SIZE, total) - side)
+        return alone + wider_tiles + (total - local) * width * 2 * 4
+
+    def parts(
+        self, strategy: str, gpus: int, micro: int, mask_ratio: float, checkpointing: bool, other: bool = True
+    ) -> dict[str, float]:
+        """Bytes on one GPU by `PARTS`, at the fullest moment.
+
+        Args:
+            strategy: one of `STRATEGIES`.
+            gpus: W.
+            micro: b.
+            mask_ratio, checkpointing: of the step.
+            other: whether to add what lies outside of tensors.
+        """
+        run, model, local = self.run, self.model, self.run.batch_size // gpus
+        traced, cached = self.activations(mask_ratio, checkpointing), local > micro
+        fixed, moving = traced.fixed, traced.per_pair * micro
+        # Between micro-batches all gradients are there; in a single one they come as activations go.
+        gradients = model.gradients if cached else max(traced.gradients, model.gradients - moving - fixed)
+        parts = {
+            "weights": float(model.weights),
+            "gradients": float(gradients),
+            "optimizer": float(model.optimizer),
+            "buffers": 0.0,
+            **_sharded(strategy, model.weights, model.trainable, model.largest_block, gpus, cached),
+            "inputs": traced.inputs_per_pair * micro,
+            # Gradient caching keeps both embeddings three times: as they came, together, and their gradient.
+            "loss": self.loss(local, run.batch_size) + cached * local * run.config.projection_dim * 2 * 3 * 4,
+            "activations": fixed + moving,
+        }
+        return {**parts, "other": other * (CONTEXT_BYTES + FRAGMENTS * parts["activations"])}
+
+
+def _sharded(strategy: str, weights: int, trainable: int, block: int, gpus: int, cached: bool) -> dict[str, float]:
+    """What a strategy changes of one GPU's weights, gradients, optimizer states, and what it needs to communicate.
+
+    All of it in float32: the towers run under autocast, whatever wraps them.
+    """
+    if gpus == 1:
+        return {}
+    if strategy == "DDP":  # every gradient a second time, in buckets
+        return {"buffers": float(trainable)}
+    if strategy == "FSDP2":  # two blocks whole: the current and the one fetched ahead; with their gradients
+        parts = {"weights": weights / gpus, "optimizer": 2 * trainable / gpus, "buffers": 4.0 * block}
+        # Without synchronisation between micro-batches, gradients stay whole.
+        return {**parts, "gradients": float(trainable) if cached else trainable / gpus}
+    # ZeRO (Rajbhandari et al. 2020): weights whole; gradients, a second copy of the weights and moments shared out.
+    return {
+        "gradients": trainable / gpus,
+        "optimizer": 3 * trainable / gpus,
+        "buffers": float(min(trainable, 4 * ZERO_BUCKET)),
+    }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to take the step, its bytes on one GPU, and whether they fit."""
+
+    strategy: str
+    checkpointing: bool
+    micro: int
+    parts: dict[str, float]
+    fits: bool
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def micro_batch_sizes(run: Run, gpus: int) -> list[int]:
+    """Micro-batches to try, largest first: the recipe's, else the process's batch halved and halved.
+
+    Raises:
+        ValueError: the batch cannot be divided over the GPUs; the message names a size that can.
+    """
+    micro = run.micro_batch_size or 1
+    if run.batch_size % (gpus * micro) != 0:
+        nearest = max(1, round(run.batch_size / (gpus * micro))) * gpus * micro
+        raise ValueError(
+            f"--batch_size {run.batch_size} cannot be divided over {gpus} GPUs in micro-batches of {micro}; use "
+            f"{nearest}."
+        )
+    if run.micro_batch_size:
+        return [run.micro_batch_size]
+    sizes = [run.batch_size // gpus]
+    while sizes[-1] % 2 == 0:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def choices(memory: MemoryModel, cluster: Cluster, mask_ratio: float) -> Iterator[Choice]:
+    """For each strategy, with and without activation checkpointing, the largest micro-batch that fits."""
+    strategies = STRATEGIES if cluster.gpus > 1 else STRATEGIES[:1]
+    for checkpointing in (False, True):
+        for strategy in strategies:
+            tried = []
+            for micro in micro_batch_sizes(memory.run, cluster.gpus):
+                parts = memory.parts(strategy, cluster.gpus, micro, mask_ratio, checkpointing)
+                fits = sum(parts.values()) <= cluster.gpu.memory
+                tried.append(Choice(strategy, checkpointing, micro, parts, fits))
+                if fits:
+                    break
+            yield tried[-1]

@@ -1,0 +1,144 @@
+"""The plan as JSON and as Markdown; everything that it assumes is printed with it."""
+
+from dataclasses import asdict
+from typing import Any
+
+from flip_hf.training.flops import sample_flops
+from flip_hf.training.plan import (
+    CONTEXT_BYTES,
+    FRAGMENTS,
+    PARTS,
+    Choice,
+    Cluster,
+    MemoryModel,
+    Run,
+    choices,
+)
+from flip_hf.training.schedule import schedule
+
+# Samples seen in the paper's two schedules (FLIP, Table 3).
+DATA_SETS = {"LAION-400M": 12.8e9, "LAION-2B": 25.6e9}
+# FLIP, Fig. 1: CLIP ViT-L/16, whole images, 12.8 G samples, batch 16k; a TPU v3 chip of two cores does 123 TFLOP/s.
+PAPER_DAYS, TPU_CORE_FLOPS = 2500, 61.5e12
+PAPER = (
+    "The paper's own figures: CLIP ViT-L/16 on whole images, 12.8 G samples: about 2,500 TPU-v3-core-days (10 days on "
+    "256 cores); time at masks 50 % and 75 %: 0.50 and 0.33 of it (FLOPs 0.52 and 0.28); a saving of about 1,800 "
+    "TPU-days."
+)
+
+
+def make_report(run: Run, cluster: Cluster, mask_ratios: list[float], describe: dict[str, Any]) -> dict[str, Any]:
+    """Plans every mask ratio.
+
+    Args:
+        run: what is trained.
+        cluster: on what.
+        mask_ratios: fractions of the patches dropped.
+        describe: what stands at the head of the report; taken over.
+
+    Returns:
+        A report that JSON can hold; bytes, seconds, FLOPs, dollars.
+
+    Raises:
+        ValueError: the batch cannot be divided, the mask keeps no patch, or the GPU lacks bfloat16.
+    """
+    memory = MemoryModel(run)
+    masks = []
+    for mask_ratio in mask_ratios:
+        tried = list(choices(memory, cluster, mask_ratio))
+        fitting = [choice for choice in tried if choice.fits]
+        rows = [_choice_row(choice) for choice in tried]
+        masks.append({"mask_ratio": mask_ratio, "memory": rows, **_fastest(memory, cluster, fitting, mask_ratio)})
+    whole = sample_flops(run.config, 0.0, run.text_tokens, run.batch_size)
+    paper_mfu = whole.training * DATA_SETS["LAION-400M"] / (PAPER_DAYS * 86_400 * TPU_CORE_FLOPS)
+    return {**describe, "masks": masks, "paper_mfu_if_this_were_its_model": paper_mfu}
+
+
+def _choice_row(choice: Choice) -> dict[str, Any]:
+    row = {"strategy": choice.strategy, "checkpointing": choice.checkpointing, "micro_batch_size": choice.micro}
+    return {**row, "fits": choice.fits, "bytes": choice.parts, "total": choice.total}
+
+
+def _fastest(memory: MemoryModel, cluster: Cluster, fitting: list[Choice], mask_ratio: float) -> dict[str, Any]:
+    """Time and cost of the choice that executes least; the simplest strategy, where several do."""
+    if not fitting:
+        return {"chosen": None}
+    plans = [(choice, schedule(memory, cluster, choice, mask_ratio)) for choice in fitting]
+    choice, best = min(plans, key=lambda pair: pair[1].executed)
+    data = {
+        name: {"days": best.days(samples), "dollars": best.days(samples) * 24 * cluster.gpus * cluster.dollars}
+        for name, samples in DATA_SETS.items()
+    }
+    row = {k: v for k, v in _choice_row(choice).items() if k != "bytes"}
+    return {"chosen": row, **asdict(best), "flops_per_sample": best.flops.training, "data_sets": data}
+
+
+def _table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+
+
+def _memory_table(mask: dict[str, Any]) -> list[str]:
+    rows = []
+    for choice in mask["memory"]:
+        cells = (f"{choice['bytes'][part] / 1e9:.1f}" for part in PARTS)
+        verdict = f"{choice['total'] / 1e9:.1f}" + ("" if choice["fits"] else " (too much)")
+        again = "yes" if choice["checkpointing"] else "no"
+        rows.append((choice["strategy"], again, f"{choice['micro_batch_size']:,}", *cells, verdict))
+    return _table(("strategy", "checkpointing", "micro-batch", *PARTS, "total"), rows)
+
+
+def _time_table(report: dict[str, Any]) -> list[str]:
+    head = (
+        *("mask", "chosen", "GFLOP a pair", "executed", "samples/s", "step, s", "MFU"),
+        *("loader cores", "storage MB/s", "network GB a step", "GB/s"),
+        *(f"{name} ({samples / 1e9:g} G): days, cost" for name, samples in DATA_SETS.items()),
+    )
+    rows = []
+    for mask in report["masks"]:
+        ratio, chosen = f"{mask['mask_ratio']:.0%}", mask["chosen"]
+        if chosen is None:
+            rows.append((ratio, "nothing fits", *("-" for _ in head[2:])))
+            continue
+        again = ", checkpointing" if chosen["checkpointing"] else ""
+        rows.append(
+            (
+                *(ratio, f"{chosen['strategy']}, micro-batch {chosen['micro_batch_size']:,}{again}"),
+                *(f"{mask['flops_per_sample'] / 1e9:.1f}", f"{mask['executed'] / 1e9:.1f}"),
+                *(f"{mask['samples_per_second']:,.0f}", f"{mask['seconds']:.2f}", f"{mask['mfu']:.2f}"),
+                *(f"{mask['loader_cores']:,}", f"{mask['storage_rate'] / 1e6:,.0f}"),
+                *(f"{mask['network'] / 1e9:.1f}", f"{mask['network'] / 1e9 / mask['seconds']:.1f}"),
+                *(f"{data['days']:,.1f}, ${data['dollars']:,.0f}" for data in mask["data_sets"].values()),
+            )
+        )
+    return _table(head, rows)
+
+
+def to_markdown(report: dict[str, Any], run: Run, cluster: Cluster) -> str:
+    """The report as a page."""
+    lines = [f"# Plan of {report['recipe']}", "", report["model"], "", report["hardware"], ""]
+    for mask in report["masks"]:
+        title = "largest micro-batch that fits" if run.micro_batch_size is None else "the recipe's micro-batch"
+        lines += [f"Memory of one GPU in GB, mask {mask['mask_ratio']:.0%}, {title}:", "", *_memory_table(mask), ""]
+    lines += ["Time, data and cost of the choice that computes least:", "", *_time_table(report), "", PAPER, ""]
+    if report["is_paper_model"]:
+        lines += [f"By this count of FLOPs, that was an MFU of {report['paper_mfu_if_this_were_its_model']:.2f}.", ""]
+    ratios = (f" at {ratio:.0%} masked" if len(cluster.mfu) > 1 else "" for ratio in cluster.mfu)
+    rates = ", ".join(f"{mfu:.2f}{ratio}" for mfu, ratio in zip(cluster.mfu.values(), ratios, strict=True))
+    assumed = (
+        f"Operations are executed at {rates} of the GPU's peak ({report['mfu_source']}). What is computed twice takes "
+        "time at this rate, but does not count in the table's MFU.",
+        f"A loader core prepares {cluster.samples_per_core:,.0f} pairs a second ({report['loader_source']}).",
+        f"A pair takes {cluster.sample_bytes / 1e3:g} kB in storage (LAION-400M as published: 10 TB at 256 pixels).",
+        f"A GPU-hour costs ${cluster.dollars:g}. Storage, network and processors cost nothing here.",
+        f"Texts are padded to {run.text_tokens} tokens.",
+        f"`other`: {CONTEXT_BYTES / 1e9:g} GB for context and libraries, {FRAGMENTS:.0%} of activations for fragments.",
+        "`inputs`: all prepared images of a process's batch, float32, lie on the GPU. `buffers`: what the strategy "
+        "communicates with. DDP: float32 weights and moments, bfloat16 by autocast. FSDP2: blocks sharded, resharded "
+        "after forward. ZeRO-2: bfloat16 weights, DeepSpeed's default buckets.",
+        "Weights, inputs, activations and loss are traced on the real step; what sharded strategies keep follows "
+        "their authors' formulas. Network volumes are those of ring algorithms; evaluation, checkpoints and "
+        "failures take no time.",
+        "Unmasked tuning is not in the days: plan it as mask 0.",
+    )
+    return "\n".join([*lines, "Assumed:", "", *(f"- {line}" for line in assumed)]) + "\n"

@@ -1,0 +1,128 @@
+"""The paper plan: its memory against what the allocator gave, its arithmetic, its command line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from flip_hf.training.accelerators import named_accelerator
+from flip_hf.training.memory import Step, trace_loss
+from flip_hf.training.memory_check import _two_steps, planned_bytes
+from flip_hf.training.plan import Choice, Cluster, MemoryModel, Run, choices
+from flip_hf.training.schedule import network_bytes, schedule
+from tests.conftest import tiny_config
+from tests.training.conftest import ROOT
+
+WIDE = {"hidden_size": 64, "intermediate_size": 256}
+CONFIG = tiny_config(WIDE, {**WIDE, "image_size": 64})
+RUN = Run(CONFIG, 1024, None, 16, True)
+CLUSTER = Cluster(named_accelerator("A100-80GB"), 4, {0.0: 0.5}, 100.0, 20e3, 2.0)
+
+
+def allocated(step: Step) -> int:
+    """Most bytes that the CPU's allocator had given out during two real steps."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _two_steps(CONFIG, step, torch.device("cpu"))
+    now = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step(128, mask_ratio=0.0, text_tokens=16, bf16=False),
+        Step(64, num_micro=3, mask_ratio=0.5, text_tokens=16, bf16=False),
+        Step(256, num_micro=2, mask_ratio=0.75, text_tokens=16, bf16=True, checkpointing=True),
+    ],
+    ids=["whole", "cached", "cached bf16 checkpointed"],
+)
+def test_planned_memory_is_what_the_allocator_gave(step):
+    assert planned_bytes(CONFIG, step) == pytest.approx(allocated(step), rel=0.1)
+
+
+def test_sharding_and_checkpointing_save_what_they_should():
+    memory = MemoryModel(RUN)
+    alone = memory.parts("DDP", 1, 256, 0.5, False)
+    data_parallel = memory.parts("DDP", 4, 256, 0.5, False)
+    sharded, zero = (memory.parts(strategy, 4, 256, 0.5, False) for strategy in ("FSDP2", "ZeRO-2"))
+    assert alone["buffers"] == 0 and data_parallel["buffers"] == memory.model.trainable
+    assert sharded["optimizer"] == data_parallel["optimizer"] / 4 and sharded["weights"] == memory.model.weights / 4
+    assert zero["weights"] == memory.model.weights and zero["optimizer"] == 3 * memory.model.trainable / 4
+    whole = memory.parts("DDP", 4, 256, 0.0, False)
+    assert data_parallel["activations"] < 0.7 * whole["activations"]
+    # Of two blocks, one is whole at a time, and the inputs of both stay.
+    assert memory.parts("DDP", 4, 256, 0.0, True)["activations"] < 0.6 * whole["activations"]
+
+
+def test_the_largest_micro_batch_that_fits_is_chosen():
+    memory = MemoryModel(replace(RUN, batch_size=4096))
+    enough = sum(memory.parts("DDP", 4, 512, 0.5, False).values()) + 1
+    small = replace(CLUSTER, gpu=replace(CLUSTER.gpu, memory=enough))
+    chosen = {(c.strategy, c.checkpointing): c for c in choices(memory, small, 0.5)}
+    assert chosen["DDP", False].micro == 512 and chosen["DDP", False].fits
+    assert chosen["DDP", True].micro == 1024  # the whole of a process's batch
+    nothing = replace(CLUSTER, gpu=replace(CLUSTER.gpu, memory=1e6))
+    assert not any(choice.fits for choice in choices(memory, nothing, 0.5))
+    with pytest.raises(ValueError, match="use 1023"):
+        list(choices(MemoryModel(RUN), replace(CLUSTER, gpus=3), 0.5))
+
+
+def test_time_network_and_loader_follow_from_the_assumptions():
+    memory = MemoryModel(RUN)
+    plain, cached = Choice("DDP", False, 256, {}, True), Choice("DDP", False, 64, {}, True)
+    once, twice = (schedule(memory, CLUSTER, choice, 0.5) for choice in (plain, cached))
+    assert once.mfu == pytest.approx(0.5) and twice.mfu == pytest.approx(0.5 * once.executed / twice.executed)
+    assert once.samples_per_second == pytest.approx(4 * 312e12 * 0.5 / once.flops.training)
+    assert once.seconds * once.samples_per_second == pytest.approx(1024)
+    assert once.days(86_400 * once.samples_per_second) == pytest.approx(1)
+    assert once.loader_cores == pytest.approx(once.samples_per_second / 100, abs=1)
+    weights = memory.model.weights
+    assert network_bytes(RUN, weights, CLUSTER, plain) == 0.75 * (2 * weights + 3 * 1024 * 24 * 2 * 4)
+
+
+def test_the_losss_memory_is_that_of_the_code():
+    memory, width = MemoryModel(RUN), CONFIG.projection_dim
+    assert memory.loss(4096, 4096) == trace_loss(4096, width)
+    assert memory.loss(16384, 16384) == pytest.approx(trace_loss(16384, width), rel=1e-3)
+    assert memory.loss(1024, 4096) < memory.loss(4096, 4096)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def run(*argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "scripts/plan.py", *argv], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_recipe_is_planned_from_the_command_line(tmp_path):
+    stem = tmp_path / "plan"
+    done = run(
+        *("shapes", "--gpu", "l4", "--gpus", "2", "--nodes", "2", "--mfu", "0.3", "--batch_size", "4096"),
+        *("--precision", "bf16", "--output", str(stem), "--plot", str(tmp_path / "plan.png")),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(stem.with_suffix(".json").read_text())
+    assert [mask["mask_ratio"] for mask in report["masks"]] == [0, 0.5, 0.75]
+    assert "2 x 2 L4: 24 GB, 121 TFLOP/s dense bf16 each" in done.stdout and "2,500 TPU-v3-core-days" in done.stdout
+    days = [mask["data_sets"]["LAION-400M"]["days"] for mask in report["masks"]]
+    assert days == sorted(days, reverse=True) and "executed at 0.30 of the GPU's peak (given)" in done.stdout
+    assert stem.with_suffix(".md").read_text() == done.stdout.rstrip("\n") + "\n"
+    assert (tmp_path / "plan.png").stat().st_size > 1000
+
+
+def test_mistakes_are_named_with_what_is_known():
+    for argv, message in [
+        (["shapes", "--gpu", "H300"], "no GPU 'H300' in the table"),
+        (["vit_z"], "one of: shapes, vit_b16, vit_h14"),
+        (["shapes", "--mfu", "fast"], "--mfu 'fast' is no number and no file"),
+    ]:
+        done = run(*argv)
+        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]
