@@ -15,6 +15,7 @@ from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
 from flip_hf.training.engine import Trainer
+from flip_hf.training.hardware import cores_per_process
 from flip_hf.training.resume import check_fit, shared_checkpoint
 
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
@@ -88,7 +89,7 @@ def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
     )
     if accelerator.device.type == "cpu":
         # `accelerate launch` leaves one thread to a process.
-        torch.set_num_threads(setup.cores_per_process())
+        torch.set_num_threads(cores_per_process())
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
     if trackers:

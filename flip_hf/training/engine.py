@@ -19,6 +19,7 @@ from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import save_run, summary, total_counts
 from flip_hf.training.flops import sample_flops, utilization
 from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.hardware import autocast_dtype
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.masks import Masks
 from flip_hf.training.measure import Step, Window
@@ -64,7 +65,7 @@ class Trainer:
         self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
         self.state = TrainState()
         self.flip = model
-        self.autocast_dtype = setup.autocast_dtype(self.options.precision)
+        self.autocast_dtype = autocast_dtype(self.options.precision)
         encoder = PairEncoder(model, self.autocast_dtype)
         self.distribution = Distribution(
             accelerator, encoder, lambda module: make_optimizer(module, self.options), self.options.max_grad_norm

@@ -1,7 +1,6 @@
 """Builds what a run needs from its arguments: tokenizer, model, processor, data. Everything is checked here, first."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from flip_hf.training.arguments import (
     DataArguments,
     ModelArguments,
 )
+from flip_hf.training.hardware import num_workers
 from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
@@ -155,23 +155,6 @@ def make_processor(config: FlipConfig, tokenizer: PreTrainedTokenizerBase, saved
     return FlipProcessor(image_processor, tokenizer)
 
 
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What matrix products are computed in; `auto` follows `accelerate launch`, else what the hardware can do."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "auto" and launched in ("no", "fp8"):
-        # Without matrix units for it, a CPU only emulates bfloat16.
-        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        able = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_amx()
-        precision = "bf16" if able else "fp32"
-    elif precision == "auto":
-        precision = launched
-    if precision == "fp16":
-        raise ValueError(
-            "`accelerate launch` asks for fp16, which would need a scaled loss; use --precision bf16, or fp32."
-        )
-    return torch.bfloat16 if precision == "bf16" else None
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Data
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,17 +208,6 @@ def templates(data: DataArguments) -> list[str]:
     """The prompts of the evaluation; the embedded data's own where none were given."""
     embedded = data.eval_data in (None, EMBEDDED) and data.templates == [GENERIC_TEMPLATE]
     return list(TEMPLATES) if embedded else data.templates
-
-
-def cores_per_process() -> int:
-    """Processor cores that each training process of this machine may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def num_workers(data: DataArguments) -> int:
-    """Loader processes of this training process: as asked for, else the cores that are left, at most eight."""
-    return data.num_workers if data.num_workers is not None else min(8, cores_per_process() - 1)
 
 
 def make_train_loader(

@@ -121,7 +121,7 @@ def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
     (tmp_path / "second.yaml").write_text("base: first\nbatch_size: 256\ncrop_area: [0.4, 1.0]\n")
     (tmp_path / "third.yaml").write_text("base: second\ncrop_area: [0.3, 0.9]\n")
     arguments = parse_arguments(["third"], tmp_path, default_recipe="third")
-    assert (arguments.data.train_data, arguments.data.crop_area) == ("x", [0.3, 0.9])
+    assert (arguments.data.train_data, arguments.data.crop_area) == (["x"], [0.3, 0.9])
     assert (arguments.optimization.batch_size, arguments.optimization.base_lr) == (256, 1e-5)
     (tmp_path / "first.yaml").write_text("base: third\n")
     with pytest.raises(ValueError, match="third.yaml has itself as its base"):

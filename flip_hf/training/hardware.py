@@ -1,0 +1,35 @@
+"""What the machine has for a run: precision, cores, loader processes."""
+
+import os
+
+import torch
+
+from flip_hf.training.arguments import DataArguments
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What matrix products are computed in; `auto` follows `accelerate launch`, else what the hardware can do."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "auto" and launched in ("no", "fp8"):
+        # Without matrix units for it, a CPU only emulates bfloat16.
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        able = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_amx()
+        precision = "bf16" if able else "fp32"
+    elif precision == "auto":
+        precision = launched
+    if precision == "fp16":
+        raise ValueError(
+            "`accelerate launch` asks for fp16, which would need a scaled loss; use --precision bf16, or fp32."
+        )
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def cores_per_process() -> int:
+    """Processor cores that each training process of this machine may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def num_workers(data: DataArguments) -> int:
+    """Loader processes of this training process: as asked for, else the cores that are left, at most eight."""
+    return data.num_workers if data.num_workers is not None else min(8, cores_per_process() - 1)
