@@ -89,6 +89,7 @@ def open_at(name: str, offset: int = 0, *, in_one_go: bool = False) -> IO[bytes]
             offset -= len(data)
         return file
     file = system.open(path, "rb")
-    if offset:
-        file.seek(offset)
+    # Where a web server does not say how long a file is, fsspec gives a stream whose reads come short: an error here.
+    file.seek(0, os.SEEK_END)
+    file.seek(offset)
     return file
