@@ -30,6 +30,7 @@ from flip_hf.training.checkpoint import (
     newest_good_checkpoint,
     tidy,
 )
+from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.manifest import write_manifest
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.progress import Progress
@@ -302,7 +303,7 @@ def test_a_process_that_a_checkpoint_does_not_know_gets_a_seed_and_says_so(strai
     shutil.copytree(find_checkpoints(straight.folder)[-1], checkpoint)
     model = FlipModel.from_pretrained(checkpoint)
     accelerator = Accelerator(cpu=True)
-    prepared = accelerator.prepare(model, make_optimizer(model, arguments_of(straight).optimization))
+    prepared = accelerator.prepare(PairEncoder(model), make_optimizer(model, arguments_of(straight).optimization))
     with torch.no_grad():
         model.logit_scale.add_(1)
     state = load_checkpoint(accelerator, checkpoint)
