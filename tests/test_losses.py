@@ -339,6 +339,8 @@ for count, tile_size in CASES:
     }
 if accelerator.is_main_process:
     torch.save(results, sys.argv[1])
+del model
+accelerator.free_memory()  # before the group goes, or gloo's threads live on and may abort the process
 accelerator.end_training()
 """
 PIECES = (1, 3)

@@ -108,6 +108,16 @@ class Distribution:
                 if isinstance(value, torch.Tensor):
                     value.zero_()
 
+    def end(self) -> None:
+        """Leaves the other processes and ends the trackers; model and optimizer are gone afterwards.
+
+        The wrapper goes first: while it holds the process group, gloo's threads live on into the interpreter's end, where
+        giving back a tensor aborts the process, and the launcher would call a finished run failed.
+        """
+        del self.model, self.optimizer
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     # -- whole weights -------------------------------------------------------------------------------------------------
 
     def whole_encoder(self) -> PairEncoder:

@@ -135,7 +135,7 @@ class Trainer:
     def _leave(self) -> dict[str, float]:
         self.progress.say(f"Stopped after {self.state.samples:,} samples; go on with --resume_from_checkpoint auto")
         self.progress.close()
-        self.accelerator.end_training()
+        self.distribution.end()
         return {}
 
     def _go_back(self) -> None:
@@ -265,7 +265,7 @@ class Trainer:
             plot_curves(self.progress.records(), boundary, self.output_dir / "training_curves.png")
             class_names = self.evaluation[1] if self.evaluation is not None else ()
             print(summary(self.flip, self.arguments, self.state, metrics, class_names, counts))
-        self.accelerator.end_training()
+        self.distribution.end()
 
     def _saved_weights(self) -> dict[str, torch.Tensor]:
         """What a model folder of this run holds: the average where there is one."""
