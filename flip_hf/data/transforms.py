@@ -1,11 +1,14 @@
-"""Crop, resize, flip: PIL images to uint8 tensors. Normalisation happens on the device, on what is kept."""
+"""Crop, resize, flip: images to uint8 tensors. Normalisation happens on the device, on what is kept."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from flip_hf.data.decode import decode_image
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
@@ -43,21 +46,20 @@ class TrainTransform:
     """The paper's augmentation: a random crop of at least half the area, resized, flipped half of the time.
 
     Args:
-        image_size: side of the result, in pixels.
         crop_area: smallest and largest fraction of the area; (0.5, 1) in FLIP's code.
         crop_ratio: smallest and largest aspect ratio.
         flip: probability of a horizontal flip.
     """
 
-    image_size: int
     crop_area: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        """Returns (3, image_size, image_size), uint8."""
+    def __call__(self, value: Any, rng: np.random.Generator, image_size: int) -> torch.Tensor:
+        """An encoded image (see `decode_image`, also for what it raises) to (3, image_size, image_size), uint8."""
+        image = decode_image(value)
         box = random_crop_box(*image.size, self.crop_area, self.crop_ratio, rng)
-        image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
+        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return _to_tensor(image)
@@ -73,7 +75,7 @@ class EvalTransform:
 
     image_size: int
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> torch.Tensor:
         """Returns (3, image_size, image_size), uint8."""
         short = min(image.size)
         width, height = (int(self.image_size * side / short) for side in image.size)
