@@ -219,18 +219,48 @@ class FlipVisionEmbeddings(nn.Module):
         grid = nn.functional.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
         return torch.cat([table[:1], grid.flatten(2)[0].T])  # (1 + rows * columns, D)
 
+    def patch_grid(
+        self, patches: torch.Tensor, ids_keep: torch.Tensor | None, interpolate_pos_encoding: bool
+    ) -> tuple[int, int]:
+        """Rows and columns of the images that these patches are of.
+
+        Raises:
+            ValueError: the patches are of another length than the model's, or some are missing and nobody says which.
+        """
+        channels, side, num_patches = self.config.num_channels, self.config.patch_size, self.config.num_patches
+        if patches.ndim != 3 or patches.shape[2] != channels * side**2:
+            raise ValueError(
+                f"patches must be of shape (batch, K, {channels * side**2}), each of {channels} channels of {side} x "
+                f"{side} pixels, got {tuple(patches.shape)}."
+            )
+        if interpolate_pos_encoding and ids_keep is None:
+            num_patches = patches.shape[1]
+            if math.isqrt(num_patches) ** 2 != num_patches:
+                raise ValueError(f"{num_patches} patches are not those of a square image. Pass pixel_values instead.")
+        elif ids_keep is None and patches.shape[1] != num_patches:
+            raise ValueError(
+                f"Got {patches.shape[1]} of an image's {num_patches} patches: pass ids_keep, which says which of them."
+            )
+        elif ids_keep is not None and (interpolate_pos_encoding or ids_keep.shape[1:] != patches.shape[1:2]):
+            raise ValueError(
+                f"ids_keep must name the place of each of the {patches.shape[1]} patches in an image of the model's "
+                f"own size, got ids_keep of shape {tuple(ids_keep.shape)} and {interpolate_pos_encoding=}."
+            )
+        return math.isqrt(num_patches), math.isqrt(num_patches)
+
     def forward(
-        self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None, interpolate_pos_encoding: bool = False
+        self, patches: torch.Tensor, ids_keep: torch.Tensor | None = None, grid: tuple[int, int] | None = None
     ) -> torch.Tensor:
-        """Embeds images (B, C, height, width) as (B, 1 + K, D); all patches if `ids_keep` is None."""
-        positions = self.positions(*self.grid(pixel_values, interpolate_pos_encoding))
-        patches = self.patch_embedding(cut_patches(pixel_values, self.config.patch_size, ids_keep))  # (B, K, D)
+        """Embeds patches (B, K, C * P * P) of images of this grid, the model's own if None, as (B, 1 + K, D)."""
+        side = self.config.image_size // self.config.patch_size
+        positions = self.positions(*(grid or (side, side)))
+        embeds = self.patch_embedding(patches)  # (B, K, D)
         if ids_keep is None:
-            patches = patches + positions[1:]
+            embeds = embeds + positions[1:]
         else:
-            patches = patches + nn.functional.embedding(ids_keep, positions[1:])
+            embeds = embeds + nn.functional.embedding(ids_keep, positions[1:])
         class_token = self.class_embedding + positions[0]  # (D), FLIP's row 0 is zero
-        return torch.cat([class_token.expand(patches.shape[0], 1, -1), patches], dim=1)
+        return torch.cat([class_token.expand(embeds.shape[0], 1, -1), embeds], dim=1)
 
 
 class FlipTextEmbeddings(nn.Module):
@@ -569,6 +599,29 @@ class FlipTextModel(FlipPreTrainedModel):
         )
 
 
+def check_image_inputs(
+    pixel_values: torch.Tensor | None,
+    patches: torch.Tensor | None,
+    mask_ratio: float | None,
+    ids_keep: torch.Tensor | None,
+) -> torch.Tensor:
+    """The images or patches given, whichever it is.
+
+    Raises:
+        ValueError: neither or both are given, or a mask beside what is masked already.
+    """
+    pixels = pixel_values if patches is None else patches
+    if pixels is None:
+        raise ValueError("You have to specify pixel_values or patches")
+    if pixel_values is not None and patches is not None:
+        raise ValueError("Pass pixel_values or patches, not both: patches are what is visible of the images.")
+    if patches is not None and mask_ratio is not None:
+        raise ValueError("Pass patches or mask_ratio, not both: of patches none is dropped.")
+    if ids_keep is not None and mask_ratio is not None:
+        raise ValueError("Pass ids_keep or mask_ratio, not both: ids_keep already says what is visible.")
+    return pixels
+
+
 class FlipVisionModel(FlipPreTrainedModel):
     """The vision tower without projection: encodes the patches that are kept."""
 
@@ -590,25 +643,38 @@ class FlipVisionModel(FlipPreTrainedModel):
         self.post_init()
 
     def _choose_patches(
-        self,
-        pixel_values: torch.Tensor,
-        grid: tuple[int, int],
-        mask_ratio: float | None,
-        ids_keep: torch.Tensor | None,
+        self, pixel_values: torch.Tensor, grid: tuple[int, int], mask_ratio: float | None
     ) -> torch.Tensor | None:
-        """The visible patches (B, K), or None for all: the caller's, or drawn at the ratio that holds."""
+        """Draws the visible patches (B, K) at the ratio that holds; None if those are all."""
         num_patches = grid[0] * grid[1]
-        if ids_keep is not None:
-            if mask_ratio is not None:
-                raise ValueError("Pass ids_keep or mask_ratio, not both: ids_keep already says what is visible.")
-            check_ids_keep(ids_keep, pixel_values.shape[0], num_patches)
-            return ids_keep.to(pixel_values.device)
         if mask_ratio is None:
             mask_ratio = self.config.mask_ratio if self.training else 0
         if num_kept(num_patches, mask_ratio) == num_patches:
             return None
         strategy = self.config.mask_strategy
         return draw_mask(strategy, pixel_values.shape[0], grid, mask_ratio, pixel_values.device)
+
+    def _embed(
+        self,
+        pixel_values: torch.Tensor | None,
+        patches: torch.Tensor | None,
+        interpolate_pos_encoding: bool,
+        mask_ratio: float | None,
+        ids_keep: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The first block's input (B, 1 + K, D), and which patches are in it: (B, K), or None for all."""
+        pixels = check_image_inputs(pixel_values, patches, mask_ratio, ids_keep)
+        if patches is None:
+            grid = self.embeddings.grid(pixels, interpolate_pos_encoding)
+        else:
+            grid = self.embeddings.patch_grid(patches, ids_keep, interpolate_pos_encoding)
+        if ids_keep is not None:
+            check_ids_keep(ids_keep, pixels.shape[0], grid[0] * grid[1])
+            ids_keep = ids_keep.to(pixels.device)
+        if patches is None:
+            ids_keep = self._choose_patches(pixels, grid, mask_ratio) if ids_keep is None else ids_keep
+            patches = cut_patches(pixels, self.config.patch_size, ids_keep)
+        return self.embeddings(patches, ids_keep, grid), ids_keep
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -618,26 +684,26 @@ class FlipVisionModel(FlipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         mask_ratio: float | None = None,
         ids_keep: torch.Tensor | None = None,
+        patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipVisionOutput:
-        r"""Encodes images.
+        r"""Encodes images, whole ones or those patches of them that were cut out before.
 
         Args:
             pixel_values: (B, C, height, width), normalised.
-            interpolate_pos_encoding: accept images of other sizes by bicubic interpolation of the positions.
+            interpolate_pos_encoding: accept images of other sizes by bicubic interpolation of the positions; of
+                `patches`, all those of a square image.
             mask_ratio: fraction of the patches dropped in this call, training or not. If absent: `config.mask_ratio`
                 in training mode, 0 in evaluation mode.
             ids_keep: (B, K) patches to encode, in raster order, chosen by the caller instead of drawn.
+            patches: (B, K, C * P * P) in place of `pixel_values`: the patches that `ids_keep` names, normalised and
+                flattened as by `cut_patches`. Without `ids_keep`, all of the image; none is dropped.
 
         Raises:
-            ValueError: the images' size, the ratio or the shape of `ids_keep` does not fit, or both masks are given.
+            ValueError: the images' size, the ratio or the shape of `patches` or `ids_keep` does not fit, or what is
+                given says the same thing twice.
         """
-        if pixel_values is None:
-            raise ValueError("You have to specify pixel_values")
-        grid = self.embeddings.grid(pixel_values, interpolate_pos_encoding)
-        ids_keep = self._choose_patches(pixel_values, grid, mask_ratio, ids_keep)
-
-        hidden_states = self.embeddings(pixel_values, ids_keep, interpolate_pos_encoding)  # (B, 1 + K, D)
+        hidden_states, ids_keep = self._embed(pixel_values, patches, interpolate_pos_encoding, mask_ratio, ids_keep)
         if self.config.use_pre_layernorm:
             hidden_states = self.pre_layernorm(hidden_states)
         hidden_states = self.encoder(hidden_states, None, **kwargs)
@@ -741,10 +807,11 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         mask_ratio: float | None = None,
         ids_keep: torch.Tensor | None = None,
+        patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipVisionOutput:
         r"""The vision tower's output, whose `pooler_output` (B, E) is projected and not normalised.
@@ -763,6 +830,7 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             mask_ratio=mask_ratio,
             ids_keep=ids_keep,
+            patches=patches,
             return_dict=True,
             **kwargs,
         )
@@ -781,13 +849,14 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         ids_keep: torch.Tensor | None = None,
+        patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipOutput:
         r"""Compares images with texts.
 
         Args:
             input_ids, attention_mask, position_ids, token_type_ids: see [`FlipTextModel`].
-            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep: see [`FlipVisionModel`].
+            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep, patches: see [`FlipVisionModel`].
             return_loss: also return the contrastive loss; needs as many texts as images, paired.
 
         Example:
@@ -797,13 +866,14 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         >>> probabilities = model(**inputs).logits_per_image.softmax(dim=1)
         ```
         """
-        if input_ids is None or pixel_values is None:
+        if input_ids is None or (pixel_values is None and patches is None):
             raise ValueError("FlipModel needs input_ids and pixel_values; for one alone there is get_*_features.")
         vision_outputs: Any = self.get_image_features(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             mask_ratio=mask_ratio,
             ids_keep=ids_keep,
+            patches=patches,
             return_dict=True,
             **kwargs,
         )
@@ -892,6 +962,7 @@ class FlipVisionModelWithProjection(FlipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         mask_ratio: float | None = None,
         ids_keep: torch.Tensor | None = None,
+        patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipVisionModelOutput:
         """Embeds images; arguments and errors are those of [`FlipVisionModel`]."""
@@ -900,6 +971,7 @@ class FlipVisionModelWithProjection(FlipPreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             mask_ratio=mask_ratio,
             ids_keep=ids_keep,
+            patches=patches,
             return_dict=True,
             **kwargs,
         )
@@ -942,12 +1014,13 @@ class FlipForImageClassification(FlipPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         mask_ratio: float | None = None,
         ids_keep: torch.Tensor | None = None,
+        patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | ImageClassifierOutput:
         """Classifies images.
 
         Args:
-            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep: see [`FlipVisionModel`].
+            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep, patches: see [`FlipVisionModel`].
             labels: (B,) class indices, or (B, labels) for several labels or regression; gives the loss.
         """
         outputs = self.vision_model(
@@ -955,6 +1028,7 @@ class FlipForImageClassification(FlipPreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             mask_ratio=mask_ratio,
             ids_keep=ids_keep,
+            patches=patches,
             return_dict=True,
             **kwargs,
         )

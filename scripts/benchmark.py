@@ -4,14 +4,17 @@
     python scripts/benchmark.py step --repeats 7
     python scripts/benchmark.py zero-shot --repeats 3
     python scripts/benchmark.py loss --repeats 3
+    python scripts/benchmark.py loader --batch_size 128
     python scripts/benchmark.py loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
 `step` is a whole training step (forward, loss, backward, fused AdamW): FLIP at several mask ratios, and Transformers'
 CLIPModel of the same shapes on the same images and texts. `zero-shot` is the classification of images by 1,000 labels
 with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model. `loss` is the
 time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the whole matrix,
-and open_clip's where that is installed. Candidates take turns, so that a machine whose speed drifts drifts for all;
-medians and ratios are printed, and written as JSON and Markdown under scripts/results.
+and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar shards: ours at
+several mask ratios, and open_clip's own pipeline where that is installed. Candidates take turns, so that a machine
+whose speed drifts drifts for all; medians and ratios are printed, and written as JSON and Markdown under
+scripts/results.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import json
 from pathlib import Path
 
 import torch
+from benchmarks.loader import benchmark_loader, loader_markdown
 from benchmarks.loss import benchmark_loss, loss_markdown
 from benchmarks.measuring import environment
 from benchmarks.step import ARCHITECTURES, benchmark_step, step_markdown
@@ -31,6 +35,7 @@ QUESTIONS = {
     "step": (benchmark_step, step_markdown),
     "zero-shot": (benchmark_zero_shot, zero_shot_markdown),
     "loss": (benchmark_loss, loss_markdown),
+    "loader": (benchmark_loader, loader_markdown),
 }
 
 
@@ -46,6 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
     step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75])
     step.add_argument("--batch_size", type=int, default=16)
     step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    loader = parser.add_argument_group("loader", "also takes --mask_ratios and --batch_size")
+    loader.add_argument("--seconds", type=float, default=3.0, help="a turn lasts at least so long")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pairs", type=int, nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])
     loss.add_argument("--tile_sizes", type=int, nargs="+", default=[TILE_SIZE])

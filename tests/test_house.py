@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = {
-    "modeling_flip.py": 1020,
+    "modeling_flip.py": 1060,
     "configuration_flip.py": 270,
     "arguments.py": 400,
     "engine.py": 280,

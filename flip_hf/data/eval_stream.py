@@ -1,34 +1,42 @@
 """Batches of labelled images for evaluation: one pass, in order."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.sources import Source
-from flip_hf.data.stream import Transform
 
 
 class EvalStream(IterableDataset):
-    """One pass over a labelled data set: `{"pixel_values", "labels", "refused"}`, the last batch may be smaller.
+    """One pass over a labelled data set: `{"patches", "labels", "refused"}`, the last batch may be smaller.
 
     Args:
         source: where rows come from; `target_column` holds class indices or names.
         transform: image to a uint8 tensor (3, S, S).
+        cut: images (B, 3, S, S) to all their patches (B, L, 3 * P * P).
         class_names: the classes, in the order of the indices.
         batch_size: samples a batch.
         process: this process among all.
     """
 
     def __init__(
-        self, source: Source, transform: Transform, class_names: tuple[str, ...], *, batch_size: int, process: Reader
+        self,
+        source: Source,
+        transform: Callable[[Image.Image], torch.Tensor],
+        cut: Callable[[torch.Tensor], torch.Tensor],
+        class_names: tuple[str, ...],
+        *,
+        batch_size: int,
+        process: Reader,
     ):
-        self.source, self.transform, self.class_names = source, transform, class_names
+        self.source, self.transform, self.cut, self.class_names = source, transform, cut, class_names
         self.batch_size, self.process = batch_size, process
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -67,7 +75,7 @@ class EvalStream(IterableDataset):
 
     def _batch(self, images: list[torch.Tensor], labels: list[int], refused: Counter[str]) -> dict[str, Any]:
         return {
-            "pixel_values": torch.stack(images) if images else torch.empty(0),
+            "patches": self.cut(torch.stack(images)) if images else torch.empty(0),
             "labels": torch.tensor(labels),
             "refused": dict(refused),
         }

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_loader(stream: IterableDataset, *, num_workers: int, pin_memory: bool = False) -> DataLoader:
-    """A DataLoader over ready-made batches; it leaves torch's default generator, which draws the masks, alone."""
+    """A DataLoader over ready-made batches; it leaves torch's default generator, which the model draws from, alone."""
     return DataLoader(
         stream,
         batch_size=None,
@@ -57,18 +57,22 @@ class TrainLoader:
         self.counts: dict[str, dict] = {"drawn": {source.name: 0 for source in stream.sources}, "refused": {}}
         if states:
             self._restore(states)
-        stream.workers, stream.first_worker = list(self._workers), self._next
         if num_workers > 0:
             # The tokenizer is used here and in forked workers; its own threads would be lost in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._loader = make_loader(stream, num_workers=num_workers, pin_memory=pin_memory)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields `{"pixel_values", "input_ids", "attention_mask"}` for ever.
+    def begin_at(self, samples: int) -> None:
+        """Says that the run has seen so many samples: the masks of what is iterated from now on follow from that."""
+        self._stream.samples = samples
+
+    def __iter__(self) -> Generator[dict[str, Any], None, None]:
+        """Yields `{"patches", "ids_keep", "input_ids", "attention_mask"}` for ever, from the current position on.
 
         Raises:
             BadDataError: most of the data, or all of a reader's, cannot be used.
         """
+        self._stream.workers, self._stream.first_worker = list(self._workers), self._next
         for batch in self._loader:
             if "error" in batch:
                 raise BadDataError(batch["error"])

@@ -1,11 +1,14 @@
-"""Crop, resize, flip: PIL images to uint8 tensors. Normalisation happens on the device, on what is kept."""
+"""Crop, resize, flip: images to uint8 tensors. Normalisation happens on the device, on what is kept."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from flip_hf.data.decode import Box, decode_crop, open_image, upright_size
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
@@ -13,9 +16,17 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def resize(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """(3, height, width) to (3, side, side), uint8, antialiased bicubic: Pillow's to one grey level, in a quarter of
+    the time where the processor has AVX2.
+    """
+    size = (side, side)
+    return torch.nn.functional.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+
+
 def random_crop_box(
     width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> tuple[float, float, float, float]:
+) -> Box:
     """A random box (left, top, right, bottom) of a fraction of the image's area and a log-uniform aspect ratio.
 
     Ten candidates are drawn and the first that fits is taken, else the largest centred square; as torchvision's
@@ -31,7 +42,7 @@ def random_crop_box(
     return centre_square(width, height)
 
 
-def centre_square(width: int, height: int) -> tuple[float, float, float, float]:
+def centre_square(width: int, height: int) -> Box:
     """The largest centred square (left, top, right, bottom)."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -43,24 +54,25 @@ class TrainTransform:
     """The paper's augmentation: a random crop of at least half the area, resized, flipped half of the time.
 
     Args:
-        image_size: side of the result, in pixels.
         crop_area: smallest and largest fraction of the area; (0.5, 1) in FLIP's code.
         crop_ratio: smallest and largest aspect ratio.
         flip: probability of a horizontal flip.
     """
 
-    image_size: int
     crop_area: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        """Returns (3, image_size, image_size), uint8."""
-        box = random_crop_box(*image.size, self.crop_area, self.crop_ratio, rng)
-        image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
-        if rng.random() < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _to_tensor(image)
+    def __call__(self, value: Any, rng: np.random.Generator, image_size: int) -> torch.Tensor:
+        """An encoded image (see `open_image`) to (3, image_size, image_size), uint8.
+
+        Raises:
+            RefusedSample: it cannot be used.
+        """
+        image = open_image(value)
+        box = random_crop_box(*upright_size(image), self.crop_area, self.crop_ratio, rng)
+        pixels = resize(_to_tensor(decode_crop(image, box, image_size)), image_size)
+        return pixels.flip(2) if rng.random() < self.flip else pixels
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class EvalTransform:
 
     image_size: int
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> torch.Tensor:
         """Returns (3, image_size, image_size), uint8."""
         short = min(image.size)
         width, height = (int(self.image_size * side / short) for side in image.size)

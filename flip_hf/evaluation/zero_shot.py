@@ -73,9 +73,9 @@ def count_zero_shot(
 
     Args:
         model: in evaluation mode.
-        batches: `{"pixel_values" (B, 3, S, S) uint8, "labels" (B), "refused"}`.
+        batches: `{"patches" (B, L, 3 * P * P) uint8, "labels" (B), "refused"}`.
         weights: (C, E), from [`class_embeddings`], on the model's device.
-        normalize: uint8 images to what the model takes.
+        normalize: uint8 patches to what the model takes.
     """
     counts = ZeroShotCounts()
     for batch in batches:
@@ -83,8 +83,8 @@ def count_zero_shot(
         labels = batch["labels"].to(weights.device)
         if not len(labels):
             continue
-        pixel_values = normalize(batch["pixel_values"].to(weights.device))
-        embeds = normalized(model.get_image_features(pixel_values=pixel_values).pooler_output)
+        patches = normalize(batch["patches"].to(weights.device))
+        embeds = normalized(model.get_image_features(patches=patches).pooler_output)
         ranked = (embeds @ weights.T).topk(min(5, weights.shape[0]), dim=1).indices  # (B, 5)
         hits = ranked == labels[:, None]
         counts.correct1 += int(hits[:, 0].sum())

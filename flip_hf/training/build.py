@@ -45,12 +45,20 @@ def build_trainer(arguments: Arguments) -> Trainer:
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint)
     data_states = load_data_states(checkpoint) if checkpoint is not None else None
-    loader = setup.make_train_loader(arguments, sources, processor, accelerator, micro_batch_size, data_states)
+    loader = setup.make_train_loader(
+        arguments,
+        sources,
+        processor,
+        accelerator,
+        model.config.vision_config,
+        (micro_batch_size, num_micro),
+        data_states,
+    )
     trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation)
     if checkpoint is not None:
         trainer.state = load_checkpoint(accelerator, checkpoint)
     else:
-        # From here on each process draws its own masks.
+        # From here on each process draws its own masks of texts; those of images come with them.
         set_seed(arguments.run.seed, device_specific=True)
     if accelerator.is_main_process:
         tidy(output_dir, trainer.state.samples)

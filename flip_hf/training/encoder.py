@@ -13,7 +13,7 @@ from torch import nn
 from flip_hf.modeling import FlipModel
 from flip_hf.modeling.modeling_flip import normalize
 
-IMAGE_INPUTS = ("pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding")
+IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding")
 
 
 class PairEncoder(nn.Module):

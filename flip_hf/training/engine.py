@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.sources import Source
 from flip_hf.modeling import FlipModel, FlipProcessor
-from flip_hf.training import average, setup
+from flip_hf.training import average
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from flip_hf.training.distribution import Distribution
@@ -21,9 +21,10 @@ from flip_hf.training.flops import sample_flops, utilization
 from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.hardware import autocast_dtype
 from flip_hf.training.health import Health, RunDiverged
-from flip_hf.training.masks import Masks
+from flip_hf.training.masks import TextMasks
 from flip_hf.training.measure import Step, Window
-from flip_hf.training.optimization import Phase, make_optimizer, plan_phases
+from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
+from flip_hf.training.patches import Normalize
 from flip_hf.training.progress import Progress, plot_curves
 from flip_hf.training.resume import shared_checkpoint
 from flip_hf.training.signals import StopSignals
@@ -61,7 +62,7 @@ class Trainer:
         self.processor, self.evaluation = processor, evaluation
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
-        self.masks = Masks(arguments.model, model.config)
+        self.text_masks = TextMasks(arguments.model.text_mask_strategy, model.config.get_text_config())
         self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
         self.state = TrainState()
         self.flip = model
@@ -74,7 +75,7 @@ class Trainer:
         self.average = average.make_average(accelerator, model, half_life, batch_size)
         self.health = Health(self.paths.max_skipped_steps)
         image_processor = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
-        self.normalize = setup.Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
+        self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -90,12 +91,12 @@ class Trainer:
     def _run(self) -> dict[str, float]:
         self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
         self.window = Window(self.state.samples, self.state.steps)
-        batches = iter(self.loader)
+        self._begin_batches()
         metrics: dict[str, float] = {}
         while not self._is_finished():
             phase = self._phase()
             with self.window.waiting():
-                micro_batches = [next(batches) for _ in range(self.num_micro)]
+                micro_batches = [next(self._batches) for _ in range(self.num_micro)]
             step = self._step(phase, micro_batches)
             if self.health.is_lost():
                 self._go_back()
@@ -119,9 +120,14 @@ class Trainer:
     def _is_finished(self) -> bool:
         return self.state.samples >= self.phases[-1].end
 
+    def _begin_batches(self) -> None:
+        """From where the data stand, masked as of the samples seen."""
+        self.loader.begin_at(self.state.samples)
+        self._batches = iter(self.loader)
+
     def _phase(self) -> Phase:
         """The phase of the next step, made ready where it is the phase's first."""
-        phase = next(phase for phase in self.phases if self.state.samples < phase.end)
+        phase = phase_at(self.phases, self.state.samples)
         # A step may reach past the end of a phase; none of this one is taken yet.
         if self.state.samples < phase.start + self.options.batch_size:
             self._begin_phase(phase)
@@ -160,6 +166,8 @@ class Trainer:
         )
         self.progress.rewind(self.state.samples)
         self.window = Window(self.state.samples, self.state.steps)
+        self._batches.close()  # what its workers read ahead is masked for later samples
+        self._begin_batches()
 
     def _passed(self, before: int, every: int) -> bool:
         """Whether a multiple of `every` samples was reached since `before`."""
@@ -182,7 +190,7 @@ class Trainer:
         for group in distribution.optimizer.param_groups:
             group["lr"] = learning_rate
         loss, accuracy = cached_backward(
-            # Prepared one at a time: the masks of both passes are the same, and one micro-batch lies on the device.
+            # Prepared one at a time: one micro-batch lies on the device, and both passes draw the same.
             lambda batch: self._encode(self._prepare(batch, phase)),
             micro_batches,
             distribution.backward,
@@ -200,17 +208,15 @@ class Trainer:
         return Step(loss, accuracy, learning_rate=learning_rate, grad_norm=grad_norm, **self._seen)
 
     def _prepare(self, batch: dict[str, Any], phase: Phase) -> dict[str, Any]:
-        """Moves a micro-batch to the device, normalises it there and draws its masks."""
+        """Moves a micro-batch to the device, normalises it there and masks its texts."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        batch["pixel_values"] = self.normalize(batch["pixel_values"])
-        return self.masks(batch, phase, self.state.samples)
+        batch["patches"] = self.normalize(batch["patches"])
+        batch["interpolate_pos_encoding"] = "ids_keep" not in batch  # all patches may be those of a smaller image
+        return {**batch, **self.text_masks(batch, phase)}
 
     def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        patch_size = self.flip.config.vision_config.patch_size  # pyright: ignore
-        whole = (batch["pixel_values"].shape[-1] // patch_size) ** 2
-        kept = batch["ids_keep"].shape[1] if "ids_keep" in batch else whole
         images, texts, scale = self.distribution.model(**batch)
-        text_tokens = batch["input_ids"].shape[1]
+        kept, text_tokens = batch["patches"].shape[1], batch["input_ids"].shape[1]
         self._seen = {"logit_scale": scale.detach(), "kept_patches": kept, "text_tokens": text_tokens}
         return images, texts, scale
 
@@ -244,7 +250,7 @@ class Trainer:
                 self.evaluation,
                 self.arguments.data,
                 tokenizer=self.processor.tokenizer,  # pyright: ignore[reportAttributeAccessIssue]
-                image_size=self.flip.config.vision_config.image_size,  # pyright: ignore
+                vision_config=self.flip.config.vision_config,
                 normalize=self.normalize,
                 accelerator=self.accelerator,
             )

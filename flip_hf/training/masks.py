@@ -1,24 +1,12 @@
-"""What of each batch a model gets to see: patches, smaller images, shorter texts."""
+"""Whether a run's masks fit its model, and the masks of its texts; those of images are in patches.py."""
 
-import math
 from typing import Any
 
 import torch
 
-from flip_hf.modeling import FlipConfig
-from flip_hf.modeling.masking_flip import draw_mask, mask_text, num_kept, pooled_token
+from flip_hf.modeling.masking_flip import mask_text, num_kept, pooled_token
 from flip_hf.training.arguments import ModelArguments
 from flip_hf.training.optimization import Phase
-
-
-def resized_side(num_patches: int, mask_ratio: float) -> int:
-    """Patches on a side of the smaller image that has the most nearly as many as a mask would keep."""
-    return max(1, round(math.sqrt(num_kept(num_patches, mask_ratio))))
-
-
-def resize_images(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
-    """(B, 3, S, S) to (B, 3, side, side): antialiased bilinear, as CLIPA's input pipeline."""
-    return torch.nn.functional.interpolate(pixel_values, (side, side), mode="bilinear", antialias=True)
 
 
 def kept_tokens(context: int, text_mask_ratio: float) -> int:
@@ -49,51 +37,19 @@ def check_masks(options: ModelArguments, text_config: Any, num_patches: int) -> 
         )
 
 
-class Masks:
-    """Draws the masks of a run's batches, each once: both passes of gradient caching must see the same.
+class TextMasks:
+    """Draws the masks of a run's texts.
 
     Args:
-        options: names the strategies.
-        config: the model's.
+        strategy: one of `TEXT_MASK_STRATEGIES`.
+        text_config: the model's.
     """
 
-    def __init__(self, options: ModelArguments, config: FlipConfig):
-        self.options = options
-        self.vision: Any = config.vision_config
-        self.text = config.get_text_config()
+    def __init__(self, strategy: str, text_config: Any):
+        self.strategy, self.text = strategy, text_config
 
-    def __call__(self, batch: dict[str, Any], phase: Phase, samples: int) -> dict[str, Any]:
-        """Replaces in a batch what is masked.
-
-        Args:
-            batch: `pixel_values` (B, 3, S, S), float; `input_ids` and `attention_mask` (B, T); all on their device.
-            phase: says how much is masked.
-            samples: samples seen in the whole run before this batch's step.
-
-        Returns:
-            Arguments of `FlipModel`, which leave nothing for it to draw.
-        """
-        return {**batch, **self._images(batch, phase.mask_ratio_at(samples)), **self._texts(batch, phase)}
-
-    def _images(self, batch: dict[str, Any], mask_ratio: float) -> dict[str, Any]:
-        pixel_values = batch["pixel_values"]
-        if mask_ratio == 0:
-            return {"mask_ratio": 0}
-        if self.options.mask_strategy != "resize":
-            side = self.vision.image_size // self.vision.patch_size
-            size = pixel_values.shape[0]
-            strategy = self.options.mask_strategy
-            return {"ids_keep": draw_mask(strategy, size, (side, side), mask_ratio, pixel_values.device)}
-        side = resized_side(self.vision.num_patches, mask_ratio) * self.vision.patch_size
-        # Interpolated positions say where in the image a patch lies, on the small one as on the whole ones that follow.
-        # CLIPA computes sin-cos anew from whole numbers: the small image then has the positions of a corner.
-        return {
-            "pixel_values": resize_images(pixel_values, side),
-            "interpolate_pos_encoding": True,
-            "mask_ratio": 0,
-        }
-
-    def _texts(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
+    def __call__(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
+        """What takes the place of a batch's `input_ids` and `attention_mask` (B, T), drawn where they lie."""
         if phase.text_mask_ratio == 0:
             return {}
         input_ids, pooling_type = batch["input_ids"], self.text.pooling_type
@@ -101,7 +57,7 @@ class Masks:
         return mask_text(
             input_ids,
             batch["attention_mask"],
-            strategy=self.options.text_mask_strategy,
+            strategy=self.strategy,
             kept=kept_tokens(context, phase.text_mask_ratio),
             context=context,
             pooled=None if pooling_type == "mean" else pooled_token(input_ids, pooling_type, self.text.eos_token_id),

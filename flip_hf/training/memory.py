@@ -102,18 +102,17 @@ def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipMo
 
 
 def make_micro_batch(config: FlipConfig, step: Step) -> dict[str, Any]:
-    """One micro-batch as the engine prepares it: float images, token ids, the mask drawn; values are arbitrary."""
+    """One micro-batch as the engine prepares it: float patches, which those are, token ids; values are arbitrary."""
     vision: Any = config.vision_config
-    size = step.micro_batch_size
+    size, kept = step.micro_batch_size, num_kept(vision.num_patches, step.mask_ratio)
     batch: dict[str, Any] = {
-        "pixel_values": torch.zeros(size, vision.num_channels, vision.image_size, vision.image_size),
+        "patches": torch.zeros(size, kept, vision.num_channels * vision.patch_size**2),
         "input_ids": torch.ones(size, step.text_tokens, dtype=torch.long),
         "attention_mask": torch.ones(size, step.text_tokens, dtype=torch.long),
     }
-    if step.mask_ratio > 0:
-        kept = num_kept(vision.num_patches, step.mask_ratio)
-        return {**batch, "ids_keep": torch.arange(kept).expand(size, -1).contiguous()}
-    return {**batch, "mask_ratio": 0}
+    if kept < vision.num_patches:
+        batch["ids_keep"] = torch.arange(kept).expand(size, -1).contiguous()
+    return batch
 
 
 def run_backward(model: FlipModel, step: Step, make_batch: Callable[[], dict[str, Any]]) -> None:

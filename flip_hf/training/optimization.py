@@ -74,6 +74,11 @@ def plan_phases(arguments: Arguments) -> list[Phase]:
     return [phase for phase in phases if phase.end > phase.start]
 
 
+def phase_at(phases: list[Phase], samples: int) -> Phase:
+    """The phase of the step that begins after so many samples of the run; the last one beyond its end."""
+    return next((phase for phase in phases if samples < phase.end), phases[-1])
+
+
 def is_decayed(name: str) -> bool:
     """Whether weight decay reaches a parameter of this name.
 

@@ -1,12 +1,12 @@
 """Builds what a run needs from its arguments: tokenizer, model, processor, data. Everything is checked here, first."""
 
 import itertools
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -16,10 +16,11 @@ from flip_hf.data.loader import TrainLoader, make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.shapes import TEMPLATES
 from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
-from flip_hf.data.stream import TrainStream
+from flip_hf.data.stream import PatchPlan, TrainStream
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.modeling import FlipConfig, FlipModel, FlipProcessor
+from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.arguments import (
     GENERIC_TEMPLATE,
     IMAGE_MEAN,
@@ -30,25 +31,9 @@ from flip_hf.training.arguments import (
 )
 from flip_hf.training.hardware import num_workers
 from flip_hf.training.masks import check_masks
+from flip_hf.training.optimization import plan_phases
+from flip_hf.training.patches import Views
 from flip_hf.training.resizing import new_sizes, resized_image_processor
-
-
-class Normalize(nn.Module):
-    """uint8 images to normalised float ones, on whatever device they lie.
-
-    Args:
-        mean, std: per channel, of pixels scaled to [0, 1].
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__()
-        self.mean = nn.Buffer(255 * torch.tensor(mean)[:, None, None])  # (3, 1, 1)
-        self.std = nn.Buffer(255 * torch.tensor(std)[:, None, None])  # (3, 1, 1)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S), uint8 to float32."""
-        return (pixel_values.float() - self.mean) / self.std
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Model
@@ -215,12 +200,21 @@ def make_train_loader(
     sources: list[Source],
     processor: FlipProcessor,
     accelerator: Accelerator,
-    micro_batch_size: int,
+    vision_config: Any,
+    micro_batches: tuple[int, int],
     states: list[dict] | None,
 ) -> TrainLoader:
-    """The training batches of this process, from where `states`, one of each process, stopped."""
+    """The training batches of this process, from where `states`, one of each process, stopped.
+
+    `micro_batches` are the samples of one and how many make a step.
+    """
     data, tokenizer = arguments.data, processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-    image_size = processor.image_processor.crop_size["height"]  # pyright: ignore[reportAttributeAccessIssue]
+    plan = PatchPlan(
+        TrainTransform(crop_area=(data.crop_area[0], data.crop_area[1]), flip=data.flip),
+        partial(cut_patches, patch_size=vision_config.patch_size),
+        Views(arguments.model.mask_strategy, vision_config, plan_phases(arguments)),
+        micro_batches[1],
+    )
 
     def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
         encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
@@ -228,9 +222,9 @@ def make_train_loader(
 
     stream = TrainStream(
         sources,
-        TrainTransform(image_size, crop_area=(data.crop_area[0], data.crop_area[1]), flip=data.flip),
+        plan,
         tokenize,
-        batch_size=micro_batch_size,
+        batch_size=micro_batches[0],
         process=Reader(accelerator.process_index, accelerator.num_processes),
         seed=arguments.run.seed,
         shuffle_block=data.shuffle_block,
@@ -242,12 +236,13 @@ def make_train_loader(
 
 
 def make_eval_loader(
-    data: DataArguments, source: Source, class_names: tuple[str, ...], image_size: int, accelerator: Accelerator
+    data: DataArguments, source: Source, class_names: tuple[str, ...], vision_config: Any, accelerator: Accelerator
 ) -> torch.utils.data.DataLoader:
     """One pass over this process's part of the evaluation data."""
     stream = EvalStream(
         source,
-        EvalTransform(image_size),
+        EvalTransform(vision_config.image_size),
+        partial(cut_patches, patch_size=vision_config.patch_size),
         class_names,
         batch_size=data.eval_batch_size,
         process=Reader(accelerator.process_index, accelerator.num_processes),

@@ -21,7 +21,7 @@ def validate(
     data: DataArguments,
     *,
     tokenizer: Any,
-    image_size: int,
+    vision_config: Any,
     normalize: nn.Module,
     accelerator: Accelerator,
 ) -> dict[str, float]:
@@ -32,8 +32,8 @@ def validate(
         evaluation: the labelled data and its class names.
         data: prompts and batch size.
         tokenizer: of the prompts.
-        image_size: side of the images, in pixels.
-        normalize: uint8 images to what the model takes.
+        vision_config: the model's, for the size of images and patches.
+        normalize: uint8 patches to what the model takes.
         accelerator: each process takes its part of the images.
 
     Returns:
@@ -42,7 +42,7 @@ def validate(
     source, class_names = evaluation
     encoder.eval()
     weights = class_embeddings(encoder, tokenizer, class_names, setup.templates(data), accelerator.device)
-    loader = setup.make_eval_loader(data, source, class_names, image_size, accelerator)
+    loader = setup.make_eval_loader(data, source, class_names, vision_config, accelerator)
     counts = count_zero_shot(encoder, loader, weights, normalize)
     encoder.train()
     if counts.refused:

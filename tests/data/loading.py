@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import open_source
-from flip_hf.data.stream import TrainStream
+from flip_hf.data.stream import PatchPlan, TrainStream, View
 from flip_hf.data.transforms import TrainTransform
+from flip_hf.modeling.masking_flip import cut_patches, draw_mask
 
 ALONE = Reader(0, 1)
+PATCH_SIZE = 8
 
 
 def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
@@ -19,12 +22,28 @@ def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor([[int(caption[:5])] for caption in captions])}
 
 
+def half_masked(samples: int, image_size: int = 32) -> View:
+    """Half of the patches, each batch its own."""
+    grid = (image_size // PATCH_SIZE,) * 2
+    return View(image_size, lambda size: draw_mask("random", size, grid, 0.5, "cpu"))
+
+
 def make_train_loader(
-    *folders, workers=0, process=ALONE, block=16, states=None, batch_size=8, seed=5, image_size=32, **options
+    *folders,
+    workers=0,
+    process=ALONE,
+    block=16,
+    states=None,
+    batch_size=8,
+    seed=5,
+    view_at=half_masked,
+    num_micro=1,
+    **options,
 ) -> TrainLoader:
+    cut = partial(cut_patches, patch_size=PATCH_SIZE)
     stream = TrainStream(
         [open_source(str(folder)) for folder in folders],
-        TrainTransform(image_size),
+        PatchPlan(TrainTransform(), cut, view_at, num_micro),
         tokenize,
         batch_size=batch_size,
         process=process,

@@ -11,12 +11,17 @@ from flip_hf.data import reading, refusals
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
+from flip_hf.data.stream import View
 from tests.data import damaged
 from tests.data.conftest import write_tar
 from tests.data.loading import make_train_loader, numbers, saved
 
 # FLIP_HF_LONG_TESTS=1: the size that is promised.
 SHARDS, PER_SHARD, BAD_PER_SHARD = (10, 2000, 100) if os.environ.get("FLIP_HF_LONG_TESTS") else (10, 200, 10)
+
+
+def small(samples: int) -> View:
+    return View(16)
 
 
 def refused(loader) -> dict[str, int]:
@@ -79,7 +84,7 @@ def test_a_damaged_parquet_file_costs_itself_wherever_it_is(parquet_folder, dama
 def test_every_good_sample_is_used_once_and_every_bad_one_reported(damaged_shards, workers):
     """A whole epoch: shards are of one size, so that both workers end it together."""
     folder, good, reasons = damaged_shards
-    loader = make_train_loader(folder, workers=workers, block=128, batch_size=10, image_size=16)
+    loader = make_train_loader(folder, workers=workers, block=128, batch_size=10, view_at=small)
     assert sorted(numbers(itertools.islice(loader, len(good) // 10))) == good
     assert refused(loader) == reasons
     assert loader.counts["drawn"] == {str(folder): len(good)}
@@ -89,7 +94,7 @@ def test_every_good_sample_is_used_once_and_every_bad_one_reported(damaged_shard
 def test_counts_survive_a_resume_and_count_once(damaged_shards, workers):
     """Interrupted after every 37 batches, in the middle of blocks and at cut shards."""
     folder, good, _ = damaged_shards
-    options = {"workers": workers, "block": 64, "batch_size": 5, "image_size": 16}
+    options = {"workers": workers, "block": 64, "batch_size": 5, "view_at": small}
     straight, states = make_train_loader(folder, **options), None
     steps = 4 * 37
     expected = numbers(itertools.islice(straight, steps))
@@ -104,7 +109,7 @@ def test_counts_survive_a_resume_and_count_once(damaged_shards, workers):
 def test_the_counts_of_all_processes_go_on_with_another_number_of_them(damaged_shards):
     folder, good, reasons = damaged_shards
     # With this seed the last row of the epoch is a good one: bad ones are reported with the next batch.
-    options = {"block": 64, "batch_size": 1, "image_size": 16, "seed": 6}
+    options = {"block": 64, "batch_size": 1, "view_at": small, "seed": 6}
     old = [make_train_loader(folder, process=Reader(rank, 2), **options) for rank in range(2)]
     for loader, count in zip(old, (300, 111), strict=True):
         for _ in itertools.islice(loader, count):
@@ -129,7 +134,7 @@ def mostly_garbage(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_mostly_garbage_ends_the_run_in_words(mostly_garbage, workers):
-    loader = make_train_loader(mostly_garbage, workers=workers, max_bad_fraction=0.5, image_size=16)
+    loader = make_train_loader(mostly_garbage, workers=workers, max_bad_fraction=0.5, view_at=small)
     with pytest.raises(BadDataError, match=r"2,048 samples.*--max_bad_fraction 0.5: 1,3\d\d x missing image") as caught:
         for _ in loader:
             pass
@@ -137,13 +142,13 @@ def test_mostly_garbage_ends_the_run_in_words(mostly_garbage, workers):
 
 
 def test_a_higher_limit_goes_on(mostly_garbage):
-    loader = make_train_loader(mostly_garbage, max_bad_fraction=0.7, image_size=16, batch_size=30)
+    loader = make_train_loader(mostly_garbage, max_bad_fraction=0.7, view_at=small, batch_size=30)
     assert len(numbers(itertools.islice(loader, 60))) == 1800
 
 
 def test_the_window_survives_a_resume(mostly_garbage):
     """Interrupted before each look, the run would never end."""
-    states, options = None, {"max_bad_fraction": 0.5, "image_size": 16, "batch_size": 30}
+    states, options = None, {"max_bad_fraction": 0.5, "view_at": small, "batch_size": 30}
     with pytest.raises(BadDataError):
         for _ in range(100):
             loader = make_train_loader(mostly_garbage, states=states, **options)

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,15 +10,17 @@ from flip_hf.data.loader import make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.transforms import EvalTransform
-from tests.data.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from flip_hf.modeling.masking_flip import cut_patches
+from tests.data.loading import PATCH_SIZE, current_epochs, make_train_loader, numbers, samples_by_epoch, saved
 
 KEYS = list(range(160))
+CUT = partial(cut_patches, patch_size=PATCH_SIZE)
 
 
-def test_batches_are_uint8_images_with_tokens(tar_folder):
+def test_batches_are_uint8_patches_with_tokens(tar_folder):
     batch = next(iter(make_train_loader(tar_folder)))
-    assert batch["pixel_values"].shape == (8, 3, 32, 32) and batch["pixel_values"].dtype == torch.uint8
-    assert batch.keys() == {"pixel_values", "input_ids"}
+    assert batch["patches"].shape == (8, 8, 3 * 8 * 8) and batch["patches"].dtype == torch.uint8
+    assert batch["ids_keep"].shape == (8, 8) and batch.keys() == {"patches", "ids_keep", "input_ids"}
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 2)])
@@ -51,14 +54,15 @@ def test_a_resumed_stream_continues_exactly(tar_folder, workers, cut):
     rest = list(itertools.islice(make_train_loader(tar_folder, workers=workers, states=saved([loader])), 15))
     assert numbers(rest) == numbers(whole[cut:])
     for resumed, straight in zip(rest, whole[cut:], strict=True):
-        assert torch.equal(resumed["pixel_values"], straight["pixel_values"])
+        assert all(torch.equal(resumed[name], straight[name]) for name in ("patches", "ids_keep"))
 
 
-def test_the_loader_leaves_the_masks_generator_alone(tar_folder):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loader_leaves_torchs_generator_alone(tar_folder, workers):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    next(iter(make_train_loader(tar_folder, workers=1)))
+    next(iter(make_train_loader(tar_folder, workers=workers)))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -68,14 +72,14 @@ def test_evaluation_reads_every_labelled_image_once(image_folder, processes):
     classes = tuple(caption for caption in sorted(source.target(row) for row in source.rows()))
     labels = []
     for process in range(processes):
-        stream = EvalStream(source, EvalTransform(32), classes, batch_size=7, process=Reader(process, processes))
+        stream = EvalStream(source, EvalTransform(32), CUT, classes, batch_size=7, process=Reader(process, processes))
         labels += [label for batch in make_loader(stream, num_workers=2) for label in batch["labels"].tolist()]
     assert sorted(labels) == KEYS
 
 
 def test_unknown_labels_are_refused(image_folder):
     source: Source = open_source(str(image_folder))
-    stream = EvalStream(source, EvalTransform(32), ("x",), batch_size=7, process=Reader(0, 1))
+    stream = EvalStream(source, EvalTransform(32), CUT, ("x",), batch_size=7, process=Reader(0, 1))
     (batch,) = make_loader(stream, num_workers=0)
     assert batch["refused"] == {"unknown label": 160} and len(batch["labels"]) == 0
 

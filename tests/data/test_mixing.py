@@ -59,7 +59,7 @@ def test_a_mixture_resumes_exactly(three, workers):
     resumed = make_train_loader(*three, **options, states=saved([loader]))
     rest = list(itertools.islice(resumed, 23))
     assert numbers(rest) == numbers(whole[37:])
-    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(rest, whole[37:], strict=True))
+    assert all(torch.equal(a["patches"], b["patches"]) for a, b in zip(rest, whole[37:], strict=True))
     assert sum(resumed.counts["drawn"].values()) == 60 * 8
 
 

@@ -13,6 +13,7 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
+from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.modeling.resizing_flip import sincos_positions
 from tests.conftest import IMAGE_SIZE, NUM_PATCHES, randomize, tiny_config
 
@@ -51,7 +52,7 @@ def test_positions_travel_with_their_patches(model, images):
     """The masked tower equals the whole embedding with the other tokens cut out."""
     ids_keep = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
     tower = model.vision_model
-    whole = tower.embeddings(images)  # (3, 1 + L, D)
+    whole = tower.embeddings(cut_patches(images, 8))  # (3, 1 + L, D)
     rows = torch.arange(3)[:, None]
     visible = torch.cat([whole[:, :1], whole[rows, 1 + ids_keep]], dim=1)
     expected = tower.post_layernorm(tower.encoder(visible)).mean(dim=1)

@@ -7,9 +7,11 @@ from transformers import AutoProcessor, AutoTokenizer
 from flip_hf import FlipProcessor
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.data.transforms import EvalTransform
+from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD
-from flip_hf.training.setup import Normalize, make_processor
-from tests.conftest import IMAGE_SIZE, tiny_config
+from flip_hf.training.patches import Normalize
+from flip_hf.training.setup import make_processor
+from tests.conftest import IMAGE_SIZE, PATCH_SIZE, tiny_config
 
 
 @pytest.fixture
@@ -53,8 +55,9 @@ def test_processor_is_the_same_after_saving(processor, image, tmp_path):
 
 
 def test_training_evaluates_on_what_the_processor_makes(processor, image):
-    ours = Normalize(IMAGE_MEAN, IMAGE_STD)(EvalTransform(IMAGE_SIZE)(image)[None])
-    assert (ours - processor(images=image, return_tensors="pt").pixel_values).abs().max() < 1e-5
+    ours = Normalize(IMAGE_MEAN, IMAGE_STD)(cut_patches(EvalTransform(IMAGE_SIZE)(image)[None], PATCH_SIZE))
+    theirs = cut_patches(processor(images=image, return_tensors="pt").pixel_values, PATCH_SIZE)
+    assert (ours - theirs).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])

@@ -122,3 +122,19 @@ def test_readme_commands_exist():
         assert f"\n{target}:" in makefile
     for path in set(re.findall(r"scripts/[\w/]+\.(?:py|yaml)", text)):
         assert (ROOT / path).is_file(), path
+
+
+def test_loader_benchmark_reads_shards_with_every_mask_and_crop(benchmark, tmp_path, monkeypatch):
+    from benchmarks import loader
+
+    monkeypatch.setattr(loader, "PER_SHARD", 32)
+    monkeypatch.setattr(loader, "DISTINCT", 2)
+    monkeypatch.setattr("benchmarks.loader.find_spec", lambda name: None)  # open_clip is not always installed
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    options = ["--batch_size", "4", "--mask_ratios", "0.75", "--repeats", "1", "--seconds", "0.01", "--output", "x"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "loader", *options])
+    benchmark.main()
+    result = json.loads((tmp_path / "x.json").read_text())
+    names = ["flip_hf 75% masked, open_clip's crops", "flip_hf 75% masked, FLIP's crops"]
+    assert list(result["samples_per_second"]) == names and 40_000 < result["image_bytes"] < 100_000
+    assert all(values[0] > 0 for values in result["samples_per_second"].values())

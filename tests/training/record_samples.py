@@ -1,7 +1,7 @@
 """scripts/pretrain.py, with a note of every sample that a step takes: `{rank}-{start}-{pid}.txt` in $FLIP_HF_TAKEN.
 
 `start` is the number of samples at which this process began; each line holds the samples of one step, as digests of
-their pixels after augmentation and their tokens. Steps are slowed down, so that a test that watches can hit one.
+their visible patches and their tokens. Steps are slowed down, so that a test that watches can hit one.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ FOLDER = Path(os.environ["FLIP_HF_TAKEN"])
 original_run, original_iter = Trainer.run, TrainLoader.__iter__
 
 
-def digest(pixels, ids) -> str:
+def digest(patches, ids) -> str:
     tokens = [token for token in ids.tolist() if token]  # padding depends on the batch
-    return hashlib.blake2b(pixels.numpy().tobytes() + repr(tokens).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(patches.numpy().tobytes() + repr(tokens).encode(), digest_size=8).hexdigest()
 
 
 def run(self):
@@ -32,7 +32,7 @@ def run(self):
 def iterate(self):
     for batch in original_iter(self):
         with self.notes.open("a") as file:
-            pairs = zip(batch["pixel_values"], batch["input_ids"], strict=True)
+            pairs = zip(batch["patches"], batch["input_ids"], strict=True)
             file.write(" ".join(digest(*pair) for pair in pairs) + "\n")
         yield batch
         time.sleep(0.04)

@@ -10,16 +10,22 @@ from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf import FlipImageProcessor, FlipModel
-from flip_hf.modeling.masking_flip import MASK_STRATEGIES, draw_mask
-from flip_hf.training.arguments import ModelArguments
-from flip_hf.training.masks import Masks, check_masks, resized_side
+from flip_hf.data.stream import View
+from flip_hf.modeling.masking_flip import MASK_STRATEGIES, cut_patches, draw_mask
+from flip_hf.training.arguments import ModelArguments, parse_arguments
+from flip_hf.training.build import build_trainer
+from flip_hf.training.masks import TextMasks, check_masks
 from flip_hf.training.optimization import Phase
+from flip_hf.training.patches import Views, resized_side
 from flip_hf.training.resizing import resized_image_processor
 from tests.conftest import randomize, tiny_config
-from tests.training.conftest import SHORT, TINY, launch
+from tests.training.conftest import ROOT, SHORT, TINY, launch
 
 MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
 UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)
+
+
+PHASES = [MASKED, UNMASKED]
 
 
 @pytest.fixture
@@ -28,29 +34,22 @@ def batch(images, texts) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("strategy", MASK_STRATEGIES)
-def test_the_phase_says_how_much_is_masked_and_the_option_how(strategy, model, batch):
-    masks = Masks(ModelArguments(mask_strategy=strategy), model.config)
+def test_the_phase_says_how_much_is_masked_and_the_option_how(strategy, config):
+    views = Views(strategy, config.vision_config, PHASES)
     torch.manual_seed(1)
-    masked = masks(batch, MASKED, 499)
+    ids_keep = views(499).draw(3)
     torch.manual_seed(1)
-    assert torch.equal(masked["ids_keep"], draw_mask(strategy, 3, (4, 4), 0.75, "cpu"))
-    assert (
-        masked["input_ids"].shape == (3, 7) and masked["position_ids"].max() < 16
-    )  # 8 of 16, but none has more than 7
-    assert masks(batch, MASKED, 500)["ids_keep"].shape == (3, 8)
-    unmasked = masks(batch, UNMASKED, 1000)
-    assert unmasked.pop("mask_ratio") == 0 and unmasked.keys() == batch.keys()
-    assert all(torch.equal(unmasked[name], batch[name]) for name in batch)
+    assert torch.equal(ids_keep, draw_mask(strategy, 3, (4, 4), 0.75, "cpu"))
+    assert views(500).draw(3).shape == (3, 8) and views(999).image_size == 32
+    # Beyond the end too: a worker reads ahead.
+    assert views(1000) == views(1100) == views(5000) == View(32)
 
 
-@pytest.mark.parametrize("strategy", [*MASK_STRATEGIES, "resize"])
-def test_nothing_is_left_for_the_model_to_draw(strategy, model, batch):
-    """Gradient caching encodes a batch twice: what the model drew itself would differ."""
-    masks = Masks(ModelArguments(mask_strategy=strategy), model.config)
-    for phase, samples in ((MASKED, 0), (UNMASKED, 1000)):
-        masked = masks(batch, phase, samples)
-        first, second = (model.train()(**masked).logits_per_image for _ in range(2))
-        assert torch.equal(first, second)
+def test_texts_are_masked_in_their_phase(config, batch):
+    masks = TextMasks("random", config.get_text_config())
+    masked = masks(batch, MASKED)
+    assert masked["input_ids"].shape == (3, 7) and masked["position_ids"].max() < 16  # 8 of 16; none has more than 7
+    assert masks(batch, UNMASKED) == {}
 
 
 @pytest.mark.parametrize(
@@ -63,26 +62,43 @@ def test_resizing_leaves_about_as_many_patches_as_masking(num_patches, ratio, si
 def test_a_small_image_is_seen_as_the_whole_one(batch):
     """Of flat quarters, all is left: the same pixels at interpolated positions."""
     model = randomize(FlipModel(tiny_config(vision={"image_size": 64}))).eval()
-    quarters = torch.randn(3, 3, 2, 2).repeat_interleave(32, 2).repeat_interleave(32, 3)
-    masks = Masks(ModelArguments(mask_strategy="resize"), model.config)
-    masked = masks({**batch, "pixel_values": quarters}, replace(MASKED, text_mask_ratio=0.0), 0)
-    assert masked["pixel_values"].shape == (3, 3, 32, 32) and "ids_keep" not in masked
-    assert torch.allclose(masked["pixel_values"][..., 4:12, 4:12], quarters[..., 8:24, 8:24][..., ::2, ::2], atol=1e-5)
-    seen = model(**masked)
+    view = Views("resize", model.config.vision_config, PHASES)(0)
+    assert view == View(32)
+    quarters = torch.randn(3, 3, 2, 2)
+    small, large = (quarters.repeat_interleave(n, 2).repeat_interleave(n, 3) for n in (16, 32))
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    seen = model(patches=cut_patches(small, 8), interpolate_pos_encoding=True, **texts)
     assert seen.ids_keep is None and seen.vision_model_output.last_hidden_state.shape[1] == 1 + 16
-    whole = model(**{**batch, "pixel_values": quarters})
-    others = model(**{**batch, "pixel_values": quarters.flip(0)})  # the first and the last exchanged
+    whole = model(pixel_values=large, **texts)
+    others = model(pixel_values=large.flip(0), **texts)  # the first and the last exchanged
     similarity = (seen.image_embeds * whole.image_embeds).sum(1)
     assert (similarity > (seen.image_embeds * others.image_embeds).sum(1))[[0, 2]].all() and similarity.min() > 0.9
+
+
+@pytest.mark.parametrize("strategy", ["random", "resize"])
+def test_nothing_is_left_for_the_model_to_draw(strategy, tar_folder, tmp_path):
+    """Gradient caching encodes a batch twice: what the model drew itself would differ."""
+    options = [*TINY, *SHORT, "--num_workers", "0", "--mask_strategy", strategy, "--mask_ratio", "0.75"]
+    argv = ["--train_data", str(tar_folder), "--output_dir", str(tmp_path), *options]
+    trainer = build_trainer(parse_arguments(argv, ROOT / "scripts" / "recipes", "shapes"))
+    for samples, phase in zip((0, trainer.phases[0].end), trainer.phases, strict=True):
+        trainer.loader.begin_at(samples)
+        batch = trainer._prepare(next(iter(trainer.loader)), phase)
+        vision = trainer.flip.config.vision_config
+        kept = {"random": vision.num_patches // 4, "resize": resized_side(vision.num_patches, 0.75) ** 2}[strategy]
+        assert batch["patches"].shape[1] == (kept if phase.mask_ratio else vision.num_patches)
+        assert ("ids_keep" in batch) == (strategy == "random" and phase.mask_ratio > 0)
+        first, second = (trainer.flip.train()(**batch).logits_per_image for _ in range(2))
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean", "eos", "argmax"])
 def test_the_pooled_token_survives(pooling, batch):
     config = tiny_config(text={"pooling_type": pooling, "eos_token_id": 599})
     batch["input_ids"] = batch["input_ids"].clamp(max=598).scatter(1, torch.tensor([[2], [6], [4]]), 599)
-    masks = Masks(ModelArguments(text_mask_strategy="random"), config)
+    masks = TextMasks("random", config.get_text_config())
     for _ in range(20):
-        masked = masks(batch, replace(MASKED, text_mask_ratio=0.8), 0)  # 3 of 16
+        masked = masks(batch, replace(MASKED, text_mask_ratio=0.8))  # 3 of 16
         assert torch.equal(masked["input_ids"][:, 0], batch["input_ids"][:, 0])
         if pooling in ("eos", "argmax"):
             assert (masked["input_ids"] == 599).any(1).all()

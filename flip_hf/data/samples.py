@@ -1,0 +1,148 @@
+"""Samples of one source: rows shuffled in blocks, decoded and transformed, from any position on.
+
+Rows are shuffled in blocks: a reader reads a block of undecoded rows, permutes it, and yields from it. A position is
+then the block's place and how many of it were used, and reading the block again restores it exactly; a rolling buffer
+would have to be saved row by row, and the libraries' own lose it. It is exact as long as the data and the size of the
+block stay what they were; a remote shard that was unreadable then and is readable now adds its rows.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from flip_hf.data.decode import RefusedSample, choose_caption
+from flip_hf.data.positions import Piece, SourcePosition, whole_epoch
+from flip_hf.data.reading import Place, Reader, read_rows
+from flip_hf.data.refusals import BadDataError, Refusals
+from flip_hf.data.sources import Source
+
+Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
+Sample = tuple[torch.Tensor, str]
+
+# A reader that finds nothing to use in so many whole epochs in a row gives up.
+MAX_EMPTY_EPOCHS = 3
+
+
+class SourceReader:
+    """One reader's endless samples of one source, and where it stands.
+
+    Args:
+        source: where rows come from; `target_column` holds captions.
+        transform: (encoded image, generator, S) to a uint8 tensor (3, S, S).
+        reader: whose part of the rows.
+        position: where to begin.
+        seed: of order and augmentation.
+        shuffle_block: rows shuffled together.
+        refusals: where used and refused samples are counted.
+
+    Attributes:
+        image_size: S of the samples yielded from now on.
+    """
+
+    image_size: int
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        reader: Reader,
+        position: SourcePosition,
+        *,
+        seed: int,
+        shuffle_block: int,
+        refusals: Refusals,
+    ):
+        self.source, self.transform, self.reader, self.position = source, transform, reader, position
+        self.seed, self.shuffle_block, self.refusals = seed, shuffle_block, refusals
+
+    def samples(self) -> Iterator[Sample]:
+        """Yields (image, caption) for ever; after each, `position` is the one behind it.
+
+        Raises:
+            BadDataError: there is nothing to be found.
+        """
+        pieces, empty_epochs = self.position.pieces, 0
+        while True:
+            is_own_epoch = not pieces
+            if is_own_epoch:
+                pieces.append(whole_epoch(self.reader, self.position.next_epoch, self.source.shards.num_shards))
+                self.position.next_epoch += 1
+            found = 0
+            for sample in self._read(pieces[0]):
+                found += 1
+                yield sample
+            pieces.pop(0)
+            empty_epochs = 0 if found else empty_epochs + is_own_epoch
+            if empty_epochs == MAX_EMPTY_EPOCHS:
+                raise BadDataError(
+                    f"{self.source.name!r} gave reader {self.reader.index + 1} of {self.reader.count} no usable sample "
+                    f"in {MAX_EMPTY_EPOCHS} whole passes: {self.refusals.reasons()}. If the data set is small, use "
+                    "fewer workers."
+                )
+
+    def _read(self, piece: Piece) -> Iterator[Sample]:
+        begun = piece.used
+        key = (self.seed, piece.epoch, piece.index, piece.count)
+        for rows, begin, last, problems in self._blocks(piece):
+            if not begun:  # else they were counted when the block was read first
+                for reason, detail in problems:
+                    self.refusals.add(self.source.name, reason, detail)
+            order = np.random.default_rng((*key, *begin)).permutation(len(rows))
+            for offset in range(begun, len(rows)):
+                piece.shard, piece.row = begin
+                piece.used, piece.last = offset + 1, last
+                rng = np.random.default_rng((*key, *begin, offset))
+                sample = self._sample(rows[order[offset]], rng)
+                if sample is not None:
+                    self.refusals.accept(self.source.name)
+                    yield sample
+            begun = 0
+
+    def _blocks(self, piece: Piece) -> Iterator[tuple[list[dict], Place, int, list[tuple[str, str]]]]:
+        """Yields (rows, place of the first, shard of the last, what was wrong on the way) until the piece ends."""
+        rows: list[dict] = []
+        problems: list[tuple[str, str]] = []
+        begin = place = piece.place
+
+        def report(reason: str, detail: str) -> None:
+            problems.append((reason, detail))
+
+        for place, row in read_rows(
+            self.source.shards,
+            piece.reader,
+            epoch=piece.epoch,
+            seed=self.seed,
+            start=piece.place,
+            stop=piece.stop,
+            step=piece.step,
+            report=report,
+        ):
+            begin = begin if rows else place
+            rows.append(row)
+            if len(rows) == self.shuffle_block:
+                yield rows, begin, place[0], problems
+                rows, problems = [], []
+        yield rows, begin, place[0], problems
+
+    def _sample(self, row: dict, rng: np.random.Generator) -> Sample | None:
+        try:
+            caption = choose_caption(self.source.target(row), rng)
+            return self.transform(self.source.image(row), rng, self.image_size), caption
+        except RefusedSample as refused:
+            self.refusals.add(self.source.name, refused.reason, f"sample {sample_key(row, self.source)}")
+            return None
+
+
+def sample_key(row: dict, source: Source) -> str:
+    """What to call a row in a message: its key and shard, or the image's file name."""
+    if isinstance(row.get("__key__"), str):
+        return f"{row['__key__']} of {row['__url__']}" if "__url__" in row else row["__key__"]
+    try:
+        image = source.image(row)
+    except RefusedSample:
+        image = None
+    path = image.get("path") if isinstance(image, dict) else None
+    return os.path.basename(path) if path else "without a name"

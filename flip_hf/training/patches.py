@@ -1,0 +1,63 @@
+"""Images as patches: what a step shows of them, and how they are normalised on the device."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from flip_hf.data.stream import View
+from flip_hf.modeling.masking_flip import draw_mask, num_kept
+from flip_hf.training.optimization import Phase, phase_at
+
+
+class Normalize(nn.Module):
+    """uint8 patches to normalised float ones, on whatever device they lie.
+
+    Args:
+        mean, std: per channel, of pixels scaled to [0, 1].
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.mean = nn.Buffer(255 * torch.tensor(mean)[:, None])  # (3, 1)
+        self.std = nn.Buffer(255 * torch.tensor(std)[:, None])  # (3, 1)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(B, K, 3 * P * P), uint8 to float32."""
+        channels = patches.float().unflatten(2, (3, -1))  # (B, K, 3, P * P)
+        return ((channels - self.mean) / self.std).flatten(2)
+
+
+def resized_side(num_patches: int, mask_ratio: float) -> int:
+    """Patches on a side of the smaller image that has the most nearly as many as a mask would keep."""
+    return max(1, round(math.sqrt(num_kept(num_patches, mask_ratio))))
+
+
+class Views:
+    """What each step shows of its images, told to the workers that cut them.
+
+    A smaller image is seen at interpolated positions, which say where in the image a patch lies, as on the whole ones
+    that follow. CLIPA computes sin-cos anew from whole numbers: the small image then has the positions of a corner.
+
+    Args:
+        strategy: one of `MASK_STRATEGIES`, or `resize` for all patches of a smaller image.
+        vision_config: the model's.
+        phases: of the run.
+    """
+
+    def __init__(self, strategy: str, vision_config: Any, phases: list[Phase]):
+        self.strategy, self.vision, self.phases = strategy, vision_config, phases
+
+    def __call__(self, samples: int) -> View:
+        """The view of the step that begins after so many samples of the whole run."""
+        mask_ratio = phase_at(self.phases, samples).mask_ratio_at(samples)
+        image_size, patch_size = self.vision.image_size, self.vision.patch_size
+        if mask_ratio == 0:
+            return View(image_size)
+        if self.strategy == "resize":
+            return View(resized_side(self.vision.num_patches, mask_ratio) * patch_size)
+        grid = (image_size // patch_size,) * 2
+        return View(image_size, partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu"))

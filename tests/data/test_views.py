@@ -1,0 +1,105 @@
+"""Masks and sizes of images come with the batches, and follow the samples that a run has seen."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flip_hf.data.reading import Reader
+from flip_hf.data.stream import View
+from flip_hf.modeling.masking_flip import cut_patches, draw_mask
+from tests.data.loading import PATCH_SIZE, half_masked, make_train_loader, numbers, saved
+
+BATCH = 4
+
+
+def whole(samples: int) -> View:
+    return View(32)
+
+
+def by_samples(samples: int) -> View:
+    """The image's side says which step the batch was made for: 8 pixels more for every 16 samples."""
+    return View(PATCH_SIZE * (1 + samples // 16))
+
+
+def sides(batches) -> list[int]:
+    return [int(batch["patches"].shape[1] ** 0.5) - 1 for batch in batches]
+
+
+def test_patches_are_those_of_the_whole_image(tar_folder):
+    """With the mask and without it the same crops, and in every batch the patches that ids_keep names."""
+    pairs = zip(make_train_loader(tar_folder), make_train_loader(tar_folder, view_at=whole), strict=False)
+    for masked, everything in itertools.islice(pairs, 25):
+        assert everything["patches"].shape == (8, 16, 192) and "ids_keep" not in everything
+        rows = torch.arange(8)[:, None]
+        assert torch.equal(masked["patches"], everything["patches"][rows, masked["ids_keep"]])
+
+
+def test_patches_are_in_the_models_order(tar_folder):
+    images = []
+
+    def noise(value, rng, image_size):
+        images.append(torch.from_numpy(rng.integers(0, 256, (3, 32, 32), np.uint8)))
+        return images[-1]
+
+    loader = make_train_loader(tar_folder)
+    loader._stream.plan = replace(loader._stream.plan, transform=noise)
+    batch = next(iter(loader))
+    assert torch.equal(batch["patches"], cut_patches(torch.stack(images), PATCH_SIZE, batch["ids_keep"]))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize(("processes", "num_micro"), [(1, 1), (1, 3), (2, 2)])
+def test_a_batch_is_masked_as_of_its_own_step(tar_folder, workers, processes, num_micro):
+    """Whatever was read ahead, and from a checkpoint on whose next batch is another worker's."""
+    options = {"workers": workers, "num_micro": num_micro, "batch_size": BATCH, "view_at": by_samples}
+    loader = make_train_loader(tar_folder, process=Reader(processes - 1, processes), **options)
+    step = BATCH * num_micro * processes
+    expected = [n // num_micro * step // 16 for n in range(7 * num_micro)]
+    assert sides(itertools.islice(loader, 4 * num_micro)) == expected[: 4 * num_micro]
+    loaders = [make_train_loader(tar_folder, process=Reader(p, processes), **options) for p in range(processes)]
+    for other in loaders:
+        list(itertools.islice(other, 4 * num_micro))
+    states = saved(loaders)
+    resumed = make_train_loader(tar_folder, process=Reader(processes - 1, processes), states=states, **options)
+    resumed.begin_at(4 * step)
+    assert sides(itertools.islice(resumed, 3 * num_micro)) == expected[4 * num_micro :]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_goes_back_masks_what_it_reads_on(tar_folder, workers):
+    """The data go on where they were, and each sample comes once; the masks are those of the earlier step."""
+    options = {"workers": workers, "batch_size": BATCH, "view_at": by_samples}
+    loader = make_train_loader(tar_folder, **options)
+    batches = iter(loader)
+    before = list(itertools.islice(batches, 13))
+    batches.close()
+    loader.begin_at(32)
+    after = list(itertools.islice(loader, 9))
+    assert sides(before) == [n // 4 for n in range(13)] and sides(after) == [2 + n // 4 for n in range(9)]
+    straight = make_train_loader(tar_folder, **options)
+    assert numbers(before + after) == numbers(itertools.islice(straight, 22))
+
+
+def test_masks_follow_from_seed_reader_and_draws(tar_folder):
+    def masks(**options):
+        return [batch["ids_keep"] for batch in itertools.islice(make_train_loader(tar_folder, **options), 4)]
+
+    first, again, other_seed = masks(), masks(), masks(seed=6)
+    others = masks(process=Reader(1, 2))
+    torch.manual_seed(123)
+    assert all(torch.equal(a, b) for a, b in zip(first, masks(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    every = [tuple(row) for drawn in (first, other_seed, others) for batch in drawn for row in batch.tolist()]
+    assert len(set(every)) > 90  # of 96; C(16, 8) = 12,870
+
+
+def test_the_mask_is_drawn_by_the_views_strategy(tar_folder):
+    def blocks(samples: int) -> View:
+        return View(32, lambda size: draw_mask("block", size, (4, 4), 0.75, "cpu"))
+
+    batch = next(iter(make_train_loader(tar_folder, view_at=blocks)))
+    assert ((batch["ids_keep"] - batch["ids_keep"][:, :1]) == torch.tensor([0, 1, 4, 5])).all()
+    assert half_masked(0).draw is not None

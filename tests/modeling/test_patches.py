@@ -1,0 +1,93 @@
+"""Patches that were cut out before in place of images: the same bits, and errors that say what does not fit."""
+
+import pytest
+import torch
+
+from flip_hf import FlipForImageClassification, FlipModel, FlipVisionModelWithProjection
+from flip_hf.modeling.masking_flip import cut_patches
+from tests.conftest import NUM_PATCHES, PATCH_SIZE
+from tests.modeling.conformance import (
+    ARCHITECTURES,
+    IMAGE_MODELS,
+    assert_same,
+    build,
+    make_inputs,
+    training_loss,
+)
+
+IDS_KEEP = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
+
+
+def as_patches(inputs: dict, ids_keep: torch.Tensor | None) -> dict:
+    """The same inputs, their visible patches cut out."""
+    patches = cut_patches(inputs["pixel_values"], PATCH_SIZE, ids_keep)
+    rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    return {**rest, "patches": patches} | ({"ids_keep": ids_keep} if ids_keep is not None else {})
+
+
+@pytest.mark.parametrize("ids_keep", [IDS_KEEP, None], ids=["masked", "whole"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("model_class", [FlipModel, *IMAGE_MODELS])
+def test_patches_give_the_bits_of_their_images(model_class, architecture, ids_keep):
+    model, inputs = build(model_class, architecture).train(), make_inputs(model_class)
+    mask = {"ids_keep": ids_keep} if ids_keep is not None else {"mask_ratio": 0}
+    gradients = []
+    for given in ({**inputs, **mask}, as_patches(inputs, ids_keep)):
+        model.zero_grad()
+        training_loss(model, given).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert_same(model(**inputs, **mask), model(**as_patches(inputs, ids_keep)))
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_all_patches_of_a_smaller_square_image_take_interpolated_positions(model, images):
+    small = torch.nn.functional.interpolate(images, (24, 24))
+    expected = model.get_image_features(small, interpolate_pos_encoding=True)
+    outputs = model.get_image_features(patches=cut_patches(small, PATCH_SIZE), interpolate_pos_encoding=True)
+    assert torch.equal(outputs.pooler_output, expected.pooler_output) and outputs.ids_keep is None
+    whole = model.get_image_features(patches=cut_patches(images, PATCH_SIZE), interpolate_pos_encoding=True)
+    assert torch.equal(whole.pooler_output, model.get_image_features(images).pooler_output)
+
+
+PATCHES = torch.zeros(3, 3, 3 * PATCH_SIZE**2)
+BAD = {
+    "neither": ({}, "You have to specify pixel_values or patches"),
+    "both": ({"patches": PATCHES, "pixel_values": torch.zeros(3, 3, 32, 32)}, "pixel_values or patches, not both"),
+    "a ratio": ({"patches": PATCHES, "ids_keep": IDS_KEEP, "mask_ratio": 0.5}, "patches or mask_ratio, not both"),
+    "of another length": ({"patches": PATCHES[..., 1:], "ids_keep": IDS_KEEP}, r"\(batch, K, 192\).*got \(3, 3, 191\)"),
+    "not named": ({"patches": PATCHES}, "Got 3 of an image's 16 patches: pass ids_keep"),
+    "named too few": ({"patches": PATCHES, "ids_keep": IDS_KEEP[:, :2]}, r"each of the 3 patches.*\(3, 2\)"),
+    "of fewer images": ({"patches": PATCHES, "ids_keep": IDS_KEEP[:2]}, r"integer tensor of shape \(3, K\)"),
+    "no square": ({"patches": PATCHES, "interpolate_pos_encoding": True}, "3 patches are not those of a square"),
+    "of another size": (
+        {"patches": PATCHES, "ids_keep": IDS_KEEP, "interpolate_pos_encoding": True},
+        "own size.*interpolate_pos_encoding=True",
+    ),
+}
+
+
+@pytest.mark.parametrize(("inputs", "message"), BAD.values(), ids=BAD.keys())
+def test_what_does_not_fit_is_refused(inputs, message, model):
+    with pytest.raises(ValueError, match=message):
+        model.vision_model(**inputs)
+
+
+def test_every_model_refuses_what_is_missing(model, texts):
+    with pytest.raises(ValueError, match="needs input_ids and pixel_values"):
+        model(**texts)
+    for model_class in (FlipForImageClassification, FlipVisionModelWithProjection):
+        with pytest.raises(ValueError, match="pixel_values or patches"):
+            build(model_class)()
+
+
+def test_patches_compile_and_export_with_the_mask_as_an_input():
+    model = build(FlipVisionModelWithProjection)
+    inputs = as_patches(make_inputs(FlipVisionModelWithProjection), IDS_KEEP)
+    expected = model(**inputs)
+    assert torch.allclose(torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)[0], expected[0])
+    batch, kept = torch.export.Dim("images"), torch.export.Dim("kept", max=NUM_PATCHES)
+    shapes = {"patches": {0: batch, 1: kept}, "ids_keep": {0: batch, 1: kept}}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
+    for case in (inputs, {name: value[:2, :2] for name, value in inputs.items()}):
+        assert torch.allclose(program(**case)[0], model(**case)[0], atol=1e-6)
