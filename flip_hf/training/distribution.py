@@ -111,8 +111,8 @@ class Distribution:
     def end(self) -> None:
         """Leaves the other processes and ends the trackers; model and optimizer are gone afterwards.
 
-        The wrapper goes first: while it holds the process group, gloo's threads live on into the interpreter's end, where
-        giving back a tensor aborts the process, and the launcher would call a finished run failed.
+        The wrapper goes first: while it holds the process group, gloo's threads live on into the interpreter's end,
+        where giving back a tensor aborts the process, and the launcher would call a finished run failed.
         """
         del self.model, self.optimizer
         self.accelerator.free_memory()

@@ -1,0 +1,145 @@
+"""One training step of each candidate, as a function of the mask ratio.
+
+A candidate is one model, which changes its mask ratio between steps, so that all fit into memory together.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from flip_hf.training.arguments import ModelArguments, OptimizationArguments
+from flip_hf.training.distribution import Distribution
+from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.masks import Masks
+from flip_hf.training.optimization import Phase, make_optimizer
+
+from .models import CONTEXT, Inputs, make_clip, make_flip, make_open_clip
+
+PEERS = ("open_clip", "open_clip-strong", "clip")
+OURS, COMPILED, OPEN_CLIP, STRONG, CLIP = "flip_hf", "flip_hf, compiled", "open_clip", "open_clip, strong", "CLIPModel"
+OPEN_CLIP_CONTEXT = 77
+LEARNING_RATE = 1e-5
+
+Step = Callable[[float], None]
+
+
+def wait(device: str) -> None:
+    """Returns when the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _autocast(options: argparse.Namespace):
+    return torch.autocast(options.device, torch.bfloat16) if options.precision == "bf16" else nullcontext()
+
+
+def our_step(options: argparse.Namespace, inputs: Inputs, compiled: bool) -> Step:
+    """A step as the engine takes it, of one micro-batch."""
+    dtype = torch.bfloat16 if options.precision == "bf16" else None
+    accelerator = Accelerator(mixed_precision="no", cpu=options.device == "cpu")
+    encoder = PairEncoder(make_flip(options.architecture).train(), dtype)
+    if compiled:
+        encoder.compile(fullgraph=True, dynamic=False)
+    distribution = Distribution(
+        accelerator, encoder, lambda module: make_optimizer(module, OptimizationArguments()), max_grad_norm=None
+    )
+    for group in distribution.optimizer.param_groups:
+        group["lr"] = LEARNING_RATE
+    masks = Masks(ModelArguments(), encoder.flip.config)
+    batch = {name: getattr(inputs, name) for name in ("pixel_values", "input_ids", "attention_mask")}
+
+    def step(mask_ratio: float) -> None:
+        phase = Phase("masked", 0, 1, (mask_ratio,), LEARNING_RATE, warmup_samples=0)
+        cached_backward(
+            lambda piece: distribution.model(**masks(piece, phase, 0)),
+            [batch],
+            distribution.backward,
+            distribution.no_sync,
+            accelerator.device,
+        )
+        assert math.isfinite(distribution.clip_and_norm())
+        distribution.optimizer.step()
+        distribution.optimizer.zero_grad()
+        wait(options.device)
+
+    return step
+
+
+def open_clip_step(options: argparse.Namespace, inputs: Inputs, strong: bool) -> Step:
+    """A step of open_clip_train: its groups of parameters, its clip of the temperature after the step."""
+    from open_clip import ClipLoss  # pyright: ignore[reportMissingImports]
+
+    context = CONTEXT if strong else OPEN_CLIP_CONTEXT
+    model = make_open_clip(options.architecture, context).to(options.device).train()
+    model.visual.patch_dropout = dropout = open_clip_dropout(strong)
+    texts = inputs.padded_ids(context)
+    plain = [p for name, p in model.named_parameters() if p.ndim < 2 or "ln" in name or "bias" in name]
+    decayed = [p for name, p in model.named_parameters() if not (p.ndim < 2 or "ln" in name or "bias" in name)]
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-6, fused=True if strong else None)
+    loss_fn = ClipLoss(cache_labels=True)
+    torch.backends.cudnn.benchmark = True  # as open_clip_train sets it, for the convolution that cuts patches
+    forward = torch.compile(model, dynamic=False) if strong else model
+
+    def step(mask_ratio: float) -> None:
+        dropout.prob = mask_ratio
+        optimizer.zero_grad()
+        with _autocast(options):
+            loss = loss_fn(**forward(inputs.pixel_values, texts))
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        wait(options.device)
+
+    return step
+
+
+def open_clip_dropout(strong: bool) -> Any:
+    """open_clip's own module, which draws on the CPU, or timm's, which draws on the device."""
+    if strong:
+        from timm.layers.patch_dropout import PatchDropout  # pyright: ignore[reportMissingImports]
+    else:
+        from open_clip.transformer import PatchDropout  # pyright: ignore[reportMissingImports]
+    return PatchDropout(0.0)
+
+
+def clip_step(options: argparse.Namespace, inputs: Inputs) -> Step:
+    """A step of Transformers' CLIPModel on whole images, texts padded to the longest."""
+    model = make_clip(options.architecture).to(options.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def step(mask_ratio: float) -> None:
+        with _autocast(options):
+            loss = model(
+                input_ids=inputs.input_ids,
+                attention_mask=inputs.attention_mask,
+                pixel_values=inputs.pixel_values,
+                return_loss=True,
+            ).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait(options.device)
+
+    return step
+
+
+def make_steps(options: argparse.Namespace, inputs: Inputs) -> dict[str, Step]:
+    """The candidates that were asked for."""
+    steps = {OURS: our_step(options, inputs, compiled=False)}
+    if options.compile:
+        steps[COMPILED] = our_step(options, inputs, compiled=True)
+    if "open_clip" in options.peers:
+        steps[OPEN_CLIP] = open_clip_step(options, inputs, strong=False)
+    if "open_clip-strong" in options.peers:
+        steps[STRONG] = open_clip_step(options, inputs, strong=True)
+    if "clip" in options.peers:
+        steps[CLIP] = clip_step(options, inputs)
+    return steps
