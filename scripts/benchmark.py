@@ -8,8 +8,8 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
     python scripts/benchmark.py loss --repeats 3
     python scripts/benchmark.py loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
-`step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed and
-as strong as it can be made, and Transformers' CLIPModel, all of the same shapes on the same images and texts.
+`step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
+and as strong as it can be made, and Transformers' CLIPModel, all of the same shapes on the same images and texts.
 `zero-shot` is the classification of images by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded,
 and Transformers' pipeline on the same model. `loss` is the time and the peak memory of the contrastive loss and its
 gradient: in tiles, as a user writes it with the whole matrix, and open_clip's where that is installed. Candidates take

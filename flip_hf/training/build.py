@@ -45,7 +45,10 @@ def build_trainer(arguments: Arguments) -> Trainer:
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint)
     data_states = load_data_states(checkpoint) if checkpoint is not None else None
-    loader = setup.make_train_loader(arguments, sources, processor, accelerator, micro_batch_size, data_states)
+    text_config = model.config.get_text_config()
+    loader = setup.make_train_loader(
+        arguments, sources, processor, accelerator, micro_batch_size, text_config, data_states
+    )
     trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation)
     if checkpoint is not None:
         trainer.state = load_checkpoint(accelerator, checkpoint)

@@ -210,7 +210,7 @@ class Trainer:
         whole = (batch["pixel_values"].shape[-1] // patch_size) ** 2
         kept = batch["ids_keep"].shape[1] if "ids_keep" in batch else whole
         images, texts, scale = self.distribution.model(**batch)
-        text_tokens = batch["input_ids"].shape[1]
+        text_tokens = round(batch["input_ids"].numel() / len(images))
         self._seen = {"logit_scale": scale.detach(), "kept_patches": kept, "text_tokens": text_tokens}
         return images, texts, scale
 

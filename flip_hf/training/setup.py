@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +31,7 @@ from flip_hf.training.arguments import (
 )
 from flip_hf.training.hardware import num_workers
 from flip_hf.training.masks import check_masks
+from flip_hf.training.packing import Tokenize
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
 
@@ -216,20 +218,17 @@ def make_train_loader(
     processor: FlipProcessor,
     accelerator: Accelerator,
     micro_batch_size: int,
+    text_config: Any,
     states: list[dict] | None,
 ) -> TrainLoader:
     """The training batches of this process, from where `states`, one of each process, stopped."""
     data, tokenizer = arguments.data, processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     image_size = processor.image_processor.crop_size["height"]  # pyright: ignore[reportAttributeAccessIssue]
 
-    def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
-        encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
-
     stream = TrainStream(
         sources,
         TrainTransform(image_size, crop_area=(data.crop_area[0], data.crop_area[1]), flip=data.flip),
-        tokenize,
+        Tokenize(tokenizer, text_config, arguments.model.text_mask_ratio),
         batch_size=micro_batch_size,
         process=Reader(accelerator.process_index, accelerator.num_processes),
         seed=arguments.run.seed,

@@ -7,17 +7,18 @@ import argparse
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from flip_hf.training.arguments import ModelArguments, OptimizationArguments
+from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.gradient_cache import cached_backward
-from flip_hf.training.masks import Masks
-from flip_hf.training.optimization import Phase, make_optimizer
+from flip_hf.training.optimization import make_optimizer
+from flip_hf.training.packing import pack_texts
 
 from .models import CONTEXT, Inputs, make_clip, make_flip, make_open_clip
 
@@ -46,19 +47,18 @@ def our_step(options: argparse.Namespace, inputs: Inputs, compiled: bool) -> Ste
     encoder = PairEncoder(make_flip(options.architecture).train(), dtype)
     if compiled:
         encoder.compile(fullgraph=True, dynamic=False)
-    distribution = Distribution(
-        accelerator, encoder, lambda module: make_optimizer(module, OptimizationArguments()), max_grad_norm=None
-    )
+    make = partial(make_optimizer, options=OptimizationArguments())
+    distribution = Distribution(accelerator, encoder, make, max_grad_norm=None)
     for group in distribution.optimizer.param_groups:
         group["lr"] = LEARNING_RATE
-    masks = Masks(ModelArguments(), encoder.flip.config)
-    batch = {name: getattr(inputs, name) for name in ("pixel_values", "input_ids", "attention_mask")}
+    texts = pack_texts(inputs.input_ids.cpu(), inputs.attention_mask.cpu(), encoder.flip.config.get_text_config())
+    texts = {name: value.to(options.device) for name, value in texts.items()}
+    batch = {"pixel_values": inputs.pixel_values, **texts}
 
     def step(mask_ratio: float) -> None:
-        phase = Phase("masked", 0, 1, (mask_ratio,), LEARNING_RATE, warmup_samples=0)
         cached_backward(
-            lambda piece: distribution.model(**masks(piece, phase, 0)),
-            [batch],
+            lambda piece: distribution.model(**piece),
+            [{**batch, "mask_ratio": mask_ratio}],
             distribution.backward,
             distribution.no_sync,
             accelerator.device,
