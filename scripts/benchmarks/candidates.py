@@ -45,10 +45,8 @@ def our_step(options: argparse.Namespace, inputs: Inputs, compiled: bool) -> Ste
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     accelerator = Accelerator(mixed_precision="no", cpu=options.device == "cpu")
     encoder = PairEncoder(make_flip(options.architecture).train(), dtype)
-    if compiled:
-        encoder.compile(fullgraph=True, dynamic=False)
-    make = partial(make_optimizer, options=OptimizationArguments())
-    distribution = Distribution(accelerator, encoder, make, max_grad_norm=None)
+    make, compiler = partial(make_optimizer, options=OptimizationArguments()), "inductor" if compiled else None
+    distribution = Distribution(accelerator, encoder, make, max_grad_norm=None, compiler=compiler)
     for group in distribution.optimizer.param_groups:
         group["lr"] = LEARNING_RATE
     texts = pack_texts(inputs.input_ids.cpu(), inputs.attention_mask.cpu(), encoder.flip.config.get_text_config())
