@@ -4,17 +4,18 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
     python scripts/benchmark.py step --repeats 5
     python scripts/benchmark.py step --device cuda --precision bf16 --architecture L/16 --batch_size 256 --repeats 20 \
         --compile --peers open_clip open_clip-strong clip
+    python scripts/benchmark.py inference --repeats 7
     python scripts/benchmark.py zero-shot --repeats 3
     python scripts/benchmark.py loss --repeats 3
     python scripts/benchmark.py loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
 `step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
 and as strong as it can be made, and Transformers' CLIPModel, all of the same shapes on the same images and texts.
-`zero-shot` is the classification of images by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded,
-and Transformers' pipeline on the same model. `loss` is the time and the peak memory of the contrastive loss and its
-gradient: in tiles, as a user writes it with the whole matrix, and open_clip's where that is installed. Candidates take
-turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written as JSON and
-Markdown under scripts/results.
+`inference` is the features of whole images and texts, of the same models. `zero-shot` is the classification of images
+by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model.
+`loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
+whole matrix, and open_clip's where that is installed. Candidates take turns, so that a machine whose speed drifts
+drifts for all; medians and ratios are printed, and written as JSON and Markdown under scripts/results.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.candidates import PEERS
+from benchmarks.inference import benchmark_inference, inference_markdown
 from benchmarks.loss import benchmark_loss, loss_markdown
 from benchmarks.measuring import environment
 from benchmarks.models import ARCHITECTURES
@@ -34,6 +36,7 @@ from flip_hf.losses import TILE_SIZE
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = {
     "step": (benchmark_step, step_markdown),
+    "inference": (benchmark_inference, inference_markdown),
     "zero-shot": (benchmark_zero_shot, zero_shot_markdown),
     "loss": (benchmark_loss, loss_markdown),
 }
@@ -46,12 +49,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="counted runs of each candidate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", help="name of the result files; not written if not given")
-    step = parser.add_argument_group("step")
+    step = parser.add_argument_group("step, inference")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
-    step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75])
+    step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="of step")
     step.add_argument("--batch_size", type=int, default=16)
     step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    step.add_argument("--compile", action="store_true", help="also measure flip_hf compiled")
+    step.add_argument("--compile", action="store_true", help="step: also measure flip_hf compiled")
     step.add_argument("--peers", choices=PEERS, nargs="*", default=["open_clip", "clip"], help="who is measured beside")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pairs", type=int, nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])

@@ -88,11 +88,11 @@ def read_mfu(text: str | None) -> tuple[dict[float, float], str]:
     peak = gpu.peak(result["precision"]) if gpu else None
     if peak is None:
         raise ValueError(f"--mfu {text} was measured on {result['hardware']}, whose peak is not in the table.")
-    rates, batch = {}, result["batch_size"]
-    for row in result["rows"]:
-        if row["candidate"] == OURS:
-            flops = batch * model_flops(result["architecture"], row["mask_ratio"], result["text_tokens"], batch)
-            rates[row["mask_ratio"]] = flops / statistics.median(row["seconds"]) / peak
+    rates = {
+        row["mask_ratio"]: model_flops(result, row["mask_ratio"]) / statistics.median(row["seconds"]) / peak
+        for row in result["rows"]
+        if row["candidate"] == OURS
+    }
     return rates, f"measured: {result['command']} on {result['hardware']}"
 
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -36,7 +38,14 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _autocast(options: argparse.Namespace):
+def peer_versions() -> dict[str, str]:
+    """Versions of the peers' packages that are installed."""
+    packages = {"open_clip": "open_clip_torch", "timm": "timm"}
+    return {package: version(package) for module, package in packages.items() if find_spec(module)}
+
+
+def autocast(options: argparse.Namespace):
+    """The precision that was asked for, as users set it."""
     return torch.autocast(options.device, torch.bfloat16) if options.precision == "bf16" else nullcontext()
 
 
@@ -88,7 +97,7 @@ def open_clip_step(options: argparse.Namespace, inputs: Inputs, strong: bool) ->
     def step(mask_ratio: float) -> None:
         dropout.prob = mask_ratio
         optimizer.zero_grad()
-        with _autocast(options):
+        with autocast(options):
             loss = loss_fn(**forward(inputs.pixel_values, texts))
         loss.backward()
         optimizer.step()
@@ -114,7 +123,7 @@ def clip_step(options: argparse.Namespace, inputs: Inputs) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def step(mask_ratio: float) -> None:
-        with _autocast(options):
+        with autocast(options):
             loss = model(
                 input_ids=inputs.input_ids,
                 attention_mask=inputs.attention_mask,

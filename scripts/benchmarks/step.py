@@ -1,6 +1,7 @@
 """A whole training step: forward, loss, backward, AdamW, at several mask ratios.
 
-- `flip_hf`, as training runs it: PairEncoder, masks drawn on the device, the tiled loss, the norm of the gradient.
+- `flip_hf`, as training runs it: PairEncoder, packed texts, masks drawn on the device, the tiled
+  loss, the norm of the gradient.
 - `open_clip`, as its users run it: texts padded to its context of 77, its PatchDropout, ClipLoss and AdamW.
 - `open_clip, strong`: compiled, fused AdamW, masks drawn on the device by timm's PatchDropout, a context of 32.
 - `CLIPModel` of Transformers with its own loss and fused AdamW; it has no masks.
@@ -12,17 +13,15 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 
 import torch
 
 from flip_hf import FlipConfig
 from flip_hf.training.flops import sample_flops
 
-from .candidates import CLIP, OURS, make_steps, wait
+from .candidates import CLIP, OPEN_CLIP_CONTEXT, OURS, make_steps, peer_versions, wait
 from .measuring import about, alternate
-from .models import make_inputs, tower_fields
+from .models import CONTEXT, make_inputs, tower_fields
 
 MATRIX = "matrix product"
 
@@ -42,11 +41,12 @@ def matrix_product(options: argparse.Namespace) -> tuple[Callable[[], None], flo
     return run, 2.0 * side**3 * times
 
 
-def model_flops(architecture: str, mask_ratio: float, text_tokens: int, batch_size: int) -> float:
-    """FLOPs of one pair's training step in flip_hf's model."""
-    text, vision, embed = tower_fields(architecture)
+def model_flops(result: dict, mask_ratio: float) -> float:
+    """FLOPs of a step of flip_hf's model as mathematics needs them, padding left out."""
+    text, vision, embed = tower_fields(result["architecture"])
     config = FlipConfig(text_config=text, vision_config=vision, projection_dim=embed)
-    return sample_flops(config, mask_ratio, text_tokens, batch_size).training
+    batch = result["batch_size"]
+    return batch * sample_flops(config, mask_ratio, round(result["caption_tokens"]), batch).training
 
 
 def benchmark_step(options: argparse.Namespace) -> dict:
@@ -61,13 +61,12 @@ def benchmark_step(options: argparse.Namespace) -> dict:
         {"candidate": name, "mask_ratio": ratio, "seconds": seconds[label]}
         for (name, ratio), label in zip(pairs, runs, strict=True)
     ]
-    peers = ("open_clip_torch", "timm")
     return {
         "question": "step",
         **{name: getattr(options, name) for name in ("architecture", "batch_size", "precision")},
         **inputs.describe(),
         "matrix_flops": product_flops / statistics.median(seconds[MATRIX]),
-        "peers": {name: version(name) for name in peers if find_spec(name.removesuffix("_torch"))},
+        "peers": peer_versions(),
         "rows": rows,
     }
 
@@ -79,8 +78,9 @@ def step_markdown(result: dict) -> str:
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
     lines = [
         f"Training step, ViT-{result['architecture']}, batch {batch}, {result['precision']}; captions of "
-        f"{result['caption_tokens']:g} tokens in the mean, padded to {result['text_tokens']} where padding to the "
-        f"longest is possible{versions}. A large matrix product runs at {result['matrix_flops'] / 1e12:.3g} TFLOP/s. "
+        f"{result['caption_tokens']:g} tokens in the mean, packed by flip_hf, padded to {OPEN_CLIP_CONTEXT} by "
+        f"open_clip, to {CONTEXT} by the strong one, to the longest, {result['text_tokens']}, by CLIPModel. A large "
+        f"matrix product runs at {result['matrix_flops'] / 1e12:.3g} TFLOP/s{versions}. "
         f"{about(result, runs)}",
         "| candidate | masked | seconds a step (min - max) | images/s | flip_hf is faster by | time / own unmasked "
         "| model FLOPs / matrix product's |",
@@ -88,13 +88,12 @@ def step_markdown(result: dict) -> str:
     ]
     for row in result["rows"]:
         name, ratio, seconds = row["candidate"], row["mask_ratio"], row["seconds"]
-        median, whole, ours = (medians.get(key) for key in ((name, ratio), (name, 0.0), (OURS, ratio)))
+        median, whole, ours = medians[name, ratio], medians.get((name, 0.0)), medians.get((OURS, ratio))
         faster = f"{median / ours:.2f}x" if ours else "-"
         to_whole = f"{median / whole:.3f}" if whole else "-"
         share = "-"
         if name.startswith(OURS):
-            flops = batch * model_flops(result["architecture"], ratio, result["text_tokens"], batch)
-            share = f"{flops / median / result['matrix_flops']:.0%}"
+            share = f"{model_flops(result, ratio) / median / result['matrix_flops']:.0%}"
         lines.append(
             f"| {name} | {ratio:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) | {batch / median:,.1f} "
             f"| {faster} | {to_whole} | {share} |"
