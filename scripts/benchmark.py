@@ -20,6 +20,7 @@ drifts for all; medians and ratios are printed, and written as JSON and Markdown
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -49,13 +50,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="counted runs of each candidate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", help="name of the result files; not written if not given")
+    installed = ["open_clip", "clip"] if find_spec("open_clip") else ["clip"]
     step = parser.add_argument_group("step, inference")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
     step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="of step")
     step.add_argument("--batch_size", type=int, default=16)
     step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     step.add_argument("--compile", action="store_true", help="step: also measure flip_hf compiled")
-    step.add_argument("--peers", choices=PEERS, nargs="*", default=["open_clip", "clip"], help="who is measured beside")
+    step.add_argument("--peers", choices=PEERS, nargs="*", default=installed, help="who is measured beside")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pairs", type=int, nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])
     loss.add_argument("--tile_sizes", type=int, nargs="+", default=[TILE_SIZE])

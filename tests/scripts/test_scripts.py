@@ -85,10 +85,9 @@ def tiny_benchmark(benchmark, tmp_path, monkeypatch):
 
 
 def test_step_benchmark_measures_all_candidates_in_one_run(tiny_benchmark):
-    peers = ["clip", "open_clip"] if find_spec("open_clip") else ["clip"]
-    result, table = tiny_benchmark("step", "--peers", *peers)
+    result, table = tiny_benchmark("step")
     measured = {(row["candidate"], row["mask_ratio"]) for row in result["rows"]}
-    masked = {"flip_hf"} | ({"open_clip"} & set(peers))
+    masked = {"flip_hf"} | ({"open_clip"} if find_spec("open_clip") else set())
     assert measured == {(name, ratio) for name in masked for ratio in (0, 0.5, 0.75)} | {("CLIPModel", 0)}
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
     assert result["command"] in table and table.count("\n| flip_hf | ") == 3
@@ -96,10 +95,10 @@ def test_step_benchmark_measures_all_candidates_in_one_run(tiny_benchmark):
 
 
 def test_inference_benchmark_measures_images_and_texts(tiny_benchmark):
-    peers = ["clip", "open_clip"] if find_spec("open_clip") else ["clip"]
-    result, table = tiny_benchmark("inference", "--peers", *peers)
-    assert len(result["seconds"]) == 2 * (1 + len(peers))
-    assert table.count("\n| images | ") == table.count("\n| texts | ") == 1 + len(peers)
+    result, table = tiny_benchmark("inference")
+    candidates = 3 if find_spec("open_clip") else 2
+    assert len(result["seconds"]) == 2 * candidates
+    assert table.count("\n| images | ") == table.count("\n| texts | ") == candidates
     assert re.search(r"\| images \| flip_hf \| .* \| 1.00x \|", table)
 
 
