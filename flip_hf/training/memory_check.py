@@ -21,11 +21,12 @@ from flip_hf.training.plan import MemoryModel, Run
 
 # One arena, and no block kept for later: resident memory then follows what tensors take.
 GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-# Small enough for a machine of 8 GB; the GPU's are of a size that one trains with.
+# Small enough for a machine of 8 GB, and in float32: many CPUs only emulate bfloat16. The GPU's are of a size that one
+# trains with.
 CPU_STEPS = (
     Step(16, mask_ratio=0.0, bf16=False),
     Step(16, num_micro=2, mask_ratio=0.75, bf16=False, checkpointing=True),
-    Step(8, mask_ratio=0.5, bf16=True),
+    Step(24, mask_ratio=0.5, bf16=False),
 )
 CUDA_STEPS = (
     Step(128, mask_ratio=0.0),

@@ -133,9 +133,9 @@ def to_markdown(report: dict[str, Any], run: Run, cluster: Cluster) -> str:
         f"A GPU-hour costs ${cluster.dollars:g}. Storage, network and processors cost nothing here.",
         f"Texts are padded to {run.text_tokens} tokens.",
         f"`other`: {CONTEXT_BYTES / 1e9:g} GB for context and libraries, {FRAGMENTS:.0%} of activations for fragments.",
-        "`inputs`: all prepared images of a process's batch, float32, lie on the GPU. `buffers`: what the strategy "
-        "communicates with. DDP: float32 weights and moments, bfloat16 by autocast. FSDP2: blocks sharded, resharded "
-        "after forward. ZeRO-2: bfloat16 weights, DeepSpeed's default buckets.",
+        "`inputs`: the prepared images of one micro-batch, float32, where the peak still holds them. `buffers`: "
+        "what the strategy communicates with. DDP: float32 weights and moments, bfloat16 by autocast. FSDP2: blocks "
+        "sharded, resharded after forward. ZeRO-2: bfloat16 weights, DeepSpeed's default buckets.",
         "Weights, inputs, activations and loss are traced on the real step; what sharded strategies keep follows "
         "their authors' formulas. Network volumes are those of ring algorithms; evaluation, checkpoints and "
         "failures take no time.",
