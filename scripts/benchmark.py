@@ -1,31 +1,39 @@
 #!/usr/bin/env python
-"""Measures speed as ratios against a peer, in one run, on this machine.
+r"""Measures speed as ratios against a peer, in one run, on this machine.
 
-    python scripts/benchmark.py step --repeats 7
+    python scripts/benchmark.py step --repeats 5
+    python scripts/benchmark.py step --device cuda --precision bf16 --architecture L/16 --batch_size 256 --repeats 20 \
+        --compile --peers open_clip open_clip-strong clip
+    python scripts/benchmark.py inference --repeats 7
     python scripts/benchmark.py zero-shot --repeats 3
     python scripts/benchmark.py loss --repeats 3
     python scripts/benchmark.py loader --batch_size 128
     python scripts/benchmark.py loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
-`step` is a whole training step (forward, loss, backward, fused AdamW): FLIP at several mask ratios, and Transformers'
-CLIPModel of the same shapes on the same images and texts. `zero-shot` is the classification of images by 1,000 labels
-with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model. `loss` is the
-time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the whole matrix,
-and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar shards: ours at
-several mask ratios, and open_clip's own pipeline where that is installed. Candidates take turns, so that a machine
-whose speed drifts drifts for all; medians and ratios are printed, and written as JSON and Markdown under
+`step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
+and as strong as it can be made, and Transformers' CLIPModel, all of the same shapes on the same images and texts.
+`inference` is the features of whole images and texts, of the same models. `zero-shot` is the classification of images
+by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model.
+`loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
+whole matrix, and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar
+shards: ours at several mask ratios, and open_clip's own pipeline where that is installed. Candidates take turns, so
+that a machine whose speed drifts drifts for all; medians and ratios are printed, and written as JSON and Markdown under
 scripts/results.
 """
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from benchmarks.candidates import PEERS
+from benchmarks.inference import benchmark_inference, inference_markdown
 from benchmarks.loader import benchmark_loader, loader_markdown
 from benchmarks.loss import benchmark_loss, loss_markdown
 from benchmarks.measuring import environment
-from benchmarks.step import ARCHITECTURES, benchmark_step, step_markdown
+from benchmarks.models import ARCHITECTURES
+from benchmarks.step import benchmark_step, step_markdown
 from benchmarks.zero_shot import benchmark_zero_shot, zero_shot_markdown
 
 from flip_hf.losses import TILE_SIZE
@@ -33,6 +41,7 @@ from flip_hf.losses import TILE_SIZE
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = {
     "step": (benchmark_step, step_markdown),
+    "inference": (benchmark_inference, inference_markdown),
     "zero-shot": (benchmark_zero_shot, zero_shot_markdown),
     "loss": (benchmark_loss, loss_markdown),
     "loader": (benchmark_loader, loader_markdown),
@@ -46,11 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="counted runs of each candidate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", help="name of the result files; not written if not given")
-    step = parser.add_argument_group("step")
+    installed = ["open_clip", "clip"] if find_spec("open_clip") else ["clip"]
+    step = parser.add_argument_group("step, inference")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
-    step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75])
+    step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="of step")
     step.add_argument("--batch_size", type=int, default=16)
     step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    step.add_argument("--compile", action="store_true", help="step: also measure flip_hf compiled")
+    step.add_argument("--peers", choices=PEERS, nargs="*", default=installed, help="who is measured beside")
     loader = parser.add_argument_group("loader", "also takes --mask_ratios and --batch_size")
     loader.add_argument("--seconds", type=float, default=3.0, help="a turn lasts at least so long")
     loss = parser.add_argument_group("loss")

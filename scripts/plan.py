@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 import transformers
+from benchmarks.candidates import OURS
 from benchmarks.measuring import cpu_name
-from benchmarks.step import tower_fields
+from benchmarks.step import model_flops
 from tqdm import tqdm
 
 from flip_hf import FlipConfig
 from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments, parse_arguments
 from flip_hf.training.build import MISTAKES
-from flip_hf.training.flops import sample_flops
 from flip_hf.training.memory import model_bytes
 from flip_hf.training.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
 from flip_hf.training.plan import Cluster, Run
@@ -88,14 +88,11 @@ def read_mfu(text: str | None) -> tuple[dict[float, float], str]:
     peak = gpu.peak(result["precision"]) if gpu else None
     if peak is None:
         raise ValueError(f"--mfu {text} was measured on {result['hardware']}, whose peak is not in the table.")
-    text_fields, vision_fields, embed = tower_fields(result["architecture"])
-    config = FlipConfig(text_config=text_fields, vision_config=vision_fields, projection_dim=embed)
-    rates = {}
-    for name, seconds in result["seconds"].items():
-        if name.startswith("FLIP"):
-            ratio, batch = float(name.split()[1].rstrip("%")) / 100, result["batch_size"]
-            flops = sample_flops(config, ratio, result["text_tokens"], batch).training
-            rates[ratio] = flops * batch / statistics.median(seconds) / peak
+    rates = {
+        row["mask_ratio"]: model_flops(result, row["mask_ratio"]) / statistics.median(row["seconds"]) / peak
+        for row in result["rows"]
+        if row["candidate"] == OURS
+    }
     return rates, f"measured: {result['command']} on {result['hardware']}"
 
 

@@ -50,7 +50,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
         sources,
         processor,
         accelerator,
-        model.config.vision_config,
+        model.config,
         (micro_batch_size, num_micro),
         data_states,
     )

@@ -17,6 +17,8 @@ from torch import nn
 from flip_hf.modeling import FlipModel
 from flip_hf.training.encoder import PairEncoder
 
+MAX_GRAPHS = 64
+
 
 class Distribution:
     """The prepared model and optimizer of a run, whatever wraps them.
@@ -26,9 +28,10 @@ class Distribution:
         encoder: the model, on any device.
         make_optimizer: makes the optimizer of a module.
         max_grad_norm: gradients are clipped to it, None does not clip.
+        compiler: torch.compile's backend for the encoder; None leaves it as it is.
 
     Raises:
-        ValueError: Accelerate was configured with something that the contrastive loss does not allow.
+        ValueError: Accelerate was configured with something that the contrastive loss, or the compiler, does not allow.
     """
 
     def __init__(
@@ -37,10 +40,13 @@ class Distribution:
         encoder: PairEncoder,
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         max_grad_norm: float | None,
+        compiler: str | None = None,
     ):
         self.accelerator, self.max_grad_norm = accelerator, max_grad_norm
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._check()
+        if compiler is not None:
+            self._compile(encoder, compiler)
         if self.is_deepspeed:
             self._configure_deepspeed()
         self.model, self.optimizer = accelerator.prepare(encoder, make_optimizer(encoder))
@@ -59,6 +65,14 @@ class Distribution:
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed else None
         if plugin is not None and plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO-3 is not supported; use scripts/accelerate/zero2.yaml or fsdp2.yaml.")
+
+    def _compile(self, encoder: PairEncoder, compiler: str) -> None:
+        """Compiles in place, so that weights keep their names, and before wrapping, which DDP needs to overlap."""
+        if self.is_deepspeed or self.accelerator.is_fsdp2:
+            raise ValueError("--compile works with one process or DistributedDataParallel; leave it out here.")
+        # A graph for every number of patches and rows of texts, with and without gradients.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        encoder.compile(fullgraph=True, dynamic=False, backend=compiler)
 
     def _configure_deepspeed(self) -> None:
         plugin: Any = self.accelerator.state.deepspeed_plugin

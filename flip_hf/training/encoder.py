@@ -12,6 +12,7 @@ from torch import nn
 
 from flip_hf.modeling import FlipModel
 from flip_hf.modeling.modeling_flip import normalize
+from flip_hf.training.packing import packed_attention_mask
 
 IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding")
 
@@ -53,9 +54,16 @@ class PairEncoder(nn.Module):
             return self.flip.get_image_features(**inputs)
 
     def get_text_features(self, **inputs: Any) -> Any:
-        """FlipModel's, under autocast."""
+        """FlipModel's, under autocast; of packed texts (see packing.py) in their order."""
         with self.autocast():
-            return self.flip.get_text_features(**inputs)
+            if "pooled_tokens" not in inputs:
+                return self.flip.get_text_features(**inputs)
+            pooled_tokens, causal = inputs.pop("pooled_tokens"), self.flip.config.get_text_config().causal
+            mask = packed_attention_mask(inputs["position_ids"], causal)
+            outputs = self.flip.text_model(attention_mask=mask, **inputs)
+            tokens = outputs.last_hidden_state.flatten(0, 1)  # (R * W, D)
+            outputs.pooler_output = self.flip.text_projection(tokens[pooled_tokens])  # (B, E)
+            return outputs
 
 
 def _unit(embeds: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,8 @@ class Trainer:
         self.flip = model
         self.autocast_dtype = autocast_dtype(self.options.precision)
         encoder = PairEncoder(model, self.autocast_dtype)
-        self.distribution = Distribution(
-            accelerator, encoder, lambda module: make_optimizer(module, self.options), self.options.max_grad_norm
-        )
+        make, compiler = partial(make_optimizer, options=self.options), "inductor" if self.options.compile else None
+        self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, compiler)
         half_life, batch_size = self.options.ema_half_life, self.options.batch_size
         self.average = average.make_average(accelerator, model, half_life, batch_size)
         self.health = Health(self.paths.max_skipped_steps)
@@ -216,7 +216,7 @@ class Trainer:
 
     def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         images, texts, scale = self.distribution.model(**batch)
-        kept, text_tokens = batch["patches"].shape[1], batch["input_ids"].shape[1]
+        kept, text_tokens = batch["patches"].shape[1], round(batch["input_ids"].numel() / len(images))
         self._seen = {"logit_scale": scale.detach(), "kept_patches": kept, "text_tokens": text_tokens}
         return images, texts, scale
 

@@ -18,7 +18,7 @@ class Step:
         learning_rate: of this step.
         grad_norm: over all parameters and processes, before clipping; not finite where the step was skipped.
         kept_patches: patches of an image that were encoded.
-        text_tokens: length of the texts in tokens, padding included.
+        text_tokens: that were encoded for a text, what padding there is included.
     """
 
     loss: torch.Tensor

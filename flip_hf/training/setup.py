@@ -32,6 +32,7 @@ from flip_hf.training.arguments import (
 from flip_hf.training.hardware import num_workers
 from flip_hf.training.masks import check_masks
 from flip_hf.training.optimization import plan_phases
+from flip_hf.training.packing import Tokenize
 from flip_hf.training.patches import Views
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
@@ -200,7 +201,7 @@ def make_train_loader(
     sources: list[Source],
     processor: FlipProcessor,
     accelerator: Accelerator,
-    vision_config: Any,
+    config: FlipConfig,
     micro_batches: tuple[int, int],
     states: list[dict] | None,
 ) -> TrainLoader:
@@ -209,21 +210,17 @@ def make_train_loader(
     `micro_batches` are the samples of one and how many make a step.
     """
     data, tokenizer = arguments.data, processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    text_config, text_mask_ratio = config.get_text_config(), arguments.model.text_mask_ratio
     plan = PatchPlan(
         TrainTransform(crop_area=(data.crop_area[0], data.crop_area[1]), flip=data.flip),
-        partial(cut_patches, patch_size=vision_config.patch_size),
-        Views(arguments.model.mask_strategy, vision_config, plan_phases(arguments)),
+        partial(cut_patches, patch_size=config.vision_config.patch_size),  # pyright: ignore
+        Views(arguments.model.mask_strategy, config.vision_config, plan_phases(arguments)),
         micro_batches[1],
     )
-
-    def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
-        encoded = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
-
     stream = TrainStream(
         sources,
         plan,
-        tokenize,
+        Tokenize(tokenizer, text_config, text_mask_ratio),
         batch_size=micro_batches[0],
         process=Reader(accelerator.process_index, accelerator.num_processes),
         seed=arguments.run.seed,

@@ -11,16 +11,16 @@ import transformers
 from tqdm import tqdm
 
 
-def alternate(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, the candidates taking turns after one warm-up of each."""
+def alternate(steps: dict[str, Callable[[], None]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each step, the candidates taking turns, of which the first `warm_up` do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    with tqdm(total=(repeats + 1) * len(steps), unit="step", file=sys.stderr) as bar:
-        for turn in range(repeats + 1):
+    with tqdm(total=(repeats + warm_up) * len(steps), unit="step", file=sys.stderr) as bar:
+        for turn in range(repeats + warm_up):
             for name, step in steps.items():
                 bar.set_description(name)
                 start = time.perf_counter()
                 step()
-                if turn > 0:
+                if turn >= warm_up:
                     seconds[name].append(time.perf_counter() - start)
                 bar.update()
     return seconds

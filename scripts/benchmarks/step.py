@@ -1,125 +1,101 @@
-"""A whole training step: forward, loss, backward, fused AdamW."""
+"""A whole training step: forward, loss, backward, AdamW, at several mask ratios.
+
+- `flip_hf`, as training runs it: PairEncoder, packed texts, masks drawn on the device, the tiled
+  loss, the norm of the gradient.
+- `open_clip`, as its users run it: texts padded to its context of 77, its PatchDropout, ClipLoss and AdamW.
+- `open_clip, strong`: compiled, fused AdamW, masks drawn on the device by timm's PatchDropout, a context of 32.
+- `CLIPModel` of Transformers with its own loss and fused AdamW; it has no masks.
+
+A large matrix product takes its turn among them: what the hardware reaches, by which model FLOPs are divided.
+"""
 
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from transformers import CLIPConfig, CLIPModel
 
-from flip_hf import FlipConfig, FlipModel
+from flip_hf import FlipConfig
+from flip_hf.training.flops import sample_flops
 
+from .candidates import CLIP, OPEN_CLIP_CONTEXT, OURS, make_steps, peer_versions, wait
 from .measuring import about, alternate
+from .models import CONTEXT, make_inputs, tower_fields
 
-# Width, blocks and heads of the two towers, patch side, shared embedding (the paper's Table 9).
-ARCHITECTURES = {
-    "B/16": {"vision": (768, 12, 12), "text": (512, 12, 8), "patch": 16, "embed": 512},
-    "L/16": {"vision": (1024, 24, 16), "text": (768, 12, 12), "patch": 16, "embed": 768},
-    "L/14": {"vision": (1024, 24, 16), "text": (768, 12, 12), "patch": 14, "embed": 768},
-    "H/14": {"vision": (1280, 32, 16), "text": (1024, 24, 16), "patch": 14, "embed": 1024},
-}
-VOCAB_SIZE, CONTEXT = 30522, 32
-EOS = VOCAB_SIZE - 1
+MATRIX = "matrix product"
 
 
-def tower_fields(name: str) -> tuple[dict, dict, int]:
-    """Configuration fields of the text and the vision tower that FLIP and CLIP share, and the shared embedding."""
-    shape = ARCHITECTURES[name]
+def matrix_product(options: argparse.Namespace) -> tuple[Callable[[], None], float]:
+    """A large matrix product in the step's precision, and its FLOPs: what the hardware reaches."""
+    side, times = (8192, 20) if options.device == "cuda" else (2048, 4)
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=options.device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
 
-    def fields(width: int, blocks: int, heads: int) -> dict:
-        return {
-            **{"hidden_size": width, "intermediate_size": 4 * width},
-            **{"num_hidden_layers": blocks, "num_attention_heads": heads, "hidden_act": "gelu_pytorch_tanh"},
-        }
+    def run() -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+        wait(options.device)
 
-    text = {**fields(*shape["text"]), "vocab_size": VOCAB_SIZE, "max_position_embeddings": CONTEXT}
-    vision = {**fields(*shape["vision"]), "image_size": 224, "patch_size": shape["patch"]}
-    return text, vision, shape["embed"]
-
-
-def make_flip(name: str, mask_ratio: float) -> FlipModel:
-    """A new FlipModel of this architecture."""
-    text, vision, embed = tower_fields(name)
-    return FlipModel(
-        FlipConfig(text_config=text, vision_config={**vision, "mask_ratio": mask_ratio}, projection_dim=embed)
-    )
+    return run, 2.0 * side**3 * times
 
 
-def make_clip(name: str) -> CLIPModel:
-    """A new CLIPModel of the same shapes and activation."""
-    text, vision, embed = tower_fields(name)
-    text = {**text, "bos_token_id": EOS - 1, "eos_token_id": EOS, "pad_token_id": 0}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=embed))
-
-
-def make_inputs(batch_size: int, device: str) -> dict[str, torch.Tensor]:
-    """Images, and captions of 8 to 32 tokens (16 in the mean), padded to the longest."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = (8 + torch.distributions.Exponential(1 / 8.0).sample((batch_size,))).int().clamp(max=CONTEXT)
-    attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-    input_ids = torch.randint(1, EOS - 1, attention_mask.shape, generator=generator)
-    input_ids[torch.arange(batch_size), lengths.long() - 1] = EOS
-    inputs = {
-        "pixel_values": torch.randn(batch_size, 3, 224, 224, generator=generator),
-        "input_ids": input_ids * attention_mask,
-        "attention_mask": attention_mask,
-    }
-    return {name: value.to(device) for name, value in inputs.items()}
-
-
-def make_step(model: torch.nn.Module, inputs: dict, device: str, bf16: bool) -> Callable[[], None]:
-    """A function that takes one whole training step and returns when it is done."""
-    model = model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def step() -> None:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-            loss = model(**inputs, return_loss=True).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return step
+def model_flops(result: dict, mask_ratio: float) -> float:
+    """FLOPs of a step of flip_hf's model as mathematics needs them, padding left out."""
+    text, vision, embed = tower_fields(result["architecture"])
+    config = FlipConfig(text_config=text, vision_config=vision, projection_dim=embed)
+    batch = result["batch_size"]
+    return batch * sample_flops(config, mask_ratio, round(result["caption_tokens"]), batch).training
 
 
 def benchmark_step(options: argparse.Namespace) -> dict:
-    """The whole training step, FLIP at several ratios against CLIPModel."""
+    """The whole training step of every candidate at every mask ratio that it knows."""
     inputs = make_inputs(options.batch_size, options.device)
-    candidates: dict[str, torch.nn.Module] = {"CLIPModel": make_clip(options.architecture)}
-    for ratio in options.mask_ratios:
-        candidates[f"FLIP {ratio:.0%} masked"] = make_flip(options.architecture, ratio)
-    steps = {
-        name: make_step(model, inputs, options.device, options.precision == "bf16")
-        for name, model in candidates.items()
-    }
-    seconds = alternate(steps, options.repeats)
+    product, product_flops = matrix_product(options)
+    steps = make_steps(options, inputs)
+    pairs = [(name, ratio) for name in steps for ratio in ([0.0] if name == CLIP else options.mask_ratios)]
+    runs = {f"{name} {ratio:.0%}": partial(steps[name], ratio) for name, ratio in pairs}
+    seconds = alternate({MATRIX: product, **runs}, options.repeats, warm_up=5 if options.device == "cuda" else 1)
+    rows = [
+        {"candidate": name, "mask_ratio": ratio, "seconds": seconds[label]}
+        for (name, ratio), label in zip(pairs, runs, strict=True)
+    ]
     return {
         "question": "step",
-        "architecture": options.architecture,
-        "batch_size": options.batch_size,
-        "precision": options.precision,
-        "text_tokens": inputs["input_ids"].shape[1],
-        "seconds": seconds,
+        **{name: getattr(options, name) for name in ("architecture", "batch_size", "precision")},
+        **inputs.describe(),
+        "matrix_flops": product_flops / statistics.median(seconds[MATRIX]),
+        "peers": peer_versions(),
+        "rows": rows,
     }
 
 
 def step_markdown(result: dict) -> str:
-    """A table of medians, spread, images per second and ratios to the unmasked FLIP and to CLIPModel."""
-    medians = {name: statistics.median(values) for name, values in result["seconds"].items()}
-    whole = medians.get("FLIP 0% masked")
-    runs = len(next(iter(result["seconds"].values())))
+    """A table of medians, spread, images per second, and ratios to each candidate at the same mask ratio."""
+    medians = {(row["candidate"], row["mask_ratio"]): statistics.median(row["seconds"]) for row in result["rows"]}
+    batch, runs = result["batch_size"], len(result["rows"][0]["seconds"])
+    versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
     lines = [
-        f"Training step, ViT-{result['architecture']}, batch {result['batch_size']}, {result['precision']}, "
-        f"texts padded to {result['text_tokens']} tokens. {about(result, runs)}",
-        "| candidate | seconds a step (min - max) | images/s | time / CLIPModel's | time / unmasked FLIP's |",
-        "|---|---|---|---|---|",
+        f"Training step, ViT-{result['architecture']}, batch {batch}, {result['precision']}; captions of "
+        f"{result['caption_tokens']:g} tokens in the mean, packed by flip_hf, padded to {OPEN_CLIP_CONTEXT} by "
+        f"open_clip, to {CONTEXT} by the strong one, to the longest, {result['text_tokens']}, by CLIPModel. A large "
+        f"matrix product runs at {result['matrix_flops'] / 1e12:.3g} TFLOP/s{versions}. "
+        f"{about(result, runs)}",
+        "| candidate | masked | seconds a step (min - max) | images/s | flip_hf is faster by | time / own unmasked "
+        "| model FLOPs / matrix product's |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, values in result["seconds"].items():
-        to_whole = f"{medians[name] / whole:.3f}" if whole else "-"
+    for row in result["rows"]:
+        name, ratio, seconds = row["candidate"], row["mask_ratio"], row["seconds"]
+        median, whole, ours = medians[name, ratio], medians.get((name, 0.0)), medians.get((OURS, ratio))
+        faster = f"{median / ours:.2f}x" if ours else "-"
+        to_whole = f"{median / whole:.3f}" if whole else "-"
+        share = "-"
+        if name.startswith(OURS):
+            share = f"{model_flops(result, ratio) / median / result['matrix_flops']:.0%}"
         lines.append(
-            f"| {name} | {medians[name]:.3f} ({min(values):.3f} - {max(values):.3f}) "
-            f"| {result['batch_size'] / medians[name]:.1f} | {medians[name] / medians['CLIPModel']:.3f} | {to_whole} |"
+            f"| {name} | {ratio:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) | {batch / median:,.1f} "
+            f"| {faster} | {to_whole} | {share} |"
         )
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from PIL import Image
@@ -67,17 +68,49 @@ def test_zero_shot_benchmark_measures_the_pipeline_too(benchmark, tmp_path, monk
     assert "\n| pipeline, 80 templates |" in (tmp_path / "x.md").read_text()
 
 
-def test_benchmark_measures_all_candidates_in_one_run(benchmark, tmp_path, monkeypatch):
-    tiny = {"vision": (32, 1, 2), "text": (32, 1, 2), "patch": 32, "embed": 16}
+@pytest.fixture
+def tiny_benchmark(benchmark, tmp_path, monkeypatch):
+    """Runs a question on a tiny architecture; its result, and its table."""
+    tiny = {"vision": (64, 1, 2), "text": (64, 1, 2), "patch": 32, "embed": 16}
     monkeypatch.setitem(benchmark.ARCHITECTURES, "B/16", tiny)
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "step", "--batch_size", "2", "--repeats", "2", "--output", "x"])
-    benchmark.main()
-    result = json.loads((tmp_path / "x.json").read_text())
-    assert set(result["seconds"]) == {"CLIPModel", "FLIP 0% masked", "FLIP 50% masked", "FLIP 75% masked"}
-    assert all(len(values) == 2 and min(values) > 0 for values in result["seconds"].values())
-    table = (tmp_path / "x.md").read_text()
-    assert result["command"] in table and table.count("\n| FLIP") == 3
+
+    def measure(*options: str) -> tuple[dict, str]:
+        common = ["--batch_size", "4", "--repeats", "2", "--device", "cpu", "--output", "x"]
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *options, *common])
+        benchmark.main()
+        return json.loads((tmp_path / "x.json").read_text()), (tmp_path / "x.md").read_text()
+
+    return measure
+
+
+def test_step_benchmark_measures_all_candidates_in_one_run(tiny_benchmark):
+    result, table = tiny_benchmark("step")
+    measured = {(row["candidate"], row["mask_ratio"]) for row in result["rows"]}
+    masked = {"flip_hf"} | ({"open_clip"} if find_spec("open_clip") else set())
+    assert measured == {(name, ratio) for name in masked for ratio in (0, 0.5, 0.75)} | {("CLIPModel", 0)}
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
+    assert result["command"] in table and table.count("\n| flip_hf | ") == 3
+    assert "captions of 15.75 tokens in the mean, packed by flip_hf, " in table
+
+
+def test_inference_benchmark_measures_images_and_texts(tiny_benchmark):
+    result, table = tiny_benchmark("inference")
+    candidates = 3 if find_spec("open_clip") else 2
+    assert len(result["seconds"]) == 2 * candidates
+    assert table.count("\n| images | ") == table.count("\n| texts | ") == candidates
+    assert re.search(r"\| images \| flip_hf \| .* \| 1.00x \|", table)
+
+
+def test_a_plan_takes_the_rate_that_the_step_benchmark_measured(tiny_benchmark, tmp_path):
+    import plan
+
+    result, table = tiny_benchmark("step", "--peers", "--mask_ratios", "0.5")
+    result |= {"hardware": "NVIDIA L4", "precision": "bf16"}
+    (tmp_path / "x.json").write_text(json.dumps(result))
+    rates, _ = plan.read_mfu(str(tmp_path / "x.json"))
+    share = float(re.search(r"\| (\d+)% \|$", table, flags=re.M).group(1)) / 100
+    assert set(rates) == {0.5} and rates[0.5] == pytest.approx(share * result["matrix_flops"] / 121e12, rel=0.2)
 
 
 def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(benchmark, tmp_path, monkeypatch):
