@@ -126,7 +126,7 @@ class MemoryModel:
             mask_ratio, checkpointing: of the step.
             other: whether to add what lies outside of tensors.
         """
-        run, model, local = self.run, self.model, self.run.batch_size // gpus
+        model, local = self.model, self.run.batch_size // gpus
         traced, cached = self.activations(mask_ratio, checkpointing), local > micro
         fixed, moving = traced.fixed, traced.per_pair * micro
         # Between micro-batches all gradients are there; in a single one they come as activations go.
@@ -138,11 +138,19 @@ class MemoryModel:
             "buffers": 0.0,
             **_sharded(strategy, model.weights, model.trainable, model.largest_block, gpus, cached),
             "inputs": traced.inputs_per_pair * micro,
-            # Gradient caching keeps both embeddings three times: as they came, together, and their gradient.
-            "loss": self.loss(local, run.batch_size) + cached * local * run.config.projection_dim * 2 * 3 * 4,
+            "loss": self._loss_beside(local, cached, fixed + moving),
             "activations": fixed + moving,
         }
         return {**parts, "other": other * (CONTEXT_BYTES + FRAGMENTS * parts["activations"])}
+
+    def _loss_beside(self, local: int, cached: bool, activations: float) -> float:
+        """What the loss of this many pairs of a process adds to so many bytes of activations."""
+        loss = self.loss(local, self.run.batch_size)
+        if not cached:
+            return loss
+        # Gradient caching takes it between the passes, when there are no activations, and keeps both embeddings three
+        # times: as they came, together, and their gradient.
+        return local * self.run.config.projection_dim * 2 * 3 * 4 + max(0.0, loss - activations)
 
 
 def _sharded(strategy: str, weights: int, trainable: int, block: int, gpus: int, cached: bool) -> dict[str, float]:

@@ -18,9 +18,14 @@ FOLDER = Path(os.environ["FLIP_HF_TAKEN"])
 original_run, original_iter = Trainer.run, TrainLoader.__iter__
 
 
-def digest(patches, ids) -> str:
-    tokens = [token for token in ids.tolist() if token]  # padding depends on the batch
-    return hashlib.blake2b(patches.numpy().tobytes() + repr(tokens).encode(), digest_size=8).hexdigest()
+def digest(patches, tokens) -> str:
+    return hashlib.blake2b(patches.numpy().tobytes() + repr(tokens.tolist()).encode(), digest_size=8).hexdigest()
+
+
+def texts(batch):
+    """The tokens of each text, wherever it was packed."""
+    numbers = (batch["position_ids"].flatten() == 0).cumsum(0)  # a text begins at position 0
+    return [batch["input_ids"].flatten()[numbers == numbers[token]] for token in batch["pooled_tokens"]]
 
 
 def run(self):
@@ -32,7 +37,7 @@ def run(self):
 def iterate(self):
     for batch in original_iter(self):
         with self.notes.open("a") as file:
-            pairs = zip(batch["patches"], batch["input_ids"], strict=True)
+            pairs = zip(batch["patches"], texts(batch), strict=True)
             file.write(" ".join(digest(*pair) for pair in pairs) + "\n")
         yield batch
         time.sleep(0.04)
