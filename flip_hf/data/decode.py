@@ -3,10 +3,10 @@
 Decoding is ours and not `datasets`' so that a damaged sample is an answer and not the end of an iterator.
 """
 
+import contextlib
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def _read(path: str) -> bytes:
     return data
 
 
-@contextmanager
+@contextlib.contextmanager
 def _refusing() -> Iterator[None]:
     """Turns whatever PIL raises for damaged data into a refusal."""
     try:
@@ -150,10 +150,8 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
+    with contextlib.suppress(Exception):  # a broken EXIF block is no reason to lose the picture
         ImageOps.exif_transpose(image, in_place=True)  # most need no turn; a copy takes half as long as decoding
-    except Exception:  # a broken EXIF block is no reason to lose the picture
-        pass
     return image
 
 

@@ -67,7 +67,7 @@ class TrainLoader:
         self._stream.samples = samples
 
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
-        """Yields `{"patches", "ids_keep", "input_ids", "attention_mask"}` for ever, from the current position on.
+        """Yields `patches`, `ids_keep` and tokenized captions for ever, from the current position on.
 
         Raises:
             BadDataError: most of the data, or all of a reader's, cannot be used.

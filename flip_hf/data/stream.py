@@ -58,7 +58,7 @@ class TrainStream(IterableDataset):
     Args:
         sources: where rows come from; their `target_column` holds captions.
         plan: how images become patches.
-        tokenize: list of captions to a dict of tensors (B, T).
+        tokenize: list of captions to the text tower's arguments, a dict of tensors (see `training/packing.py`).
         batch_size: samples a batch.
         process: this process among all.
         seed: of order, mixture, augmentation and masks.
@@ -132,7 +132,7 @@ class _Worker:
         }
 
     def batches(self, views: Iterator[View]) -> Iterator[dict[str, torch.Tensor]]:
-        """Yields `{"patches" (B, K, 3 * P * P) uint8, "ids_keep" (B, K), "input_ids", "attention_mask" (B, T)}`.
+        """Yields `{"patches" (B, K, 3 * P * P) uint8, "ids_keep" (B, K)}` and what `tokenize` returns.
 
         Where a view shows every patch there is no `ids_keep`.
         """

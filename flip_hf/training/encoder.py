@@ -37,7 +37,7 @@ class PairEncoder(nn.Module):
         return torch.autocast(self.flip.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def forward(self, **batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encodes the pairs of a micro-batch; the arguments are FlipModel's.
+        """Encodes the pairs of a micro-batch; the arguments are FlipModel's, with packed texts or padded ones.
 
         Returns:
             image_embeds (B, E) and text_embeds (B, E), normalised, and the factor on their cosines (1,); not below

@@ -13,16 +13,8 @@ from tests.training.conftest import TINY, launch
 
 RUN = [
     *(*TINY, "--unmasked_samples", "0", "--batch_size", "50", "--report_to", "none", "--precision", "fp32"),
-    *(
-        "--warmup_samples",
-        "100",
-        "--log_samples",
-        "1000",
-        "--tokenizer_samples",
-        "500",
-        "--tokenizer_vocab_size",
-        "300",
-    ),
+    *("--warmup_samples", "100", "--log_samples", "1000"),
+    *("--tokenizer_samples", "500", "--tokenizer_vocab_size", "300"),
 ]
 
 
