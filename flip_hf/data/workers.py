@@ -1,8 +1,19 @@
-"""How loader workers take signals: a run that is asked to stop needs them until its last step."""
+"""Loader workers: how many there are, and how they take signals."""
 
 import os
 import signal
 from types import FrameType
+
+
+def cores_per_process() -> int:
+    """Processor cores that each process of this machine may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def default_workers() -> int:
+    """Loader workers of each process: the cores that are left, at most eight."""
+    return min(8, cores_per_process() - 1)
 
 
 def ignore_stop_signals(worker_id: int) -> None:

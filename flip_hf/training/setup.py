@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -17,6 +18,7 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.shapes import TEMPLATES
 from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
+from flip_hf.data.targets import ClassIndex
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.modeling import FlipConfig, FlipModel, FlipProcessor
@@ -232,15 +234,18 @@ def make_train_loader(
     return TrainLoader(stream, num_workers=num_workers(data), pin_memory=pin_memory, states=states)
 
 
+def _whole_patches(transform: EvalTransform, patch_size: int, image: Image.Image) -> torch.Tensor:
+    return cut_patches(transform(image)[None], patch_size=patch_size)[0]
+
+
 def make_eval_loader(
     data: DataArguments, source: Source, class_names: tuple[str, ...], vision_config: Any, accelerator: Accelerator
 ) -> torch.utils.data.DataLoader:
-    """One pass over this process's part of the evaluation data."""
+    """One pass over this process's part of the evaluation data: all patches (B, L, 3 * P * P) of its images."""
     stream = EvalStream(
         source,
-        EvalTransform(vision_config.image_size),
-        partial(cut_patches, patch_size=vision_config.patch_size),
-        class_names,
+        partial(_whole_patches, EvalTransform(vision_config.image_size), vision_config.patch_size),
+        ClassIndex(class_names),
         batch_size=data.eval_batch_size,
         process=Reader(accelerator.process_index, accelerator.num_processes),
     )

@@ -1,5 +1,4 @@
 import itertools
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,12 +8,11 @@ from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.loader import make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import Source, open_source
+from flip_hf.data.targets import ClassIndex
 from flip_hf.data.transforms import EvalTransform
-from flip_hf.modeling.masking_flip import cut_patches
-from tests.data.loading import PATCH_SIZE, current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from tests.data.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
 
 KEYS = list(range(160))
-CUT = partial(cut_patches, patch_size=PATCH_SIZE)
 
 
 def test_batches_are_uint8_patches_with_tokens(tar_folder):
@@ -72,16 +70,19 @@ def test_evaluation_reads_every_labelled_image_once(image_folder, processes):
     classes = tuple(caption for caption in sorted(source.target(row) for row in source.rows()))
     labels = []
     for process in range(processes):
-        stream = EvalStream(source, EvalTransform(32), CUT, classes, batch_size=7, process=Reader(process, processes))
-        labels += [label for batch in make_loader(stream, num_workers=2) for label in batch["labels"].tolist()]
-    assert sorted(labels) == KEYS
+        reader = Reader(process, processes)
+        stream = EvalStream(source, EvalTransform(32), ClassIndex(classes), batch_size=7, process=reader)
+        for batch in make_loader(stream, num_workers=2):
+            assert batch["images"].shape == (len(batch["targets"]), 3, 32, 32)
+            labels += zip(batch["places"], batch["targets"], strict=True)
+    assert [label for _, label in sorted(labels)] == KEYS  # places give back the data set's own order
 
 
 def test_unknown_labels_are_refused(image_folder):
     source: Source = open_source(str(image_folder))
-    stream = EvalStream(source, EvalTransform(32), CUT, ("x",), batch_size=7, process=Reader(0, 1))
+    stream = EvalStream(source, EvalTransform(32), ClassIndex(("x",)), batch_size=7, process=Reader(0, 1))
     (batch,) = make_loader(stream, num_workers=0)
-    assert batch["refused"] == {"unknown label": 160} and len(batch["labels"]) == 0
+    assert batch["refused"] == {"unknown label": 160} and batch["targets"] == [] and len(batch["images"]) == 0
 
 
 def test_the_crop_is_within_its_bounds():

@@ -1,0 +1,119 @@
+"""Any model of CLIP's kind, as evaluation uses it: images and texts to features."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModel, AutoProcessor, PreTrainedTokenizerBase
+
+from flip_hf.evaluation.zero_shot import normalized, text_padding
+
+
+class Encoder:
+    """A model and its processor.
+
+    Args:
+        model: has `get_image_features`, `get_text_features` and a `vision_model`: FlipModel, CLIPModel, SiglipModel.
+        processor: with an image processor and a tokenizer.
+
+    Raises:
+        ValueError: the model is of another kind.
+    """
+
+    def __init__(self, model: Any, processor: Any):
+        missing = [n for n in ("get_image_features", "get_text_features", "vision_model") if not hasattr(model, n)]
+        if missing:
+            raise ValueError(f"{type(model).__name__} has no {missing[0]}: evaluation takes models of CLIP's kind.")
+        self.model, self.processor = model.eval().requires_grad_(False), processor
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, device: Any = "cpu", dtype: Any = torch.float32, **kwargs: Any
+    ) -> "Encoder":
+        """Loads model and processor from a folder or Hub id.
+
+        Args:
+            name_or_path: the folder or id.
+            device, dtype: where the model goes, and its precision.
+            kwargs: `revision`, `attn_implementation`, ... for the model's `from_pretrained`.
+        """
+        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs).to(device)
+        shared = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
+        return cls(model, AutoProcessor.from_pretrained(name_or_path, **shared))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's; of texts longer than the model's context it keeps the beginning."""
+        return self.processor.tokenizer
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        vision = self.model.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
+    def transform(self, image: Image.Image) -> torch.Tensor:
+        """An RGB image to (3, S, S), as the image processor saved with the model does; in the loader's processes."""
+        return self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def images(self, pixel_values: torch.Tensor, places: Any = None, **masking: Any) -> torch.Tensor:
+        """Features (B, E), normalised, of images (B, 3, S, S); `masking` as FlipModel takes it."""
+        pixel_values = pixel_values.to(self.model.dtype)
+        return normalized(self.model.get_image_features(pixel_values=pixel_values, **masking).pooler_output)
+
+    def trunk(self, pixel_values: torch.Tensor, places: Any = None) -> torch.Tensor:
+        """Features (B, D) of images before the projection: what CLIP's linear probes see (CLIP paper, section 3.2)."""
+        return self.model.vision_model(pixel_values=pixel_values.to(self.model.dtype)).pooler_output
+
+    @torch.no_grad()
+    def texts(self, texts: list[str]) -> torch.Tensor:
+        """Features (B, E), normalised."""
+        inputs = self.tokenizer(texts, padding=text_padding(self.model), truncation=True, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        accepted = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        return normalized(self.model.get_text_features(**accepted).pooler_output)
+
+
+# -- masked inference (FLIP, Table 1d) ---------------------------------------------------------------------------------
+
+
+def complementary_masks(places: list[tuple[int, int]], num_patches: int, mask_ratio: float, seed: int) -> torch.Tensor:
+    """Patches (V, B, K) of the V views that share an image out: 2 at a mask ratio of 0.5, 4 at 0.75.
+
+    Views are drawn for each image from the seed and its place, so that processes and batches do not matter. What is
+    left over, where V does not divide the patches, no view sees.
+
+    Raises:
+        ValueError: a view would be the whole image, or empty.
+    """
+    kept = int(num_patches * (1 - mask_ratio))
+    if not 0 < kept < num_patches:
+        raise ValueError(f"A mask ratio of {mask_ratio} keeps {kept} of {num_patches} patches: that is no masked view.")
+    views = num_patches // kept
+    drawn = [np.random.default_rng((seed, *place)).permutation(num_patches)[: views * kept] for place in places]
+    ids = torch.from_numpy(np.stack(drawn)).unflatten(1, (views, kept))  # (B, V, K)
+    return ids.sort(dim=2).values.transpose(0, 1)
+
+
+def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: int = 0) -> Any:
+    """Encodes images as FLIP's Table 1d does: one masked view of each, or the mean feature of complementary views.
+
+    Args:
+        encoder: of a FlipModel; others know no masks.
+        mask_ratio: fraction of the patches that a view does not see.
+        ensemble: all views of an image, instead of its first.
+        seed: of the masks.
+
+    Returns:
+        Images (B, 3, S, S) and their places to features (B, E), normalised.
+    """
+
+    def encode(pixel_values: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+        masks = complementary_masks(places, encoder.num_patches, mask_ratio, seed).to(pixel_values.device)
+        views = [encoder.images(pixel_values, ids_keep=ids) for ids in (masks if ensemble else masks[:1])]
+        return nn.functional.normalize(torch.stack(views).mean(dim=0), dim=-1)
+
+    return encode

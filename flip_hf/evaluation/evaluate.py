@@ -1,0 +1,70 @@
+"""Every task on every data set, one after the other; what cannot be measured is said and left out."""
+
+import logging
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from flip_hf.data.refusals import BadDataError
+from flip_hf.evaluation.encoder import Encoder
+from flip_hf.evaluation.options import NEED_TRAINING, EvaluationOptions, fits
+from flip_hf.evaluation.registry import DataSet
+from flip_hf.evaluation.subject import Subject
+from flip_hf.evaluation.tasks import TASK_FUNCTIONS, Result
+
+logger = logging.getLogger(__name__)
+
+# What may be wrong with one data set, and is no reason to give up the others.
+PROBLEMS = (ValueError, OSError, BadDataError)
+
+
+def evaluate(
+    encoder: Encoder, data_sets: list[DataSet], options: EvaluationOptions, accelerator: Accelerator
+) -> tuple[list[Result], dict[str, str]]:
+    """Measures.
+
+    Args:
+        encoder: the model.
+        data_sets: on what.
+        options: which tasks, and how.
+        accelerator: the processes; each must call this, and has all results.
+
+    Returns:
+        What was measured; and `"title, task"` of what was not, with the reason in a line.
+    """
+    jobs = [(each, task) for each in data_sets for task in options.tasks if fits(task, each)]
+    subjects, problems = _open_all(encoder, jobs, options, accelerator)
+    results = []
+    with tqdm(total=len(jobs), unit="task", disable=not accelerator.is_main_process) as bar:
+        for described, task in jobs:
+            key = f"{described.title}, {task}"
+            bar.set_description(key)
+            try:
+                if key not in problems:
+                    results.append(TASK_FUNCTIONS[task](subjects[described.name]))
+            except PROBLEMS as error:
+                problems[key] = str(error)
+            if task == [each for each in options.tasks if fits(each, described)][-1]:
+                subjects.pop(described.name, None)  # its features are not needed any more
+            bar.update()
+    for key, why in problems.items():
+        if accelerator.is_main_process:
+            logger.warning("Not measured: %s. %s", key, why)
+    return results, {key: why.splitlines()[0] for key, why in problems.items()}
+
+
+def _open_all(
+    encoder: Encoder, jobs: list[tuple[DataSet, str]], options: EvaluationOptions, accelerator: Accelerator
+) -> tuple[dict[str, Subject], dict[str, str]]:
+    """Opens every data set: what is missing is known before hours are spent on the others."""
+    subjects: dict[str, Subject] = {}
+    problems: dict[str, str] = {}
+    for described, task in jobs:
+        try:
+            if described.name not in subjects:
+                subjects[described.name] = Subject(encoder, described, options, accelerator)
+            if task in NEED_TRAINING:
+                subjects[described.name].source("train")
+        except PROBLEMS as error:
+            problems[f"{described.title}, {task}"] = str(error)
+    return subjects, problems

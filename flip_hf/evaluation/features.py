@@ -1,0 +1,107 @@
+"""Features of a whole data set, shared out over the processes and put back into its order."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from flip_hf.data.refusals import BadDataError
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model makes of N images, in the order of their data set, on every process.
+
+    Attributes:
+        values: (N, D), float32.
+        targets: what is known of each image: its class, its classes or its captions.
+        places: (shard, row) of each.
+        refused: images that could not be used, by reason.
+    """
+
+    values: np.ndarray
+    targets: list[Any]
+    places: list[tuple[int, int]]
+    refused: Counter[str]
+
+
+@torch.no_grad()
+def extract(
+    encode: Callable[[torch.Tensor, list[tuple[int, int]]], torch.Tensor],
+    batches: Iterable[dict[str, Any]],
+    accelerator: Accelerator,
+    name: str,
+) -> Features:
+    """Encodes this process's part of a data set, and gathers all parts.
+
+    Args:
+        encode: images (B, ...) on the device and their places to features (B, D).
+        batches: of an [`EvalStream`] that knows this process.
+        accelerator: the processes; each must call this.
+        name: shown on the progress bar.
+
+    Raises:
+        BadDataError: a process cannot read its part; on all processes, so that none waits for it.
+    """
+    part = _Part()
+    with tqdm(desc=name, unit=" images", leave=False, disable=not accelerator.is_main_process) as bar:
+        try:
+            for batch in batches:
+                part.refused.update(batch["refused"])
+                if batch["targets"]:
+                    images = batch["images"].to(accelerator.device)
+                    part.values.append(encode(images, batch["places"]).float().cpu().numpy())
+                    part.targets += batch["targets"]
+                    part.places += batch["places"]
+                    bar.update(len(images) * accelerator.num_processes)
+        except BadDataError as error:
+            part.error = str(error)
+    return _together(gather_object([part]))
+
+
+@dataclass
+class _Part:
+    """What one process has read."""
+
+    values: list[np.ndarray] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    error: str | None = None
+
+
+def _together(parts: Sequence[_Part]) -> Features:
+    for part in parts:
+        if part.error is not None:
+            raise BadDataError(part.error)
+    values = [value for part in parts for value in part.values]
+    targets = [target for part in parts for target in part.targets]
+    places = [place for part in parts for place in part.places]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    stacked = np.concatenate(values)[order] if values else np.empty((0, 0), np.float32)
+    refused = sum((part.refused for part in parts), Counter())
+    return Features(stacked, [targets[i] for i in order], [places[i] for i in order], refused)
+
+
+def extract_texts(
+    encode: Callable[[list[str]], torch.Tensor], texts: Sequence[str], accelerator: Accelerator, batch_size: int
+) -> np.ndarray:
+    """Features (N, E), float32, of N texts; batches are the same for any number of processes, which take them in turn.
+
+    Args:
+        encode: texts to features (B, E).
+        texts: N of them.
+        accelerator: the processes; each must call this.
+        batch_size: texts encoded at once.
+    """
+    batches = [list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
+    turns = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    bar = tqdm(turns, desc="texts", unit="batch", leave=False, disable=not accelerator.is_main_process)
+    encoded = dict(gather_object([(turn, encode(batches[turn]).float().cpu().numpy()) for turn in bar]))
+    return np.concatenate([encoded[turn] for turn in range(len(batches))])

@@ -1,0 +1,124 @@
+"""A described data set, opened: from the Hub, from a local copy, or data of one's own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from flip_hf.data.eval_stream import EvalStream
+from flip_hf.data.files import files_below
+from flip_hf.data.loader import make_loader
+from flip_hf.data.reading import Reader
+from flip_hf.data.sources import SHARD_EXTENSIONS, Source, open_source
+from flip_hf.data.targets import ClassIndex, ClassVector, captions
+from flip_hf.evaluation.registry import DataSet
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Class names of a file with one a line, in the order of the labels.
+
+    Raises:
+        ValueError: the file is empty.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ValueError(f"{path} has no class names: write one a line, in the order of the labels.")
+    return names
+
+
+def _local_copy(data_set: DataSet, split: str, data_dir: str) -> str:
+    """The folder of a data set below `data_dir`: `name/split` where that holds shards, else `name`."""
+    folder = Path(data_dir) / data_set.name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no copy of {data_set.name!r} in {data_dir}: put it into {folder}, as tar or parquet shards in a "
+            "folder a split, as an image folder, or as save_to_disk wrote it."
+        )
+    inner = folder / split
+    if inner.is_dir() and any(files_below(str(inner), extension) for extension in SHARD_EXTENSIONS):
+        return str(inner)
+    if any(files_below(str(folder), extension) for extension in SHARD_EXTENSIONS) and not _is_saved(folder):
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise FileNotFoundError(f"{folder} has no shards of the split {split!r} in {inner}; there are: {found}.")
+    return str(folder)
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
+    """Opens one split: `train`, `validation` or `test`, whatever the data set calls it.
+
+    Raises:
+        FileNotFoundError: there is no local copy where one is asked for.
+        ValueError: the data set has no such split, or is not on the Hub; see also [`open_source`].
+    """
+    if split not in data_set.splits:
+        known = ", ".join(data_set.splits) or "none"
+        raise ValueError(f"{data_set.title} has no split for {split!r}, only: {known}.")
+    called = data_set.splits[split]
+    if data_dir is None and data_set.path is None:
+        raise ValueError(
+            f"{data_set.title} is not on the Hub; get a copy and name its folder with --data_dir. {data_set.note or ''}"
+        )
+    path = _local_copy(data_set, called, data_dir) if data_dir is not None else data_set.path
+    return open_source(
+        path or "",
+        split=called,
+        config=data_set.config,
+        image_column=data_set.image_column,
+        target_column=data_set.target_column,
+        kind="caption" if data_set.task == "retrieval" else "label",
+    )
+
+
+def named_classes(data_set: DataSet, source: Source) -> DataSet:
+    """The data set with its class names: its own, or those that the data carry.
+
+    Raises:
+        ValueError: nobody knows them, or there are not as many as labels.
+    """
+    if data_set.task == "retrieval":
+        return data_set
+    if not data_set.class_names:
+        if source.class_names is None:
+            raise ValueError(
+                f"The data set {source.name!r} does not name its classes in {source.target_column!r}. Give "
+                "--class_names FILE, one name a line in the order of the labels."
+            )
+        return replace(data_set, class_names=source.class_names)
+    if source.class_names is not None and len(source.class_names) != len(data_set.class_names):
+        raise ValueError(
+            f"{data_set.title} is described with {len(data_set.class_names)} classes, but {source.name!r} has "
+            f"{len(source.class_names)} in {source.target_column!r}; give --class_names with one line a class."
+        )
+    return data_set
+
+
+def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
+    """What makes a target of a value of the data set's target column."""
+    if data_set.task == "retrieval":
+        return captions
+    if data_set.metric == "map_11_points":
+        return ClassVector(len(data_set.class_names))
+    return ClassIndex(data_set.class_names)
+
+
+def eval_loader(
+    data_set: DataSet,
+    source: Source,
+    transform: Callable[[Any], Any],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> DataLoader:
+    """One pass over this process's part of a split."""
+    process = Reader(accelerator.process_index, accelerator.num_processes)
+    stream = EvalStream(source, transform, target_reader(data_set), batch_size=batch_size, process=process)
+    return make_loader(stream, num_workers=num_workers)

@@ -1,0 +1,62 @@
+"""Which pictures belong to which results; how they are drawn is in `plots.py`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flip_hf.evaluation.papers import published
+from flip_hf.evaluation.plots import (
+    plot_confusion_matrix,
+    plot_probe_curves,
+    plot_retrieval_grid,
+    plot_zero_shot_bars,
+)
+from flip_hf.evaluation.tasks import Result
+
+
+def draw(results: Iterable[Result], folder: Path, model: str) -> list[Path]:
+    """Draws what there is to see, and returns the files.
+
+    Args:
+        results: of one model.
+        folder: of the pictures; it exists.
+        model: its name.
+    """
+    results = list(results)
+    files = []
+    zero_shot = {result.data_set: result for result in results if result.task == "zero-shot"}
+    if zero_shot:
+        files.append(folder / "zero_shot.png")
+        values = {name: result.value for name, result in zero_shot.items()}
+        chance = {name: 1 / r.details["classes"] for name, r in zero_shot.items() if r.metric in ("top1", "mean_per_class")}
+        plot_zero_shot_bars(values, published("zero_shot"), files[-1], chance, model)
+    for name, result in zero_shot.items():
+        if "confusion" in result.material:
+            files.append(folder / f"confusion_{name}.png")
+            plot_confusion_matrix(result.material["confusion"], result.material["class_names"], files[-1])
+    for name in dict.fromkeys(result.data_set for result in results):
+        probes = {r.task: r.material for r in results if r.data_set == name}
+        linear = probes.get("linear-probe", {}).get("searched")
+        shots = probes.get("few-shot", {}).get("few_shot")
+        if linear or shots:
+            files.append(folder / f"probes_{name}.png")
+            base = zero_shot[name].value if name in zero_shot else None
+            plot_probe_curves(linear, shots, base, files[-1])
+    for result in results:
+        if result.task == "retrieval":
+            for what, (queries, answers) in _retrieved(result.material).items():
+                files.append(folder / f"retrieval_{what}_{result.data_set}.png")
+                plot_retrieval_grid(queries, answers, files[-1])
+    return files
+
+
+def _retrieved(material: dict[str, Any]) -> dict[str, tuple[list[Any], list[list[tuple[Any, bool]]]]]:
+    """Queries of each kind and their best answers, evenly from the whole data set."""
+    pictures, captions, image_of_text = material["pictures"], material["captions"], material["image_of_text"]
+    by_text, by_image = material["best_images"], material["best_texts"]
+    of_texts = [[(pictures[i], i == image_of_text[text]) for i in best] for text, best in by_text.items()]
+    of_images = [[(captions[t], image_of_text[t] == image) for t in best] for image, best in by_image.items()]
+    return {
+        "images_of_texts": ([captions[text] for text in by_text], of_texts),
+        "texts_of_images": ([pictures[image] for image in by_image], of_images),
+    }

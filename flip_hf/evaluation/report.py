@@ -1,0 +1,104 @@
+"""Results for people and for programs: a table, JSON, Markdown, and a card's model-index."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from flip_hf.evaluation.options import EvaluationOptions
+from flip_hf.evaluation.registry import DataSet
+from flip_hf.evaluation.tasks import Result
+
+# Names of the Hub's task index.
+HUB_TASKS = {"zero-shot": "zero-shot-image-classification", "masked": "zero-shot-image-classification"}
+HUB_TASKS |= {"retrieval": "image-text-retrieval"}
+HUB_TASKS |= dict.fromkeys(("linear-probe", "few-shot", "fine-tune"), "image-classification")
+CARD_METRICS = ("top1", "top5", "mean_per_class", "map_11_points", "roc_auc")
+
+
+def to_json(model: str, options: EvaluationOptions, results: list[Result], skipped: dict[str, str]) -> dict[str, Any]:
+    """The whole report.
+
+    Args:
+        model: its name or folder.
+        options: of the evaluation.
+        results: what was measured.
+        skipped: what was not, `data set, task` to the reason.
+    """
+    keep = ("data_set", "title", "task", "metric", "metrics", "samples", "refused", "details")
+    return {
+        "model": model,
+        "command": "scripts/evaluate.py " + " ".join(sys.argv[1:]),
+        "options": {name: value for name, value in vars(options).items() if value not in (None, [])},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "results": [{name: getattr(result, name) for name in keep} for result in results],
+        "skipped": skipped,
+    }
+
+
+def table(results: list[Result], skipped: dict[str, str]) -> str:
+    """A Markdown table, a row a task and data set; figures in percent."""
+    lines = ["| data set | task | metric | % | other figures, % | samples | skipped |", "|---|---|---|---|---|---|---|"]
+    for result in results:
+        others = ", ".join(f"{k} {100 * v:.1f}" for k, v in result.metrics.items() if k != result.metric)
+        refused = ", ".join(f"{count} x {reason}" for reason, count in result.refused.items())
+        lines.append(
+            f"| {result.title} | {result.task} | {result.metric} | {100 * result.value:.1f} | {others} "
+            f"| {result.samples:,} | {refused or 'none'} |"
+        )
+    lines += [f"| {name.split(', ')[0]} | {name.split(', ')[1]} | not measured | | | | {why} |" for name, why in skipped.items()]
+    return "\n".join(lines) + "\n"
+
+
+def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalResult]:
+    """Entries of a model-index: of each result the figures that tables usually have."""
+    described = {data_set.name: data_set for data_set in data_sets}
+    entries = []
+    for result in results:
+        data_set = described[result.data_set]
+        for metric, value in result.metrics.items():
+            if metric != result.metric and metric not in CARD_METRICS and "recall@" not in metric:
+                continue
+            entries.append(
+                EvalResult(
+                    task_type=HUB_TASKS[result.task],
+                    task_name=result.task,
+                    dataset_type=data_set.path or data_set.name,
+                    dataset_name=data_set.title,
+                    dataset_config=data_set.config,
+                    dataset_split=data_set.splits["test"],
+                    metric_type=metric,
+                    metric_name=f"{result.task}, {metric}",
+                    metric_value=round(100 * value, 2),
+                )
+            )
+    return entries
+
+
+def write_card(folder: Path, entries: list[EvalResult]) -> None:
+    """Puts entries into the card of a model folder, in place of older ones of the same figures; others stay."""
+    path = folder / "README.md"
+    card = ModelCard.load(path) if path.exists() else ModelCard.from_template(
+        ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n\n# {{ name }}\n", name=folder.name
+    )
+    data: Any = card.data
+    kept = [old for old in data.eval_results or [] if not any(_same(old, new) for new in entries)]
+    data.model_name = data.model_name or folder.name
+    data.eval_results = [*kept, *entries]
+    card.save(path)
+
+
+def _same(old: EvalResult, new: EvalResult) -> bool:
+    return old.metric_name == new.metric_name and old.unique_identifier == new.unique_identifier
+
+
+def write_report(folder: Path, report: dict[str, Any], markdown: str) -> None:
+    """Writes `results.json` and `results.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    lines = [f"# {report['model']}", "", markdown, f"`{report['command']}`", ""]
+    (folder / "results.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,144 @@
+"""One model on one data set: what several tasks need is computed once."""
+
+import logging
+from collections import Counter
+from functools import cached_property
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+
+from flip_hf.data.decode import decode_image
+from flip_hf.data.reading import Reader, read_rows
+from flip_hf.data.sources import Source
+from flip_hf.data.workers import default_workers
+from flip_hf.evaluation.encoder import Encoder, masked_images
+from flip_hf.evaluation.features import Features, extract, extract_texts
+from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
+from flip_hf.evaluation.options import EvaluationOptions
+from flip_hf.evaluation.registry import DataSet
+from flip_hf.evaluation.zero_shot import normalized, prompt_embeddings
+
+logger = logging.getLogger(__name__)
+
+
+class Subject:
+    """What tasks see. Every process must ask for the same things in the same order.
+
+    Args:
+        encoder: the model.
+        described: the data set.
+        options: of the evaluation.
+        accelerator: the processes.
+
+    Raises:
+        ValueError, FileNotFoundError: the data set's test split cannot be opened; see [`open_split`].
+    """
+
+    def __init__(self, encoder: Encoder, described: DataSet, options: EvaluationOptions, accelerator: Accelerator):
+        self.encoder, self.options, self.accelerator = encoder, options, accelerator
+        self._described = described
+        self._sources: dict[str, Source] = {}
+        self._features: dict[tuple[str, str], Features] = {}
+        self.data_set = named_classes(described, self.source("test"))
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def source(self, split: str) -> Source:
+        """A split, opened."""
+        if split not in self._sources:
+            self._sources[split] = open_split(self._described, split, self.options.data_dir)
+        return self._sources[split]
+
+    def has(self, split: str) -> bool:
+        """Whether the data set has such a split."""
+        return split in self.data_set.splits
+
+    def features(self, split: str, kind: str = "images") -> Features:
+        """Features of a split, in its order.
+
+        Args:
+            split: `train`, `validation` or `test`.
+            kind: `images` (N, E), as they are compared with texts; `trunk` (N, D), before the projection; `view` and
+                `views` (N, E), of one masked view, and of all that complement each other.
+
+        Raises:
+            ValueError: no image of it could be used.
+        """
+        if (split, kind) not in self._features:
+            loader = eval_loader(
+                self.data_set,
+                self.source(split),
+                self.encoder.transform,
+                self.accelerator,
+                batch_size=self.options.batch_size,
+                num_workers=default_workers() if self.options.num_workers is None else self.options.num_workers,
+            )
+            features = extract(self._encode(kind), loader, self.accelerator, f"{self.data_set.name} {split}, {kind}")
+            if not features.targets:
+                why = ", ".join(f"{count} x {reason}" for reason, count in features.refused.items())
+                raise ValueError(f"No image of {self.data_set.title} ({split}) can be used: {why or 'there is none'}.")
+            self._features[split, kind] = features
+        return self._features[split, kind]
+
+    def _encode(self, kind: str):
+        if kind in ("view", "views"):
+            options = self.options
+            return masked_images(self.encoder, options.mask_ratio, ensemble=kind == "views", seed=options.seed)
+        return {"images": self.encoder.images, "trunk": self.encoder.trunk}[kind]
+
+    def pictures(self, split: str, numbers: set[int]) -> dict[int, Image.Image]:
+        """Some images of a split by their number among its features, small, for a person to see."""
+        wanted = {self.features(split).places[number]: number for number in numbers}
+        found, source = {}, self.source(split)
+        for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: None):
+            if place in wanted:
+                image = decode_image(source.image(row))
+                image.thumbnail((160, 160))
+                found[wanted[place]] = image
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def labels(self, split: str) -> np.ndarray:
+        """Labels (N,), or (N, C) of data that show several classes, of the features of a split."""
+        features = next(features for (name, _), features in self._features.items() if name == split)
+        return np.array(features.targets)
+
+    @property
+    def refused(self) -> Counter[str]:
+        """What could not be used so far, by reason, each split counted once."""
+        by_split = {split: features.refused for (split, _), features in self._features.items()}
+        return sum(by_split.values(), Counter())
+
+    # -- texts ---------------------------------------------------------------------------------------------------------
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """Features (N, E) of N texts."""
+        return extract_texts(self.encoder.texts, texts, self.accelerator, self.options.batch_size)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts: those asked for, else the data set's own."""
+        chosen = self.options.templates or self.data_set.templates
+        return resolve_templates(chosen[0] if len(chosen) == 1 else chosen)
+
+    @cached_property
+    def class_weights(self) -> np.ndarray:
+        """One embedding a class (C, E), as [`class_embeddings`] has them; the processes share the prompts out.
+
+        The sum over prompts has the same order for any number of processes, and so the same last digits.
+        """
+        turns = range(self.accelerator.process_index, len(self.templates), self.accelerator.num_processes)
+        bar = tqdm(turns, desc="prompts", leave=False, disable=not self.accelerator.is_main_process)
+        mine = [(turn, self._prompted(self.templates[turn]).cpu()) for turn in bar]
+        embeds = dict(gather_object(mine))
+        return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0)).numpy()
+
+    def _prompted(self, template: str) -> torch.Tensor:
+        model, names = self.encoder.model, self.data_set.class_names
+        return prompt_embeddings(model, self.encoder.tokenizer, names, template, model.device)

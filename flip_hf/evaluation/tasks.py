@@ -1,0 +1,212 @@
+"""What can be measured of a model on a data set; each task is one function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flip_hf.evaluation.metrics import METRICS
+from flip_hf.evaluation.probe import Labelled, few_shot, linear_probe
+from flip_hf.evaluation.subject import Subject
+
+
+@dataclass
+class Result:
+    """What came out of a task on a data set.
+
+    Attributes:
+        data_set: its name.
+        title: its name for people.
+        task: one of `TASKS`.
+        metric: the data set's own, a key of `metrics`.
+        metrics: all figures, in [0, 1].
+        samples: that were measured on.
+        refused: samples that could not be used, by reason.
+        details: what else belongs into the report; JSON-able.
+        material: for pictures; not in the report.
+    """
+
+    data_set: str
+    title: str
+    task: str
+    metric: str
+    metrics: dict[str, float]
+    samples: int
+    refused: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+    material: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The data set's own metric."""
+        return self.metrics[self.metric]
+
+
+def _result(subject: Subject, task: str, metrics: dict[str, float], metric: str, samples: int, **more: Any) -> Result:
+    described = subject.data_set
+    return Result(
+        described.name, described.title, task, metric, metrics, samples, dict(sorted(subject.refused.items())), **more
+    )
+
+
+# -- with texts --------------------------------------------------------------------------------------------------------
+
+
+def _main_metric(subject: Subject) -> str:
+    return {"accuracy": "top1"}.get(subject.data_set.metric, subject.data_set.metric)
+
+
+def _classified(subject: Subject, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The data set's own metric, and accuracies where an image has one class."""
+    names = [subject.data_set.metric]
+    if labels.ndim == 1:
+        names += [name for name in ("accuracy", "mean_per_class") if name not in names]
+    return {
+        key: value
+        for name in names
+        for key, value in (METRICS[name]().compute(predictions=scores, references=labels) or {}).items()
+    }
+
+
+def zero_shot(subject: Subject) -> Result:
+    """Classification by class names in prompts (CLIP, section 3.1)."""
+    features = subject.features("test")
+    scores, labels = features.values @ subject.class_weights.T, subject.labels("test")
+    names = subject.data_set.class_names
+    details: dict[str, Any] = {"classes": len(names), "templates": len(subject.templates)}
+    material = {}
+    if labels.ndim == 1:
+        found = np.bincount(labels, minlength=len(names))
+        details["empty_classes"] = [name for name, count in zip(names, found, strict=True) if not count]
+        confusion = np.zeros((len(names), len(names)), np.int64)
+        np.add.at(confusion, (labels, scores.argmax(axis=1)), 1)
+        material = {"confusion": confusion, "class_names": names}
+    metrics = _classified(subject, scores, labels)
+    return _result(
+        subject, "zero-shot", metrics, _main_metric(subject), len(labels), details=details, material=material
+    )
+
+
+def masked(subject: Subject) -> Result:
+    """Zero-shot classification of whole images, of one masked view, and of complementary views (FLIP, Table 1d)."""
+    metric, metrics = _main_metric(subject), {}
+    weights = subject.class_weights
+    for kind, name in (("images", "whole"), ("view", "one view"), ("views", "ensemble")):
+        features = subject.features("test", kind)
+        scores = _classified(subject, features.values @ weights.T, subject.labels("test"))
+        metrics |= {f"{name}, {key}": value for key, value in scores.items()}
+    views = int(1 / (1 - subject.options.mask_ratio))
+    details = {"mask_ratio": subject.options.mask_ratio, "views": views}
+    samples = len(subject.labels("test"))
+    return _result(subject, "masked", metrics, f"ensemble, {metric}", samples, details=details)
+
+
+def retrieval(subject: Subject) -> Result:
+    """Which texts an image finds, and which images a text finds, among all of the test set."""
+    features = subject.features("test")
+    texts = [caption for captions in features.targets for caption in captions]
+    image_of_text = np.repeat(np.arange(len(features.targets)), [len(captions) for captions in features.targets])
+    text_values = subject.texts(texts)
+    metrics: dict[str, float] = METRICS["recall"]().compute(  # pyright: ignore[reportAssignmentType]
+        predictions=text_values, references=image_of_text, image_embeds=features.values
+    )
+    main = "mean_recall@1"
+    metrics[main] = (metrics["text_retrieval_recall@1"] + metrics["image_retrieval_recall@1"]) / 2
+    best_images, best_texts = best_answers(text_values, features.values), best_answers(features.values, text_values)
+    shown = {*best_texts, *(image for images in best_images.values() for image in images)}
+    material = {
+        **{"captions": texts, "image_of_text": image_of_text, "best_images": best_images, "best_texts": best_texts},
+        "pictures": subject.pictures("test", shown),
+    }
+    details = {"captions": len(texts)}
+    return _result(subject, "retrieval", metrics, main, len(features.targets), details=details, material=material)
+
+
+# A picture shows so many queries of each kind, and so many answers to each.
+QUERIES, ANSWERS = 4, 5
+
+
+def best_answers(queries: np.ndarray, answers: np.ndarray) -> dict[int, list[int]]:
+    """A few queries (Q, E), evenly spread, and their best answers (A, E) by cosine similarity of unit vectors."""
+    chosen = np.unique(np.linspace(0, len(queries) - 1, QUERIES).astype(int))
+    order = np.argsort(-(queries[chosen] @ answers.T), axis=1, kind="stable")[:, :ANSWERS]
+    return {int(query): best.tolist() for query, best in zip(chosen, order, strict=True)}
+
+
+# -- with training -----------------------------------------------------------------------------------------------------
+
+
+def _labelled(subject: Subject, split: str) -> Labelled:
+    features = subject.features(split, "trunk")
+    labels = np.array(features.targets)
+    if labels.ndim != 1:
+        raise ValueError(f"Probes need images of one class; those of {subject.data_set.title} show several.")
+    return Labelled(features.values, labels)
+
+
+def _score(subject: Subject) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The data set's own metric of probabilities (N, C) and labels (N,)."""
+    metric, key = METRICS[subject.data_set.metric], _main_metric(subject)
+
+    def score(probabilities: np.ndarray, labels: np.ndarray) -> float:
+        return (metric().compute(predictions=probabilities, references=labels) or {})[key]
+
+    return score
+
+
+def probe(subject: Subject) -> Result:
+    """Logistic regression on the features before the projection, its strength chosen on a validation split."""
+    train, test = _labelled(subject, "train"), _labelled(subject, "test")
+    validation = _labelled(subject, "validation") if subject.has("validation") else None
+    found = linear_probe(
+        train,
+        test,
+        score=_score(subject),
+        validation=validation,
+        num_classes=len(subject.data_set.class_names),
+        seed=subject.options.seed,
+    )
+    metrics = _classified(subject, found.probabilities, test.labels)
+    names = subject.data_set.class_names
+    details = {
+        **{"lambda": found.best_lambda, "searched": {f"{k:.3g}": v for k, v in found.searched.items()}},
+        **{"unconverged": found.unconverged, "empty_classes": [names[index] for index in found.empty_classes]},
+    }
+    material = {"searched": found.searched}
+    return _result(
+        subject, "linear-probe", metrics, _main_metric(subject), len(test.labels), details=details, material=material
+    )
+
+
+def probe_few(subject: Subject) -> Result:
+    """Logistic regression on a few images a class, several times."""
+    train, test = _labelled(subject, "train"), _labelled(subject, "test")
+    options = subject.options
+    found = few_shot(
+        train,
+        test,
+        score=_score(subject),
+        shots=tuple(options.shots),
+        repeats=options.repeats,
+        validation=_labelled(subject, "validation") if subject.has("validation") else None,
+        num_classes=len(subject.data_set.class_names),
+        seed=options.seed,
+    )
+    metrics = {f"{shots}-shot": result.mean for shots, result in found.items()}
+    details = {
+        f"{shots}-shot": {"scores": list(result.scores), "spread": result.spread} for shots, result in found.items()
+    }
+    material = {"few_shot": {shots: list(result.scores) for shots, result in found.items()}}
+    samples = len(test.labels)
+    last = f"{max(found)}-shot"
+    return _result(subject, "few-shot", metrics, last, samples, details=details, material=material)
+
+
+TASK_FUNCTIONS: dict[str, Callable[[Subject], Result]] = {
+    "zero-shot": zero_shot,
+    "masked": masked,
+    "retrieval": retrieval,
+    "linear-probe": probe,
+    "few-shot": probe_few,
+}

@@ -1,0 +1,232 @@
+"""evaluate.py on real tiny models, against what plain Transformers say of every sample."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoProcessor, CLIPModel
+
+from tests.conftest import NUM_PATCHES
+from tests.training.conftest import ROOT, launch, launcher
+from tests.training.test_finetune_clip import make_clip_folder
+
+CLASSES = ("red circle", "blue square", "green star")
+TEMPLATES = ("a photo of a {}.", "this is a {}.")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    torch.manual_seed(0)
+    make_clip_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Forty noisy images of three classes with one, two or three captions each, and their names."""
+    folder, rng = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    (folder / "images" / "test").mkdir(parents=True)
+    rows = []
+    for number in range(40):
+        pixels = rng.integers(0, 256, (40 + number % 7, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / "test" / f"{number:02d}.png")
+        texts = [f"{CLASSES[rng.integers(3)]} {number} {i}" for i in range(1 + number % 3)]
+        rows.append({"file_name": f"{number:02d}.png", "label": int(rng.integers(3)), "captions": texts})
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "images" / "test" / "metadata.jsonl").write_text("".join(lines))
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    return folder, rows
+
+
+def run(*argv, processes: int = 1) -> subprocess.CompletedProcess:
+    """evaluate.py as a user runs it."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launcher(processes), str(ROOT / "scripts" / "evaluate.py"), *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def evaluated(out, *argv, processes: int = 1) -> dict:
+    done = run(*argv, "--output_dir", out, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((out / "results.json").read_text())
+
+
+class Plain:
+    """The same model by Transformers alone, one sample at a time."""
+
+    def __init__(self, folder, data):
+        self.model, self.processor = CLIPModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+        self.data = data
+
+    @torch.no_grad()
+    def image(self, number: int) -> torch.Tensor:
+        image = Image.open(self.data / "images" / "test" / f"{number:02d}.png")
+        pixel_values = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        embeds = self.model.get_image_features(pixel_values=pixel_values).pooler_output[0]
+        return embeds / embeds.norm()
+
+    @torch.no_grad()
+    def text(self, text: str) -> torch.Tensor:
+        inputs = self.processor.tokenizer([text], truncation=True, return_tensors="pt")
+        embeds = self.model.get_text_features(**inputs).pooler_output[0]
+        return embeds / embeds.norm()
+
+    def scores(self, number: int) -> list[float]:
+        image = self.image(number)
+        means = [sum(self.text(template.format(name)) for template in TEMPLATES) for name in CLASSES]
+        return [float(image @ (mean / mean.norm())) for mean in means]
+
+
+def test_zero_shot_of_a_clip_is_what_plain_transformers_say_and_two_processes_agree(clip, labelled, tmp_path):
+    data, rows = labelled
+    argv = [clip, "--data", data / "images", "--class_names", data / "classes.txt", "--templates", *TEMPLATES]
+    one = evaluated(tmp_path / "one", *argv, "--batch_size", "7")
+    plain = Plain(clip, data)
+    hits = [int(np.argmax(plain.scores(number))) == row["label"] for number, row in enumerate(rows)]
+    (result,) = one["results"]
+    assert result["metrics"]["top1"] == sum(hits) / 40 and result["metrics"]["top5"] == 1.0
+    by_class = [[hit for hit, row in zip(hits, rows, strict=True) if row["label"] == label] for label in range(3)]
+    assert result["metrics"]["mean_per_class"] == pytest.approx(np.mean([np.mean(each) for each in by_class]))
+    assert result["samples"] == 40 and result["refused"] == {} and one["skipped"] == {}
+    two = evaluated(tmp_path / "two", *argv, "--batch_size", "7", processes=2)
+    assert two["results"] == one["results"]
+    table = (tmp_path / "one" / "results.md").read_text()
+    assert f"| zero-shot | top1 | {100 * result['metrics']['top1']:.1f} | " in table
+    for name in ("zero_shot.png", "confusion_images.png"):
+        with Image.open(tmp_path / "one" / name) as picture:
+            assert min(picture.size) > 200
+
+
+def test_retrieval_counts_any_caption_of_an_image_and_two_processes_agree(clip, labelled, tmp_path):
+    data, rows = labelled
+    argv = [clip, "--tasks", "retrieval", "--data", data / "images", "--target_column", "captions", "--batch_size", 9]
+    one = evaluated(tmp_path / "one", *argv)
+    plain = Plain(clip, data)
+    images = [plain.image(number) for number in range(40)]
+    texts = [(number, plain.text(text)) for number, row in enumerate(rows) for text in row["captions"]]
+    expected = {}
+    for k in (1, 5, 10):
+        found = 0
+        for number, image in enumerate(images):
+            best = sorted(texts, key=lambda text: -float(image @ text[1]))[:k]
+            found += number in [owner for owner, _ in best]
+        expected[f"text_retrieval_recall@{k}"] = found / 40
+        found = 0
+        for owner, text in texts:
+            best = sorted(range(40), key=lambda number: -float(images[number] @ text))[:k]
+            found += owner in best
+        expected[f"image_retrieval_recall@{k}"] = found / len(texts)
+    (result,) = one["results"]
+    assert {name: result["metrics"][name] for name in expected} == pytest.approx(expected)
+    assert 0 < result["metrics"]["image_retrieval_recall@10"] < 1 and result["details"]["captions"] == len(texts)
+    assert evaluated(tmp_path / "two", *argv, processes=2)["results"] == one["results"]
+    assert (tmp_path / "one" / "retrieval_images_of_texts_images.png").exists()
+
+
+def test_masked_views_and_their_ensemble_are_measured_and_go_into_the_card(saved, labelled, tmp_path):
+    data, _ = labelled
+    argv = [saved, "--tasks", "zero-shot", "masked", "--data", data / "images", "--class_names", data / "classes.txt"]
+    report = evaluated(tmp_path / "one", *argv, "--mask_ratio", "0.75", "--card")
+    whole, views = report["results"]
+    assert views["metrics"]["whole, top1"] == whole["metrics"]["top1"] and views["details"]["views"] == 4
+    assert set(views["metrics"]) >= {"one view, top1", "ensemble, top1"} and views["metric"] == "ensemble, top1"
+    (entry, *_) = ModelCard.load(saved / "README.md").data.eval_results
+    assert entry.metric_type == "top1" and entry.metric_value == round(100 * whole["metrics"]["top1"], 2)
+    before = len(ModelCard.load(saved / "README.md").data.eval_results)
+    evaluated(tmp_path / "again", *argv, "--mask_ratio", "0.75", "--card")
+    assert len(ModelCard.load(saved / "README.md").data.eval_results) == before  # replaced, not added
+
+
+def test_complementary_views_share_an_image_out_and_depend_on_its_place_alone():
+    from flip_hf.evaluation.encoder import complementary_masks
+
+    places = [(0, 3), (1, 0), (1, 1)]
+    masks = complementary_masks(places, NUM_PATCHES, 0.75, seed=0)
+    assert masks.shape == (4, 3, NUM_PATCHES // 4)
+    assert (masks.transpose(0, 1).flatten(1).sort(dim=1).values == torch.arange(NUM_PATCHES)).all()
+    assert torch.equal(complementary_masks(places[1:], NUM_PATCHES, 0.75, seed=0), masks[:, 1:])
+    assert not torch.equal(masks[:, 0], masks[:, 1])
+    with pytest.raises(ValueError, match="no masked view"):
+        complementary_masks(places, NUM_PATCHES, 0.99, seed=0)
+
+
+def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
+    """scikit-learn's scanned digits: FLIP trained on captions, then zero-shot, linear-probe and few-shot figures."""
+    write_digits(tmp_path / "digits")
+    trained = launch(
+        *("--train_data", str(tmp_path / "digits"), "--caption_column", "caption", "--output_dir", str(tmp_path / "flip")),
+        *("--vision_config", json.dumps(DIGIT_TOWER | {"image_size": 16, "patch_size": 4})),
+        *("--text_config", json.dumps(DIGIT_TOWER | {"max_position_embeddings": 16})),
+        *("--train_samples", "12000", "--batch_size", "60", "--base_lr", "0.004", "--warmup_samples", "1200"),
+        *("--mask_ratio", "0.5", "--unmasked_samples", "1200", "--unmasked_base_lr", "0.0004"),
+        *("--unmasked_warmup_samples", "120", "--log_samples", "3000", "--report_to", "none", "--precision", "fp32"),
+        *("--crop_area", "0.8", "1", "--flip", "0", "--num_workers", "1"),
+    )
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    (tmp_path / "names.txt").write_text("\n".join(DIGITS))
+    report = evaluated(
+        tmp_path / "out",
+        *(tmp_path / "flip", "--tasks", "zero-shot", "linear-probe", "few-shot", "--data", tmp_path / "digits"),
+        *("--target_column", "label", "--class_names", tmp_path / "names.txt", "--train_split", "train"),
+        *("--templates", "the digit {}", "--shots", 1, 4, "--repeats", 2),
+    )
+    zero_shot, linear, few = report["results"]
+    assert zero_shot["value" if "value" in zero_shot else "metrics"]["top1"] > 0.5  # chance: 0.1
+    assert linear["metrics"]["top1"] > 0.8 > few["metrics"]["1-shot"]
+    assert few["metrics"]["4-shot"] > few["metrics"]["1-shot"] and len(few["details"]["4-shot"]["scores"]) == 2
+    assert (tmp_path / "out" / "probes_digits.png").exists()
+
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_TOWER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def write_digits(folder) -> None:
+    """The 1,797 scans of 8 x 8 as an image folder with captions and labels, a fifth of them as its test."""
+    from sklearn.datasets import load_digits
+
+    digits: dict = load_digits()  # pyright: ignore[reportAssignmentType]
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for split in lines:
+        (folder / split).mkdir(parents=True)
+    for number, (pixels, label) in enumerate(zip(digits["images"], digits["target"], strict=True)):
+        split, name = "test" if number % 5 == 0 else "train", f"{number:04d}.png"
+        Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((16, 16)).save(folder / split / name)
+        row = {"file_name": name, "label": int(label), "caption": f"the digit {DIGITS[label]}"}
+        lines[split].append(json.dumps(row) + "\n")
+    for split, rows in lines.items():
+        (folder / split / "metadata.jsonl").write_text("".join(rows))
+
+
+def test_bad_input_is_named_or_counted(clip, labelled, tmp_path):
+    data, _ = labelled
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "none.txt").write_text("\n")
+    own = ["--data", data / "images"]
+    names = ["--class_names", data / "classes.txt"]
+    cases = [
+        ([clip, *own, "--class_names", tmp_path / "none.txt"], "has no class names"),
+        ([clip, *own, *names, "--test_split", "validation"], "nothing could be measured"),
+        ([clip, *own], "Give --class_names FILE"),
+        ([clip, *own, *names, "--tasks", "sing"], "choose from zero-shot"),
+        ([clip, "--datasets", "food10"], "food101"),
+        ([clip, "--datasets", "food101", "--data_dir", tmp_path], "There is no copy of 'food101'"),
+        ([clip, *own, *names, "--templates", "no place"], "no {} for the label"),
+        ([clip, "--datasets", "food101", "--tasks", "retrieval"], "needs data for retrieval"),
+        ([tmp_path, *own, *names], "error: "),
+        (["--tasks", "zero-shot"], "error: Name"),
+    ]
+    for argv, message in cases:
+        done = run(*argv, "--output_dir", tmp_path / "out")
+        assert done.returncode != 0 and message in done.stderr, (argv, done.stderr[-1500:])
+        assert "Traceback" not in done.stderr
+    report = evaluated(tmp_path / "out", clip, *own, "--class_names", tmp_path / "two.txt")
+    (result,) = report["results"]  # the third class's images have a label that is none
+    assert result["refused"]["unknown label"] + result["samples"] == 40
