@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from huggingface_hub import hf_hub_download
 from torch.utils.data import DataLoader
 
 from flip_hf.data.eval_stream import EvalStream
@@ -61,24 +62,38 @@ def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
     if split not in data_set.splits:
         known = ", ".join(data_set.splits) or "none"
         raise ValueError(f"{data_set.title} has no split for {split!r}, only: {known}.")
-    called = data_set.splits[split]
+    called, columns = data_set.splits[split], (data_set.image_column, data_set.target_column)
     if data_dir is None and data_set.path is None:
         raise ValueError(
             f"{data_set.title} is not on the Hub; get a copy and name its folder with --data_dir. {data_set.note or ''}"
         )
-    path = _local_copy(data_set, called, data_dir) if data_dir is not None else data_set.path
+    path, config = data_set.path or "", data_set.config
+    if data_dir is not None:
+        path, config = _local_copy(data_set, called, data_dir), None
+        if not any(files_below(path, ".tar")):  # the columns of another form are found by their usual names
+            columns = (None, None)
     return open_source(
-        path or "",
+        path,
         split=called,
-        config=data_set.config,
-        image_column=data_set.image_column,
-        target_column=data_set.target_column,
+        config=config,
+        image_column=columns[0],
+        target_column=columns[1],
         kind="caption" if data_set.task == "retrieval" else "label",
     )
 
 
-def named_classes(data_set: DataSet, source: Source) -> DataSet:
-    """The data set with its class names: its own, or those that the data carry.
+def _class_names_file(data_set: DataSet, data_dir: str | None) -> tuple[str, ...] | None:
+    """The class names that lie beside a data set, in its local copy or its repository on the Hub."""
+    if data_set.class_names_file is None:
+        return None
+    if data_dir is not None:
+        path = Path(data_dir) / data_set.name / data_set.class_names_file
+        return read_class_names(path) if path.is_file() else None
+    return read_class_names(hf_hub_download(data_set.path or "", data_set.class_names_file, repo_type="dataset"))
+
+
+def named_classes(data_set: DataSet, source: Source, data_dir: str | None) -> DataSet:
+    """The data set with its class names: its own, or those that the data carry or have beside them.
 
     Raises:
         ValueError: nobody knows them, or there are not as many as labels.
@@ -86,12 +101,13 @@ def named_classes(data_set: DataSet, source: Source) -> DataSet:
     if data_set.task == "retrieval":
         return data_set
     if not data_set.class_names:
-        if source.class_names is None:
+        found = source.class_names or _class_names_file(data_set, data_dir)
+        if found is None:
             raise ValueError(
                 f"The data set {source.name!r} does not name its classes in {source.target_column!r}. Give "
                 "--class_names FILE, one name a line in the order of the labels."
             )
-        return replace(data_set, class_names=source.class_names)
+        return replace(data_set, class_names=found)
     if source.class_names is not None and len(source.class_names) != len(data_set.class_names):
         raise ValueError(
             f"{data_set.title} is described with {len(data_set.class_names)} classes, but {source.name!r} has "
@@ -105,8 +121,8 @@ def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
     if data_set.task == "retrieval":
         return captions
     if data_set.metric == "map_11_points":
-        return ClassVector(len(data_set.class_names))
-    return ClassIndex(data_set.class_names)
+        return ClassVector(len(data_set.class_names or ()))
+    return ClassIndex(data_set.class_names or ())
 
 
 def eval_loader(

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.labels import prompt_set, resolve_templates
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.metrics import METRICS
 from flip_hf.evaluation.registry import DataSet, data_set, data_set_names
@@ -38,7 +38,9 @@ class EvaluationOptions:
     target_column: str | None = _option(None, "its column of labels, or of captions; found if not given")
     class_names: str | None = _option(None, "file with its class names, one a line, in the order of the labels")
     metric: str = _option("accuracy", f"of its classes: {', '.join(name for name in METRICS if name != 'recall')}")
-    templates: list[str] = _option([], "prompts: clip_1, clip_7, clip_80, or templates; each data set's own if not given")
+    templates: list[str] = _option(
+        [], "prompts about classes: clip_1, clip_7, clip_80, or templates; each data set's own if not given"
+    )
     batch_size: int = _option(128, "images encoded at once, by each process")
     num_workers: int | None = _option(None, "loader processes of each process; by the cores if not given")
     precision: str = _option("fp32", "fp32 or bf16")
@@ -57,7 +59,9 @@ class EvaluationOptions:
         if not self.datasets and self.data is None:
             raise ValueError("Name known data sets with --datasets, or data of your own with --data.")
         if self.metric not in METRICS or self.metric == "recall":
-            raise ValueError(f"--metric is one of {', '.join(n for n in METRICS if n != 'recall')}, not {self.metric!r}.")
+            raise ValueError(
+                f"--metric is one of {', '.join(n for n in METRICS if n != 'recall')}, not {self.metric!r}."
+            )
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"--precision is fp32 or bf16, not {self.precision!r}.")
         for name in ("batch_size", "repeats"):
@@ -99,11 +103,10 @@ class EvaluationOptions:
             image_column=self.image_column,
             target_column=self.target_column,
             metric="recall" if is_retrieval else self.metric,
-            class_names=read_class_names(self.class_names) if self.class_names else (),
-            templates=("clip_1",),
+            templates=("{}",) if is_retrieval else prompt_set("clip_1"),
             licence="",
             sources=(),
-            note=None,
+            class_names=read_class_names(self.class_names) if self.class_names else None,
         )
 
 

@@ -28,7 +28,9 @@ def draw(results: Iterable[Result], folder: Path, model: str) -> list[Path]:
     if zero_shot:
         files.append(folder / "zero_shot.png")
         values = {name: result.value for name, result in zero_shot.items()}
-        chance = {name: 1 / r.details["classes"] for name, r in zero_shot.items() if r.metric in ("top1", "mean_per_class")}
+        chance = {
+            name: 1 / r.details["classes"] for name, r in zero_shot.items() if r.metric in ("top1", "mean_per_class")
+        }
         plot_zero_shot_bars(values, published("zero_shot"), files[-1], chance, model)
     for name, result in zero_shot.items():
         if "confusion" in result.material:

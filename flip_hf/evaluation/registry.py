@@ -38,8 +38,8 @@ class DataSet:
         path: Hub id; None where there is no public copy, and `note` says what the user's own folder must look like.
         config: the Hub data set's configuration.
         splits: name of each split there is, under `train`, `validation`, `test`.
-        image_column: column of the image; `;` parts alternatives.
-        target_column: column of the label or captions.
+        image_column: column of the image; `;` parts alternatives. None, of data of one's own: by its usual names.
+        target_column: column of the label or captions, likewise.
         metric: what the CLIP paper reports: `accuracy` (top-1), `mean_per_class`, `mean_top1_top5`, `map_11_points`
             (several labels an image), `roc_auc` (two classes, the second is the positive one), `recall`.
         templates: prompts with `{}` for the class or caption.
@@ -59,8 +59,8 @@ class DataSet:
     path: str | None
     config: str | None
     splits: Mapping[str, str] = field(hash=False)
-    image_column: str
-    target_column: str
+    image_column: str | None
+    target_column: str | None
     metric: str
     templates: tuple[str, ...]
     licence: str

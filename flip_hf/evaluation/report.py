@@ -50,7 +50,10 @@ def table(results: list[Result], skipped: dict[str, str]) -> str:
             f"| {result.title} | {result.task} | {result.metric} | {100 * result.value:.1f} | {others} "
             f"| {result.samples:,} | {refused or 'none'} |"
         )
-    lines += [f"| {name.split(', ')[0]} | {name.split(', ')[1]} | not measured | | | | {why} |" for name, why in skipped.items()]
+    lines += [
+        f"| {name.split(', ')[0]} | {name.split(', ')[1]} | not measured | | | | {why} |"
+        for name, why in skipped.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -82,8 +85,14 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
 def write_card(folder: Path, entries: list[EvalResult]) -> None:
     """Puts entries into the card of a model folder, in place of older ones of the same figures; others stay."""
     path = folder / "README.md"
-    card = ModelCard.load(path) if path.exists() else ModelCard.from_template(
-        ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n\n# {{ name }}\n", name=folder.name
+    card = (
+        ModelCard.load(path)
+        if path.exists()
+        else ModelCard.from_template(
+            ModelCardData(library_name="transformers"),
+            template_str="---\n{{ card_data }}\n---\n\n# {{ name }}\n",
+            name=folder.name,
+        )
     )
     data: Any = card.data
     kept = [old for old in data.eval_results or [] if not any(_same(old, new) for new in entries)]

@@ -44,7 +44,7 @@ class Subject:
         self._described = described
         self._sources: dict[str, Source] = {}
         self._features: dict[tuple[str, str], Features] = {}
-        self.data_set = named_classes(described, self.source("test"))
+        self.data_set = named_classes(described, self.source("test"), options.data_dir)
 
     # -- images --------------------------------------------------------------------------------------------------------
 
@@ -122,10 +122,15 @@ class Subject:
         return extract_texts(self.encoder.texts, texts, self.accelerator, self.options.batch_size)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C classes, in the order of the labels; none in retrieval."""
+        return self.data_set.class_names or ()
+
+    @property
     def templates(self) -> tuple[str, ...]:
-        """The prompts: those asked for, else the data set's own."""
-        chosen = self.options.templates or self.data_set.templates
-        return resolve_templates(chosen[0] if len(chosen) == 1 else chosen)
+        """The prompts about classes: those asked for, else the data set's own."""
+        asked = self.options.templates
+        return resolve_templates(asked[0] if len(asked) == 1 else asked) if asked else self.data_set.templates
 
     @cached_property
     def class_weights(self) -> np.ndarray:
@@ -140,5 +145,5 @@ class Subject:
         return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0)).numpy()
 
     def _prompted(self, template: str) -> torch.Tensor:
-        model, names = self.encoder.model, self.data_set.class_names
-        return prompt_embeddings(model, self.encoder.tokenizer, names, template, model.device)
+        model = self.encoder.model
+        return prompt_embeddings(model, self.encoder.tokenizer, self.class_names, template, model.device)

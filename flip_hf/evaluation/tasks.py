@@ -54,7 +54,8 @@ def _result(subject: Subject, task: str, metrics: dict[str, float], metric: str,
 
 
 def _main_metric(subject: Subject) -> str:
-    return {"accuracy": "top1"}.get(subject.data_set.metric, subject.data_set.metric)
+    metric = subject.data_set.metric
+    return "top1" if metric == "accuracy" else metric
 
 
 def _classified(subject: Subject, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -73,7 +74,7 @@ def zero_shot(subject: Subject) -> Result:
     """Classification by class names in prompts (CLIP, section 3.1)."""
     features = subject.features("test")
     scores, labels = features.values @ subject.class_weights.T, subject.labels("test")
-    names = subject.data_set.class_names
+    names = subject.class_names
     details: dict[str, Any] = {"classes": len(names), "templates": len(subject.templates)}
     material = {}
     if labels.ndim == 1:
@@ -107,7 +108,8 @@ def retrieval(subject: Subject) -> Result:
     features = subject.features("test")
     texts = [caption for captions in features.targets for caption in captions]
     image_of_text = np.repeat(np.arange(len(features.targets)), [len(captions) for captions in features.targets])
-    text_values = subject.texts(texts)
+    template = subject.data_set.templates[0]
+    text_values = subject.texts([template.replace("{}", text) for text in texts])
     metrics: dict[str, float] = METRICS["recall"]().compute(  # pyright: ignore[reportAssignmentType]
         predictions=text_values, references=image_of_text, image_embeds=features.values
     )
@@ -164,11 +166,11 @@ def probe(subject: Subject) -> Result:
         test,
         score=_score(subject),
         validation=validation,
-        num_classes=len(subject.data_set.class_names),
+        num_classes=len(subject.class_names),
         seed=subject.options.seed,
     )
     metrics = _classified(subject, found.probabilities, test.labels)
-    names = subject.data_set.class_names
+    names = subject.class_names
     details = {
         **{"lambda": found.best_lambda, "searched": {f"{k:.3g}": v for k, v in found.searched.items()}},
         **{"unconverged": found.unconverged, "empty_classes": [names[index] for index in found.empty_classes]},
@@ -190,7 +192,7 @@ def probe_few(subject: Subject) -> Result:
         shots=tuple(options.shots),
         repeats=options.repeats,
         validation=_labelled(subject, "validation") if subject.has("validation") else None,
-        num_classes=len(subject.data_set.class_names),
+        num_classes=len(subject.class_names),
         seed=options.seed,
     )
     metrics = {f"{shots}-shot": result.mean for shots, result in found.items()}

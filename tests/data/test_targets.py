@@ -36,6 +36,13 @@ def test_all_captions_of_an_image_are_read():
     assert captions(b"a cat\n a dog \n\n") == ["a cat", "a dog"]
     assert captions(["a cat", "  ", "a dog"]) == ["a cat", "a dog"]
     assert captions('["a cat", "a dog"]') == ["a cat", "a dog"]
-    for value, reason in ((None, "missing"), (3, "missing"), ([1], "missing"), ("  ", "empty"), ([], "empty"), ("[x", "JSON")):
+    for value, reason in (
+        (None, "missing"),
+        (3, "missing"),
+        ([1], "missing"),
+        ("  ", "empty"),
+        ([], "empty"),
+        ("[x", "JSON"),
+    ):
         with pytest.raises(RefusedSample, match=reason):
             captions(value)

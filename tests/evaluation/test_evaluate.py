@@ -161,7 +161,14 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     """scikit-learn's scanned digits: FLIP trained on captions, then zero-shot, linear-probe and few-shot figures."""
     write_digits(tmp_path / "digits")
     trained = launch(
-        *("--train_data", str(tmp_path / "digits"), "--caption_column", "caption", "--output_dir", str(tmp_path / "flip")),
+        *(
+            "--train_data",
+            str(tmp_path / "digits"),
+            "--caption_column",
+            "caption",
+            "--output_dir",
+            str(tmp_path / "flip"),
+        ),
         *("--vision_config", json.dumps(DIGIT_TOWER | {"image_size": 16, "patch_size": 4})),
         *("--text_config", json.dumps(DIGIT_TOWER | {"max_position_embeddings": 16})),
         *("--train_samples", "12000", "--batch_size", "60", "--base_lr", "0.004", "--warmup_samples", "1200"),
