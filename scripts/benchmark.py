@@ -8,6 +8,8 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
     python scripts/benchmark.py zero-shot --repeats 3
     python scripts/benchmark.py loss --repeats 3
     python scripts/benchmark.py loader --batch_size 128
+    python scripts/benchmark.py end-to-end --device cuda --precision bf16 --architecture L/16 --batch_size 256 \
+        --mask_ratios 0.75 --steps 50 --compile
     python scripts/benchmark.py loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
 `step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
@@ -16,9 +18,10 @@ and as strong as it can be made, and Transformers' CLIPModel, all of the same sh
 by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model.
 `loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
 whole matrix, and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar
-shards: ours at several mask ratios, and open_clip's own pipeline where that is installed. Candidates take turns, so
-that a machine whose speed drifts drifts for all; medians and ratios are printed, and written as JSON and Markdown under
-scripts/results.
+shards: ours at several mask ratios, and open_clip's own pipeline where that is installed. `end-to-end` runs the
+training programs themselves on such shards, ours and open_clip's, and says how long their steps wait for data.
+Candidates take turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written
+as JSON and Markdown under scripts/results.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.candidates import PEERS
+from benchmarks.end_to_end import benchmark_end_to_end, end_to_end_markdown
 from benchmarks.inference import benchmark_inference, inference_markdown
 from benchmarks.loader import benchmark_loader, loader_markdown
 from benchmarks.loss import benchmark_loss, loss_markdown
@@ -45,6 +49,7 @@ QUESTIONS = {
     "zero-shot": (benchmark_zero_shot, zero_shot_markdown),
     "loss": (benchmark_loss, loss_markdown),
     "loader": (benchmark_loader, loader_markdown),
+    "end-to-end": (benchmark_end_to_end, end_to_end_markdown),
 }
 
 
@@ -56,15 +61,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", help="name of the result files; not written if not given")
     installed = ["open_clip", "clip"] if find_spec("open_clip") else ["clip"]
-    step = parser.add_argument_group("step, inference")
+    step = parser.add_argument_group("step, inference, end-to-end")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
     step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="of step")
     step.add_argument("--batch_size", type=int, default=16)
     step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    step.add_argument("--compile", action="store_true", help="step: also measure flip_hf compiled")
+    step.add_argument("--compile", action="store_true", help="step: also flip_hf compiled; end-to-end: both compiled")
     step.add_argument("--peers", choices=PEERS, nargs="*", default=installed, help="who is measured beside")
     loader = parser.add_argument_group("loader", "also takes --mask_ratios and --batch_size")
     loader.add_argument("--seconds", type=float, default=3.0, help="a turn lasts at least so long")
+    end_to_end = parser.add_argument_group("end-to-end")
+    end_to_end.add_argument("--steps", type=int, default=10, help="counted steps of a run")
+    end_to_end.add_argument("--workers", type=int, help="loader workers; by the cores if not given")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pairs", type=int, nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])
     loss.add_argument("--tile_sizes", type=int, nargs="+", default=[TILE_SIZE])

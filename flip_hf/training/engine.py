@@ -14,6 +14,7 @@ from flip_hf.data.sources import Source
 from flip_hf.modeling import FlipModel, FlipProcessor
 from flip_hf.training import average
 from flip_hf.training.arguments import Arguments
+from flip_hf.training.bottleneck import bottleneck, longest_wait
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
@@ -226,6 +227,7 @@ class Trainer:
         means: Any = self.accelerator.reduce(torch.stack([step.loss, step.accuracy]), "mean")
         loss, accuracy = means.tolist()
         speed = self.window.close(self.state.samples, self.state.steps)
+        speed["data_wait"] = longest_wait(speed["data_wait"], self.accelerator)
         self.state.seconds += speed.pop("seconds")
         flops = sample_flops(
             self.flip.config, 0, step.text_tokens, self.options.batch_size, kept_patches=step.kept_patches
@@ -261,20 +263,17 @@ class Trainer:
     def _finish(self, metrics: dict[str, float]) -> None:
         """Saves the model folder and the curves, and prints the summary."""
         counts = total_counts(self.loader.counts)
-        weights = self._saved_weights()
+        average = self.average
+        weights = average.module.state_dict() if average is not None else self.distribution.state_dict()
         self.accelerator.wait_for_everyone()
         self.progress.close()
         if self.accelerator.is_main_process:
-            results = {**metrics, **counts.results(), **asdict(self.state), "flops_per_sample": self.flops_per_sample}
+            records = self.progress.records()
+            data_wait, bound = bottleneck(records, self.arguments, self.accelerator)
+            measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
+            results = {**metrics, **counts.results(), **measured}
             save_run(self.output_dir, self.flip, weights, self.processor, self.arguments, results)
-            boundary = self.phases[-1].start or None
-            plot_curves(self.progress.records(), boundary, self.output_dir / "training_curves.png")
+            plot_curves(records, self.phases[-1].start or None, self.output_dir / "training_curves.png")
             class_names = self.evaluation[1] if self.evaluation is not None else ()
-            print(summary(self.flip, self.arguments, self.state, metrics, class_names, counts))
+            print(summary(self.flip, self.arguments, self.state, metrics, class_names, counts, bound))
         self.distribution.end()
-
-    def _saved_weights(self) -> dict[str, torch.Tensor]:
-        """What a model folder of this run holds: the average where there is one."""
-        if self.average is not None:
-            return self.average.module.state_dict()
-        return self.distribution.state_dict()

@@ -75,6 +75,7 @@ def summary(
     metrics: dict[str, float],
     class_names: tuple[str, ...],
     counts: DataCounts,
+    bound: str,
 ) -> str:
     """What was read, where sources were mixed; what was trained, how well it does, what was skipped, where it lies.
 
@@ -85,6 +86,7 @@ def summary(
         metrics: of the final evaluation; empty if there was none.
         class_names: the evaluation's classes, for an example.
         counts: of its data.
+        bound: what it was bound by (see `bottleneck.py`).
     """
     vision: Any = flip.config.vision_config
     output_dir = Path(arguments.run.output_dir)
@@ -105,6 +107,7 @@ def summary(
             f"Trained   ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "
             f"{flip.num_parameters() / 1e6:.1f} M parameters, {state.samples:,} samples at mask ratio "
             f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",
+            f"Bound by  {bound}",
             f"Result    {result}",
             f"Skipped   {', '.join(skipped) or 'none'}",
             f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",

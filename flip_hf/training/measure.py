@@ -73,7 +73,7 @@ class Window:
 
         Returns:
             Its `seconds`; `samples_per_second` of all processes; `step_seconds`, the mean of a step; `data_wait`, the
-            share of the time, from 0 to 1, that this process waited for data.
+            share of the time, from 0 to 1, that this process waited for data, the start of its workers included.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         values = {

@@ -71,15 +71,15 @@ def caption(rng: np.random.Generator) -> str:
     return " ".join(rng.choice(WORDS, min(30, 8 + int(rng.exponential(9)))))
 
 
-def write_shards(folder: Path) -> float:
-    """Writes the tar shards and a tokenizer for their captions; returns the mean size of an image in bytes."""
+def write_shards(folder: Path, shards: int = SHARDS) -> float:
+    """Writes tar shards and a tokenizer for their captions; returns the mean size of an image in bytes."""
     rng = np.random.default_rng(0)
     images = []
     for width, height in itertools.islice(itertools.cycle(SIZES), DISTINCT):
         buffer = io.BytesIO()
         natural_image(width, height, rng).save(buffer, "JPEG", quality=QUALITY)
         images.append(buffer.getvalue())
-    for shard in range(SHARDS):
+    for shard in range(shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as archive:
             for number in range(PER_SHARD):
                 members = {"jpg": images[number % DISTINCT], "txt": caption(rng).encode()}

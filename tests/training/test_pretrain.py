@@ -37,12 +37,14 @@ def test_the_short_recipe_learns(trained):
     assert log_of(folder, "zero_shot_top1")[5632] == results["top1"]
 
 
-def test_the_run_ends_in_five_lines_that_say_what_and_where(trained):
+def test_the_run_ends_in_six_lines_that_say_what_and_where(trained):
     folder, printed = trained
-    lines = printed.strip().splitlines()[-5:]
-    assert [line.split()[0] for line in lines] == ["Trained", "Result", "Skipped", "Saved", "Use"]
-    assert "5,632 samples at mask ratio 0.5" in lines[0] and "of 24 classes (chance 4.2%)" in lines[1]
-    assert lines[2].endswith("none") and str(folder) in lines[3] and "scripts/zero_shot.py" in lines[4]
+    lines = printed.strip().splitlines()[-6:]
+    assert [line.split()[0] for line in lines] == ["Trained", "Bound", "Result", "Skipped", "Saved", "Use"]
+    assert "5,632 samples at mask ratio 0.5" in lines[0] and "of 24 classes (chance 4.2%)" in lines[2]
+    assert lines[3].endswith("none") and str(folder) in lines[4] and "scripts/zero_shot.py" in lines[5]
+    data_wait = json.loads((folder / "results.json").read_text())["data_wait"]
+    assert f"{data_wait:.0%} of the time" in lines[1] and (": data: " in f": {lines[1][10:]}") == (data_wait > 0.05)
 
 
 def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):

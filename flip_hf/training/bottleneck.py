@@ -1,0 +1,68 @@
+"""Whether a run was bound by data or by compute, and what would make it faster."""
+
+import statistics
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from flip_hf.training.arguments import Arguments
+from flip_hf.training.hardware import autocast_dtype, cores_per_process, num_workers
+
+# A loader that keeps up has the next batch ready: what waiting there is beyond this is the data's.
+DATA_BOUND = 0.05
+
+
+def longest_wait(data_wait: float, accelerator: Accelerator) -> float:
+    """The largest of all processes' shares of waiting: it is the one that the others then wait for."""
+    waits: Any = accelerator.gather(torch.tensor([data_wait], device=accelerator.device))
+    return waits.max().item()
+
+
+def bottleneck(
+    records: list[dict[str, Any]], arguments: Arguments, accelerator: Accelerator
+) -> tuple[float | None, str]:
+    """What a run was bound by.
+
+    Args:
+        records: of its log.
+        arguments: of the run.
+        accelerator: on what it ran.
+
+    Returns:
+        The share of the time that was spent waiting for data, None if no step was logged: the median over log lines,
+        since the first one has the start of the workers in it. And what that means and what to change, in a sentence.
+    """
+    shares = [record["data_wait"] for record in records if "data_wait" in record]
+    if not shares:
+        return None, "unknown: no step was logged"
+    data_wait = statistics.median(shares)
+    if data_wait > DATA_BOUND:
+        return data_wait, f"data: steps waited for it {data_wait:.0%} of the time; {_faster_data(arguments)}"
+    advice = ", ".join(_faster_steps(arguments, accelerator))
+    return data_wait, f"compute: steps waited for data {data_wait:.0%} of the time; faster with {advice}"
+
+
+def _faster_data(arguments: Arguments) -> str:
+    workers, cores = num_workers(arguments.data), cores_per_process()
+    if workers < cores - 1:
+        return f"try --num_workers {cores - 1}, now {workers}"
+    return (
+        f"every core is in use, {cores} a process: store smaller images, or take a machine with more cores for each "
+        "device"
+    )
+
+
+def _faster_steps(arguments: Arguments, accelerator: Accelerator) -> list[str]:
+    """Options that would make the step faster, as far as they are not in use, and the last resort."""
+    options, advice = arguments.optimization, []
+    if autocast_dtype(options.precision) is None and accelerator.device.type == "cuda":
+        advice.append("--precision bf16")
+    if arguments.model.gradient_checkpointing:
+        advice.append("a smaller --micro_batch_size without --gradient_checkpointing")
+    if not options.compile and accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        advice.append("--compile")
+    if arguments.model.mask_ratio < 0.75:
+        advice.append("a higher --mask_ratio")
+    return [*advice, "more devices"]

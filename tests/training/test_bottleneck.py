@@ -1,0 +1,61 @@
+"""A run says whether data or compute held it up, and what to change."""
+
+import pytest
+from accelerate import Accelerator
+
+from flip_hf.training.arguments import parse_arguments
+from flip_hf.training.bottleneck import bottleneck
+from flip_hf.training.build import build_trainer
+from tests.data.conftest import samples, tar_folder  # noqa: F401
+from tests.training.conftest import ROOT, SHORT, TINY
+
+
+def verdict(waits: list[float], *argv: str):
+    arguments = parse_arguments(["--train_data", "shapes", *argv], ROOT / "scripts" / "recipes", "shapes")
+    records = [{"samples": 1, "zero_shot_top1": 0.5}, *({"samples": 1, "data_wait": wait} for wait in waits)]
+    return bottleneck(records, arguments, Accelerator(cpu=True))
+
+
+def test_the_median_decides_since_workers_start_in_the_first_line():
+    share, text = verdict([0.9, 0.01, 0.02])
+    assert share == 0.02 and text.startswith("compute: steps waited for data 2% of the time; faster with ")
+    share, text = verdict([0.0, 0.4, 0.5])
+    assert share == 0.4 and text.startswith("data: steps waited for it 40% of the time; ")
+    assert verdict([]) == (None, "unknown: no step was logged")
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "advice"),
+    [
+        (8, 2, "try --num_workers 7, now 2"),
+        (8, 7, "every core is in use, 8 a"),
+        (1, 0, "every core is in use, 1 a"),
+        (2, 0, "try --num_workers 1"),
+    ],
+)
+def test_a_run_that_waits_is_told_of_idle_cores(cores, workers, advice, monkeypatch):
+    monkeypatch.setattr("flip_hf.training.bottleneck.cores_per_process", lambda: cores)
+    assert advice in verdict([0.5], "--num_workers", str(workers))[1]
+
+
+def test_advice_names_only_what_is_not_in_use():
+    assert verdict([0.0], "--mask_ratio", "0.5")[1].endswith(
+        "faster with --compile, a higher --mask_ratio, more devices"
+    )
+    used = verdict([0.0], "--mask_ratio", "0.75", "--compile", "True", "--gradient_checkpointing", "True")[1]
+    assert used.endswith("faster with a smaller --micro_batch_size without --gradient_checkpointing, more devices")
+
+
+def test_waiting_is_what_a_step_spends_without_its_batch(tar_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """A reader that takes three times as long as anything else in the step: most of the time is waiting."""
+    import time
+
+    from flip_hf.data.stream import TrainStream
+
+    argv = ["--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "0", "--output_dir", str(tmp_path / "out")]
+    draw = TrainStream.view
+    monkeypatch.setattr(TrainStream, "view", lambda self, number: time.sleep(0.5) or draw(self, number))
+    build_trainer(parse_arguments(argv, ROOT / "scripts" / "recipes", "shapes")).run()
+    bound = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Bound by  "))
+    share = float(bound.split("%")[0].split()[-1])
+    assert "data: steps waited for it " in bound and 50 < share <= 100
