@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from flip_hf.data.workers import cores_per_process
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.hardware import autocast_dtype, cores_per_process, num_workers
+from flip_hf.training.hardware import autocast_dtype, num_workers
 
 # A loader that keeps up has the next batch ready: what waiting there is beyond this is the data's.
 DATA_BOUND = 0.05

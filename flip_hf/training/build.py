@@ -15,7 +15,7 @@ from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
 from flip_hf.training.engine import Trainer
-from flip_hf.training.hardware import cores_per_process
+from flip_hf.data.workers import cores_per_process
 from flip_hf.training.resume import check_fit, shared_checkpoint
 
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from flip_hf.data.workers import default_workers
 from flip_hf.training.arguments import DataArguments
 
 
@@ -24,12 +25,6 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def cores_per_process() -> int:
-    """Processor cores that each training process of this machine may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def num_workers(data: DataArguments) -> int:
     """Loader processes of this training process: as asked for, else the cores that are left, at most eight."""
-    return data.num_workers if data.num_workers is not None else min(8, cores_per_process() - 1)
+    return data.num_workers if data.num_workers is not None else default_workers()

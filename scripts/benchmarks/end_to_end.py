@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flip_hf.training.hardware import cores_per_process
+from flip_hf.data.workers import default_workers
 
 from .candidates import OPEN_CLIP, OURS, peer_versions
 from .loader import write_shards
@@ -79,7 +79,7 @@ def open_clip_run(options: argparse.Namespace, folder: Path, mask_ratio: float) 
 
 def benchmark_end_to_end(options: argparse.Namespace) -> dict:
     """Every program at every mask ratio, in turn."""
-    options.workers = options.workers or max(1, cores_per_process() - 1)
+    options.workers = options.workers or max(1, default_workers())
     options.shards = max(2, options.workers)  # open_clip wants one for each worker
     has_peer = "open_clip" in options.peers and find_spec("open_clip_train") and find_spec("webdataset")
     programs = {OURS: our_run, **({OPEN_CLIP: open_clip_run} if has_peer else {})}
