@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
+from flip_hf.data.workers import cores_per_process
 from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
 from flip_hf.training.engine import Trainer
-from flip_hf.data.workers import cores_per_process
 from flip_hf.training.resume import check_fit, shared_checkpoint
 
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
