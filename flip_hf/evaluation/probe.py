@@ -39,8 +39,8 @@ COARSE_STEP = 2 * STEPS_PER_DECADE  # the search begins with every second decade
 # The coarse strengths, two more each time that the step is halved, and the classifier that is tested.
 FITS_PER_PROBE = len(LAMBDAS[::COARSE_STEP]) + 2 * int(math.log2(COARSE_STEP)) + 1
 
-# Of the summed loss. As a bound for the mean's, small features of many classes would not be fitted at all: with weights
-# of zero that gradient is about a feature divided by C.
+# Of the summed loss. As a bound for the mean's, it ends fits of small features and many classes after a few iterations,
+# or before the first: with weights of zero that gradient is about a feature divided by C.
 GRADIENT_TOLERANCE = 1e-4
 MAX_VALIDATION_SHOTS = 4
 
