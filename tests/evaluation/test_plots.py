@@ -1,0 +1,177 @@
+"""The pictures of results: what they show, that nothing is cut or overlaps, and that no colour is needed."""
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from flip_hf.evaluation.papers import published
+from flip_hf.evaluation.plots import (
+    plot_confusion_matrix,
+    plot_probe_curves,
+    plot_retrieval_grid,
+    plot_zero_shot_bars,
+)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return tmp_path / "picture.png"
+
+
+def texts_of(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def pixels(path) -> np.ndarray:
+    """The picture (H, W, 3), of a size that fits a page."""
+    with Image.open(path) as image:
+        assert 300 <= min(image.size) and max(image.size) <= 2000
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def is_grey(path) -> bool:
+    return (np.ptp(pixels(path), axis=2) == 0).all()
+
+
+def do_not_overlap(labels) -> bool:
+    boxes = [label.get_window_extent() for label in labels]
+    return not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+def test_bars_stand_beside_what_papers_report(picture):
+    results = {"imagenet": 0.35, "cifar10": 0.7, "a $5 data $et": 1.0}
+    papers = {m: published()[m] for m in ("FLIP L/14", "FLIP L/16", "OpenCLIP L/14")} | {"Other": {"mnist": 0.5}}
+    figure = plot_zero_shot_bars(results, papers, picture, chance={"cifar10": 0.1, "mnist": 0.1}, label="$mine$")
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([35, 70, 100])
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(results)
+    assert texts_of(axes) == ["35.0", "70.0", "100.0"]
+    markers = {line.get_label(): line for line in axes.lines}
+    assert list(markers) == ["FLIP L/14", "FLIP L/16", "OpenCLIP L/14"]  # one that has none of the data sets is not
+    assert markers["FLIP L/14"].get_xdata() == pytest.approx([74.6, 97.2])
+    assert markers["FLIP L/16"].get_xdata() == pytest.approx([74.3])
+    # Each marker within its bar, on a lane of its own, and of another form or filling.
+    assert np.abs(markers["FLIP L/14"].get_ydata() - [0, 1]).max() < 0.39
+    assert len({line.get_ydata()[0] for line in markers.values()}) == 3
+    assert len({(line.get_marker(), line.get_markerfacecolor()) for line in markers.values()}) == 3
+    (chance,) = axes.collections
+    assert chance.get_segments()[0][:, 0].tolist() == pytest.approx([10, 10]) and len(chance.get_segments()) == 1
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["$mine$ (figures on the right)", *markers, "chance"]
+    assert not any(text.get_parse_math() for text in (*figure.legends[0].get_texts(), *axes.get_yticklabels()))
+    assert "(%)" in axes.get_xlabel()
+    assert is_grey(picture)
+
+
+def test_markers_of_many_papers_differ(picture):
+    papers = {f"model {i}": {"imagenet": 0.5} for i in range(16)}
+    (axes,) = plot_zero_shot_bars({"imagenet": 0.5}, papers, picture).axes
+    assert len({(line.get_marker(), line.get_markerfacecolor()) for line in axes.lines}) == 16
+
+
+def test_a_confusion_matrix_shows_shares_of_rows(picture):
+    counts = np.array([[8, 2, 0], [1, 198, 1], [0, 0, 0]])
+    figure = plot_confusion_matrix(counts, ["cat", "large dog", "$nobody$"], picture)
+    axes, bar = figure.axes
+    assert np.allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [0.005, 0.99, 0.005], [0, 0, 0]])
+    assert texts_of(axes) == ["80", "20", "<1", "99", "<1"]
+    assert [to_rgb(text.get_color())[0] for text in axes.texts] == [1, 0, 0, 1, 0]  # white on dark cells
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "large dog", "$nobody$"]
+    assert axes.get_title() == "98.1 % of 210 samples right"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    assert "(%)" in bar.get_ylabel()
+    assert is_grey(picture)
+
+
+def test_many_classes_stay_readable_on_one_page(picture):
+    counts = np.random.default_rng(0).integers(0, 3, (100, 100)) + 50 * np.eye(100, dtype=int)
+    names = [f"class {i} " + "of a long name " * (i % 3) for i in range(100)]
+    figure = plot_confusion_matrix(counts, names, picture)
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().shape == (100, 100) and not axes.texts
+    labels = axes.get_yticklabels()
+    step = int(re.search(r"one in (\d+) is named", axes.get_ylabel()).group(1))
+    assert [label.get_text().split()[1] for label in labels] == [str(i) for i in range(0, 100, step)]
+    assert 25 <= len(labels) and max(len(label.get_text()) for label in labels) <= 24
+    assert do_not_overlap(labels) and do_not_overlap(axes.get_xticklabels())
+    # Nothing is cut: the rim of the picture is white.
+    rim = pixels(picture)
+    assert all((edge == 255).all() for edge in (rim[:5], rim[-5:], rim[:, :5], rim[:, -5:]))
+
+
+def test_right_answers_have_a_thick_frame_and_a_tick(picture):
+    images = [Image.new("RGB", (60, 40), (0, 0, shade)) for shade in (0, 120, 250)] + [np.zeros((30, 50, 3), np.uint8)]
+    caption = "a cup for $5 or $6, " + "and more and more of it " * 20
+    results = [[(images[0], False), (images[3], True), (images[2], False)], [("a", True), ("b", False)]]
+    figure = plot_retrieval_grid([caption, images[1]], results, picture)
+    grid = np.array(figure.axes).reshape(2, 4)
+    assert [axes.get_title() for axes in grid[0]] == ["query", "1", "2", "3"]
+    shown = " ".join(texts_of(grid[0, 0])[0].split())
+    assert shown.startswith("a cup for $5 or $6, and more") and shown.endswith(" …")
+    assert not grid[0, 0].texts[0].get_parse_math()
+    frames = [[patch.get_linewidth() for patch in axes.patches] for axes in grid.ravel()]
+    assert frames == [[], [0.8], [3.5], [0.8], [], [3.5], [0.8], []]
+    assert ["✓" in texts_of(axes) for axes in grid.ravel()] == [False, False, True, False, False, True, False, False]
+    assert [len(axes.images) for axes in grid.ravel()] == [0, 1, 1, 1, 1, 0, 0, 0]
+    left, right, low, high = grid[0, 2].images[0].get_extent()
+    assert (right - left) / (high - low) == pytest.approx(50 / 30)  # not stretched
+    assert (pixels(picture)[:5] == 255).all()
+
+
+def test_probe_curves_show_the_best_and_the_spread(picture):
+    linear = {100.0: 0.5, 1e-6: 0.4, 0.1: 0.75}
+    few_shot = {4: [0.5, 0.6, 0.55], 1: [0.2, 0.4], 16: [0.7]}
+    sweep, shots = plot_probe_curves(linear, few_shot, 0.612, picture).axes
+    curve, best = sweep.lines
+    assert curve.get_xdata() == pytest.approx([1e-6, 0.1, 100]) and curve.get_ydata() == pytest.approx([40, 75, 50])
+    assert (sweep.get_xscale(), best.get_label()) == ("log", "best: 75.0 at λ = 0.1")
+    mean, zero_shot = shots.lines
+    assert mean.get_xdata().tolist() == [1, 4, 16] and mean.get_ydata() == pytest.approx([30, 55, 70])
+    assert zero_shot.get_ydata() == pytest.approx([61.2, 61.2]) and zero_shot.get_label() == "zero-shot: 61.2"
+    band = shots.collections[0].get_paths()[0].vertices
+    assert {(round(x), round(y)) for x, y in band} >= {(1, 20), (1, 40), (4, 50), (4, 60), (16, 70)}
+    assert [label.get_text() for label in shots.get_xticklabels()] == ["1", "4", "16"]
+    assert all(panel.get_ylabel() == "accuracy (%)" and panel.get_legend() for panel in (sweep, shots))
+    assert is_grey(picture)
+
+
+def test_one_kind_of_probe_is_one_panel(picture):
+    (sweep,) = plot_probe_curves({1.0: 0.5}, None, None, picture).axes
+    assert sweep.get_xlabel() == "L2 penalty λ"
+    (shots,) = plot_probe_curves(None, {1: [0.5]}, None, picture).axes
+    assert len(shots.lines) == 1
+
+
+def test_what_cannot_be_drawn_is_refused(picture):
+    with pytest.raises(ValueError, match=r"shares in \[0, 1\]; imagenet has 74.3"):
+        plot_zero_shot_bars({"imagenet": 74.3}, {}, picture)
+    with pytest.raises(ValueError, match="at least one data set"):
+        plot_zero_shot_bars({}, {}, picture)
+    with pytest.raises(ValueError, match="counts .* of 2 classes"):
+        plot_confusion_matrix(np.zeros((3, 3)), ["a", "b"], picture)
+    with pytest.raises(ValueError, match="2 queries and 1 lists"):
+        plot_retrieval_grid(["a", "b"], [[("c", True)]], picture)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_probe_curves(None, {}, 0.5, picture)
+    with pytest.raises(ValueError, match="above 0"):
+        plot_probe_curves({0.0: 0.5}, None, None, picture)
+    assert not picture.exists()
+
+
+def test_published_figures_are_the_papers():
+    zero_shot = published()
+    assert zero_shot["FLIP L/16"] == {"imagenet": pytest.approx(0.743)}
+    assert zero_shot["CLIP L/16, reproduced"] == {"imagenet": pytest.approx(0.724)}
+    assert zero_shot["FLIP L/14"]["imagenet_a"] == pytest.approx(0.512)
+    for model in ("FLIP L/14", "CLIP L/14, reproduced", "OpenCLIP L/14"):  # tables 2, 4 and 6
+        assert len(zero_shot[model]) == 1 + 25 + 5
+    # Over the 25 data sets of table 4, FLIP is ahead of its CLIP on all but three.
+    ahead = {d for d, v in zero_shot["FLIP L/14"].items() if v > zero_shot["CLIP L/14, reproduced"][d]}
+    assert set(zero_shot["FLIP L/14"]) - ahead == {"pets", "gtsrb", "pcam"}
+    assert published("text_retrieval")["FLIP L/14"] == {"flickr30k": pytest.approx(0.891), "coco": pytest.approx(0.602)}
+    assert all(0 < v < 1 for row in zero_shot.values() for v in row.values())
+    with pytest.raises(ValueError, match="there are fine_tuning, image_retrieval"):
+        published("zeroshot")
