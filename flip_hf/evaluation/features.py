@@ -58,7 +58,7 @@ def extract(
                     images = batch["images"].to(accelerator.device)
                     part.values.append(encode(images, batch["places"]).float().cpu().numpy())
                     part.targets += batch["targets"]
-                    part.places += batch["places"]
+                    part.places += map(tuple, batch["places"])  # a loader makes lists of them
                     bar.update(len(images) * accelerator.num_processes)
         except BadDataError as error:
             part.error = str(error)

@@ -65,6 +65,15 @@ class Accuracy(ArrayMetric):
         return {f"top{k}": top_k_accuracy(predictions, references, k) for k in (1, 5)}
 
 
+class MeanTop1Top5(ArrayMetric):
+    """The mean of top-1 and top-5 accuracy, `mean_top1_top5`, of scores (N, C) and labels (N,): Kinetics700's."""
+
+    inputs = Features(predictions=ROWS, references=CLASS)
+
+    def measure(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"mean_top1_top5": sum(top_k_accuracy(predictions, references, k) for k in (1, 5)) / 2}
+
+
 class MeanPerClassAccuracy(ArrayMetric):
     """Top-1 accuracy averaged over classes, `mean_per_class`, of scores (N, C) and labels (N,)."""
 
@@ -118,6 +127,7 @@ class Recall(ArrayMetric):
 METRICS: dict[str, type[ArrayMetric]] = {
     "accuracy": Accuracy,
     "mean_per_class": MeanPerClassAccuracy,
+    "mean_top1_top5": MeanTop1Top5,
     "map_11_points": Map11Points,
     "roc_auc": RocAuc,
     "recall": Recall,

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from flip_hf.evaluation.labelled import Labelled
 from flip_hf.evaluation.metrics import METRICS
-from flip_hf.evaluation.probe import Labelled, few_shot, linear_probe
+from flip_hf.evaluation.probe import few_shot, linear_probe
 from flip_hf.evaluation.subject import Subject
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
+from flip_hf.evaluation.command import main
 from tests.conftest import NUM_PATCHES
 from tests.training.conftest import ROOT, launch, launcher
 from tests.training.test_finetune_clip import make_clip_folder
 
 CLASSES = ("red circle", "blue square", "green star")
+WORDS = "a of on the large small red blue green circle square star triangle below above striped dotted".split()
 TEMPLATES = ("a photo of a {}.", "this is a {}.")
 
 
@@ -36,7 +39,7 @@ def labelled(tmp_path_factory):
     for number in range(40):
         pixels = rng.integers(0, 256, (40 + number % 7, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / "test" / f"{number:02d}.png")
-        texts = [f"{CLASSES[rng.integers(3)]} {number} {i}" for i in range(1 + number % 3)]
+        texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(1 + number % 3)]
         rows.append({"file_name": f"{number:02d}.png", "label": int(rng.integers(3)), "captions": texts})
     lines = [json.dumps(row) + "\n" for row in rows]
     (folder / "images" / "test" / "metadata.jsonl").write_text("".join(lines))
@@ -44,15 +47,19 @@ def labelled(tmp_path_factory):
     return folder, rows
 
 
-def run(*argv, processes: int = 1) -> subprocess.CompletedProcess:
-    """evaluate.py as a user runs it."""
+def evaluated(out, *argv) -> dict:
+    """The report of the command, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate.py", *map(str, argv), "--output_dir", str(out), "--num_workers", "1"])
+        main()
+    return json.loads((out / "results.json").read_text())
+
+
+def evaluated_by_two(out, *argv) -> dict:
+    """The report of the script, launched as two processes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*launcher(processes), str(ROOT / "scripts" / "evaluate.py"), *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-
-
-def evaluated(out, *argv, processes: int = 1) -> dict:
-    done = run(*argv, "--output_dir", out, processes=processes)
+    command = [*launcher(2), str(ROOT / "scripts" / "evaluate.py"), *map(str, argv), "--output_dir", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "results.json").read_text())
 
@@ -94,7 +101,7 @@ def test_zero_shot_of_a_clip_is_what_plain_transformers_say_and_two_processes_ag
     by_class = [[hit for hit, row in zip(hits, rows, strict=True) if row["label"] == label] for label in range(3)]
     assert result["metrics"]["mean_per_class"] == pytest.approx(np.mean([np.mean(each) for each in by_class]))
     assert result["samples"] == 40 and result["refused"] == {} and one["skipped"] == {}
-    two = evaluated(tmp_path / "two", *argv, "--batch_size", "7", processes=2)
+    two = evaluated_by_two(tmp_path / "two", *argv, "--batch_size", "7")
     assert two["results"] == one["results"]
     table = (tmp_path / "one" / "results.md").read_text()
     assert f"| zero-shot | top1 | {100 * result['metrics']['top1']:.1f} | " in table
@@ -125,7 +132,7 @@ def test_retrieval_counts_any_caption_of_an_image_and_two_processes_agree(clip, 
     (result,) = one["results"]
     assert {name: result["metrics"][name] for name in expected} == pytest.approx(expected)
     assert 0 < result["metrics"]["image_retrieval_recall@10"] < 1 and result["details"]["captions"] == len(texts)
-    assert evaluated(tmp_path / "two", *argv, processes=2)["results"] == one["results"]
+    assert evaluated_by_two(tmp_path / "two", *argv)["results"] == one["results"]
     assert (tmp_path / "one" / "retrieval_images_of_texts_images.png").exists()
 
 
@@ -170,9 +177,9 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
         ),
         *("--vision_config", json.dumps(DIGIT_TOWER | {"image_size": 16, "patch_size": 4})),
         *("--text_config", json.dumps(DIGIT_TOWER | {"max_position_embeddings": 16})),
-        *("--train_samples", "12000", "--batch_size", "60", "--base_lr", "0.004", "--warmup_samples", "1200"),
-        *("--mask_ratio", "0.5", "--unmasked_samples", "1200", "--unmasked_base_lr", "0.0004"),
-        *("--unmasked_warmup_samples", "120", "--log_samples", "3000", "--report_to", "none", "--precision", "fp32"),
+        *("--train_samples", "6000", "--batch_size", "60", "--base_lr", "0.008", "--warmup_samples", "600"),
+        *("--mask_ratio", "0.5", "--unmasked_samples", "600", "--unmasked_base_lr", "0.0004"),
+        *("--unmasked_warmup_samples", "60", "--log_samples", "3000", "--report_to", "none", "--precision", "fp32"),
         *("--crop_area", "0.8", "1", "--flip", "0", "--num_workers", "1"),
     )
     assert trained.returncode == 0, trained.stderr[-3000:]
@@ -184,7 +191,7 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
         *("--templates", "the digit {}", "--shots", 1, 4, "--repeats", 2),
     )
     zero_shot, linear, few = report["results"]
-    assert zero_shot["value" if "value" in zero_shot else "metrics"]["top1"] > 0.5  # chance: 0.1
+    assert zero_shot["metrics"]["top1"] > 0.4  # chance: 0.1
     assert linear["metrics"]["top1"] > 0.8 > few["metrics"]["1-shot"]
     assert few["metrics"]["4-shot"] > few["metrics"]["1-shot"] and len(few["details"]["4-shot"]["scores"]) == 2
     assert (tmp_path / "out" / "probes_digits.png").exists()
@@ -211,7 +218,7 @@ def write_digits(folder) -> None:
         (folder / split / "metadata.jsonl").write_text("".join(rows))
 
 
-def test_bad_input_is_named_or_counted(clip, labelled, tmp_path):
+def test_bad_input_is_named_or_counted(clip, labelled, tmp_path, caplog):
     data, _ = labelled
     (tmp_path / "two.txt").write_text("a\nb\n")
     (tmp_path / "none.txt").write_text("\n")
@@ -219,7 +226,7 @@ def test_bad_input_is_named_or_counted(clip, labelled, tmp_path):
     names = ["--class_names", data / "classes.txt"]
     cases = [
         ([clip, *own, "--class_names", tmp_path / "none.txt"], "has no class names"),
-        ([clip, *own, *names, "--test_split", "validation"], "nothing could be measured"),
+        ([clip, *own, *names, "--test_split", "validation"], "Not measured: "),
         ([clip, *own], "Give --class_names FILE"),
         ([clip, *own, *names, "--tasks", "sing"], "choose from zero-shot"),
         ([clip, "--datasets", "food10"], "food101"),
@@ -230,9 +237,10 @@ def test_bad_input_is_named_or_counted(clip, labelled, tmp_path):
         (["--tasks", "zero-shot"], "error: Name"),
     ]
     for argv, message in cases:
-        done = run(*argv, "--output_dir", tmp_path / "out")
-        assert done.returncode != 0 and message in done.stderr, (argv, done.stderr[-1500:])
-        assert "Traceback" not in done.stderr
+        caplog.clear()
+        with pytest.raises(SystemExit) as ended:
+            evaluated(tmp_path / "out", *argv)
+        assert message in f"{ended.value}\n{caplog.text}", argv
     report = evaluated(tmp_path / "out", clip, *own, "--class_names", tmp_path / "two.txt")
     (result,) = report["results"]  # the third class's images have a label that is none
     assert result["refused"]["unknown label"] + result["samples"] == 40
