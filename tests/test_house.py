@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "flip_hf": {"modeling", "evaluation"},
     "data": {"data"},
     "losses": set(),
-    "evaluation": {"evaluation", "data"},
+    "evaluation": {"evaluation", "data", "modeling"},
     "conversion": {"conversion", "modeling"},
     "training": {"training", "evaluation", "data", "losses", "modeling"},
     "scripts": {"flip_hf", "training", "evaluation", "conversion", "data", "losses"},

@@ -1,0 +1,253 @@
+"""End-to-end fine-tuning of a vision tower as an image classifier, by MAE's recipe, which FLIP's paper uses too."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig, CLIPConfig
+
+from flip_hf.evaluation.finetune_images import (
+    count_samples,
+    eval_transform,
+    make_mixing,
+    make_test_loader,
+    make_train_loader,
+    train_transform,
+)
+from flip_hf.evaluation.finetune_recipe import FineTuneOptions, drop_path, layer_groups
+from flip_hf.modeling import FlipConfig, FlipForImageClassification, FlipModel, FlipVisionConfig, FlipVisionModel
+
+# MAE's: at the start, the logits are next to nothing and the head sends no noise into the tower.
+HEAD_STD = 2e-5
+
+
+def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageClassification:
+    """A classifier with a checkpoint's vision tower and a new head, in float32; it drops no patches by itself.
+
+    Args:
+        name_or_path: folder or Hub id of a FLIP model, its vision tower (converted from a ViTMAE, say) or a CLIPModel;
+            safetensors only.
+        num_labels: classes.
+
+    Raises:
+        ValueError: it is another architecture, or the vision tower is not complete.
+    """
+    name = str(name_or_path)
+    config: Any = AutoConfig.from_pretrained(name)
+    if isinstance(config, CLIPConfig):
+        flip = FlipModel.from_clip(name, dtype=torch.float32)
+        config, tower = flip.config, flip.vision_model
+    elif isinstance(config, (FlipConfig, FlipVisionConfig)):
+        loaded: Any = FlipVisionModel.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        tower, report = loaded
+        if report["missing_keys"]:
+            raise ValueError(f"{name} has no complete vision tower: missing {sorted(report['missing_keys'])}.")
+        if isinstance(config, FlipVisionConfig):
+            config = FlipConfig(vision_config=config)
+    else:
+        raise ValueError(
+            f"{name} is a checkpoint of type {config.model_type!r}. Fine-tuning takes FLIP models and CLIPModels; "
+            "scripts/convert.py makes FLIP models of others."
+        )
+    config.num_labels, config.mask_ratio = num_labels, 0.0
+    model = FlipForImageClassification._from_config(config, dtype=torch.float32)
+    model.vision_model.load_state_dict(tower.state_dict())
+    head: Any = model.classifier
+    nn.init.trunc_normal_(head.weight, std=HEAD_STD)
+    nn.init.zeros_(head.bias)
+    return model
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """What a fine-tuning came to.
+
+    Attributes:
+        accuracies: top-1 on the test data after each epoch, in [0, 1].
+        seconds: of the whole, evaluation included.
+    """
+
+    accuracies: tuple[float, ...]
+    seconds: float
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy of the trained model."""
+        return self.accuracies[-1]
+
+
+class _Logits(nn.Module):
+    """The model as it is called here: images to logits. What accelerate hangs on it stays off the model."""
+
+    def __init__(self, model: FlipForImageClassification, mask_ratio: float):
+        super().__init__()
+        self.model, self.mask_ratio = model, mask_ratio
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, S, S) to (B, classes)."""
+        mask_ratio = self.mask_ratio if self.training else 0.0
+        return self.model(pixel_values=pixel_values, mask_ratio=mask_ratio).logits
+
+
+def _check(model: FlipForImageClassification, accelerator: Accelerator) -> None:
+    if model.num_labels < 2:
+        raise ValueError(
+            f"The model has num_labels={model.num_labels}; make one with make_classifier(..., num_labels)."
+        )
+    if model.dtype != torch.float32:
+        raise ValueError(
+            f"The weights are {model.dtype}. Load them with dtype=torch.float32, and compute in another precision with "
+            "Accelerator(mixed_precision=...)."
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "Fine-tuning needs whole weights on each process; launch with scripts/accelerate/ddp.yaml, or one process."
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("Fine-tuning does not accumulate gradients; leave gradient_accumulation_steps at 1.")
+
+
+def _bar(samples: int, accelerator: Accelerator) -> tqdm:
+    return tqdm(
+        total=samples,
+        unit=" samples",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
+        disable=not accelerator.is_main_process,
+    )
+
+
+class _FineTuning:
+    """A fine-tuning under way; the arguments are [`fine_tune`]'s."""
+
+    def __init__(
+        self, model: FlipForImageClassification, samples: int, options: FineTuneOptions, accelerator: Accelerator
+    ):
+        self.options, self.accelerator, self.samples = options, accelerator, samples
+        vision: Any = model.config.vision_config
+        if vision.pooling_type == "cls":
+            # It is for the class token alone, and DistributedDataParallel refuses what gets no gradient.
+            model.vision_model.post_layernorm.requires_grad_(False)
+        optimizer = torch.optim.AdamW(layer_groups(model, options), lr=0.0, betas=options.betas, fused=True)
+        self.network, self.optimizer = accelerator.prepare(_Logits(model, options.mask_ratio), optimizer)
+        self.mix = make_mixing(options, model.num_labels)
+
+    def train(self, epoch: int, loader: Any, bar: tqdm) -> None:
+        """One epoch.
+
+        Raises:
+            FloatingPointError: a loss, averaged over the processes, is not finite.
+        """
+        options = self.options
+        self.network.train()
+        loader.set_epoch(epoch)
+        for step, (pixel_values, labels) in enumerate(loader, start=1):
+            learning_rate = options.learning_rate(epoch + min(1.0, step * options.batch_size / self.samples))
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate * group["lr_scale"]
+            pixel_values, targets = self.mix(pixel_values, labels)
+            # Not the model's own loss, which takes targets (B, classes) for several labels an image.
+            loss = nn.functional.cross_entropy(
+                self.network(pixel_values), targets, label_smoothing=options.label_smoothing
+            )
+            mean_loss = float(self.accelerator.reduce(loss.detach(), "mean"))  # pyright: ignore[reportArgumentType]
+            if not math.isfinite(mean_loss):
+                raise FloatingPointError(
+                    f"The loss is {mean_loss} in step {step} of epoch {epoch + 1}, at a learning rate of "
+                    f"{learning_rate:.3g}. Lower base_lr, or compute in float32 or bfloat16."
+                )
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            bar.update(options.batch_size)
+            bar.set_postfix({"loss": f"{mean_loss:.3g}", "lr": f"{learning_rate:.3g}"}, refresh=False)
+
+    @torch.no_grad()
+    def accuracy(self, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        """Top-1 accuracy over all processes' samples, in [0, 1].
+
+        Raises:
+            ValueError: there are none.
+        """
+        device = self.accelerator.device
+        network = self.accelerator.unwrap_model(self.network).eval()
+        counts = torch.zeros(2, dtype=torch.long, device=device)  # right, all
+        for pixel_values, labels in loader:
+            right = network(pixel_values.to(device)).argmax(dim=1) == labels.to(device)  # (B)
+            counts += torch.stack([right.sum(), right.new_tensor(len(right), dtype=torch.long)])
+        total: Any = self.accelerator.reduce(counts, "sum")
+        right, count = total.tolist()
+        if count == 0:
+            raise ValueError("There are no test data.")
+        return right / count
+
+
+def fine_tune(
+    model: FlipForImageClassification,
+    train: Any,
+    test: Any,
+    options: FineTuneOptions,
+    accelerator: Accelerator,
+    *,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> FineTuneResult:
+    r"""Trains a classifier end to end; afterwards it holds the trained weights, in evaluation mode.
+
+    Each process calls it. The seeds of the process are set, and what the accelerator had prepared before is let go of.
+
+    Args:
+        model: from [`make_classifier`]; its parameters without `requires_grad` stay as they are.
+        train, test: map-style or iterable torch data sets of (PIL image or encoded image, label). An iterable one must
+            come in the same order on every process and divide itself among a loader's workers, as torch asks.
+        options: see [`RECIPES`].
+        accelerator: one process, or several with DistributedDataParallel; says the precision.
+        image_mean, image_std: of three channels in [0, 1], as the tower was trained with.
+
+    Raises:
+        ValueError: options, data, model and accelerator do not fit together, or a sample cannot be used.
+        FloatingPointError: the loss is not finite.
+
+    Example:
+
+    ```python
+    >>> model = make_classifier("runs/vit_b16", num_labels=1000)
+    >>> result = fine_tune(model, train, test, RECIPES["mae_b"], Accelerator(), image_mean=mean, image_std=std)
+    >>> result.top1, model.save_pretrained("runs/vit_b16-imagenet")
+    ```
+    """
+    _check(model, accelerator)
+    started = time.perf_counter()
+    vision: Any = model.config.vision_config
+    samples, side = count_samples(train, options), vision.image_size
+    # One seed a process: no two augment, drop or mix alike.
+    set_seed(options.seed, device_specific=True)
+    transform = train_transform(side, options, image_mean, image_std)
+    train_loader = make_train_loader(train, transform, model.num_labels, options, accelerator)
+    transform = eval_transform(side, options, image_mean, image_std)
+    test_loader = make_test_loader(test, transform, model.num_labels, options, accelerator)
+    accuracies = []
+    try:
+        run = _FineTuning(model, samples, options, accelerator)
+        bar = _bar(options.epochs * samples, accelerator)
+        with drop_path(model, options.drop_path), bar:
+            for epoch in range(options.epochs):
+                run.train(epoch, train_loader, bar)
+                accuracies.append(run.accuracy(test_loader))
+                if accelerator.is_main_process:
+                    bar.write(f"epoch {epoch + 1}: top-1 {accuracies[-1]:.1%}")
+    finally:
+        accelerator.free_memory()
+    return FineTuneResult(tuple(accuracies), time.perf_counter() - started)

@@ -1,0 +1,204 @@
+"""Labelled images to batches for fine-tuning: DeiT's augmentation as MAE uses it, by torchvision's transforms."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset
+
+from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.evaluation.finetune_recipe import FineTuneOptions
+
+# isort: split
+from torchvision.transforms import v2  # after the import that says what to install
+
+BICUBIC = v2.InterpolationMode.BICUBIC
+Transform = Callable[[Any], torch.Tensor]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transforms
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _rand_augment(magnitude: int, fill: list[int]) -> list[v2.Transform]:
+    """RandAug(9, 0.5), which is timm's `rand-m9-mstd0.5-inc1`, by torchvision's operations.
+
+    Two operations, each applied half of the time, at `magnitude` tenths of its range with a standard deviation of half
+    a tenth, here rounded. torchvision's default of 9 would be 9 thirtieths, always applied. Left are other operations:
+    timm also has Invert and SolarizeAdd, and posterizes further.
+    """
+    if magnitude == 0:
+        return []
+    levels = (magnitude - 1, magnitude, min(magnitude + 1, 10))
+    operation = v2.RandomChoice(
+        [v2.RandAugment(1, level, num_magnitude_bins=11, interpolation=BICUBIC, fill=fill) for level in levels],
+        p=[0.16, 0.68, 0.16],  # of a normal variable within and beyond one standard deviation
+    )
+    return [v2.RandomApply([operation], p=0.5) for _ in range(2)]
+
+
+def _normalize(mean: Sequence[float], std: Sequence[float]) -> list[v2.Transform]:
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+
+
+def train_transform(side: int, options: FineTuneOptions, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+    """RGB images to augmented tensors (3, side, side), normalised."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(side, scale=options.crop_area, interpolation=BICUBIC),
+            v2.RandomHorizontalFlip(options.flip),
+            *_rand_augment(options.rand_augment, [round(255 * value) for value in mean]),
+            *_normalize(mean, std),
+            v2.RandomErasing(options.random_erasing, value="random"),  # pyright: ignore[reportArgumentType]
+        ]
+    )
+
+
+def eval_transform(side: int, options: FineTuneOptions, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+    """RGB images to their centres (3, side, side), normalised."""
+    short_side = int(side / options.eval_crop)
+    return v2.Compose([v2.Resize(short_side, BICUBIC), v2.CenterCrop(side), *_normalize(mean, std)])
+
+
+def make_mixing(options: FineTuneOptions, num_classes: int) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+    """A function of images (B, C, H, W) and labels (B) to mixed ones and targets: (B, classes), whose rows sum to 1.
+
+    Of mixup and CutMix one is drawn for each batch. Without both, images and labels stay as they are.
+    """
+    mixers = []
+    if options.mixup > 0:
+        mixers.append(v2.MixUp(alpha=options.mixup, num_classes=num_classes))
+    if options.cutmix > 0:
+        mixers.append(v2.CutMix(alpha=options.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(mixers) if mixers else lambda images, labels: (images, labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data sets
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Examples:
+    """Samples (image, label) to (tensor, label).
+
+    Args:
+        data: the samples; images are PIL's or encoded.
+        transform: what an RGB image goes through.
+        num_labels: labels are below.
+    """
+
+    def __init__(self, data: Any, transform: Transform, num_labels: int):
+        self.data, self.transform, self.num_labels = data, transform, num_labels
+
+    def example(self, sample: Any, number: int) -> tuple[torch.Tensor, int]:
+        """Raises a ValueError where the sample is no image with a label; it tells its number."""
+        image, label = sample
+        if not 0 <= int(label) < self.num_labels:
+            raise ValueError(
+                f"Sample {number} has the label {label}; the model's are 0 to {self.num_labels - 1} (num_labels)."
+            )
+        try:
+            rgb = image.convert("RGB") if isinstance(image, Image.Image) else decode_image(image)
+        except (RefusedSample, OSError) as error:
+            raise ValueError(
+                f"The image of sample {number} cannot be used ({error}). Leave it out or mend it."
+            ) from error
+        return self.transform(rgb), int(label)
+
+
+class _MapExamples(_Examples, Dataset):
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.example(self.data[index], index)
+
+
+class _IterableExamples(_Examples, IterableDataset):
+    """Those at `start`, `start + step`, ..."""
+
+    def __init__(self, data: Any, transform: Transform, num_labels: int, start: int = 0, step: int = 1):
+        super().__init__(data, transform, num_labels)
+        self.start, self.step = start, step
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        for number, sample in itertools.islice(enumerate(self.data), self.start, None, self.step):
+            yield self.example(sample, number)
+
+
+def count_samples(data: Any, options: FineTuneOptions) -> int:
+    """Samples of whole batches in an epoch.
+
+    Raises:
+        ValueError: they are fewer than one batch, or nobody knows how many.
+    """
+    samples = options.samples_per_epoch or (len(data) if hasattr(data, "__len__") else None)
+    if samples is None:
+        raise ValueError("The training data have no length. Give samples_per_epoch, which the schedule needs.")
+    if samples < options.batch_size:
+        raise ValueError(f"{samples} training samples make no batch of {options.batch_size}. Lower batch_size.")
+    return samples // options.batch_size * options.batch_size
+
+
+def make_train_loader(
+    data: Any, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
+) -> Any:
+    """This process's part of each batch, on its device; an epoch's last, smaller batch is left out.
+
+    Every process has the same batches and takes its slice. Map-style data are shuffled, iterable ones come as they are.
+
+    Raises:
+        ValueError: the batch size is no multiple of the number of processes.
+    """
+    if options.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size ({options.batch_size}) must be a multiple of the number of processes "
+            f"({accelerator.num_processes})."
+        )
+    dataset: Any
+    if isinstance(data, IterableDataset):
+        dataset, sampler = _IterableExamples(data, transform, num_labels), None
+    else:
+        dataset = _MapExamples(data, transform, num_labels)
+        # Not the loader's generator, from which all processes' workers would take one seed for the augmentation.
+        sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(options.seed))
+    loader = DataLoader(
+        dataset,
+        options.batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=options.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return prepare_data_loader(
+        loader,
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.process_index,
+        split_batches=True,
+        put_on_device=True,
+        dispatch_batches=False,
+    )
+
+
+def make_test_loader(
+    data: Any, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
+) -> DataLoader:
+    """Every `num_processes`-th sample, each once over all processes; on the CPU."""
+    first, processes = accelerator.process_index, accelerator.num_processes
+    dataset: Any
+    if isinstance(data, IterableDataset):
+        dataset = _IterableExamples(data, transform, num_labels, first, processes)
+    else:
+        dataset = Subset(_MapExamples(data, transform, num_labels), range(first, len(data), processes))
+    pin_memory = accelerator.device.type == "cuda"
+    batch_size = options.batch_size // processes
+    return DataLoader(dataset, batch_size, num_workers=options.num_workers, pin_memory=pin_memory)
