@@ -16,7 +16,7 @@ pretrain: $(VENV)/train.installed
 	$(BIN)/accelerate launch scripts/pretrain.py $(ARGS)
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: $(VENV)/dev.installed
 	$(BIN)/ruff check .

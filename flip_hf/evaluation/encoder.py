@@ -18,16 +18,17 @@ class Encoder:
     Args:
         model: has `get_image_features`, `get_text_features` and a `vision_model`: FlipModel, CLIPModel, SiglipModel.
         processor: with an image processor and a tokenizer.
+        name: the folder or Hub id that both came from.
 
     Raises:
         ValueError: the model is of another kind.
     """
 
-    def __init__(self, model: Any, processor: Any):
+    def __init__(self, model: Any, processor: Any, name: str = ""):
         missing = [n for n in ("get_image_features", "get_text_features", "vision_model") if not hasattr(model, n)]
         if missing:
             raise ValueError(f"{type(model).__name__} has no {missing[0]}: evaluation takes models of CLIP's kind.")
-        self.model, self.processor = model.eval().requires_grad_(False), processor
+        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
 
     @classmethod
     def from_pretrained(
@@ -42,7 +43,7 @@ class Encoder:
         """
         model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs).to(device)
         shared = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
-        return cls(model, AutoProcessor.from_pretrained(name_or_path, **shared))
+        return cls(model, AutoProcessor.from_pretrained(name_or_path, **shared), str(name_or_path))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -9,8 +9,9 @@ from flip_hf.data.refusals import BadDataError
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.options import NEED_TRAINING, EvaluationOptions, fits
 from flip_hf.evaluation.registry import DataSet
+from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject
-from flip_hf.evaluation.tasks import TASK_FUNCTIONS, Result
+from flip_hf.evaluation.tasks import TASK_FUNCTIONS
 
 logger = logging.getLogger(__name__)
 

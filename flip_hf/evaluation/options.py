@@ -13,6 +13,7 @@ from flip_hf.evaluation.metrics import METRICS
 from flip_hf.evaluation.registry import DataSet, data_set, data_set_names
 
 TASKS = ("zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune")
+FINE_TUNE_RECIPES = ("mae_b", "mae_l", "mae_h", "flip")
 NEED_TRAINING = ("linear-probe", "few-shot", "fine-tune")
 
 
@@ -47,7 +48,10 @@ class EvaluationOptions:
     mask_ratio: float = _option(0.5, "of masked: the fraction of patches that a view does not see")
     shots: list[int] = _option([1, 2, 4, 8, 16], "of few-shot: training images a class")
     repeats: int = _option(3, "of few-shot: draws of training images")
+    recipe: str | None = _option(None, "of fine-tune: mae_b, mae_l, mae_h or flip; by the size if not given")
     epochs: int | None = _option(None, "of fine-tune; the recipe's if not given")
+    train_batch_size: int | None = _option(None, "of fine-tune, over all processes; the recipe's if not given")
+    train_base_lr: float | None = _option(None, "of fine-tune, for 256 samples; the recipe's if not given")
     seed: int = _option(0, "of draws, masks and splits")
     output_dir: str | None = _option(None, "folder of the results; evaluation/ in a model folder, else below runs/")
     card: bool = _option(False, "write the results into the model folder's card, as a model-index")
@@ -64,15 +68,20 @@ class EvaluationOptions:
             )
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"--precision is fp32 or bf16, not {self.precision!r}.")
+        self._check_numbers()
+        if self.templates:
+            resolve_templates(self.templates[0] if len(self.templates) == 1 else self.templates)
+
+    def _check_numbers(self) -> None:
         for name in ("batch_size", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.recipe not in (None, *FINE_TUNE_RECIPES):
+            raise ValueError(f"--recipe is one of {', '.join(FINE_TUNE_RECIPES)}, not {self.recipe!r}.")
         if not self.shots or min(self.shots) < 1:
             raise ValueError(f"--shots are numbers of images a class, at least 1, got {self.shots}.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"--mask_ratio is a fraction between 0 and 1, got {self.mask_ratio}.")
-        if self.templates:
-            resolve_templates(self.templates[0] if len(self.templates) == 1 else self.templates)
 
     def data_sets(self) -> list[DataSet]:
         """The known data sets that were named, and one's own.

@@ -11,7 +11,7 @@ from flip_hf.evaluation.plots import (
     plot_retrieval_grid,
     plot_zero_shot_bars,
 )
-from flip_hf.evaluation.tasks import Result
+from flip_hf.evaluation.result import Result
 
 
 def draw(results: Iterable[Result], folder: Path, model: str) -> list[Path]:

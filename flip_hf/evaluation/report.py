@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.registry import DataSet
-from flip_hf.evaluation.tasks import Result
+from flip_hf.evaluation.result import Result
 
 # Names of the Hub's task index.
 HUB_TASKS = {"zero-shot": "zero-shot-image-classification", "masked": "zero-shot-image-classification"}

@@ -1,7 +1,6 @@
 """What can be measured of a model on a data set; each task is one function."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,47 +8,8 @@ import numpy as np
 from flip_hf.evaluation.labelled import Labelled
 from flip_hf.evaluation.metrics import METRICS
 from flip_hf.evaluation.probe import few_shot, linear_probe
+from flip_hf.evaluation.result import Result, make_result
 from flip_hf.evaluation.subject import Subject
-
-
-@dataclass
-class Result:
-    """What came out of a task on a data set.
-
-    Attributes:
-        data_set: its name.
-        title: its name for people.
-        task: one of `TASKS`.
-        metric: the data set's own, a key of `metrics`.
-        metrics: all figures, in [0, 1].
-        samples: that were measured on.
-        refused: samples that could not be used, by reason.
-        details: what else belongs into the report; JSON-able.
-        material: for pictures; not in the report.
-    """
-
-    data_set: str
-    title: str
-    task: str
-    metric: str
-    metrics: dict[str, float]
-    samples: int
-    refused: dict[str, int]
-    details: dict[str, Any] = field(default_factory=dict)
-    material: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def value(self) -> float:
-        """The data set's own metric."""
-        return self.metrics[self.metric]
-
-
-def _result(subject: Subject, task: str, metrics: dict[str, float], metric: str, samples: int, **more: Any) -> Result:
-    described = subject.data_set
-    return Result(
-        described.name, described.title, task, metric, metrics, samples, dict(sorted(subject.refused.items())), **more
-    )
-
 
 # -- with texts --------------------------------------------------------------------------------------------------------
 
@@ -85,7 +45,7 @@ def zero_shot(subject: Subject) -> Result:
         np.add.at(confusion, (labels, scores.argmax(axis=1)), 1)
         material = {"confusion": confusion, "class_names": names}
     metrics = _classified(subject, scores, labels)
-    return _result(
+    return make_result(
         subject, "zero-shot", metrics, _main_metric(subject), len(labels), details=details, material=material
     )
 
@@ -101,7 +61,7 @@ def masked(subject: Subject) -> Result:
     views = int(1 / (1 - subject.options.mask_ratio))
     details = {"mask_ratio": subject.options.mask_ratio, "views": views}
     samples = len(subject.labels("test"))
-    return _result(subject, "masked", metrics, f"ensemble, {metric}", samples, details=details)
+    return make_result(subject, "masked", metrics, f"ensemble, {metric}", samples, details=details)
 
 
 def retrieval(subject: Subject) -> Result:
@@ -123,7 +83,7 @@ def retrieval(subject: Subject) -> Result:
         "pictures": subject.pictures("test", shown),
     }
     details = {"captions": len(texts)}
-    return _result(subject, "retrieval", metrics, main, len(features.targets), details=details, material=material)
+    return make_result(subject, "retrieval", metrics, main, len(features.targets), details=details, material=material)
 
 
 # A picture shows so many queries of each kind, and so many answers to each.
@@ -177,7 +137,7 @@ def probe(subject: Subject) -> Result:
         **{"unconverged": found.unconverged, "empty_classes": [names[index] for index in found.empty_classes]},
     }
     material = {"searched": found.searched}
-    return _result(
+    return make_result(
         subject, "linear-probe", metrics, _main_metric(subject), len(test.labels), details=details, material=material
     )
 
@@ -203,7 +163,14 @@ def probe_few(subject: Subject) -> Result:
     material = {"few_shot": {shots: list(result.scores) for shots, result in found.items()}}
     samples = len(test.labels)
     last = f"{max(found)}-shot"
-    return _result(subject, "few-shot", metrics, last, samples, details=details, material=material)
+    return make_result(subject, "few-shot", metrics, last, samples, details=details, material=material)
+
+
+def fine_tuned(subject: Subject) -> Result:
+    """The whole vision tower trained as a classifier."""
+    from flip_hf.evaluation import finetune_task  # torchvision is needed for nothing else
+
+    return finetune_task.fine_tuned(subject)
 
 
 TASK_FUNCTIONS: dict[str, Callable[[Subject], Result]] = {
@@ -212,4 +179,5 @@ TASK_FUNCTIONS: dict[str, Callable[[Subject], Result]] = {
     "retrieval": retrieval,
     "linear-probe": probe,
     "few-shot": probe_few,
+    "fine-tune": fine_tuned,
 }

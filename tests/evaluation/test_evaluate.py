@@ -195,6 +195,19 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     assert linear["metrics"]["top1"] > 0.8 > few["metrics"]["1-shot"]
     assert few["metrics"]["4-shot"] > few["metrics"]["1-shot"] and len(few["details"]["4-shot"]["scores"]) == 2
     assert (tmp_path / "out" / "probes_digits.png").exists()
+    tuned = evaluated(
+        tmp_path / "tuned",
+        *(tmp_path / "flip", "--tasks", "fine-tune", "--data", tmp_path / "digits", "--train_split", "train"),
+        *("--target_column", "label", "--class_names", tmp_path / "names.txt"),
+        *("--epochs", 2, "--train_batch_size", 128, "--train_base_lr", 0.02),
+    )
+    (result,) = tuned["results"]  # that it learns is seen in test_finetune.py: so short a run by MAE's recipe does not
+    assert result["details"]["top1_by_epoch"][1] == result["metrics"]["top1"] and result["samples"] == 360
+    assert (result["details"]["epochs"], result["details"]["base_lr"], result["details"]["layer_decay"]) == (
+        2,
+        0.02,
+        0.75,
+    )
 
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

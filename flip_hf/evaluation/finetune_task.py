@@ -1,0 +1,78 @@
+"""Fine-tuning as a task: data and recipe of an evaluation for [`fine_tune`]."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.data.reading import Reader, read_rows
+from flip_hf.data.workers import default_workers
+from flip_hf.evaluation.finetune import fine_tune, make_classifier
+from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions
+from flip_hf.evaluation.loading import target_reader
+from flip_hf.evaluation.options import EvaluationOptions
+from flip_hf.evaluation.result import Result, make_result
+from flip_hf.evaluation.subject import Subject
+
+Samples = list[tuple[Any, int]]
+
+
+def _recipe(options: EvaluationOptions, width: int) -> FineTuneOptions:
+    """MAE's for ViT-B, FLIP's for what is larger, unless one is named."""
+    chosen = RECIPES[options.recipe or ("mae_b" if width <= 768 else "flip")]
+    asked = {"epochs": options.epochs, "batch_size": options.train_batch_size, "base_lr": options.train_base_lr}
+    workers = default_workers() if options.num_workers is None else options.num_workers
+    changed = {name: value for name, value in asked.items() if value is not None}
+    epochs = changed.get("epochs", chosen.epochs)
+    changed["warmup_epochs"] = min(chosen.warmup_epochs, epochs / 10)
+    return replace(chosen, num_workers=workers, seed=options.seed, **changed)
+
+
+def _read(subject: Subject, split: str, refused: Counter[str]) -> Samples:
+    """All usable samples of a split, encoded, in memory; each is decoded once to see that it can be.
+
+    Raises:
+        ValueError: there is none.
+    """
+    source, read_target, samples = subject.source(split), target_reader(subject.data_set), []
+    rows = read_rows(
+        source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda reason, detail: refused.update([reason])
+    )
+    is_silent = not subject.accelerator.is_main_process
+    for _, row in tqdm(rows, desc=f"reading {split}", unit=" images", leave=False, disable=is_silent):
+        try:
+            label, image = read_target(source.target(row)), source.image(row)
+            decode_image(image)
+            samples.append((image, label))
+        except RefusedSample as error:
+            refused[error.reason] += 1
+    if not samples or np.ndim(samples[0][1]):
+        raise ValueError(f"Fine-tuning needs images of one class; {subject.data_set.title} has none in its {split}.")
+    return samples
+
+
+def fine_tuned(subject: Subject) -> Result:
+    """Top-1 accuracy of the whole vision tower trained as a classifier, by MAE's recipe."""
+    encoder, refused = subject.encoder, Counter()
+    train, test = _read(subject, "train", refused), _read(subject, "test", refused)
+    recipe = _recipe(subject.options, encoder.model.config.vision_config.hidden_size)
+    processor = encoder.processor.image_processor
+    found = fine_tune(
+        make_classifier(encoder.name, len(subject.class_names)),
+        train,
+        test,
+        recipe,
+        subject.accelerator,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+    )
+    details = {
+        **{"top1_by_epoch": list(found.accuracies), "seconds": found.seconds},
+        **{name: getattr(recipe, name) for name in ("epochs", "batch_size", "base_lr", "layer_decay", "drop_path")},
+    }
+    result = make_result(subject, "fine-tune", {"top1": found.top1}, "top1", len(test), details=details)
+    result.refused = dict(sorted(refused.items()))
+    return result

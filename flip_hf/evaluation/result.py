@@ -1,0 +1,48 @@
+"""What a task found."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flip_hf.evaluation.subject import Subject
+
+
+@dataclass
+class Result:
+    """What came out of a task on a data set.
+
+    Attributes:
+        data_set: its name.
+        title: its name for people.
+        task: one of `TASKS`.
+        metric: the data set's own, a key of `metrics`.
+        metrics: all figures, in [0, 1].
+        samples: that were measured on.
+        refused: samples that could not be used, by reason.
+        details: what else belongs into the report; JSON-able.
+        material: for pictures; not in the report.
+    """
+
+    data_set: str
+    title: str
+    task: str
+    metric: str
+    metrics: dict[str, float]
+    samples: int
+    refused: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+    material: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The data set's own metric."""
+        return self.metrics[self.metric]
+
+
+def make_result(
+    subject: Subject, task: str, metrics: dict[str, float], metric: str, samples: int, **more: Any
+) -> Result:
+    """The result of a task on a subject."""
+    described = subject.data_set
+    return Result(
+        described.name, described.title, task, metric, metrics, samples, dict(sorted(subject.refused.items())), **more
+    )
