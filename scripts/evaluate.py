@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Measures a model of CLIP's kind: FLIP, CLIPModel, SigLIP.
 
-    accelerate launch scripts/evaluate.py MODEL --datasets imagenet1k clip27 robustness --templates clip_80
-    accelerate launch scripts/evaluate.py MODEL --tasks retrieval --datasets flickr30k mscoco --data_dir copies
+    accelerate launch scripts/evaluate.py MODEL --datasets clip27 robustness
+    accelerate launch scripts/evaluate.py MODEL --tasks retrieval --datasets retrieval --data_dir copies
     accelerate launch scripts/evaluate.py MODEL --tasks zero-shot linear-probe few-shot --data my/folder \\
         --train_split train --class_names classes.txt
     python scripts/evaluate.py --list                        # known data sets, their groups and metrics

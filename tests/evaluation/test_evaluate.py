@@ -1,18 +1,23 @@
 """evaluate.py on real tiny models, against what plain Transformers say of every sample."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoProcessor, CLIPModel
+from transformers import AutoProcessor, CLIPModel, SiglipConfig, SiglipModel
 
 from flip_hf.evaluation.command import main
+from flip_hf.evaluation.encoder import Encoder
+from flip_hf.evaluation.registry import data_set
+from flip_hf.evaluation.scoring import map_11_points
 from tests.conftest import NUM_PATCHES
 from tests.training.conftest import ROOT, launch, launcher
 from tests.training.test_finetune_clip import make_clip_folder
@@ -71,9 +76,11 @@ class Plain:
         self.model, self.processor = CLIPModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
         self.data = data
 
-    @torch.no_grad()
     def image(self, number: int) -> torch.Tensor:
-        image = Image.open(self.data / "images" / "test" / f"{number:02d}.png")
+        return self.embedded(Image.open(self.data / "images" / "test" / f"{number:02d}.png"))
+
+    @torch.no_grad()
+    def embedded(self, image: Image.Image) -> torch.Tensor:
         pixel_values = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         embeds = self.model.get_image_features(pixel_values=pixel_values).pooler_output[0]
         return embeds / embeds.norm()
@@ -161,6 +168,47 @@ def test_complementary_views_share_an_image_out_and_depend_on_its_place_alone():
     assert not torch.equal(masks[:, 0], masks[:, 1])
     with pytest.raises(ValueError, match="no masked view"):
         complementary_masks(places, NUM_PATCHES, 0.99, seed=0)
+
+
+def test_a_local_copy_of_a_known_data_set_is_measured_by_its_own_metric(clip, tmp_path):
+    """VOC 2007: tar shards, several classes an image, 11-point mAP; one image is none."""
+    rng, folder = np.random.default_rng(0), tmp_path / "copies" / "voc2007" / "test"
+    folder.mkdir(parents=True)
+    labels, images = rng.integers(-1, 2, (12, 20)), []
+    with tarfile.open(folder / "0.tar", "w") as archive:
+        for number in range(12):
+            image, classes = io.BytesIO(), io.BytesIO()
+            images.append(Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)))
+            images[-1].save(image, "PNG")
+            np.save(classes, labels[number].astype(np.float32))
+            for extension, data in (("png", image.getvalue() if number else b"no image"), ("npy", classes.getvalue())):
+                member = tarfile.TarInfo(f"{number:02d}.{extension}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    report = evaluated(tmp_path / "out", clip, "--datasets", "voc2007", "--data_dir", tmp_path / "copies")
+    (result,) = report["results"]
+    assert result["refused"] == {"not an image": 1} and result["samples"] == 11 and result["metric"] == "map_11_points"
+
+    plain, described = Plain(clip, None), data_set("voc2007")
+    weights = torch.stack([plain.text(described.templates[0].format(name)) for name in described.class_names])
+    scores = torch.stack([weights @ plain.embedded(image) for image in images[1:]]).numpy()
+    assert result["metrics"] == {"map_11_points": pytest.approx(map_11_points(scores, labels[1:]))}
+
+
+def test_siglip_reads_texts_padded_to_its_context(tokenizer, processor):
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = SiglipConfig(
+        text_config={**size, "vocab_size": 600, "max_position_embeddings": 16, "projection_size": 32},
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+    )
+    encoder = Encoder(SiglipModel(config).eval(), processor)
+    texts = ["a red circle", "a large blue square above a star"]
+    input_ids = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = encoder.model.get_text_features(input_ids=input_ids).pooler_output
+    assert torch.allclose(encoder.texts(texts), torch.nn.functional.normalize(expected), atol=1e-6)
+    pixels = torch.randn(2, 3, 32, 32)
+    assert encoder.trunk(pixels).shape == encoder.images(pixels).shape == (2, 32)
 
 
 def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
