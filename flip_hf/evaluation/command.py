@@ -44,6 +44,8 @@ def main() -> None:
         options = parse_options(rest)
         if model is None:
             raise ValueError("Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model.")
+        if options.card and not Path(model).is_dir():
+            raise ValueError(f"--card writes into a model folder, and {model} is none.")
         data_sets = options.data_sets()
         accelerator = Accelerator()
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
