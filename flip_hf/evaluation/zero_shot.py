@@ -25,8 +25,9 @@ class TextInputs:
 
     def __init__(self, tokenizer: Any, config: Any = None):
         self.tokenizer = tokenizer
-        context = config.get_text_config().max_position_embeddings if config is not None else None
-        self.max_length = min(tokenizer.model_max_length, context or tokenizer.model_max_length)
+        context = config.get_text_config().max_position_embeddings if config is not None else tokenizer.model_max_length
+        # A tokenizer that was never told a length has 10^30, which no tensor takes.
+        self.max_length = min(tokenizer.model_max_length, context, 2**16)
         # SigLIP reads the last position, padding or not, and was trained on full rows.
         self.padding = "max_length" if "siglip" in getattr(config, "model_type", "") else "longest"
 
