@@ -203,9 +203,9 @@ def test_siglip_reads_texts_padded_to_its_context(tokenizer, processor):
     )
     encoder = Encoder(SiglipModel(config).eval(), processor)
     texts = ["a red circle", "a large blue square above a star"]
-    input_ids = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
+    inputs = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt")
     with torch.no_grad():
-        expected = encoder.model.get_text_features(input_ids=input_ids).pooler_output
+        expected = encoder.model.get_text_features(**inputs).pooler_output
     assert torch.allclose(encoder.texts(texts), torch.nn.functional.normalize(expected), atol=1e-6)
     pixels = torch.randn(2, 3, 32, 32)
     assert encoder.trunk(pixels).shape == encoder.images(pixels).shape == (2, 32)
