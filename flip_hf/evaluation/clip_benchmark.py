@@ -11,16 +11,17 @@ python -m flip_hf.evaluation.clip_benchmark eval --model_type flip_hf --model ru
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, AutoProcessor
+
+from flip_hf.evaluation.encoder import Encoder, ImageTransform
+from flip_hf.evaluation.zero_shot import TextInputs
 
 MODEL_TYPE = "flip_hf"
 # What --pretrained says in CLIP_benchmark when nobody gave it: a name of open_clip's, and no revision of a folder.
@@ -39,60 +40,13 @@ class BenchmarkModel(nn.Module):
         return self.model.get_image_features(pixel_values=images).pooler_output
 
     def encode_text(self, texts: Mapping[str, Tensor]) -> Tensor:
-        """What [`BenchmarkTokenizer`] gives for B texts to embeddings (B, E), not normalised."""
+        """What [`TextInputs`] gives for B texts to embeddings (B, E), not normalised."""
         return self.model.get_text_features(**texts).pooler_output
-
-
-class BenchmarkTransform:
-    """One PIL image to the (3, H, W) that the folder's image processor makes of it; can be sent to loader workers."""
-
-    def __init__(self, image_processor: Any):
-        self.image_processor = image_processor
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        # Asked for by name: a processor may have been saved without it, and would leave grey images (MNIST) grey.
-        return self.image_processor(images=image, do_convert_rgb=True, return_tensors="pt")["pixel_values"][0]
-
-
-class BenchmarkTokenizer:
-    """Texts to token ids and mask (B, T), cut at the model's context; `.to(device)` works on what it returns.
-
-    Args:
-        tokenizer: the folder's own.
-        config: the model's.
-    """
-
-    def __init__(self, tokenizer: Any, config: Any):
-        self.tokenizer = tokenizer
-        self.max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
-        # SigLIP takes the last position, padding or not, and was trained on full rows (as in Transformers' pipeline).
-        self.padding = "max_length" if "siglip" in config.model_type else "longest"
-
-    def __call__(self, texts: Sequence[str]) -> Any:
-        return self.tokenizer(
-            list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
-
-
-def _check(model_name: str, model: Any, processor: Any, missing: Sequence[str]) -> None:
-    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise ValueError(f"{model_name} holds a {type(model).__name__}, which has no features of images and texts.")
-    if missing:
-        raise ValueError(
-            f"{model_name} holds no weights for {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...): "
-            "what is measured would be random. Give a folder with both towers."
-        )
-    inputs = processor.image_processor.model_input_names
-    if list(inputs) != ["pixel_values"]:
-        raise ValueError(
-            f"{model_name} takes images as {', '.join(inputs)}; CLIP_benchmark hands on one tensor an image. Give a "
-            "model of one fixed image size."
-        )
 
 
 def load_flip(
     model_name: str, pretrained: str = "main", cache_dir: str | None = None, device: str | torch.device = "cpu"
-) -> tuple[BenchmarkModel, BenchmarkTransform, BenchmarkTokenizer]:
+) -> tuple[BenchmarkModel, ImageTransform, TextInputs]:
     """Loads a model the way CLIP_benchmark asks for one. Weights are float32, as open_clip's; `--no_amp` keeps them so.
 
     Args:
@@ -108,12 +62,9 @@ def load_flip(
         OSError: there is no such folder or repository, or its processor was not saved with it.
         ValueError: it is not a whole model of images and texts, or does not take plain images.
     """
-    source = {"revision": "main" if pretrained == OPEN_CLIP_DEFAULT else pretrained, "cache_dir": cache_dir}
-    model, loading = AutoModel.from_pretrained(model_name, dtype=torch.float32, output_loading_info=True, **source)
-    processor = AutoProcessor.from_pretrained(model_name, **source)
-    _check(model_name, model, processor, sorted(loading["missing_keys"]))
-    tokenizer = BenchmarkTokenizer(processor.tokenizer, model.config)
-    return BenchmarkModel(model).to(device).eval(), BenchmarkTransform(processor.image_processor), tokenizer
+    revision = "main" if pretrained == OPEN_CLIP_DEFAULT else pretrained
+    encoder = Encoder.from_pretrained(model_name, device=device, revision=revision, cache_dir=cache_dir)
+    return BenchmarkModel(encoder.model), encoder.transform, encoder.text_inputs
 
 
 def _run(run: Callable[[Namespace], Any], args: Namespace) -> Any:

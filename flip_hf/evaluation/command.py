@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.data.workers import cores_per_process
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import evaluate
 from flip_hf.evaluation.options import EvaluationOptions, parse_options
@@ -44,8 +45,12 @@ def main() -> None:
         options = parse_options(rest)
         if model is None:
             raise ValueError("Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model.")
+        if options.card and not Path(model).is_dir():
+            raise ValueError(f"--card writes into a model folder, and {model} is none.")
         data_sets = options.data_sets()
         accelerator = Accelerator()
+        if accelerator.device.type == "cpu":
+            torch.set_num_threads(cores_per_process())  # `accelerate launch` leaves one thread to a process
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
         encoder = Encoder.from_pretrained(model, device=accelerator.device, dtype=dtype)
     except (ValueError, OSError) as error:

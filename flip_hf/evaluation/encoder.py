@@ -1,5 +1,6 @@
 """Any model of CLIP's kind, as evaluation uses it: images and texts to features."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModel, AutoProcessor, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoProcessor
 
-from flip_hf.evaluation.zero_shot import normalized, text_padding
+from flip_hf.evaluation.zero_shot import TextInputs, normalized
+
+
+class ImageTransform:
+    """One PIL image to the (3, S, S) that a model's image processor makes of it; can be sent to loader workers."""
+
+    def __init__(self, image_processor: Any):
+        self.image_processor = image_processor
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        # Asked for by name: a processor may have been saved without it, and would leave grey images (MNIST) grey.
+        return self.image_processor(images=image, do_convert_rgb=True, return_tensors="pt")["pixel_values"][0]
 
 
 class Encoder:
@@ -20,15 +32,26 @@ class Encoder:
         processor: with an image processor and a tokenizer.
         name: the folder or Hub id that both came from.
 
+    Attributes:
+        transform: what an image goes through, in the loader's processes.
+        text_inputs: what texts go through.
+
     Raises:
-        ValueError: the model is of another kind.
+        ValueError: the model is of another kind, or does not take plain images.
     """
 
     def __init__(self, model: Any, processor: Any, name: str = ""):
         missing = [n for n in ("get_image_features", "get_text_features", "vision_model") if not hasattr(model, n)]
         if missing:
-            raise ValueError(f"{type(model).__name__} has no {missing[0]}: evaluation takes models of CLIP's kind.")
+            raise ValueError(
+                f"{name} holds a {type(model).__name__}, which has no {missing[0]}; give a model of images and texts."
+            )
+        inputs = processor.image_processor.model_input_names
+        if list(inputs) != ["pixel_values"]:
+            raise ValueError(f"{name} takes images as {', '.join(inputs)}. Give a model of one fixed image size.")
         self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
+        self.transform = ImageTransform(processor.image_processor)
+        self.text_inputs = TextInputs(processor.tokenizer, model.config)
 
     @classmethod
     def from_pretrained(
@@ -39,26 +62,31 @@ class Encoder:
         Args:
             name_or_path: the folder or id.
             device, dtype: where the model goes, and its precision.
-            kwargs: `revision`, `attn_implementation`, ... for the model's `from_pretrained`.
+            kwargs: `revision`, `cache_dir`, `token` or `trust_remote_code`, for both.
+
+        Raises:
+            OSError: there is no such folder or repository, or its processor was not saved with it.
+            ValueError: it is not a whole model of images and texts, or does not take plain images.
         """
-        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs).to(device)
-        shared = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
-        return cls(model, AutoProcessor.from_pretrained(name_or_path, **shared), str(name_or_path))
+        model, loading = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"{name_or_path} holds no weights for {len(missing)} tensors of {type(model).__name__} "
+                f"({missing[0]}, ...): what is measured would be random. Give a folder with both towers."
+            )
+        return cls(model.to(device), AutoProcessor.from_pretrained(name_or_path, **kwargs), str(name_or_path))
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The processor's; of texts longer than the model's context it keeps the beginning."""
-        return self.processor.tokenizer
+    def knows_masks(self) -> bool:
+        """Whether it encodes parts of an image, as FlipModel does."""
+        return hasattr(self.model.config, "mask_ratio")
 
     @property
     def num_patches(self) -> int:
         """Patches of an image."""
         vision = self.model.config.vision_config
         return (vision.image_size // vision.patch_size) ** 2
-
-    def transform(self, image: Image.Image) -> torch.Tensor:
-        """An RGB image to (3, S, S), as the image processor saved with the model does; in the loader's processes."""
-        return self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     def images(self, pixel_values: torch.Tensor, places: Any = None, **masking: Any) -> torch.Tensor:
         """Features (B, E), normalised, of images (B, 3, S, S); `masking` as FlipModel takes it."""
@@ -70,12 +98,10 @@ class Encoder:
         return self.model.vision_model(pixel_values=pixel_values.to(self.model.dtype)).pooler_output
 
     @torch.no_grad()
-    def texts(self, texts: list[str]) -> torch.Tensor:
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Features (B, E), normalised."""
-        inputs = self.tokenizer(texts, padding=text_padding(self.model), truncation=True, return_tensors="pt")
-        inputs = inputs.to(self.model.device)
-        accepted = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-        return normalized(self.model.get_text_features(**accepted).pooler_output)
+        inputs = self.text_inputs(texts).to(self.model.device)
+        return normalized(self.model.get_text_features(**inputs).pooler_output)
 
 
 # -- masked inference (FLIP, Table 1d) ---------------------------------------------------------------------------------
@@ -103,14 +129,21 @@ def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: 
     """Encodes images as FLIP's Table 1d does: one masked view of each, or the mean feature of complementary views.
 
     Args:
-        encoder: of a FlipModel; others know no masks.
+        encoder: of a FlipModel.
         mask_ratio: fraction of the patches that a view does not see.
         ensemble: all views of an image, instead of its first.
         seed: of the masks.
 
     Returns:
         Images (B, 3, S, S) and their places to features (B, E), normalised.
+
+    Raises:
+        ValueError: the model is another.
     """
+    if not encoder.knows_masks:
+        raise ValueError(
+            f"{type(encoder.model).__name__} encodes whole images only; make a FlipModel of it with scripts/convert.py."
+        )
 
     def encode(pixel_values: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
         masks = complementary_masks(places, encoder.num_patches, mask_ratio, seed).to(pixel_values.device)

@@ -50,10 +50,9 @@ def table(results: list[Result], skipped: dict[str, str]) -> str:
             f"| {result.title} | {result.task} | {result.metric} | {100 * result.value:.1f} | {others} "
             f"| {result.samples:,} | {refused or 'none'} |"
         )
-    lines += [
-        f"| {name.split(', ')[0]} | {name.split(', ')[1]} | not measured | | | | {why} |"
-        for name, why in skipped.items()
-    ]
+    for name, why in skipped.items():
+        title, task = name.rsplit(", ", 1)
+        lines.append(f"| {title} | {task} | not measured | | | | {why} |")
     return "\n".join(lines) + "\n"
 
 
@@ -70,7 +69,8 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
                 EvalResult(
                     task_type=HUB_TASKS[result.task],
                     task_name=result.task,
-                    dataset_type=data_set.path or data_set.name,
+                    # Of data of one's own the path says nothing to others.
+                    dataset_type=data_set.path if data_set.path and data_set.sources else data_set.name,
                     dataset_name=data_set.title,
                     dataset_config=data_set.config,
                     dataset_split=data_set.splits["test"],

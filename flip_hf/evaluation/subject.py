@@ -145,5 +145,5 @@ class Subject:
         return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0)).numpy()
 
     def _prompted(self, template: str) -> torch.Tensor:
-        model = self.encoder.model
-        return prompt_embeddings(model, self.encoder.tokenizer, self.class_names, template, model.device)
+        model, tokenizer = self.encoder.model, self.encoder.processor.tokenizer
+        return prompt_embeddings(model, tokenizer, self.class_names, template, model.device)

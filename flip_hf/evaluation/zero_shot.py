@@ -15,10 +15,26 @@ def normalized(embeds: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(embeds.float(), dim=-1)
 
 
-def text_padding(model: Any) -> Any:
-    """How a tokenizer pads the model's texts: to the longest; SigLIP, which reads the padding, to its context."""
-    model_type = getattr(getattr(model, "config", None), "model_type", "")
-    return "max_length" if model_type.startswith("siglip") else True
+class TextInputs:
+    """Texts to a model's token ids and mask (B, T), cut at its context; `.to(device)` works on what it returns.
+
+    Args:
+        tokenizer: the model's.
+        config: the model's, where it is at hand.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any = None):
+        self.tokenizer = tokenizer
+        context = config.get_text_config().max_position_embeddings if config is not None else tokenizer.model_max_length
+        # A tokenizer that was never told a length has 10^30, which no tensor takes.
+        self.max_length = min(tokenizer.model_max_length, context, 2**16)
+        # SigLIP reads the last position, padding or not, and was trained on full rows.
+        self.padding = "max_length" if "siglip" in getattr(config, "model_type", "") else "longest"
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        return self.tokenizer(
+            list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
 
 
 @torch.no_grad()
@@ -26,11 +42,10 @@ def prompt_embeddings(
     model: Any, tokenizer: Any, class_names: Sequence[str], template: str, device: torch.device
 ) -> torch.Tensor:
     """Embeddings (C, E), normalised, float32, of one prompt about each class; see [`class_embeddings`]."""
-    pieces, padding = [], text_padding(model)
+    pieces, text_inputs = [], TextInputs(tokenizer, getattr(model, "config", None))
     for start in range(0, len(class_names), 256):
         prompts = [template.format(name) for name in class_names[start : start + 256]]
-        inputs = tokenizer(prompts, padding=padding, truncation=True, return_tensors="pt").to(device)
-        pieces.append(normalized(model.get_text_features(**inputs).pooler_output))
+        pieces.append(normalized(model.get_text_features(**text_inputs(prompts).to(device)).pooler_output))
     return torch.cat(pieces)
 
 

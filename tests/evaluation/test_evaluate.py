@@ -290,6 +290,8 @@ def test_bad_input_is_named_or_counted(clip, labelled, tmp_path, caplog):
         ([clip, *own, *names, "--test_split", "validation"], "Not measured: "),
         ([clip, *own], "Give --class_names FILE"),
         ([clip, *own, *names, "--tasks", "sing"], "choose from zero-shot"),
+        ([clip, *own, *names, "--tasks", "masked"], "encodes whole images only"),
+        (["some/model", *own, *names, "--card"], "--card writes into a model folder"),
         ([clip, "--datasets", "food10"], "food101"),
         ([clip, "--datasets", "food101", "--data_dir", tmp_path], "There is no copy of 'food101'"),
         ([clip, *own, *names, "--templates", "no place"], "no {} for the label"),

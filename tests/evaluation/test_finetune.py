@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -27,6 +27,7 @@ from flip_hf.evaluation.finetune_images import eval_transform, make_mixing, make
 from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions, drop_path, layer_groups
 from tests.conftest import randomize, tiny_config
 from tests.modeling.test_parity import tiny_clip
+from tests.training.conftest import ROOT, launcher
 
 STATISTICS = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.25, 0.25, 0.25)}
 # Nothing at random but the order; digits are neither flipped nor cut.
@@ -113,8 +114,7 @@ def data():
 
 
 def tune_one_of_two(folder: Path) -> None:
-    """What each of two processes runs; they begin as copies of this one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    """What each of two processes runs."""
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     torch.manual_seed(accelerator.process_index)  # the heads differ until DistributedDataParallel makes them one
@@ -128,13 +128,23 @@ def tune_one_of_two(folder: Path) -> None:
     accelerator.end_training()
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "fork") or torch.cuda.is_available(), reason="processes are forked, and CUDA does not survive that"
-)
 def test_two_processes_train_as_one(tmp_path):
     # A CLIP's last LayerNorm has no part in the classifier and gets no gradient.
     tiny_clip(99).save_pretrained(tmp_path / "clip")
-    debug_launcher(tune_one_of_two, (tmp_path,), num_processes=2)
+    script = f"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {str(ROOT)!r})
+from tests.evaluation.test_finetune import tune_one_of_two
+
+tune_one_of_two(Path({str(tmp_path)!r}))
+"""
+    (tmp_path / "run.py").write_text(script)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    command = [*launcher(2), str(tmp_path / "run.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
     torch.manual_seed(0)
     model = make_classifier(tmp_path / "clip", 10)
     start = copy.deepcopy(model.state_dict())

@@ -14,6 +14,7 @@ from PIL import Image
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import open_source
+from flip_hf.data.targets import ClassIndex
 from flip_hf.evaluation.labels import prompt_set
 from flip_hf.evaluation.registry import all_data_sets, data_set, data_set_names, read_data_set
 
@@ -222,16 +223,10 @@ def test_a_shard_of_the_hubs_form_gives_label_indices(name, tmp_path):
     source = open_source(
         str(tmp_path / "0.tar"), image_column=found.image_column, target_column=found.target_column, kind="label"
     )
-    stream = EvalStream(
-        source,
-        lambda picture: torch.zeros(3, 8, 8),
-        lambda images: images.flatten(2),
-        found.class_names,
-        batch_size=16,
-        process=Reader(0, 1),
-    )
+    read_target, process = ClassIndex(found.class_names), Reader(0, 1)
+    stream = EvalStream(source, lambda picture: torch.zeros(3, 8, 8), read_target, batch_size=16, process=process)
     (batch,) = stream
-    assert batch["labels"].tolist() == list(range(len(found.class_names))) and not batch["refused"]
+    assert batch["targets"] == list(range(len(found.class_names))) and not batch["refused"]
 
 
 # -- names and groups -------------------------------------------------------------------------------------------------
