@@ -35,10 +35,17 @@ def tiny_mae(**kwargs) -> ViTMAEForPreTraining:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     decoder = {f"decoder_{name}": value for name, value in DECODER.items()}
     config = ViTMAEConfig(**sizes, **decoder, image_size=32, patch_size=8, **kwargs)
-    return randomize(ViTMAEForPreTraining(config)).eval()
+    mae = randomize(ViTMAEForPreTraining(config)).eval()
+    mae.decoder.initialize_weights(NUM_PATCHES)  # a new one of Transformers has no positions in its decoder
+    return mae
 
 
 # -- ViTMAE -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_decoders_positions_are_vitmaes():
+    table = tiny_mae().decoder.decoder_pos_embed[0]
+    assert (build().decoder.position_embedding.weight - table).abs().max() < 1e-6
 
 
 def in_our_layout(patches: torch.Tensor) -> torch.Tensor:
