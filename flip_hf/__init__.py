@@ -9,6 +9,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
@@ -16,10 +17,13 @@ from transformers import (
 from flip_hf.evaluation.classifier import ZeroShotClassifier
 from flip_hf.modeling import (
     FlipConfig,
+    FlipDecoderConfig,
     FlipForImageClassification,
+    FlipForPreTraining,
     FlipImageProcessor,
     FlipModel,
     FlipPreTrainedModel,
+    FlipPreTrainingConfig,
     FlipProcessor,
     FlipTextConfig,
     FlipTextModel,
@@ -43,6 +47,8 @@ def _register_auto_classes() -> None:
         AutoModel.register(config_class, model_class)
     AutoModelForZeroShotImageClassification.register(FlipConfig, FlipModel)
     AutoModelForImageClassification.register(FlipConfig, FlipForImageClassification)
+    AutoConfig.register(FlipPreTrainingConfig.model_type, FlipPreTrainingConfig)
+    AutoModelForPreTraining.register(FlipPreTrainingConfig, FlipForPreTraining)
     AutoProcessor.register(FlipConfig, FlipProcessor)
     # The same class for both backends: Transformers picks one by whether torchvision is installed.
     image_processors = {"pil": FlipImageProcessor, "torchvision": FlipImageProcessor}
@@ -52,7 +58,7 @@ def _register_auto_classes() -> None:
 
 def _publish_code() -> None:
     """Makes `save_pretrained` put the modeling files beside the weights, for users without this package."""
-    for config_class in (FlipConfig, FlipTextConfig, FlipVisionConfig):
+    for config_class in (FlipConfig, FlipTextConfig, FlipVisionConfig, FlipPreTrainingConfig):
         config_class.register_for_auto_class()
     for model_class in (
         FlipModel,
@@ -63,6 +69,7 @@ def _publish_code() -> None:
     ):
         model_class.register_for_auto_class("AutoModel")
     FlipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    FlipForPreTraining.register_for_auto_class("AutoModelForPreTraining")
     FlipProcessor.register_for_auto_class("AutoProcessor")
     FlipImageProcessor.register_for_auto_class("AutoImageProcessor")
 
@@ -72,10 +79,13 @@ _publish_code()
 
 __all__ = [
     "FlipConfig",
+    "FlipDecoderConfig",
     "FlipForImageClassification",
+    "FlipForPreTraining",
     "FlipImageProcessor",
     "FlipModel",
     "FlipPreTrainedModel",
+    "FlipPreTrainingConfig",
     "FlipProcessor",
     "FlipTextConfig",
     "FlipTextModel",

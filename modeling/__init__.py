@@ -11,6 +11,7 @@ if __name__ != "flip_hf.modeling":
     )
 
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
+from .configuration_pretraining_flip import FlipDecoderConfig, FlipPreTrainingConfig
 from .image_processing_flip import FlipImageProcessor
 from .modeling_flip import (
     FlipForImageClassification,
@@ -21,14 +22,18 @@ from .modeling_flip import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
+from .pretraining_flip import FlipForPreTraining
 from .processing_flip import FlipProcessor
 
 __all__ = [
     "FlipConfig",
+    "FlipDecoderConfig",
     "FlipForImageClassification",
+    "FlipForPreTraining",
     "FlipImageProcessor",
     "FlipModel",
     "FlipPreTrainedModel",
+    "FlipPreTrainingConfig",
     "FlipProcessor",
     "FlipTextConfig",
     "FlipTextModel",

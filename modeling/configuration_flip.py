@@ -27,7 +27,7 @@ def mask_ratio_field(value: Any):
         )
 
 
-def _check_heads(hidden_size: int, num_attention_heads: int) -> None:
+def check_heads(hidden_size: int, num_attention_heads: int) -> None:
     if hidden_size % num_attention_heads != 0:
         raise ValueError(
             f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({num_attention_heads})."
@@ -105,7 +105,7 @@ class FlipTextConfig(PreTrainedConfig):
         Raises:
             ValueError: they do not; the message names the fields.
         """
-        _check_heads(self.hidden_size, self.num_attention_heads)
+        check_heads(self.hidden_size, self.num_attention_heads)
         if self.pooling_type == "eos" and self.eos_token_id is None:
             raise ValueError('pooling_type="eos" needs eos_token_id.')
         if self.attend_to_padding and (self.causal or self.pad_token_id is None):
@@ -180,7 +180,7 @@ class FlipVisionConfig(PreTrainedConfig):
         Raises:
             ValueError: they do not; the message names the fields.
         """
-        _check_heads(self.hidden_size, self.num_attention_heads)
+        check_heads(self.hidden_size, self.num_attention_heads)
         if self.image_size % self.patch_size != 0:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}); the nearest are "

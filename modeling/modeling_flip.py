@@ -497,8 +497,8 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
         the checkpoint that this model was loaded from would point to another class.
         """
         if self._auto_class is not None:
-            names = dict.fromkeys(self._published_as, f"modeling_flip.{type(self).__name__}")
-            self.config.auto_map = {"AutoConfig": f"configuration_flip.{type(self.config).__name__}", **names}
+            model, config = (f"{c.__module__.split('.')[-1]}.{c.__name__}" for c in (type(self), type(self.config)))
+            self.config.auto_map = {"AutoConfig": config, **dict.fromkeys(self._published_as, model)}
         return super().save_pretrained(*args, **kwargs)
 
 
@@ -738,6 +738,7 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
     """The two towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
 
     _published_as = ("AutoModel", "AutoModelForZeroShotImageClassification")
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # of a FlipForPreTraining
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)

@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("output", metavar="OUT", type=Path, help="folder to write; must not exist")
     for name in ("clip", "open-clip", "vit-mae"):
         parsers[name].add_argument("--mask_ratio", type=float, default=0.5, help="dropped in training (default 0.5)")
+    parsers["vit-mae"].add_argument(
+        "--decoder", action="store_true", help="keep the decoder: a FlipForPreTraining with a new text tower"
+    )
     official, open_clip = parsers["flip-official"], parsers["open-clip"]
     official.add_argument("--vocab", required=True, help="BERT's uncased vocab.txt, or a Hub repository with it")
     official.add_argument("--vision_heads", type=int, help="attention heads, where the size is not a released one")

@@ -45,9 +45,12 @@ MAX_FILE_LINES = {
 PUBLISHED = [
     "clip_flip.py",
     "configuration_flip.py",
+    "configuration_pretraining_flip.py",
+    "decoder_flip.py",
     "image_processing_flip.py",
     "masking_flip.py",
     "modeling_flip.py",
+    "pretraining_flip.py",
     "processing_flip.py",
     "resizing_flip.py",
 ]

@@ -1,13 +1,17 @@
-"""The encoder of Transformers' ViTMAE to a Flip vision tower: FLIP that starts from masked autoencoding."""
+"""Transformers' ViTMAE to a Flip vision tower, or with its decoder to a model that learns on from both.
 
+FLIP then starts from masked autoencoding.
+"""
+
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import AutoConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 
 from flip_hf.conversion.folder import Converted, card_data
 from flip_hf.conversion.processors import find_image_processor
-from flip_hf.conversion.tables import FLAT, ROWS, ConversionError, Entry, blocks, load, shapes_of, to_ours
-from flip_hf.modeling import FlipVisionConfig, FlipVisionModel
+from flip_hf.conversion.tables import FLAT, ROWS, ConversionError, Entry, Layout, blocks, load, shapes_of, to_ours
+from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipVisionConfig, FlipVisionModel
 
 _LINEAR = ("weight", "bias")
 EMBEDDINGS = [
@@ -31,6 +35,15 @@ BLOCK = [
     for kind in _LINEAR
 ]
 LAST_NORM = [Entry(f"layernorm.{kind}", f"post_layernorm.{kind}") for kind in _LINEAR]
+DECODER = [
+    Entry("mask_token", "mask_token", FLAT),
+    Entry("decoder_pos_embed", "position_embedding.weight", ROWS),
+    *[
+        Entry(f"{theirs}.{kind}", f"{ours}.{kind}")
+        for theirs, ours in (("decoder_embed", "token_projection"), ("decoder_norm", "layer_norm"))
+        for kind in _LINEAR
+    ],
+]
 _FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -45,6 +58,39 @@ _FIELDS = (
 )
 
 
+def _vision_fields(config: ViTMAEConfig) -> dict[str, Any]:
+    """Fields of the Flip vision tower, without its mask ratio.
+
+    Raises:
+        ConversionError: the attention has no biases.
+    """
+    if not config.qkv_bias:
+        raise ConversionError("This ViTMAE has no biases in its attention (qkv_bias=False); FLIP's towers have them.")
+    fields = {name: getattr(config, name) for name in _FIELDS}
+    return {**fields, "attention_dropout": config.attention_probs_dropout_prob}
+
+
+def _encoder_entries(config: ViTMAEConfig) -> list[Entry]:
+    count = config.num_hidden_layers
+    return [*EMBEDDINGS, *blocks(BLOCK, "layers.{}.", "encoder.layers.{}.", count), *LAST_NORM]
+
+
+def _decoder_entries(config: Any) -> list[Entry]:
+    patch_size, channels = config.patch_size, config.num_channels
+    # A patch's pixels lie (P, P, C) in ViTMAE and (C, P, P) here, as in a convolution's kernel.
+    pixels = Layout(
+        lambda t: (t.unflatten(0, (patch_size, patch_size, channels)).movedim(2, 0).flatten(0, 2),),
+        lambda t: t.unflatten(0, (channels, patch_size, patch_size)).movedim(0, 2).flatten(0, 2),
+    )
+    prediction = [Entry(f"decoder_pred.{kind}", f"pixel_projection.{kind}", pixels) for kind in _LINEAR]
+    return [*DECODER, *blocks(BLOCK, "decoder_layers.{}.", "layers.{}.", config.decoder_num_hidden_layers), *prediction]
+
+
+def _within(theirs: str, ours: str, entries: Iterable[Entry]) -> list[Entry]:
+    """The entries of a part, under the part's names."""
+    return [Entry(theirs + e.theirs, tuple(ours + name for name in e.targets), e.layout) for e in entries]
+
+
 def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> FlipVisionModel:
     """The encoder of a ViTMAE as a Flip vision tower; on the same visible patches it gives the same tokens.
 
@@ -55,22 +101,65 @@ def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> 
     Raises:
         ConversionError: the attention has no biases, or the weights do not fit the configuration.
     """
-    if not mae.config.qkv_bias:
-        raise ConversionError("This ViTMAE has no biases in its attention (qkv_bias=False); FLIP's towers have them.")
     encoder: Any = mae.vit if isinstance(mae, ViTMAEForPreTraining) else mae
-    config = FlipVisionConfig(
-        **{name: getattr(mae.config, name) for name in _FIELDS},
-        attention_dropout=mae.config.attention_probs_dropout_prob,
-        mask_ratio=mask_ratio,
+    config = FlipVisionConfig(**_vision_fields(mae.config), mask_ratio=mask_ratio)
+    tensors = to_ours(
+        _encoder_entries(mae.config), encoder.state_dict(), shapes_of(FlipVisionModel, config), what="The ViTMAE"
     )
-    entries = [*EMBEDDINGS, *blocks(BLOCK, "layers.{}.", "encoder.layers.{}.", config.num_hidden_layers), *LAST_NORM]
-    tensors = to_ours(entries, encoder.state_dict(), shapes_of(FlipVisionModel, config), what="The ViTMAE")
     # Copies: the tower does not share its weights with the model that it came from.
     return load(FlipVisionModel, config, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
-def convert_from_mae(source: str, *, mask_ratio: float = 0.5) -> Converted:
+def mae_to_pretraining(
+    mae: ViTMAEForPreTraining, mask_ratio: float | None = None, **flip_fields: Any
+) -> FlipForPreTraining:
+    """A ViTMAE with its decoder as a model that learns on from reconstruction, contrast or both.
+
+    On the same visible patches it predicts the same pixels, in the layout of `cut_patches`, and has the same loss.
+
+    Args:
+        mae: encoder and decoder.
+        mask_ratio: fraction of the patches dropped in training; ViTMAE's if not given.
+        flip_fields: of [`FlipConfig`], such as `text_config`. The text tower, the projections and the temperature are
+            initialised as in a new model.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ConversionError: the attention has no biases, or the weights do not fit the configuration.
+    """
+    theirs = mae.config
+    ratio = theirs.mask_ratio if mask_ratio is None else mask_ratio
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = FlipPreTrainingConfig(
+        flip_config={**flip_fields, "vision_config": {**_vision_fields(theirs), "mask_ratio": ratio}},
+        decoder_config={
+            **{name: getattr(theirs, f"decoder_{name}") for name in sizes},
+            **{name: getattr(theirs, name) for name in ("hidden_act", "layer_norm_eps", "initializer_range")},
+            "attention_dropout": theirs.attention_probs_dropout_prob,
+        },
+        norm_pixel_target=theirs.norm_pix_loss,
+    )
+    parts = ("flip.vision_model.", "decoder.")
+    shapes = {name: s for name, s in shapes_of(FlipForPreTraining, config).items() if name.startswith(parts)}
+    entries = _within("vit.", parts[0], _encoder_entries(theirs)) + _within(
+        "decoder.", parts[1], _decoder_entries(theirs)
+    )
+    tensors = to_ours(entries, mae.state_dict(), shapes, what="The ViTMAE")
+    model = FlipForPreTraining._from_config(config, dtype=mae.dtype)
+    model.load_state_dict(tensors, strict=False)  # all of these parts: to_ours has compared the names
+    return model.eval()
+
+
+def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = False, **flip_fields: Any) -> Converted:
     """A ViTMAE's folder or Hub id as a folder with a Flip vision tower, for `FlipVisionModel.from_pretrained`.
+
+    Args:
+        source: folder or Hub id.
+        mask_ratio: fraction of the patches dropped in FLIP's training.
+        decoder: keep the decoder, too, for `FlipForPreTraining.from_pretrained`; the text tower is then a new one.
+        flip_fields: with the decoder, see [`mae_to_pretraining`].
 
     Raises:
         ConversionError: it is another architecture, or tensors are missing.
@@ -78,17 +167,23 @@ def convert_from_mae(source: str, *, mask_ratio: float = 0.5) -> Converted:
     config = AutoConfig.from_pretrained(source)
     if not isinstance(config, ViTMAEConfig):
         raise ConversionError(f"{source} is a checkpoint of type {config.model_type!r}, not a ViTMAE.")
-    loaded: Any = ViTMAEModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    model_class = ViTMAEForPreTraining if decoder else ViTMAEModel
+    loaded: Any = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     mae, report = loaded
-    surplus = [name for name in report["unexpected_keys"] if not name.startswith("decoder.")]
+    surplus = [name for name in report["unexpected_keys"] if decoder or not name.startswith("decoder.")]
     if report["missing_keys"] or surplus:
         raise ConversionError(
             f"{source} is no complete ViTMAE: missing {sorted(report['missing_keys'])}, left over {sorted(surplus)}."
         )
+    to_flip: Any = mae_to_pretraining if decoder else mae_to_vision_tower
+    if decoder:
+        title, note = "A ViTMAE and its decoder as a Flip model", "the text tower is a new one, not trained"
+    else:
+        title, note = "A ViTMAE encoder as a Flip vision tower", "the decoder is left behind"
     return Converted(
-        model=mae_to_vision_tower(mae, mask_ratio),
+        model=to_flip(mae, mask_ratio, **flip_fields),
         processor=find_image_processor(source),
-        title="A ViTMAE encoder as a Flip vision tower",
-        about="Converted with `scripts/convert.py` of flip_hf; the decoder is left behind. The source's licence holds.",
+        title=title,
+        about=f"Converted with `scripts/convert.py` of flip_hf; {note}. The source's licence holds.",
         data=card_data(source),
     )

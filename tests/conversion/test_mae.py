@@ -1,13 +1,15 @@
-"""ViTMAE's encoder as a Flip vision tower, on the same visible patches."""
+"""ViTMAE's encoder as a Flip vision tower, and with its decoder; numbers of both are in test_pretraining.py, too."""
 
 import pytest
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from flip_hf import FlipVisionModel
-from flip_hf.conversion.mae import convert_from_mae, mae_to_vision_tower
+from flip_hf import FlipForPreTraining, FlipVisionModel
+from flip_hf.conversion.mae import convert_from_mae, mae_to_pretraining, mae_to_vision_tower
 from flip_hf.conversion.tables import ConversionError
 from tests.conftest import randomize
+
+TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
 
 
 @pytest.fixture
@@ -65,3 +67,24 @@ def test_what_cannot_become_a_tower_is_refused(mae, tmp_path):
     mae.save_pretrained(tmp_path, state_dict=state_dict)
     with pytest.raises(ConversionError, match="missing .*layernorm.bias"):
         convert_from_mae(str(tmp_path))
+
+
+def test_with_its_decoder_every_tensor_becomes_one_of_the_pretraining_model(mae, images, tmp_path):
+    mae.save_pretrained(tmp_path / "mae")
+    convert_from_mae(str(tmp_path / "mae"), mask_ratio=0.5, decoder=True, text_config=TEXT).save(tmp_path / "flip")
+    card = (tmp_path / "flip" / "README.md").read_text()
+    assert "the text tower is a new one, not trained" in card
+    model = FlipForPreTraining.from_pretrained(tmp_path / "flip")
+    assert model.config.flip_config.mask_ratio == 0.5
+    theirs, ours = mae.state_dict(), model.state_dict()
+    seen = {name: tensor for name, tensor in ours.items() if name.startswith(("flip.vision_model.", "decoder."))}
+    assert len(seen) == len(theirs)
+    sums = [sorted(tensor.double().sum().item() for tensor in tensors.values()) for tensors in (seen, theirs)]
+    assert sums[0] == pytest.approx(sums[1], abs=1e-6)
+    assert mae_to_pretraining(mae.to(torch.bfloat16), text_config=TEXT).dtype == torch.bfloat16
+
+
+def test_an_encoder_alone_has_no_decoder_to_convert(mae, tmp_path):
+    mae.vit.save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match="missing .*decoder.mask_token"):
+        convert_from_mae(str(tmp_path), decoder=True)

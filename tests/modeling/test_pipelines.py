@@ -11,7 +11,13 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, pipeline
 
 import flip_hf
-from flip_hf import FlipForImageClassification, FlipModel, FlipVisionModel
+from flip_hf import (
+    FlipForImageClassification,
+    FlipForPreTraining,
+    FlipModel,
+    FlipPreTrainingConfig,
+    FlipVisionModel,
+)
 from tests.conftest import NUM_PATCHES, tiny_config
 
 LABELS = ["red circle", "large striped blue star", "x"]
@@ -26,13 +32,18 @@ def image(tmp_path) -> Image.Image:
 
 @pytest.fixture
 def folders(saved, processor, tmp_path):
-    """A full model, a classifier and a vision tower, each as saved."""
-    classifier, tower = tmp_path / "classifier", tmp_path / "tower"
+    """A full model, a classifier, a vision tower and a model with a decoder, each as saved."""
+    classifier, tower, pretraining = (tmp_path / name for name in ("classifier", "tower", "pretraining"))
+    decoder = {"hidden_size": 16, "num_hidden_layers": 1}
+    FlipForPreTraining(FlipPreTrainingConfig(flip_config=tiny_config(), decoder_config=decoder)).save_pretrained(
+        pretraining
+    )
     FlipForImageClassification(tiny_config(num_labels=3)).save_pretrained(classifier)
     processor.save_pretrained(classifier)
     FlipVisionModel.from_pretrained(saved).save_pretrained(tower)
     processor.image_processor.save_pretrained(tower)
-    return {"full": str(saved), "classifier": str(classifier), "tower": str(tower)}
+    paths = {"full": saved, "classifier": classifier, "tower": tower, "pretraining": pretraining}
+    return {name: str(path) for name, path in paths.items()}
 
 
 def test_zero_shot_pipeline_answers_what_the_model_says(folders, image):
@@ -89,7 +100,7 @@ def test_a_saved_folder_names_every_auto_class_it_answers_to(folders, tmp_path):
 WITHOUT_PACKAGE = """
 import json, sys
 sys.modules["flip_hf"] = None  # any import of it fails
-from transformers import AutoProcessor, pipeline
+from transformers import AutoModelForPreTraining, AutoProcessor, pipeline
 folders = json.loads(sys.argv[1])
 options = {"trust_remote_code": True}
 zero_shot = pipeline("zero-shot-image-classification", model=folders["full"], **options)
@@ -97,6 +108,7 @@ answers = {
     "zero_shot": zero_shot(sys.argv[2], candidate_labels=json.loads(sys.argv[3])),
     "classes": pipeline("image-classification", model=folders["classifier"], **options)(sys.argv[2]),
     "features": pipeline("image-feature-extraction", model=folders["tower"], **options)(sys.argv[2]),
+    "pretraining": AutoModelForPreTraining.from_pretrained(folders["pretraining"], **options).num_parameters(),
     "processor": type(AutoProcessor.from_pretrained(folders["full"], **options)).__name__,
 }
 zero_shot.model.save_pretrained(sys.argv[4])  # what was loaded as remote code is published again
@@ -121,6 +133,7 @@ def test_folders_work_without_this_package(folders, image, tmp_path):
         assert there["label"] == ours["label"] and there["score"] == pytest.approx(ours["score"], abs=1e-5)
     features = pipeline("image-feature-extraction", model=folders["tower"])(image)
     assert np.allclose(answers["features"], features, atol=1e-5)
+    assert answers["pretraining"] == FlipForPreTraining.from_pretrained(folders["pretraining"]).num_parameters()
     assert answers["processor"] == "FlipProcessor"
     assert (tmp_path / "re" / "modeling_flip.py").is_file()
 

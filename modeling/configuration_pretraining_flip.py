@@ -1,0 +1,97 @@
+"""Configuration of FLIP's pre-training with MAE's reconstruction beside the contrast: a FlipModel and a decoder."""
+
+# No `from __future__ import annotations` here, as in the other published files.
+import copy
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_flip import FlipConfig, check_heads
+
+OBJECTIVES = ("contrastive", "reconstruction", "both")
+
+
+@strict
+class FlipDecoderConfig(PreTrainedConfig):
+    r"""Configuration of the decoder that reconstructs dropped patches; the defaults are MAE's (He et al. 2022).
+
+    Args:
+        hidden_size: width of the Transformer.
+        intermediate_size: width of the MLP's hidden layer.
+        num_hidden_layers: number of Transformer blocks; MAE's ablation finds 1 as good for fine-tuning.
+        num_attention_heads: number of attention heads; must divide `hidden_size`.
+        hidden_act: activation of the MLP.
+        layer_norm_eps: epsilon of all LayerNorms.
+        attention_dropout: dropout on attention weights.
+        initializer_range: standard deviation of the normal initialiser (mask token).
+        initializer_factor: multiplies every random initialiser.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: a value has the wrong type or is out of range.
+    """
+
+    model_type = "flip_decoder"
+    base_config_key = "decoder_config"
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 16
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: int | float = 1.0
+
+    def validate_architecture(self):
+        """Checks that the fields fit together; part of `@strict`.
+
+        Raises:
+            ValueError: they do not; the message names the fields.
+        """
+        check_heads(self.hidden_size, self.num_attention_heads)
+        if self.hidden_size % 4 != 0:
+            raise ValueError(f"2D sin-cos positions need a hidden_size divisible by 4, got {self.hidden_size}.")
+
+
+@strict
+class FlipPreTrainingConfig(PreTrainedConfig):
+    r"""Configuration of a [`FlipForPreTraining`].
+
+    Args:
+        flip_config: a [`FlipConfig`] or a dict of its fields. Its `mask_ratio` holds for both losses.
+        decoder_config: a [`FlipDecoderConfig`] or a dict of its fields.
+        objective: what is trained on: `"contrastive"` (FLIP), `"reconstruction"` (MAE) or `"both"` (FLIP, table 1f).
+        reconstruction_weight: factor on the reconstruction loss where it is added to the contrastive one. The paper
+            prints none.
+        norm_pixel_target: whether the target is each patch's pixels less their mean, divided by their standard
+            deviation, as in MAE's better models and in FLIP's table 1f.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: a value has the wrong type or is out of range.
+    """
+
+    model_type = "flip_pretraining"
+    # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are given until 5.17 is dropped.
+    sub_configs = {"flip_config": FlipConfig, "decoder_config": FlipDecoderConfig}  # pyright: ignore
+    sub_configs_defaults = {"flip_config": FlipConfig, "decoder_config": FlipDecoderConfig}  # pyright: ignore
+
+    flip_config: dict | FlipConfig | None = None
+    decoder_config: dict | FlipDecoderConfig | None = None
+    objective: Literal["contrastive", "reconstruction", "both"] = "both"
+    reconstruction_weight: int | float = 1.0
+    norm_pixel_target: bool = True
+
+    def __post_init__(self, **kwargs):
+        self.flip_config = self._build(self.flip_config, FlipConfig)
+        self.decoder_config = self._build(self.decoder_config, FlipDecoderConfig)
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _build(value: Any, config_class: type) -> Any:
+        """A part's configuration as an object; a copy, as the caller may give one to two configurations."""
+        return copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
+
+
+__all__ = ["FlipDecoderConfig", "FlipPreTrainingConfig"]

@@ -1,0 +1,61 @@
+"""MAE's decoder, which reconstructs dropped patches from the visible ones (He et al., CVPR 2022, arXiv 2111.06377).
+
+Letters: B samples, L patches, K kept patches, D the vision tower's width, W the decoder's, C channels, P patch side.
+"""
+
+# No `from __future__ import annotations` here, as in the other published files.
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_flip import FlipVisionConfig
+from .configuration_pretraining_flip import FlipDecoderConfig
+from .modeling_flip import FlipEncoderLayer, FlipPreTrainedModel, FlipSincosPositions
+from .resizing_flip import sincos_positions
+
+
+class FlipDecoder(FlipPreTrainedModel):
+    """MAE's decoder: a small Transformer over the visible patches' tokens and a mask token for each dropped patch."""
+
+    config: FlipDecoderConfig
+    base_model_prefix = "decoder"
+    input_modalities = ("image",)
+
+    def __init__(self, config: FlipDecoderConfig, vision_config: FlipVisionConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        block_config: Any = config  # has every field that a tower's block reads
+        self.side = vision_config.image_size // vision_config.patch_size
+        self.token_projection = nn.Linear(vision_config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.position_embedding = FlipSincosPositions(vision_config.num_patches + 1, width)
+        self.layers = nn.ModuleList([FlipEncoderLayer(block_config) for _ in range(config.num_hidden_layers)])
+        self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.pixel_projection = nn.Linear(width, vision_config.num_channels * vision_config.patch_size**2)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """MAE's initialisers, which are FLIP's."""
+        super()._init_weights(module)
+        if isinstance(module, FlipDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range * self.config.initializer_factor)
+            init.copy_(module.position_embedding.weight, sincos_positions(self.side, self.config.hidden_size))
+
+    def forward(self, tokens: torch.Tensor, ids_keep: torch.Tensor) -> torch.Tensor:
+        """Predicts all patches (B, L, C * P * P) from the normalised tokens (B, 1 + K, D), class token first, of those
+        that `ids_keep` (B, K) names in any order.
+        """
+        tokens = self.token_projection(tokens)  # (B, 1 + K, W)
+        patches = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], self.side**2, -1)
+        places = ids_keep[:, :, None].expand(-1, -1, tokens.shape[2])
+        patches = patches.scatter(1, places, tokens[:, 1:])  # (B, L, W)
+        hidden_states = torch.cat([tokens[:, :1], patches], dim=1) + self.position_embedding.weight
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, None)
+        return self.pixel_projection(self.layer_norm(hidden_states[:, 1:]))
+
+
+__all__ = ["FlipDecoder"]

@@ -1,0 +1,88 @@
+"""scripts/reconstruct.py as a person runs it, and what it draws."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
+from flip_hf.evaluation.reconstruction import join_patches, reconstruct
+from flip_hf.modeling.masking_flip import cut_patches
+from tests.conftest import PATCH_SIZE, tiny_config
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "reconstruct.py"
+DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def pretraining() -> FlipForPreTraining:
+    return FlipForPreTraining(FlipPreTrainingConfig(flip_config=tiny_config(), decoder_config=DECODER)).eval()
+
+
+@pytest.fixture
+def folder(pretraining, processor, tmp_path) -> Path:
+    pretraining.save_pretrained(tmp_path / "pretraining")
+    processor.image_processor.save_pretrained(tmp_path / "pretraining")
+    return tmp_path / "pretraining"
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def run(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["reconstruct.py", *map(str, arguments)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")  # in this process: each start of another takes seconds
+
+
+def test_patches_are_joined_as_they_were_cut(images):
+    assert torch.equal(join_patches(cut_patches(images, PATCH_SIZE), PATCH_SIZE), images)
+
+
+@pytest.mark.parametrize("norm_pixel_target", [True, False])
+def test_visible_patches_stay_and_dropped_ones_get_their_own_scale(pretraining, images, norm_pixel_target):
+    pretraining.config.norm_pixel_target = norm_pixel_target
+    visible, pasted = reconstruct(pretraining, images, 0.75)
+    assert visible.shape == (3, 1, 32, 32) and visible.float().mean() == 0.25
+    seen = visible.expand_as(images)
+    assert torch.equal(pasted[seen], images[seen]) and not torch.isclose(pasted[~seen], images[~seen]).all()
+    # A decoder that always predicts zero: of normalised pixels, that is the patch's mean.
+    torch.nn.init.zeros_(pretraining.decoder.pixel_projection.weight)
+    visible, pasted = reconstruct(pretraining, images, 0.5)
+    means = cut_patches(images, PATCH_SIZE).mean(dim=-1, keepdim=True).expand(-1, -1, 3 * PATCH_SIZE**2)
+    expected = join_patches(means, PATCH_SIZE) if norm_pixel_target else torch.zeros_like(images)
+    dropped = ~visible.expand_as(images)
+    assert torch.allclose(pasted[dropped], expected[dropped], atol=1e-6)
+
+
+def test_a_picture_is_drawn(folder, picture, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, folder, picture, picture, "--output", tmp_path / "out.png")
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out.png'}: 2 images at mask ratios [0.5, 0.75, 0.9]")
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.width > 7 * 100 and drawn.height > 2 * 100
+        assert len(set(drawn.convert("L").tobytes())) > 50
+    first = (tmp_path / "out.png").read_bytes()
+    run(monkeypatch, folder, picture, picture, "--output", tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes() == first  # the same masks
+
+
+def test_what_cannot_be_drawn_is_named(folder, saved, picture, tmp_path, monkeypatch):
+    (tmp_path / "text.jpg").write_text("no image")
+    cases = [
+        ([folder, tmp_path / "text.jpg"], "text.jpg is not an image"),
+        ([folder, tmp_path / "none.jpg"], "none.jpg cannot be read: No such file"),
+        ([saved, picture], "type 'flip', which has no decoder"),
+        ([folder, picture, "--mask_ratios", "0"], "all 16 patches are visible"),
+        ([folder, picture, "--mask_ratios", "0.99"], "keeps none of the 16 patches"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(SystemExit) as end:
+            run(monkeypatch, *arguments, "--output", tmp_path / "out.png")
+        assert str(end.value).startswith("error: ") and message in str(end.value)
+    assert not (tmp_path / "out.png").exists()
