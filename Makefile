@@ -31,6 +31,6 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/%.installed: pyproject.toml | $(BIN)/python
-	# Together: torchvision goes with one version of torch alone, and pip would change torch for the newest of it.
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet "$(TORCH)" --editable ".[$*]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[$*]"
 	touch $@

@@ -16,7 +16,7 @@ from flip_hf.evaluation.tasks import TASK_FUNCTIONS
 logger = logging.getLogger(__name__)
 
 # What may be wrong with one data set, and is no reason to give up the others.
-PROBLEMS = (ValueError, OSError, BadDataError)
+PROBLEMS = (ValueError, OSError, BadDataError, ImportError)
 
 
 def evaluate(

@@ -14,7 +14,8 @@ from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.evaluation.finetune_recipe import FineTuneOptions
 
 # isort: split
-from torchvision.transforms import v2  # after the import that says what to install
+# After the import that says what to install.
+from torchvision.transforms import v2  # pyright: ignore[reportMissingImports]
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 Transform = Callable[[Any], torch.Tensor]

@@ -18,9 +18,11 @@ from torch import nn
 from flip_hf.modeling import FlipForImageClassification
 
 try:
-    from torchvision.ops import stochastic_depth
+    from torchvision.ops import stochastic_depth  # pyright: ignore[reportMissingImports]
 except ImportError as error:
-    raise ImportError("Fine-tuning needs torchvision: pip install flip_hf[eval]") from error
+    raise ImportError(
+        "Fine-tuning needs torchvision, of the build of torch that is installed: pip install flip_hf[finetune]"
+    ) from error
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForImageClassification, BertConfig
 
+pytest.importorskip("torchvision")
+
 from flip_hf import FlipForImageClassification, FlipVisionModel
 from flip_hf.evaluation import finetune_recipe
 from flip_hf.evaluation.finetune import HEAD_STD, fine_tune, make_classifier
@@ -398,5 +400,5 @@ def test_what_does_not_fit_is_refused(small):
 def test_without_torchvision_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
     spec = importlib.util.spec_from_file_location("without_torchvision", finetune_recipe.__file__)
-    with pytest.raises(ImportError, match=r"pip install flip_hf\[eval\]"):
+    with pytest.raises(ImportError, match=r"pip install flip_hf\[finetune\]"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
