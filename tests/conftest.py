@@ -3,6 +3,9 @@
 import itertools
 import os
 
+# Of the runs that tests start side by side, threads that wait must not keep a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 
@@ -13,13 +16,6 @@ from flip_hf.training.setup import make_processor
 
 # For tensors this small, two threads wait for each other longer than they compute.
 torch.set_num_threads(1)
-
-# Side by side, each of pytest-xdist's workers stays on a core of its own, and so do the runs that its tests start: they
-# take a thread for each core that they may use, and would get in each other's way.
-_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-if _worker and hasattr(os, "sched_setaffinity"):
-    _cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
