@@ -15,6 +15,7 @@ from flip_hf.data.workers import cores_per_process
 from flip_hf.training import models, setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
+from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
 from flip_hf.training.resume import check_fit, shared_checkpoint
 
@@ -42,6 +43,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
+    config = flip_of(model).config  # whose sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model)
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint)

@@ -50,7 +50,7 @@ class PairEncoder(nn.Module):
     @property
     def flip(self) -> FlipModel:
         """The model of images and texts."""
-        return self.model.flip if isinstance(self.model, FlipForPreTraining) else self.model
+        return flip_of(self.model)
 
     def autocast(self) -> torch.autocast:
         """The context that the towers run in."""
@@ -96,6 +96,11 @@ class PairEncoder(nn.Module):
             tokens = outputs.last_hidden_state.flatten(0, 1)  # (R * W, D)
             outputs.pooler_output = self.flip.text_projection(tokens[pooled_tokens])  # (B, E)
             return outputs
+
+
+def flip_of(model: FlipModel | FlipForPreTraining) -> FlipModel:
+    """The model of images and texts, without a decoder."""
+    return model.flip if isinstance(model, FlipForPreTraining) else model
 
 
 def _unit(embeds: torch.Tensor) -> torch.Tensor:

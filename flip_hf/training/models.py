@@ -15,6 +15,7 @@ from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wo
 from flip_hf.modeling import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingConfig, FlipProcessor
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
+from flip_hf.training.encoder import flip_of
 from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
@@ -96,7 +97,7 @@ def make_model(
         made: FlipModel | FlipForPreTraining = flip
     else:
         made = _load(arguments, config)
-    flip = made.flip if isinstance(made, FlipForPreTraining) else made
+    flip = flip_of(made)
     sizes = new_sizes(model, config)
     if sizes != {name: getattr(config.vision_config, name) for name in sizes}:
         flip.resize_patch_embeddings(**sizes)

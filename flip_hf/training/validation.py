@@ -58,9 +58,10 @@ class Validator:
             model: Any = encoder.model
             ratio = self.arguments.model.mask_ratio
             with encoder.autocast():
-                metrics |= measure_reconstruction(
+                found = measure_reconstruction(
                     model, self._batches(encoder), self.accelerator, ratio, to_patches=self.normalize
                 )
+            metrics |= found if found["images"] else {}
         encoder.train()
         return metrics
 
