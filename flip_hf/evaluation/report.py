@@ -40,6 +40,11 @@ def to_json(model: str, options: EvaluationOptions, results: list[Result], skipp
     }
 
 
+def _task_name(result: Result) -> str:
+    """The task, and by whose recipe where there are several."""
+    return f"{result.task} ({result.details['probe']})" if "probe" in result.details else result.task
+
+
 def table(results: list[Result], skipped: dict[str, str]) -> str:
     """A Markdown table, a row a task and data set; figures in percent."""
     lines = ["| data set | task | metric | % | other figures, % | samples | skipped |", "|---|---|---|---|---|---|---|"]
@@ -47,7 +52,7 @@ def table(results: list[Result], skipped: dict[str, str]) -> str:
         others = ", ".join(f"{k} {100 * v:.1f}" for k, v in result.metrics.items() if k != result.metric)
         refused = ", ".join(f"{count} x {reason}" for reason, count in result.refused.items())
         lines.append(
-            f"| {result.title} | {result.task} | {result.metric} | {100 * result.value:.1f} | {others} "
+            f"| {result.title} | {_task_name(result)} | {result.metric} | {100 * result.value:.1f} | {others} "
             f"| {result.samples:,} | {refused or 'none'} |"
         )
     for name, why in skipped.items():
@@ -68,14 +73,14 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
             entries.append(
                 EvalResult(
                     task_type=HUB_TASKS[result.task],
-                    task_name=result.task,
+                    task_name=_task_name(result),
                     # Of data of one's own the path says nothing to others.
                     dataset_type=data_set.path if data_set.path and data_set.sources else data_set.name,
                     dataset_name=data_set.title,
                     dataset_config=data_set.config,
                     dataset_split=data_set.splits["test"],
                     metric_type=metric,
-                    metric_name=f"{result.task}, {metric}",
+                    metric_name=f"{_task_name(result)}, {metric}",
                     metric_value=round(100 * value, 2),
                 )
             )
