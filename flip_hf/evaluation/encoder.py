@@ -86,7 +86,8 @@ class Encoder:
         if missing:
             raise ValueError(
                 f"{name_or_path} holds no weights for {len(missing)} tensors of {type(model).__name__} "
-                f"({missing[0]}, ...): what is measured would be random. Give a folder with all of its weights."
+                f"({missing[0]}, ...): what is measured would be random. Give a folder with both "
+                "towers, or one of a whole vision tower."
             )
         if isinstance(model, FlipForPreTraining):
             model = model.flip.vision_model
@@ -132,7 +133,7 @@ class Encoder:
                 f"{type(self.model).__name__} has no class token, which MAE's probe sees; use --probe flip."
             )
         outputs = self.vision_model(pixel_values=pixel_values.to(self.model.dtype))
-        if getattr(self.vision_config, "pooling_type", "cls") == "mean":  # FLIP's; its tokens are normalised all
+        if getattr(self.vision_config, "pooling_type", "cls") == "mean":  # FLIP's, which normalises all tokens
             return outputs.last_hidden_state[:, 0]
         return outputs.pooler_output
 

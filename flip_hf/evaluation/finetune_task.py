@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.workers import default_workers
-from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.finetune import fine_tune
 from flip_hf.evaluation.finetune_model import make_classifier
 from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions
@@ -22,12 +21,11 @@ from flip_hf.evaluation.subject import Subject
 Samples = list[tuple[Any, int]]
 
 
-def recipe_for(encoder: Encoder) -> str:
-    """MAE's, by the size; FLIP's for what is larger than ViT-B and was trained with texts."""
-    width = encoder.vision_config.hidden_size
+def recipe_for(width: int, knows_texts: bool) -> str:
+    """MAE's, by the tower's width; FLIP's for what is wider than ViT-B and was trained with texts."""
     if width <= 768:
         return "mae_b"
-    if encoder.knows_texts:
+    if knows_texts:
         return "flip"
     return "mae_l" if width <= 1024 else "mae_h"
 
@@ -69,7 +67,8 @@ def fine_tuned(subject: Subject) -> Result:
     """Top-1 accuracy of the whole vision tower trained as a classifier, by MAE's recipe."""
     encoder, refused = subject.encoder, Counter()
     train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
-    recipe = changed_recipe(RECIPES[subject.options.recipe or recipe_for(encoder)], subject.options, warmup=1 / 10)
+    name = subject.options.recipe or recipe_for(encoder.vision_config.hidden_size, encoder.knows_texts)
+    recipe = changed_recipe(RECIPES[name], subject.options, warmup=1 / 10)
     processor = encoder.image_processor
     found = fine_tune(
         make_classifier(encoder.name, len(subject.class_names)),

@@ -1,7 +1,6 @@
 """LARS, SGD whose steps are measured by the weights that they move; torch has none."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,8 +27,8 @@ class Lars(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "trust_coefficient": trust_coefficient})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Moves every parameter that has a gradient. A closure is not called: the loss is the caller's."""
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Moves every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -10,7 +10,8 @@ the whole batch, not each GPU's 512 samples, and is tested with the mean of all 
 for the tower does not move; the head is in float32, and the tower in the evaluation's precision.
 
 It is a recipe for ImageNet. LARS moves the weights by a fraction of their size each step, which adds up to
-`base_lr * epochs * images` whatever the batch: see [`reach`]. On small data the rate or the epochs must rise.
+`base_lr * epochs * images` whatever the batch: see [`reach`]. On small data the rate or the epochs must rise; the bias,
+which takes plain steps, bears a larger rate only with smaller batches.
 
 Letters: N samples, B of a batch, C classes, D width.
 """
@@ -199,12 +200,13 @@ def _check_reach(options: FineTuneOptions, samples: int) -> None:
     found = reach(options, samples)
     if found < SMALL_REACH:
         logger.warning(
-            "The probe's rate is made for ImageNet: %d epochs of %d images move its weights %.2g times their size at "
-            "most, and it may end far from what it could learn. Give --train_base_lr %.2g or more, or more --epochs.",
+            "The probe's recipe is made for ImageNet: its %d epochs of %d images move the weights by %.2g of their "
+            "size at most, and may end far from what can be learned. Give --epochs or --train_base_lr that together "
+            "are %.0f times as large; with a larger rate also a smaller --train_batch_size.",
             options.epochs,
             samples,
             found,
-            options.base_lr * SMALL_REACH / found,
+            SMALL_REACH / found,
         )
 
 

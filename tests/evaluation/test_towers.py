@@ -1,57 +1,21 @@
 """Vision towers alone, as MAE leaves them: how they are read, and what they can be asked for."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from threadpoolctl import threadpool_limits
 from transformers import SiglipConfig, SiglipModel, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
-from flip_hf import FlipForPreTraining, FlipModel, FlipPreTrainingConfig
+from flip_hf import FlipModel
 from flip_hf.conversion.mae import convert_from_mae
+from flip_hf.evaluation.clip_benchmark import load_flip
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.finetune_model import make_classifier
-from tests.conftest import randomize, tiny_config
+from tests.conftest import randomize
+from tests.evaluation.conftest import DECODER
 from tests.evaluation.test_evaluate import evaluated
 from tests.modeling.test_parity import tiny_clip
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "grey": (0.5, 0.5, 0.5)}
-UNUSED_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 16}
-
-
-def image_processor(side: int) -> ViTImageProcessor:
-    return ViTImageProcessor(size={"height": side, "width": side})
-
-
-@pytest.fixture
-def pretraining(tmp_path):
-    """A model and its folder, as pre-training by reconstruction alone leaves them."""
-    flip = tiny_config(text=UNUSED_TEXT, vision={"image_size": 16, "patch_size": 4})
-    config = FlipPreTrainingConfig(flip_config=flip, decoder_config=DECODER, objective="reconstruction")
-    model = randomize(FlipForPreTraining(config)).eval()
-    model.save_pretrained(tmp_path / "pretraining")
-    image_processor(16).save_pretrained(tmp_path / "pretraining")
-    return model, tmp_path / "pretraining"
-
-
-@pytest.fixture
-def colours(tmp_path):
-    """160 noisy images of four colours, 60 of them to test with: what any crop shows, and any tower passes on."""
-    rng = np.random.default_rng(0)
-    for split, numbers in {"train": range(100), "test": range(60)}.items():
-        (tmp_path / "colours" / split).mkdir(parents=True)
-        rows = []
-        for number in numbers:
-            pixels = rng.integers(0, 100, (16, 16, 3)) + 130 * np.array(list(COLOURS.values())[number % 4])
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "colours" / split / f"{number}.png")
-            rows.append(json.dumps({"file_name": f"{number}.png", "label": number % 4}))
-        (tmp_path / "colours" / split / "metadata.jsonl").write_text("\n".join(rows))
-    (tmp_path / "names.txt").write_text("\n".join(COLOURS))
-    return "--data", tmp_path / "colours", "--train_split", "train", "--class_names", tmp_path / "names.txt"
 
 
 # -- what is read ------------------------------------------------------------------------------------------------------
@@ -62,7 +26,7 @@ def test_a_converted_vitmae_has_the_class_token_that_maes_probe_sees(images, tmp
     sizes = {f"decoder_{name}": value for name, value in DECODER.items()}
     mae = randomize(ViTMAEForPreTraining(ViTMAEConfig(**SIZES, **sizes, image_size=32, patch_size=8))).eval()
     mae.save_pretrained(tmp_path / "mae")
-    image_processor(32).save_pretrained(tmp_path / "mae")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "mae")
     convert_from_mae(str(tmp_path / "mae"), decoder=decoder).save(tmp_path / "flip")
     encoder = Encoder.from_pretrained(tmp_path / "flip")
     assert not encoder.knows_texts and encoder.num_patches == 16
@@ -123,6 +87,11 @@ def test_tasks_with_texts_end_before_the_data_are_opened(pretraining, tmp_path, 
         evaluated(tmp_path, pretraining[1], "--tasks", *tasks, *data)
     assert str(ended.value).startswith(f"error: {tasks[-1]}: ") and str(pretraining[1]) in str(ended.value)
     assert "knows no texts. What works is --tasks linear-probe few-shot fine-tune." in str(ended.value)
+
+
+def test_clip_benchmark_wants_texts(pretraining):
+    with pytest.raises(ValueError, match="a vision tower alone; scripts/evaluate.py probes it"):
+        load_flip(str(pretraining[1]))
 
 
 def test_probes_see_the_trained_tower(pretraining, colours, tmp_path):
