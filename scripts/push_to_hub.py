@@ -18,14 +18,14 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from flip_hf.hub.folder import FolderError, prepare
-from flip_hf.hub.push import HubError, push
+from flip_hf.hub.push import HubError, HubUnreachable, create, push
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="model folder")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub, or the name of one of your own")
     parser.add_argument(
         "--public", action="store_true", help="for everyone to see; a private repository becomes public"
     )
@@ -42,16 +42,19 @@ def main() -> None:
     hub_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    asked = {"repo_id": options.repo_id, "license": options.license, "export_clip": options.export_clip}
+    asked = {"license": options.license, "export_clip": options.export_clip}
     try:
         if options.dry_run is not None:
-            prepare(options.folder, options.dry_run, **asked)
+            prepare(options.folder, options.dry_run, repo_id=options.repo_id, **asked)
             size = sum(path.stat().st_size for path in options.dry_run.rglob("*") if path.is_file())
             print(f"{options.dry_run}: complete, {size / 1e6:,.1f} MB; `hf upload {options.repo_id} {options.dry_run}`")
             return
+        repo_id = create(options.repo_id, private=not options.public)  # first: what it refuses, it refuses at once
         with tempfile.TemporaryDirectory() as scratch:
-            folder = prepare(options.folder, Path(scratch) / "ready", link=True, **asked)
-            print(push(folder, options.repo_id, private=not options.public))
+            folder = prepare(options.folder, Path(scratch) / "ready", repo_id=repo_id, link=True, **asked)
+            print(push(folder, repo_id, private=not options.public))
+    except HubUnreachable as error:
+        sys.exit(f"error: {error} The same command goes on later; --dry_run OUT makes the folder without the network.")
     except (FolderError, HubError) as error:
         sys.exit(f"error: {error}")
 

@@ -77,8 +77,8 @@ def _read(path: Path) -> Any:
 
 
 def _is_ours(card: Any) -> bool:
-    """Whether its text may be written anew: it is this module's, or no more than a title."""
-    return MARK in card.text or len(card.text.strip().splitlines()) <= 1
+    """Whether its text may be written anew: it is this module's, or no more than a title (evaluate.py --card)."""
+    return MARK in card.text or all(line.startswith("#") for line in card.text.strip().splitlines())
 
 
 def _metadata(run: facts.Run, old: Any, repo_id: str | None, license: str | None) -> Any:

@@ -51,7 +51,7 @@ def prepare(
     Args:
         folder: a saved model; what a run or a conversion left, or a checkpoint of a run.
         target: the folder to make; must be empty or not exist.
-        repo_id: where it is going to be; the card's examples name it.
+        repo_id: where it is going to be, `owner/name`; the card's examples name it.
         license: identifier of the weights' licence, for the card.
         export_clip: make a stock CLIPModel of it, which needs no code of ours.
         records: where recipe, logs, curves and results are, if not in the folder.
@@ -61,9 +61,13 @@ def prepare(
         The target.
 
     Raises:
-        FolderError: the folder holds no complete model, or CLIPModel has not its architecture.
+        FolderError: the folder holds no complete model, CLIPModel has not its architecture, or a name does not fit.
     """
     folder, target = Path(folder), Path(target)
+    if repo_id is not None and "/" not in repo_id:
+        raise FolderError(
+            f"{repo_id!r} names no owner, and the card could not say where the model is: OWNER/{repo_id}."
+        )
     if target.exists() and any(target.iterdir()):
         raise FolderError(f"{target} is not empty. Choose another name or remove it.")
     _check(folder)

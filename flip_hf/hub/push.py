@@ -67,13 +67,14 @@ def _few(paths: Sequence[str], most: int = 3) -> str:
     return ", ".join(paths[:most]) + (" ..." if len(paths) > most else "")
 
 
-def create(repo_id: str, *, private: bool = True, api: HfApi | None = None) -> str:
+def create(repo_id: str, *, private: bool = True, api: HfApi | None = None, waits: Sequence[float] = WAITS) -> str:
     """Makes sure that the repository is there and may be written to.
 
     Args:
         repo_id: `owner/name`, or a name alone for one of your own.
         private: whether a new one is private. One that is public already is refused where it is to be private.
         api: the client; the environment's endpoint and login if not given.
+        waits: seconds before each new attempt after a broken connection.
 
     Returns:
         The repository's full id.
@@ -95,7 +96,7 @@ def create(repo_id: str, *, private: bool = True, api: HfApi | None = None) -> s
             )
         return full_id
 
-    return _translated(make, repo_id, api)
+    return _patiently(make, repo_id, api, waits)
 
 
 def push(
@@ -111,10 +112,9 @@ def push(
 
     Args:
         folder: everything in it is uploaded, what has not changed excepted.
-        repo_id: see [`create`], as for `private` and `api`. `private=False` makes a private repository public, once
-            everything is there.
+        repo_id: see [`create`], as for `private`, `api` and `waits`. `private=False` makes a private repository public,
+            once everything is there.
         message: the commit's.
-        waits: seconds before each new attempt after a broken connection.
 
     Raises:
         HubRefused, HubUnreachable: see [`create`].
@@ -124,7 +124,7 @@ def push(
 
     def attempt() -> Pushed:
         nonlocal before
-        full_id = create(repo_id, private=private, api=api)
+        full_id = create(repo_id, private=private, api=api, waits=())
         if before is None:  # a broken attempt may have changed something
             before = _files(api, full_id)
         api.upload_folder(repo_id=full_id, folder_path=folder, commit_message=message, delete_patterns=list(STALE))
@@ -139,15 +139,7 @@ def push(
             removed=tuple(sorted(before.keys() - after.keys())),
         )
 
-    for wait in waits:
-        try:
-            return _translated(attempt, repo_id, api)
-        except HubOffline:
-            raise
-        except HubUnreachable as error:
-            logger.warning("%s Trying again in %g s.", error, wait)
-            time.sleep(wait)
-    return _translated(attempt, repo_id, api)
+    return _patiently(attempt, repo_id, api, waits)
 
 
 def _files(api: HfApi, repo_id: str) -> dict[str, str]:
@@ -161,6 +153,19 @@ def _files(api: HfApi, repo_id: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _NOT_LOGGED_IN = "You are not logged in to the Hub. Run `hf auth login`, or set HF_TOKEN to a token that may write."
+
+
+def _patiently(function: Callable[[], T], repo_id: str, api: HfApi, waits: Sequence[float]) -> T:
+    """Calls the function, and again after each of the waits where the network is what ends it."""
+    for wait in waits:
+        try:
+            return _translated(function, repo_id, api)
+        except HubOffline:
+            raise
+        except HubUnreachable as error:
+            logger.warning("%s Trying again in %g s.", error, wait)
+            time.sleep(wait)
+    return _translated(function, repo_id, api)
 
 
 def _translated(function: Callable[[], T], repo_id: str, api: HfApi) -> T:

@@ -15,7 +15,7 @@ from flip_hf.hub.redaction import redact
 
 logger = logging.getLogger(__name__)
 
-SCRATCH = "push"
+SCRATCH = "partial-push"
 
 
 class Pusher:
@@ -25,7 +25,7 @@ class Pusher:
 
     Args:
         output_dir: the run's folder; recipe, logs, curves and results are taken from there. What is on its way lies in
-            `push` below it.
+            `partial-push` below it.
         repo_id: `owner/name`, or a name alone for one of your own.
         private: see [`push`].
         api: the client; the environment's endpoint and login if not given.
@@ -56,7 +56,7 @@ class Pusher:
         disable_progress_bars()  # the run has its own
         shutil.rmtree(self._scratch, ignore_errors=True)
         try:
-            self.repo_id = create(self.repo_id, private=self.private, api=self._api)
+            self.repo_id = create(self.repo_id, private=self.private, api=self._api, waits=())
         except HubUnreachable as error:
             logger.warning("%s Training begins all the same, and pushes are tried on the way.", error)
 

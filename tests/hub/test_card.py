@@ -62,10 +62,10 @@ def test_figures_are_a_model_index_and_those_of_evaluate_are_kept(run_folder):
 
 
 def test_a_card_of_somebody_else_stays_as_it_is(run_folder):
-    text = "---\nlicense: mit\n---\n\n# Mine\n\nWhat I think of it.\n"
-    (run_folder / "README.md").write_text(text)
-    write_card(run_folder, license="apache-2.0")
-    assert (run_folder / "README.md").read_text() == text
+    for text in ("---\nlicense: mit\n---\n\n# Mine\n\nWhat I think of it.\n", "Mine.\n"):
+        (run_folder / "README.md").write_text(text)
+        write_card(run_folder, license="apache-2.0")
+        assert (run_folder / "README.md").read_text() == text
 
 
 def test_metadata_that_a_person_added_is_kept(run_folder):

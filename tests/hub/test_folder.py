@@ -75,7 +75,7 @@ def test_a_model_that_can_be_a_clip_model_is_exported_as_one(run_folder, tmp_pat
     vision = {**towers[1], "image_size": 32, "patch_size": 8, "num_hidden_layers": 1}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
     FlipModel.from_clip(clip).save_pretrained(run_folder)
-    (run_folder / "README.md").write_text("---\nlicense: mit\n---\n\nLoad it with `trust_remote_code=True`.\n")
+    (run_folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Flip\n\n`trust_remote_code=True`\n")
     ready = prepare(run_folder, tmp_path / "ready", export_clip=True, repo_id="you/clip")
     assert not list(ready.glob("*.py")) and "auto_map" not in "".join(p.read_text() for p in ready.glob("*.json"))
     loaded = CLIPModel.from_pretrained(ready)
@@ -101,5 +101,7 @@ def test_what_is_in_the_way_is_named(run_folder, tmp_path):
     classifier = FlipForImageClassification(tiny_config(num_labels=2))
     message = broken("classifier", classifier.save_pretrained)
     assert "not for a FlipForImageClassification" in message and "README.md" in message
+    with pytest.raises(FolderError, match="OWNER/flip"):
+        prepare(run_folder, tmp_path / "ready", repo_id="flip")
     with pytest.raises(FolderError, match="is not empty"):
         prepare(run_folder, run_folder)

@@ -98,3 +98,6 @@ def test_without_a_network_there_is_a_folder_to_upload(script, run_folder, tmp_p
     assert "license: mit" in (out / "README.md").read_text() and (out / "modeling_flip.py").is_file()
     assert script(run_folder, REPO, "--dry_run", out).endswith("is not empty. Choose another name or remove it.")
     assert script(run_folder, REPO).startswith("error: You are not logged in to the Hub. Run `hf auth login`")
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    said = script(run_folder, REPO)
+    assert said.startswith("error: HF_HUB_OFFLINE is set") and said.endswith("makes the folder without the network.")

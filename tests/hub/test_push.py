@@ -106,6 +106,15 @@ def test_a_refusal_says_what_to_do_and_is_not_tried_again(hub, ready, token, rep
     assert hub.count("POST /api/repos/create") <= 1 and not hub.count("POST .*/commit")
 
 
+def test_a_token_that_may_only_read_does_not_write_to_what_is_there(hub, api, ready, monkeypatch):
+    push(ready, REPO, api=api)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # the client asks it for the names of what is there
+    (ready / "log.jsonl").write_text("{}\n")
+    with pytest.raises(HubRefused, match=r"may not write to you/flip \(You don't have the rights"):
+        push(ready, REPO, api=HfApi(endpoint=hub.endpoint, token=READER))
+    assert len(hub.repositories[REPO].commits) == 2
+
+
 def test_what_is_public_is_not_pushed_to_unasked(hub, api, ready):
     push(ready, REPO, api=api)
     assert "(public): nothing changed" in str(push(ready, REPO, api=api, private=False))
@@ -121,9 +130,11 @@ def test_no_network_is_said(ready, monkeypatch, caplog):
         with pytest.raises(HubUnreachable, match="cannot be reached at http://127.0.0.1"):
             push(ready, REPO, api=api, waits=(0.01,))
     assert "Trying again in 0.01 s" in caplog.text
+    caplog.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubOffline, match="Unset it"):
-        push(ready, REPO, api=api, waits=(60,))  # not waited for
+        push(ready, REPO, api=api, waits=(0.01,))
+    assert "Trying again" not in caplog.text
 
 
 def test_no_token_is_ever_logged_or_written(hub, api, ready, tmp_path, caplog):

@@ -43,8 +43,8 @@ def test_a_push_does_not_wait_for_the_hub_and_the_next_is_dropped(hub, api, run_
     assert b'model="you/flip"' in files["README.md"]
     said = pusher.finish()
     assert said.startswith(f"{hub.endpoint}/you/flip (private)") and "changed (log.jsonl" in said
-    assert files["log.jsonl"] == b"of later steps\n" and not (run_folder / "push").exists()
-    assert not any("push/" in path or "checkpoint" in path for path in files)
+    assert files["log.jsonl"] == b"of later steps\n" and not (run_folder / "partial-push").exists()
+    assert not any("partial" in path or "checkpoint" in path for path in files)
 
 
 def test_a_network_that_is_down_ends_nothing(run_folder, save, caplog):
