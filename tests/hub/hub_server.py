@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, repo_id: str):
         found = self.repository(repo_id, write=True)
-        self.server.gate.wait()
+        self.server.gate.wait(30)  # a client that waits for it fails, and does not hang
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
