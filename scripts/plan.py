@@ -19,19 +19,20 @@ from typing import Any
 import torch
 import transformers
 from benchmarks.candidates import OURS
-from benchmarks.measuring import cpu_name
 from benchmarks.step import model_flops
 from tqdm import tqdm
 
 from flip_hf import FlipConfig
 from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator
-from flip_hf.training.arguments import Arguments, parse_arguments
+from flip_hf.training.arguments import Arguments
 from flip_hf.training.build import MISTAKES
+from flip_hf.training.hardware import device_name
 from flip_hf.training.memory import model_bytes
 from flip_hf.training.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
 from flip_hf.training.models import make_config
 from flip_hf.training.plan import Cluster, Run
 from flip_hf.training.plan_report import make_report, to_markdown
+from flip_hf.training.recipes import parse_arguments
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_MFU = 0.25
@@ -156,7 +157,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
 def check(options: argparse.Namespace) -> None:
     """The plan's memory against measurement, B/16, three configurations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    hardware = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    hardware = device_name(device)
     rows: list[dict[str, Any]] = []
     for step in tqdm(CUDA_STEPS if device == "cuda" else CPU_STEPS, unit="configuration", file=sys.stderr):
         planned, measured = planned_bytes(FlipConfig(), step), measure(FlipConfig(), step, device)

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from flip_hf.data.refusals import BadDataError
-from flip_hf.training.arguments import parse_arguments
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.health import RunDiverged
+from flip_hf.training.recipes import parse_arguments
 
 
 def main() -> None:

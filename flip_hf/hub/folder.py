@@ -21,9 +21,10 @@ MODEL = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"),
 )
 # What tells how it came about.
+LOGS = ("log.jsonl", "logs/**/events.out.tfevents.*", CARD, "LICENSE*")
 RECORDS = (
-    *("recipe.yaml", "results.json", "log.jsonl", "training_curves.png", "logs/**/events.out.tfevents.*"),
-    *("evaluation/**/*.json", "evaluation/**/*.md", "evaluation/**/*.png", CARD, "LICENSE*"),
+    *("recipe.yaml", "results.json", "training_curves.png", "evaluation/**/*.json", "evaluation/**/*.md"),
+    *("evaluation/**/*.png", *LOGS),
 )
 TEXT = {".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ""}
 OURS = "flip"
@@ -40,7 +41,7 @@ def prepare(
     repo_id: str | None = None,
     license: str | None = None,
     export_clip: bool = False,
-    records: str | Path | None = None,
+    logs: str | Path | None = None,
     link: bool = False,
 ) -> Path:
     """Makes a folder that is complete and ready to upload: model, processor, code, card, recipe, curves, logs, results.
@@ -54,7 +55,7 @@ def prepare(
         repo_id: where it is going to be, `owner/name`; the card's examples name it.
         license: identifier of the weights' licence, for the card.
         export_clip: make a stock CLIPModel of it, which needs no code of ours.
-        records: where recipe, logs, curves and results are, if not in the folder.
+        logs: where logs and a card are, if not in the folder: that of a run under way.
         link: link the weights instead of copying them, for a target that does not outlive the folder.
 
     Returns:
@@ -84,7 +85,7 @@ def prepare(
             # A checkpoint, which holds no code.
             FlipModel.from_pretrained(folder).save_pretrained(target)
             FlipProcessor.from_pretrained(folder).save_pretrained(target)
-        for path, name in _found(Path(records or folder), RECORDS):
+        for path, name in (*_found(Path(logs or folder), LOGS), *_found(folder, RECORDS)):
             _copy(path, target / name)
         if export_clip:
             forget_text(target)  # it is about the FlipModel

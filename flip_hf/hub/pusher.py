@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
@@ -28,6 +29,7 @@ class Pusher:
             `partial-push` below it.
         repo_id: `owner/name`, or a name alone for one of your own.
         private: see [`push`].
+        export_clip: push a stock CLIPModel, see [`prepare`].
         api: the client; the environment's endpoint and login if not given.
         waits: see [`push`].
     """
@@ -38,11 +40,12 @@ class Pusher:
         repo_id: str,
         *,
         private: bool = True,
+        export_clip: bool = False,
         api: HfApi | None = None,
         waits: Sequence[float] = WAITS,
     ):
         self.output_dir, self.repo_id, self.private = Path(output_dir), repo_id, private
-        self._api, self._waits = api, waits
+        self._export_clip, self._api, self._waits = export_clip, api, waits
         self._scratch = self.output_dir / SCRATCH
         self._thread: threading.Thread | None = None
         self._said = ""
@@ -68,7 +71,7 @@ class Pusher:
         """Starts a push of the model as it is now, and returns as soon as it is written to the disk.
 
         Args:
-            save: writes model and processor into the folder that it is given.
+            save: writes model, processor, recipe and results into the folder that it is given.
             samples: seen so far, for the commit's message.
 
         Returns:
@@ -116,7 +119,8 @@ class Pusher:
 
     def _prepare(self, folder: Path, name: str) -> Path:
         target = self._scratch / name
-        return prepare(folder, target, repo_id=self.repo_id, records=self.output_dir, link=True)
+        asked: dict[str, Any] = {"repo_id": self.repo_id, "export_clip": self._export_clip}
+        return prepare(folder, target, logs=self.output_dir, link=True, **asked)
 
     def _start(self, folder: Path, message: str) -> threading.Thread:
         # A daemon, unlike the client's own futures: the end of the process does not wait for a connection that hangs.

@@ -1,4 +1,4 @@
-"""What accelerators can do at most, and how much they hold: facts of their vendors' data sheets.
+"""What accelerators can do at most, how much they hold, and what they draw: facts of their vendors' data sheets.
 
 Matrix throughput is the dense one, with float32 accumulation (data sheets like to print twice as much, for 2:4 sparse
 matrices). float32 is that of torch's default, true float32 and not TF32.
@@ -23,6 +23,7 @@ class Accelerator:
         memory: bytes, as sold (decimal gigabytes).
         bf16: dense bfloat16 FLOP/s at most; None where the hardware has no bfloat16.
         fp32: float32 FLOP/s at most.
+        watts: power at most (GH200: its CPU's too; A100 and V100: the SXM version's).
     """
 
     name: str
@@ -30,39 +31,40 @@ class Accelerator:
     memory: float
     bf16: float | None
     fp32: float
+    watts: float
 
     def peak(self, precision: str) -> float | None:
         """FLOP/s at most in `bf16` or `fp32`."""
         return self.bf16 if precision == "bf16" else self.fp32
 
 
-def _device(name: str, pattern: str, gigabytes: float, bf16: float | None, fp32: float) -> Accelerator:
-    return Accelerator(name, pattern, gigabytes * GIGA, None if bf16 is None else bf16 * TERA, fp32 * TERA)
+def _device(name: str, pattern: str, gigabytes: float, bf16: float | None, fp32: float, watts: float) -> Accelerator:
+    return Accelerator(name, pattern, gigabytes * GIGA, None if bf16 is None else bf16 * TERA, fp32 * TERA, watts)
 
 
 # The first pattern that is found decides. Source of each line: the vendor's data sheet of the product.
 ACCELERATORS = (
-    _device("B200", r"\bB200\b", 180, 2250, 75),  # NVIDIA DGX B200: 8 GPUs, 1,440 GB, 36 PFLOP/s bf16 sparse
-    _device("H200", r"\bH200\b(?! NVL)", 141, 989, 67),  # NVIDIA H200 Tensor Core GPU, SXM
-    _device("H200-NVL", r"\bH200 NVL\b", 141, 835, 60),  # the same sheet
-    _device("GH200", r"\bGH200\b", 96, 990, 67),  # NVIDIA GH200 Grace Hopper, the HBM3 version
-    _device("H100-PCIe", r"\bH100 PCIe\b", 80, 756, 51),  # NVIDIA H100, first issue of the sheet
-    _device("H100-NVL", r"\bH100 NVL\b", 94, 835, 60),  # NVIDIA H100 NVL
-    _device("H100-SXM", r"\bH100\b", 80, 989, 67),  # NVIDIA H100; torch names it "NVIDIA H100 80GB HBM3"
-    _device("A100-40GB", r"\bA100.*40GB", 40, 312, 19.5),  # NVIDIA A100
-    _device("A100-80GB", r"\bA100\b", 80, 312, 19.5),  # the same sheet
-    _device("L40S", r"\bL40S\b", 48, 362, 91.6),  # NVIDIA L40S
-    _device("L4", r"\bL4\b", 24, 121, 30.3),  # NVIDIA L4
-    _device("A40", r"\bA40\b", 48, 149.7, 37.4),  # NVIDIA A40
-    _device("A10G", r"\bA10G\b", 24, 70, 31.5),  # NVIDIA A10G, as in AWS's G5 instances
-    _device("A10", r"\bA10\b", 24, 125, 31.2),  # NVIDIA A10
-    _device("RTX-A6000", r"\bRTX A6000\b", 48, 154.8, 38.7),  # NVIDIA Ampere GA102 whitepaper
-    _device("V100-16GB", r"\bV100.*16GB", 16, None, 15.7),  # NVIDIA V100: float16 only
-    _device("V100-32GB", r"\bV100\b", 32, None, 15.7),  # the same sheet, SXM2
-    _device("T4", r"\bT4\b", 16, None, 8.1),  # NVIDIA T4: float16 only
-    _device("RTX-4090", r"\bRTX 4090\b(?! (D|Laptop))", 24, 165.2, 82.6),  # NVIDIA Ada whitepaper
-    _device("RTX-3090", r"\bRTX 3090\b(?! Ti)", 24, 71, 35.6),  # NVIDIA Ampere GA102 whitepaper
-    _device("MI300X", r"\bMI300X\b", 192, 1307.4, 163.4),  # AMD Instinct MI300X
+    _device("B200", r"\bB200\b", 180, 2250, 75, 1000),  # NVIDIA DGX B200: 8 GPUs, 1,440 GB, 36 PFLOP/s bf16 sparse
+    _device("H200", r"\bH200\b(?! NVL)", 141, 989, 67, 700),  # NVIDIA H200 Tensor Core GPU, SXM
+    _device("H200-NVL", r"\bH200 NVL\b", 141, 835, 60, 600),  # the same sheet
+    _device("GH200", r"\bGH200\b", 96, 990, 67, 1000),  # NVIDIA GH200 Grace Hopper, the HBM3 version
+    _device("H100-PCIe", r"\bH100 PCIe\b", 80, 756, 51, 350),  # NVIDIA H100, first issue of the sheet
+    _device("H100-NVL", r"\bH100 NVL\b", 94, 835, 60, 400),  # NVIDIA H100 NVL
+    _device("H100-SXM", r"\bH100\b", 80, 989, 67, 700),  # NVIDIA H100; torch names it "NVIDIA H100 80GB HBM3"
+    _device("A100-40GB", r"\bA100.*40GB", 40, 312, 19.5, 400),  # NVIDIA A100
+    _device("A100-80GB", r"\bA100\b", 80, 312, 19.5, 400),  # the same sheet
+    _device("L40S", r"\bL40S\b", 48, 362, 91.6, 350),  # NVIDIA L40S
+    _device("L4", r"\bL4\b", 24, 121, 30.3, 72),  # NVIDIA L4
+    _device("A40", r"\bA40\b", 48, 149.7, 37.4, 300),  # NVIDIA A40
+    _device("A10G", r"\bA10G\b", 24, 70, 31.5, 300),  # NVIDIA A10G, as in AWS's G5 instances
+    _device("A10", r"\bA10\b", 24, 125, 31.2, 150),  # NVIDIA A10
+    _device("RTX-A6000", r"\bRTX A6000\b", 48, 154.8, 38.7, 300),  # NVIDIA Ampere GA102 whitepaper
+    _device("V100-16GB", r"\bV100.*16GB", 16, None, 15.7, 300),  # NVIDIA V100: float16 only
+    _device("V100-32GB", r"\bV100\b", 32, None, 15.7, 300),  # the same sheet, SXM2
+    _device("T4", r"\bT4\b", 16, None, 8.1, 70),  # NVIDIA T4: float16 only
+    _device("RTX-4090", r"\bRTX 4090\b(?! (D|Laptop))", 24, 165.2, 82.6, 450),  # NVIDIA Ada whitepaper
+    _device("RTX-3090", r"\bRTX 3090\b(?! Ti)", 24, 71, 35.6, 350),  # NVIDIA Ampere GA102 whitepaper
+    _device("MI300X", r"\bMI300X\b", 192, 1307.4, 163.4, 750),  # AMD Instinct MI300X
 )
 
 

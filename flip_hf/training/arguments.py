@@ -1,19 +1,13 @@
-"""Everything a run can be told: five dataclasses that are the command line and the YAML recipe at once.
+"""Everything a run can be told: six dataclasses that are the command line and the YAML recipe at once (recipes.py).
 
-Values come from the dataclasses' defaults (the paper's), then the recipe, then the command line; one parser types all
-of them, and an unknown key or a bad value is an error before any device is touched.
+A bad value is an error before any device is touched.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
-from transformers import HfArgumentParser
 
 # ImageNet's statistics, which the official FLIP normalises with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -27,9 +21,18 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _json_object(text: str | None, name: str) -> dict:
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name} must be JSON such as '{{\"hidden_size\": 512}}': {error}.") from error
+    require(isinstance(value, dict), f"--{name} must be a JSON object, got {text}.")
+    return value
 
 
 @dataclass
@@ -60,22 +63,22 @@ class ModelArguments:
 
     def __post_init__(self):
         self.tower_configs()  # an error in the JSON belongs here
-        _require(
+        require(
             0 <= self.mask_ratio < 1,
             f"--mask_ratio is the fraction of patches dropped and must be in [0, 1), got {self.mask_ratio}. Use 0 to "
             "train on whole images, 0.5 or 0.75 for the paper's settings.",
         )
         self._check_masks()
         both = self.model_name_or_path and (self.text_config or self.vision_config)
-        _require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
-        _require(
+        require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
+        require(
             not (self.model_name_or_path and self.init_vision_from),
             "--init_vision_from gives a new model its vision tower; --model_name_or_path has one. Give one of them.",
         )
         for name in ("image_size", "patch_size"):
             size = getattr(self, name)
-            _require(size is None or size >= 1, f"--{name} counts pixels and must be at least 1, got {size}.")
-            _require(
+            require(size is None or size >= 1, f"--{name} counts pixels and must be at least 1, got {size}.")
+            require(
                 size is None or self.model_name_or_path is not None or self.init_vision_from is not None,
                 f"--{name} changes the model of --model_name_or_path, or the vision tower of --init_vision_from; give "
                 "that of a new one in --vision_config.",
@@ -94,12 +97,12 @@ class ModelArguments:
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
-            _require(value in allowed, f"--{name} is one of {', '.join(allowed)}, got {value!r}.")
+            require(value in allowed, f"--{name} is one of {', '.join(allowed)}, got {value!r}.")
         for name in ("mask_ratio_end", "text_mask_ratio"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < 1, f"--{name} is a fraction dropped, in [0, 1), got {value}.")
+            require(value is None or 0 <= value < 1, f"--{name} is a fraction dropped, in [0, 1), got {value}.")
         steps = self.mask_ratio_steps
-        _require(2 <= steps <= 32, f"--mask_ratio_steps must be between 2 and 32, both ends included, got {steps}.")
+        require(2 <= steps <= 32, f"--mask_ratio_steps must be between 2 and 32, both ends included, got {steps}.")
 
     def tower_configs(self) -> dict[str, dict]:
         """The fields given for the two towers, under `text_config` and `vision_config`."""
@@ -120,10 +123,10 @@ class ObjectiveArguments:
 
     def __post_init__(self):
         choices = ("contrastive", "reconstruction", "both")
-        _require(self.objective in choices, f"--objective is one of {', '.join(choices)}, got {self.objective!r}.")
+        require(self.objective in choices, f"--objective is one of {', '.join(choices)}, got {self.objective!r}.")
         weight = self.reconstruction_weight
-        _require(0 < weight < math.inf, f"--reconstruction_weight must be above 0, got {weight}.")
-        _require(self.grid_samples >= 0, "--grid_samples cannot be negative; 0 draws none.")
+        require(0 < weight < math.inf, f"--reconstruction_weight must be above 0, got {weight}.")
+        require(self.grid_samples >= 0, "--grid_samples cannot be negative; 0 draws none.")
         self.decoder_fields()  # an error in the JSON belongs here
 
     @property
@@ -178,34 +181,34 @@ class DataArguments:
     eval_batch_size: int = _option(256, "images evaluated at once, by each process")
 
     def __post_init__(self):
-        _require(bool(self.train_data), "Name the training data with --train_data: a folder, files, or a Hub id.")
+        require(bool(self.train_data), "Name the training data with --train_data: a folder, files, or a Hub id.")
         self._check_sources(self.train_data or [])
-        _require(
+        require(
             0 < self.max_bad_fraction <= 1,
             f"--max_bad_fraction is a share of the samples, above 0 and at most 1, got {self.max_bad_fraction}.",
         )
         low, high = (self.crop_area * 2)[:2]
-        _require(
+        require(
             len(self.crop_area) == 2 and 0 < low <= high <= 1,
             f"--crop_area needs two fractions, 0 < smallest <= largest <= 1, got {self.crop_area}.",
         )
-        _require(0 <= self.flip <= 1, f"--flip is a probability, got {self.flip}.")
-        _require(self.shuffle_block >= 1, f"--shuffle_block must be at least 1, got {self.shuffle_block}.")
-        _require(self.eval_batch_size >= 1, f"--eval_batch_size must be at least 1, got {self.eval_batch_size}.")
+        require(0 <= self.flip <= 1, f"--flip is a probability, got {self.flip}.")
+        require(self.shuffle_block >= 1, f"--shuffle_block must be at least 1, got {self.shuffle_block}.")
+        require(self.eval_batch_size >= 1, f"--eval_batch_size must be at least 1, got {self.eval_batch_size}.")
         for template in self.templates:
-            _require("{}" in template, f"--templates: {template!r} has no {{}} for the class name.")
+            require("{}" in template, f"--templates: {template!r} has no {{}} for the class name.")
 
     def _check_sources(self, names: list[str]) -> None:
         twice = next((name for name in names if names.count(name) > 1), None)
-        _require(twice is None, f"--train_data names {twice!r} twice; give it a larger share with --train_weights.")
+        require(twice is None, f"--train_data names {twice!r} twice; give it a larger share with --train_weights.")
         weights = self.train_weights
-        _require(
+        require(
             weights is None or (len(weights) == len(names) and all(0 < weight < math.inf for weight in weights)),
             f"--train_weights needs a positive number for each of the {len(names)} --train_data, got {weights}.",
         )
         for option in ("train_config", "image_column", "caption_column"):
             given = getattr(self, option)
-            _require(
+            require(
                 given is None or len(given) in (1, len(names)),
                 f"--{option} takes one name, or one for each of the {len(names)} --train_data, got {given}.",
             )
@@ -236,19 +239,19 @@ class OptimizationArguments:
 
     def __post_init__(self):
         for name in ("train_samples", "unmasked_samples", "warmup_samples", "unmasked_warmup_samples"):
-            _require(getattr(self, name) >= 0, f"--{name} counts samples and cannot be negative.")
-        _require(self.train_samples + self.unmasked_samples > 0, "Nothing to train: --train_samples is 0.")
-        _require(
+            require(getattr(self, name) >= 0, f"--{name} counts samples and cannot be negative.")
+        require(self.train_samples + self.unmasked_samples > 0, "Nothing to train: --train_samples is 0.")
+        require(
             self.batch_size >= 2, f"--batch_size must be at least 2: one pair has no negatives ({self.batch_size})."
         )
         micro = self.micro_batch_size
-        _require(micro is None or micro >= 1, f"--micro_batch_size must be at least 1, got {micro}.")
+        require(micro is None or micro >= 1, f"--micro_batch_size must be at least 1, got {micro}.")
         half_life = self.ema_half_life
-        _require(half_life is None or half_life >= 1, f"--ema_half_life counts samples, at least 1, got {half_life}.")
+        require(half_life is None or half_life >= 1, f"--ema_half_life counts samples, at least 1, got {half_life}.")
         norm = self.max_grad_norm
-        _require(norm is None or norm > 0, f"--max_grad_norm must be above 0, got {norm}; leave it out not to clip.")
+        require(norm is None or norm > 0, f"--max_grad_norm must be above 0, got {norm}; leave it out not to clip.")
         choices = ("auto", "fp32", "bf16")
-        _require(self.precision in choices, f"--precision is one of {', '.join(choices)}, got {self.precision!r}.")
+        require(self.precision in choices, f"--precision is one of {', '.join(choices)}, got {self.precision!r}.")
 
 
 @dataclass
@@ -269,8 +272,24 @@ class RunArguments:
 
     def __post_init__(self):
         for name in ("log_samples", "eval_samples", "keep_checkpoints", "max_skipped_steps"):
-            _require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
-        _require(self.checkpoint_samples >= 0, "--checkpoint_samples cannot be negative.")
+            require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
+        require(self.checkpoint_samples >= 0, "--checkpoint_samples cannot be negative.")
+
+
+@dataclass
+class HubArguments:
+    """What is published on the way and at the end; the first three are named as in Transformers' TrainingArguments."""
+
+    push_to_hub: bool = _option(False, "push the model to the Hub every --hub_push_samples and at the end")
+    hub_model_id: str | None = _option(None, "owner/name on the Hub; the name of --output_dir, of yours, if not given")
+    hub_private_repo: bool = _option(True, "whether a new repository is private; False makes it public")
+    hub_push_samples: int = _option(64_000_000, "samples between two pushes; 0: only at the end")
+    export_clip: bool = _option(False, "push a stock CLIPModel, where the model can be one")
+
+    def __post_init__(self):
+        require(self.hub_push_samples >= 0, "--hub_push_samples cannot be negative; 0 pushes only at the end.")
+        for name in ("hub_model_id", "export_clip"):
+            require(self.push_to_hub or not getattr(self, name), f"--{name} says what --push_to_hub does; give that.")
 
 
 @dataclass
@@ -282,18 +301,19 @@ class Arguments:
     data: DataArguments
     optimization: OptimizationArguments
     run: RunArguments
+    hub: HubArguments
 
     def __post_init__(self):
         if not self.objective.reconstructs:
             return
         model, named = self.model, f"--objective {self.objective.objective}"
         masked = model.mask_ratio > 0 and model.mask_ratio_end != 0 and model.mask_strategy != "resize"
-        _require(
+        require(
             masked,
             f"{named} reconstructs dropped patches: give a --mask_ratio (and --mask_ratio_end) above 0 and a "
             "--mask_strategy other than resize.",
         )
-        _require(
+        require(
             self.optimization.unmasked_samples == 0,
             f"On whole images {named} has nothing to reconstruct. Set --unmasked_samples 0, and tune what comes out: "
             f"--model_name_or_path {self.run.output_dir} --mask_ratio 0.",
@@ -305,85 +325,3 @@ class Arguments:
         values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
         fields = {**self.model.tower_configs(), "decoder_config": self.objective.decoder_fields()}
         return {**values, **{name: given or None for name, given in fields.items()}}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parsing
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments)
-
-
-def _json_object(text: str | None, name: str) -> dict:
-    try:
-        value = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--{name} must be JSON such as '{{\"hidden_size\": 512}}': {error}.") from error
-    _require(isinstance(value, dict), f"--{name} must be a JSON object, got {text}.")
-    return value
-
-
-def make_parser() -> HfArgumentParser:
-    """The parser of all options."""
-    return HfArgumentParser(GROUPS, description="Pre-trains FLIP.", allow_abbrev=False)  # pyright: ignore
-
-
-def option_names() -> list[str]:
-    """Every option, in the order of the dataclasses."""
-    return [field.name for group in GROUPS for field in dataclasses.fields(group)]
-
-
-def _recipe_as_argv(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
-    """A recipe as command-line words, so that one parser types both (YAML reads 4e-6 as text).
-
-    Those of its `base`, another recipe of the same folder, come first: later words win.
-    """
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    _require(isinstance(recipe, dict), f"{path} is not a recipe: it must map option names to values.")
-    _require(path not in above, f"{path} has itself as its base.")
-    base = recipe.pop("base", None)
-    argv = _recipe_as_argv(_find_recipe(str(base), path.parent), (*above, path)) if base else []
-    for key, value in recipe.items():
-        if key not in option_names():
-            close = difflib.get_close_matches(str(key), option_names(), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path}: there is no option {key!r}.{hint}")
-        if value is None:
-            continue
-        words = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        argv += [f"--{key}", *(str(word) for word in words)]
-    return argv
-
-
-def _find_recipe(name: str, folder: Path) -> Path:
-    for path in (Path(name), folder / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise FileNotFoundError(f"There is no recipe {name!r}. Give a YAML file, or one of: {known}.")
-
-
-def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -> Arguments:
-    """Reads `[RECIPE] [--option value ...]`.
-
-    Args:
-        argv: the command line without the program's name. RECIPE is a YAML file or the name of one in `recipe_folder`.
-        recipe_folder: where named recipes lie.
-        default_recipe: the recipe where neither RECIPE nor --train_data is given. With --train_data alone the
-            dataclasses' defaults hold, which are the paper's.
-
-    Raises:
-        FileNotFoundError: there is no such recipe.
-        ValueError: an unknown option, or a value that is out of range or of the wrong type.
-    """
-    argv = list(argv)
-    names_data = any(word.split("=")[0] == "--train_data" for word in argv)
-    recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
-    words = _recipe_as_argv(_find_recipe(recipe, recipe_folder)) if recipe else []
-    return Arguments(*make_parser().parse_args_into_dataclasses(args=words + argv))
-
-
-def write_recipe(arguments: Arguments, path: Path) -> None:
-    """Writes the resolved run as a recipe that reproduces it."""
-    path.write_text(yaml.safe_dump(arguments.to_recipe(), sort_keys=False), encoding="utf-8")

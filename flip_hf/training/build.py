@@ -12,15 +12,17 @@ from transformers import PreTrainedTokenizerBase
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.data.workers import cores_per_process
+from flip_hf.hub.push import HubRefused
 from flip_hf.training import models, setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
+from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_fit, shared_checkpoint
 
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
-MISTAKES = (ValueError, FileNotFoundError, StrictDataclassError)
+MISTAKES = (ValueError, FileNotFoundError, StrictDataclassError, HubRefused)
 
 
 def build_trainer(arguments: Arguments) -> Trainer:
@@ -33,10 +35,12 @@ def build_trainer(arguments: Arguments) -> Trainer:
     output_dir = Path(arguments.run.output_dir)
     objective = arguments.objective
     config = models.make_config(arguments.model, objective)
+    check_publishing(arguments, config)
     sources = setup.open_training_data(arguments.data, captions=objective.contrasts)
     evaluation = setup.open_evaluation_data(arguments.data, labels=objective.contrasts)
 
     accelerator = make_accelerator(arguments, output_dir)
+    pusher = begin_pushing(arguments, accelerator)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     context_length = config.get_text_config().max_position_embeddings
     tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
@@ -57,7 +61,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
         (micro_batch_size, num_micro),
         data_states,
     )
-    trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation)
+    trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation, pusher)
     if checkpoint is not None:
         trainer.state = load_checkpoint(accelerator, checkpoint)
     else:

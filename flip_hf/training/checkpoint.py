@@ -24,8 +24,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import ProcessorMixin
 
-from flip_hf.training.arguments import Arguments, write_recipe
+from flip_hf.training.arguments import Arguments
 from flip_hf.training.manifest import check_manifest, sync, write_manifest
+from flip_hf.training.recipes import write_recipe
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from flip_hf.data.loader import TrainLoader
+from flip_hf.hub.pusher import Pusher
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import average
 from flip_hf.training.arguments import Arguments
@@ -17,10 +18,10 @@ from flip_hf.training.bottleneck import bottleneck, longest_wait
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.finish import save_run, summary, total_counts
+from flip_hf.training.finish import DataCounts, save_run, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
 from flip_hf.training.grid import Grid
-from flip_hf.training.hardware import autocast_dtype
+from flip_hf.training.hardware import autocast_dtype, describe
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.measure import Step, Window
 from flip_hf.training.micro_batches import MicroBatches
@@ -47,6 +48,7 @@ class Trainer:
         loader: its micro-batches.
         num_micro: micro-batches a step, on this process.
         evaluation: images and the names of their classes, or None.
+        pusher: pushes to the Hub, on the main process of a run that is to be pushed.
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class Trainer:
         loader: TrainLoader,
         num_micro: int,
         evaluation: Evaluation | None,
+        pusher: Pusher | None = None,
     ):
         self.arguments, self.accelerator = arguments, accelerator
         self.objective, self.options, self.paths = arguments.objective, arguments.optimization, arguments.run
-        self.output_dir = Path(arguments.run.output_dir)
+        self.output_dir, self.hub, self.pusher = Path(arguments.run.output_dir), arguments.hub, pusher
         self.processor, self.class_names = processor, evaluation[1] if evaluation is not None else ()
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
@@ -118,6 +121,8 @@ class Trainer:
                 self._log(phase, step)
             if finished or self._passed(before, self.paths.eval_samples):
                 metrics = self._evaluate()
+            if self.hub.push_to_hub and not finished and self._passed(before, self.hub.hub_push_samples):
+                self._push(metrics)
             if self.objective.reconstructs and (finished or self._passed(before, self.objective.grid_samples)):
                 self._draw()
             stop = not finished and self._signals.stop_requested(self.accelerator)
@@ -250,19 +255,39 @@ class Trainer:
             model: Any = self._encoder().model
             self.grid.draw(model, self.state.samples)
 
+    def _results(self, metrics: dict[str, float], counts: DataCounts) -> tuple[dict[str, Any], str]:
+        """All that is known of the run so far, and what it is bound by."""
+        data_wait, bound = bottleneck(self.progress.records(), self.arguments, self.accelerator)
+        measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
+        return {**metrics, **counts.results(), **measured, "hardware": describe(self.accelerator)}, bound
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What would be saved now, whole; every process must ask for it."""
+        return self.average.module.state_dict() if self.average is not None else self.distribution.state_dict()
+
+    def _save(self, folder: Path, weights: dict[str, torch.Tensor], results: dict[str, Any]) -> None:
+        """Writes the model folder and the curves."""
+        save_run(folder, self.model, weights, self.processor, self.arguments, results)
+        plot_curves(self.progress.records(), self.phases[-1].start or None, folder / "training_curves.png")
+
+    def _push(self, metrics: dict[str, float]) -> None:
+        """Sends the model as it is now to the Hub, in the background."""
+        with self.window.pause():
+            weights, counts = self._weights(), total_counts(self.loader.counts)
+            if self.pusher is not None:
+                results, _ = self._results(metrics, counts)
+                self.pusher.push(partial(self._save, weights=weights, results=results), self.state.samples)
+
     def _finish(self, metrics: dict[str, float]) -> None:
-        """Saves the model folder and the curves, and prints the summary."""
-        counts = total_counts(self.loader.counts)
-        average = self.average
-        weights = average.module.state_dict() if average is not None else self.distribution.state_dict()
+        """Saves the model folder, prints the summary, and pushes."""
+        weights, counts = self._weights(), total_counts(self.loader.counts)
         self.accelerator.wait_for_everyone()
         self.progress.close()
         if self.accelerator.is_main_process:
-            records = self.progress.records()
-            data_wait, bound = bottleneck(records, self.arguments, self.accelerator)
-            measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
-            results = {**metrics, **counts.results(), **measured}
-            save_run(self.output_dir, self.model, weights, self.processor, self.arguments, results)
-            plot_curves(records, self.phases[-1].start or None, self.output_dir / "training_curves.png")
+            results, bound = self._results(metrics, counts)
+            self._save(self.output_dir, weights, results)
             print(summary(self.flip, self.arguments, self.state, metrics, self.class_names, counts, bound))
-        self.distribution.end()
+        self.distribution.end()  # the others need not wait for the Hub
+        self.model.eval()
+        if self.pusher is not None:
+            print(f"Pushed    {self.pusher.finish()}")

@@ -11,8 +11,9 @@ from accelerate.utils import gather_object
 
 from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipForPreTraining, FlipModel
-from flip_hf.training.arguments import Arguments, write_recipe
+from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import TrainState
+from flip_hf.training.recipes import write_recipe
 from flip_hf.training.validation import in_words
 
 # Of a run that contrasts and reconstructs: the model with its decoder. The FlipModel alone lies above it.
@@ -51,28 +52,27 @@ def total_counts(local: dict[str, dict]) -> DataCounts:
 
 
 def save_run(
-    output_dir: Path,
+    folder: Path,
     model: FlipModel | FlipForPreTraining,
     weights: dict[str, torch.Tensor],
     processor: Any,
     arguments: Arguments,
     results: dict[str, Any],
 ) -> None:
-    """Writes the model, its processor, the resolved recipe and `results.json`.
+    """Writes the model, its processor, the resolved recipe and `results.json`; the weights are used up.
 
     A model that was trained on both objectives is a FlipModel, without a trace of the decoder; with it, it is saved
     once more in `with_decoder`. One that only reconstructs is saved with it alone.
     """
-    model.eval()
     if isinstance(model, FlipForPreTraining) and arguments.objective.contrasts:
         of_flip = {name.removeprefix("flip."): value for name, value in weights.items() if name.startswith("flip.")}
-        model.save_pretrained(output_dir / WITH_DECODER, state_dict=weights)  # which empties it
-        processor.save_pretrained(output_dir / WITH_DECODER)
+        model.save_pretrained(folder / WITH_DECODER, state_dict=weights)  # which empties it
+        processor.save_pretrained(folder / WITH_DECODER)
         model, weights = model.flip, of_flip
-    model.save_pretrained(output_dir, state_dict=weights)
-    processor.save_pretrained(output_dir)
-    write_recipe(arguments, output_dir / "recipe.yaml")
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    model.save_pretrained(folder, state_dict=weights)
+    processor.save_pretrained(folder)
+    write_recipe(arguments, folder / "recipe.yaml")
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,15 @@
-"""What the machine has for a run: precision, cores, loader processes."""
+"""What the machine has for a run: precision, cores, loader processes; and its name."""
 
 import os
+import platform
+from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from flip_hf.data.workers import default_workers
+from flip_hf.training.accelerators import find_accelerator
 from flip_hf.training.arguments import DataArguments
 
 
@@ -28,3 +33,20 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 def num_workers(data: DataArguments) -> int:
     """Loader processes of this training process: as asked for, else the cores that are left, at most eight."""
     return data.num_workers if data.num_workers is not None else default_workers()
+
+
+def device_name(device: str) -> str:
+    """The GPU's or the processor's name, the latter where the system tells it."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def describe(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run is computed on, for its results: name and number of devices, and the power of one at most (W)."""
+    name = device_name(accelerator.device.type)
+    known = find_accelerator(name)
+    return {"device": name, "processes": accelerator.num_processes, "watts": known and known.watts}

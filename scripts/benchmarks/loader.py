@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training import models, setup
-from flip_hf.training.arguments import parse_arguments
+from flip_hf.training.recipes import parse_arguments
 
 from .measuring import about
 

@@ -4,11 +4,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
 from tqdm import tqdm
+
+from flip_hf.training.hardware import device_name
 
 
 def alternate(steps: dict[str, Callable[[], None]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -30,20 +31,12 @@ def environment(device: str) -> dict:
     """What a figure depends on."""
     return {
         "command": "python scripts/benchmark.py " + " ".join(sys.argv[1:]),
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "hardware": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def about(result: dict, runs: int) -> str:

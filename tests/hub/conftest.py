@@ -4,7 +4,8 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, constants
 
-from flip_hf.training.arguments import parse_arguments
+from flip_hf.training.recipes import parse_arguments
+from tests.data.conftest import samples, tar_folder  # noqa: F401
 from tests.hub.hub_server import WRITER, running_hub
 from tests.training.conftest import ROOT, TINY
 

@@ -13,8 +13,10 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.training.build import MISTAKES, build_trainer
+from flip_hf.training.recipes import parse_arguments
 from tests.hub.hub_server import WRITER
-from tests.training.conftest import ROOT
+from tests.training.conftest import ROOT, SHORT, TINY
 
 REPO = "you/flip"
 SCRIPT = str(ROOT / "scripts" / "push_to_hub.py")
@@ -101,3 +103,41 @@ def test_without_a_network_there_is_a_folder_to_upload(script, run_folder, tmp_p
     monkeypatch.setenv("HF_TOKEN", WRITER)
     said = script(run_folder, REPO)
     assert said.startswith("error: HF_HUB_OFFLINE is set") and said.endswith("makes the folder without the network.")
+
+
+def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tmp_path):
+    """The connection breaks in the middle, and ends nothing."""
+    hub.drops += [r"POST .*/commit"]
+    done = run(
+        *(str(ROOT / "scripts" / "pretrain.py"), "--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "0"),
+        *("--output_dir", "runs/mine", "--push_to_hub", "--hub_push_samples", "64", "--hub_private_repo", "False"),
+        PYTHONPATH=str(ROOT),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not hub.drops and "Trying again in 2 s" in done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith(f"Pushed    {hub.endpoint}/you/mine (public): ")
+    published, folder = hub.repositories["you/mine"], tmp_path / "runs" / "mine"
+    assert len(published.commits) == 3 and not published.private  # its creation, the first push, and the last
+    for name in ("model.safetensors", "recipe.yaml", "results.json", "log.jsonl", "training_curves.png"):
+        assert published.files[name] == (folder / name).read_bytes(), name
+    card = published.files["README.md"].decode()
+    assert 'model="you/mine"' in card and "| pairs seen | 256," in card and "minutes of training on 1 x " in card
+    assert not list(folder.glob("partial-*"))
+    written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not [name for name, data in {**written, **published.files}.items() if WRITER.encode() in data]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--export_clip", "--push_to_hub"], "A CLIPModel cannot compute what this FlipModel does: "),
+        (["--hub_model_id", "you/mine"], "--hub_model_id says what --push_to_hub does"),
+        (["--push_to_hub"], "You are not logged in to the Hub"),
+    ],
+)
+def test_what_cannot_be_published_is_said_before_training(argv, message, tar_folder, tmp_path):
+    words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--output_dir", str(tmp_path / "mine"), *argv]
+    with pytest.raises(MISTAKES, match=message):
+        build_trainer(parse_arguments(words, ROOT / "scripts" / "recipes", "shapes"))
+    assert not list((tmp_path / "mine").glob("*"))

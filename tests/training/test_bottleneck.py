@@ -7,10 +7,10 @@ import pytest
 from accelerate import Accelerator
 
 from flip_hf.data.stream import TrainStream
-from flip_hf.training.arguments import parse_arguments
 from flip_hf.training.bottleneck import bottleneck
 from flip_hf.training.build import build_trainer
 from flip_hf.training.engine import Trainer
+from flip_hf.training.recipes import parse_arguments
 from tests.data.conftest import samples, tar_folder  # noqa: F401
 from tests.training.conftest import ROOT, SHORT, TINY
 

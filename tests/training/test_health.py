@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from flip_hf import FlipModel
-from flip_hf.training.arguments import parse_arguments
 from flip_hf.training.build import build_trainer
 from flip_hf.training.health import Health, RunDiverged
+from flip_hf.training.recipes import parse_arguments
 from tests.training.conftest import ROOT, SHORT, TINY
 
 

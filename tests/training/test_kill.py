@@ -22,7 +22,6 @@ from accelerate import Accelerator
 
 from flip_hf import FlipConfig, FlipModel
 from flip_hf.data.tokenization import train_wordpiece
-from flip_hf.training.arguments import parse_arguments
 from flip_hf.training.checkpoint import (
     DamagedCheckpointError,
     find_checkpoints,
@@ -34,6 +33,7 @@ from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.manifest import write_manifest
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.progress import Progress
+from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resume import check_fit, recipe_changes, resolve_checkpoint
 from tests.data.conftest import write_tar
 from tests.training.conftest import ROOT, TINY, launcher

@@ -12,11 +12,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from flip_hf import FlipImageProcessor, FlipModel
 from flip_hf.data.stream import View
 from flip_hf.modeling.masking_flip import MASK_STRATEGIES, cut_patches, draw_mask
-from flip_hf.training.arguments import ModelArguments, parse_arguments
+from flip_hf.training.arguments import ModelArguments
 from flip_hf.training.build import build_trainer
 from flip_hf.training.masks import TextMasks, check_masks
 from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import Views, resized_side
+from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resizing import resized_image_processor
 from tests.conftest import randomize, tiny_config
 from tests.training.conftest import ROOT, SHORT, TINY, launch

@@ -14,13 +14,13 @@ from flip_hf import FlipForPreTraining, FlipModel, FlipPreTrainingConfig, FlipVi
 from flip_hf.data.refusals import BadDataError
 from flip_hf.losses import contrastive_loss
 from flip_hf.modeling.masking_flip import cut_patches
-from flip_hf.training.arguments import parse_arguments
 from flip_hf.training.build import build_trainer
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.flops import step_flops
 from flip_hf.training.gradient_cache import accumulated_backward, cached_backward
 from flip_hf.training.models import make_config, make_model
 from flip_hf.training.patches import visible_and_target
+from flip_hf.training.recipes import parse_arguments
 from tests.conftest import PATCH_SIZE, randomize, tiny_config
 from tests.data.loading import half_masked, make_train_loader
 from tests.test_losses import PAIRS, assert_same, make_batch, take

@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoProcessor
 
 from flip_hf import FlipModel
 from flip_hf.data.tokenization import train_wordpiece
-from flip_hf.training.arguments import parse_arguments
 from flip_hf.training.build import MISTAKES, build_trainer, split_batch
+from flip_hf.training.recipes import parse_arguments
 from tests.data.conftest import write_tar
 from tests.training.conftest import ROOT, SHORT, TINY, launch
 
