@@ -10,6 +10,8 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
     python scripts/benchmark.py loader --batch_size 128
     python scripts/benchmark.py end-to-end --device cuda --precision bf16 --architecture L/16 --batch_size 256 \
         --mask_ratios 0.75 --steps 50 --compile
+    python scripts/benchmark.py mae --architecture L/16 --batch_size 8 --repeats 5
+    python scripts/benchmark.py mae --device cuda --precision bf16 --architecture L/16 --batch_size 128 --repeats 20
     python scripts/benchmark.py loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
 `step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
@@ -19,7 +21,9 @@ by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and T
 `loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
 whole matrix, and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar
 shards: ours at several mask ratios, and open_clip's own pipeline where that is installed. `end-to-end` runs the
-training programs themselves on such shards, ours and open_clip's, and says how long their steps wait for data.
+training programs themselves on such shards, ours and open_clip's, and says how long their steps wait for data. `mae` is
+a training step of MAE, encoder and decoder, at several mask ratios against full images with the same decoder, and
+Transformers' ViTMAEForPreTraining.
 Candidates take turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written
 as JSON and Markdown under scripts/results.
 """
@@ -35,6 +39,7 @@ from benchmarks.end_to_end import benchmark_end_to_end, end_to_end_markdown
 from benchmarks.inference import benchmark_inference, inference_markdown
 from benchmarks.loader import benchmark_loader, loader_markdown
 from benchmarks.loss import benchmark_loss, loss_markdown
+from benchmarks.mae import benchmark_mae, mae_markdown
 from benchmarks.measuring import environment
 from benchmarks.models import ARCHITECTURES
 from benchmarks.step import benchmark_step, step_markdown
@@ -50,6 +55,7 @@ QUESTIONS = {
     "loss": (benchmark_loss, loss_markdown),
     "loader": (benchmark_loader, loader_markdown),
     "end-to-end": (benchmark_end_to_end, end_to_end_markdown),
+    "mae": (benchmark_mae, mae_markdown),
 }
 
 
@@ -60,19 +66,27 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="counted runs of each candidate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", help="name of the result files; not written if not given")
-    installed = ["open_clip", "clip"] if find_spec("open_clip") else ["clip"]
-    step = parser.add_argument_group("step, inference, end-to-end")
+    installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
+    step = parser.add_argument_group("step, inference, end-to-end, mae")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
-    step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="of step")
+    step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="of step, mae")
     step.add_argument("--batch_size", type=int, default=16)
     step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     step.add_argument("--compile", action="store_true", help="step: also flip_hf compiled; end-to-end: both compiled")
-    step.add_argument("--peers", choices=PEERS, nargs="*", default=installed, help="who is measured beside")
+    step.add_argument(
+        "--peers",
+        choices=PEERS,
+        nargs="*",
+        default=installed,
+        help="who is measured beside, where the question has them",
+    )
     loader = parser.add_argument_group("loader", "also takes --mask_ratios and --batch_size")
     loader.add_argument("--seconds", type=float, default=3.0, help="a turn lasts at least so long")
     end_to_end = parser.add_argument_group("end-to-end")
     end_to_end.add_argument("--steps", type=int, default=10, help="counted steps of a run")
     end_to_end.add_argument("--workers", type=int, help="loader workers; by the cores if not given")
+    mae = parser.add_argument_group("mae")
+    mae.add_argument("--decoder_blocks", type=int, default=8, help="depth of MAE's decoder; the paper also has 1")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pairs", type=int, nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])
     loss.add_argument("--tile_sizes", type=int, nargs="+", default=[TILE_SIZE])

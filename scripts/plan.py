@@ -29,9 +29,9 @@ from flip_hf.training.arguments import Arguments, parse_arguments
 from flip_hf.training.build import MISTAKES
 from flip_hf.training.memory import model_bytes
 from flip_hf.training.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
+from flip_hf.training.models import make_config
 from flip_hf.training.plan import Cluster, Run
 from flip_hf.training.plan_report import make_report, to_markdown
-from flip_hf.training.setup import make_config
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_MFU = 0.25
@@ -103,6 +103,9 @@ def read_arguments(recipe: str, rest: list[str]) -> Arguments:
 
 def make_run(arguments: Arguments, text_tokens: int | None) -> Run:
     """What the recipe trains."""
+    _require(
+        not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
+    )
     config, options = make_config(arguments.model), arguments.optimization
     text: Any = config.get_text_config()
     learned = arguments.data.tokenizer is None and arguments.model.model_name_or_path is None

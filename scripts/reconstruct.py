@@ -4,27 +4,50 @@
 python scripts/reconstruct.py runs/mae photo.jpg
 python scripts/convert.py vit-mae facebook/vit-mae-base models/mae --decoder
 python scripts/reconstruct.py models/mae *.jpg --mask_ratios 0.75 --output mae.png
+
+Of a data set it also measures the error on the dropped patches, beside those of two fillings that are not learned: each
+patch's mean colour, which only an oracle knows, and the nearest visible patch.
+
+python scripts/reconstruct.py runs/mae --data shapes --baselines
+python scripts/reconstruct.py runs/mae --data my/images --split validation --samples 5000
 """
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
+from accelerate import Accelerator
 from PIL import Image, UnidentifiedImageError
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import logging
 
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
-from flip_hf.evaluation.reconstruction import plot_reconstructions
+from flip_hf.data.eval_stream import EvalStream
+from flip_hf.data.reading import Reader
+from flip_hf.data.refusals import BadDataError
+from flip_hf.data.sources import open_source
+from flip_hf.data.targets import nothing
+from flip_hf.evaluation.encoder import ImageTransform
+from flip_hf.evaluation.reconstruction import draw_reconstructions, plot_reconstructions
+from flip_hf.evaluation.reconstruction_error import measure_reconstruction
+
+BATCH_SIZE = 64
+DRAWN = 8  # images of a data set in the picture
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id of a FlipForPreTraining with its image processor")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; or give --data")
+    parser.add_argument("--data", help="a data set: shapes, a folder, tar or parquet files, or a Hub id")
+    parser.add_argument("--split", default="test", help="its split")
+    parser.add_argument("--image_column", help="its image column; found by its usual names if not given")
+    parser.add_argument("--samples", type=int, default=1024, help="how many of its images are measured, at most")
     parser.add_argument("--mask_ratios", nargs="+", type=float, default=[0.5, 0.75, 0.9], help="patches dropped")
+    parser.add_argument("--baselines", action="store_true", help="draw the two other fillings, too")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the picture's file")
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
     return parser
@@ -45,35 +68,105 @@ def open_image(path: str) -> Image.Image:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
+def load(name: str) -> tuple[FlipForPreTraining, Any]:
+    """The model, in evaluation mode, and its image processor.
+
+    Raises:
+        ValueError, OSError: there is none, or it has no decoder.
+    """
+    config = AutoConfig.from_pretrained(name)
+    if not isinstance(config, FlipPreTrainingConfig):
+        raise ValueError(
+            f"{name} is a checkpoint of type {config.model_type!r}, which has no decoder; expected a "
+            "FlipForPreTraining."
+        )
+    model = FlipForPreTraining.from_pretrained(name, use_safetensors=True).eval()
+    return model, AutoImageProcessor.from_pretrained(name)
+
+
+def first_samples(batches: Iterable[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    """Batches of the first `count` images of these."""
+    for batch in batches:
+        yield {**batch, **{name: batch[name][:count] for name in ("images", "targets", "places")}}
+        count -= len(batch["places"])
+        if count <= 0:
+            return
+
+
+def table(measured: dict[float, dict[str, float]]) -> str:
+    """The errors at each mask ratio, in Markdown."""
+    lines = [
+        "| dropped | model | per-patch mean | nearest visible patch | model / better of the two | images |",
+        "|---|---|---|---|---|---|",
+    ]
+    for ratio, found in measured.items():
+        model, mean, nearest, images = found.values()
+        cells = [f"{ratio:.0%}", *(f"{error:.4f}" for error in (model, mean, nearest))]
+        lines.append(f"| {' | '.join(cells)} | {model / min(mean, nearest):.2f} | {images:,.0f} |")
+    return "\n".join(lines)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Prints the errors on a data set, and draws its first images.
+
+    Raises:
+        ValueError, OSError, BadDataError: the model or the data are none, or a ratio cannot be.
+    """
+    model, image_processor = load(arguments.model)
+    accelerator = Accelerator()
+    model.to(accelerator.device)
+    source = open_source(arguments.data, split=arguments.split, image_column=arguments.image_column, kind="image")
+    transform = ImageTransform(image_processor)
+    stream = EvalStream(source, transform, nothing, batch_size=BATCH_SIZE, process=Reader(0, 1))
+    measured = {}
+    for ratio in arguments.mask_ratios:
+        batches = first_samples(stream, arguments.samples)
+        measured[ratio] = measure_reconstruction(model, batches, accelerator, ratio, arguments.seed)
+        if not measured[ratio]["images"]:
+            raise ValueError(f"No image of {source.name!r} can be used.")
+    print(table(measured))
+    first = next(first_samples(stream, DRAWN))
+    draw_reconstructions(
+        model,
+        first["images"].to(accelerator.device),
+        arguments.mask_ratios,
+        arguments.output,
+        statistics=(image_processor.image_mean, image_processor.image_std),
+        places=first["places"],
+        seed=arguments.seed,
+        baselines=arguments.baselines,
+    )
+
+
 def draw(arguments: argparse.Namespace) -> None:
-    """Draws the picture.
+    """Draws image files.
 
     Raises:
         ValueError, OSError: the model, an image or a ratio is none.
     """
     images = [open_image(path) for path in arguments.images]
-    config = AutoConfig.from_pretrained(arguments.model)
-    if not isinstance(config, FlipPreTrainingConfig):
-        raise ValueError(
-            f"{arguments.model} is a checkpoint of type {config.model_type!r}, which has no decoder; expected a "
-            "FlipForPreTraining."
-        )
-    image_processor = AutoImageProcessor.from_pretrained(arguments.model)
-    model = FlipForPreTraining.from_pretrained(arguments.model, use_safetensors=True).eval()
-    torch.manual_seed(arguments.seed)
-    plot_reconstructions(model, image_processor, images, arguments.mask_ratios, arguments.output)
+    model, image_processor = load(arguments.model)
+    options = {"seed": arguments.seed, "baselines": arguments.baselines}
+    plot_reconstructions(model, image_processor, images, arguments.mask_ratios, arguments.output, **options)
 
 
 def main() -> None:
     """Draws the picture, or ends with a sentence that says why not."""
-    arguments = make_parser().parse_args()
+    parser = make_parser()
+    arguments = parser.parse_args()
+    if bool(arguments.images) == bool(arguments.data) or arguments.samples < 1:
+        parser.error("give image files, or --data and at least one of its --samples.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        draw(arguments)
-    except (OSError, ValueError) as error:
+        if arguments.images:
+            draw(arguments)
+        else:
+            measure(arguments)
+    except (OSError, ValueError, BadDataError) as error:
         sys.exit(f"error: {error}")
-    print(f"{arguments.output}: {len(arguments.images)} images at mask ratios {arguments.mask_ratios}")
+    what = f"{len(arguments.images)} images" if arguments.images else f"the first images of {arguments.data}"
+    print(f"{arguments.output}: {what} at mask ratios {arguments.mask_ratios}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from flip_hf import FlipConfig, FlipModel, FlipProcessor
 from flip_hf.data.shapes import generate_train
 from flip_hf.data.tokenization import train_wordpiece
-from flip_hf.training.setup import make_processor
+from flip_hf.training.models import make_processor
 
 # For tensors this small, two threads wait for each other longer than they compute.
 torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flip_hf import FlipModel
 from flip_hf.losses import contrastive_loss
 from flip_hf.modeling.masking_flip import random_masking
+from flip_hf.training.encoder import Encoded
 from flip_hf.training.gradient_cache import cached_backward
 from tests.conftest import tiny_config
 from tests.programs import run_program
@@ -47,10 +48,10 @@ def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[s
 
     def encode(batch):
         outputs = model(**batch)
-        return outputs.image_embeds, outputs.text_embeds, model.get_logit_scale()
+        return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale())
 
-    loss, _ = cached_backward(encode, micro_batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+    loss = cached_backward(encode, micro_batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
+    return loss.total.item(), {name: p.grad for name, p in model.named_parameters()}
 
 
 def assert_same(ours: torch.Tensor, expected: torch.Tensor, name: str) -> None:
@@ -289,7 +290,7 @@ def test_one_micro_batch_is_held_at_a_time():
         activation = (prepared @ weight).relu()
         held.append(weakref.ref(activation))
         embeds = functional.normalize(activation @ weight, dim=1)
-        return embeds, embeds, scale
+        return Encoded(embeds, embeds, scale)
 
     batches = [{"rows": torch.rand(2, 4)} for _ in range(3)]
     cached_backward(encode, batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
@@ -313,7 +314,7 @@ rank, results = accelerator.process_index, {}
 for pieces in PIECES:
     size = local // pieces
     starts = [rank * local + i * size for i in range(pieces)]
-    loss, _ = cached_backward(
+    loss = cached_backward(
         lambda batch: model(**batch),
         [take(make_batch(), slice(start, start + size)) for start in starts],
         accelerator.backward,
@@ -321,7 +322,7 @@ for pieces in PIECES:
         accelerator.device,
     )
     gradients = {name: p.grad.clone() for name, p in flip.named_parameters()}
-    results[f"pieces {pieces}"] = {"loss": accelerator.reduce(loss, "mean"), **gradients}
+    results[f"pieces {pieces}"] = {"loss": accelerator.reduce(loss.total, "mean"), **gradients}
     flip.zero_grad()
 
 for count, tile_size in CASES:

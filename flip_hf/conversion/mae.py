@@ -58,7 +58,7 @@ _FIELDS = (
 )
 
 
-def _vision_fields(config: ViTMAEConfig) -> dict[str, Any]:
+def vision_fields(config: ViTMAEConfig) -> dict[str, Any]:
     """Fields of the Flip vision tower, without its mask ratio.
 
     Raises:
@@ -102,7 +102,7 @@ def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> 
         ConversionError: the attention has no biases, or the weights do not fit the configuration.
     """
     encoder: Any = mae.vit if isinstance(mae, ViTMAEForPreTraining) else mae
-    config = FlipVisionConfig(**_vision_fields(mae.config), mask_ratio=mask_ratio)
+    config = FlipVisionConfig(**vision_fields(mae.config), mask_ratio=mask_ratio)
     tensors = to_ours(
         _encoder_entries(mae.config), encoder.state_dict(), shapes_of(FlipVisionModel, config), what="The ViTMAE"
     )
@@ -133,7 +133,7 @@ def mae_to_pretraining(
     ratio = theirs.mask_ratio if mask_ratio is None else mask_ratio
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     config = FlipPreTrainingConfig(
-        flip_config={**flip_fields, "vision_config": {**_vision_fields(theirs), "mask_ratio": ratio}},
+        flip_config={**flip_fields, "vision_config": {**vision_fields(theirs), "mask_ratio": ratio}},
         decoder_config={
             **{name: getattr(theirs, f"decoder_{name}") for name in sizes},
             **{name: getattr(theirs, name) for name in ("hidden_act", "layer_norm_eps", "initializer_range")},

@@ -20,7 +20,7 @@ from flip_hf.data.refusals import BadDataError, Refusals
 from flip_hf.data.sources import Source
 
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
-Sample = tuple[torch.Tensor, str]
+Sample = tuple[torch.Tensor, str | None]
 
 # A reader that finds nothing to use in so many whole epochs in a row gives up.
 MAX_EMPTY_EPOCHS = 3
@@ -30,7 +30,7 @@ class SourceReader:
     """One reader's endless samples of one source, and where it stands.
 
     Args:
-        source: where rows come from; `target_column` holds captions.
+        source: where rows come from; `target_column` holds captions, or is None where none are wanted.
         transform: (encoded image, generator, S) to a uint8 tensor (3, S, S).
         reader: whose part of the rows.
         position: where to begin.
@@ -59,7 +59,7 @@ class SourceReader:
         self.seed, self.shuffle_block, self.refusals = seed, shuffle_block, refusals
 
     def samples(self) -> Iterator[Sample]:
-        """Yields (image, caption) for ever; after each, `position` is the one behind it.
+        """Yields (image, caption or None) for ever; after each, `position` is the one behind it.
 
         Raises:
             BadDataError: there is nothing to be found.
@@ -129,7 +129,8 @@ class SourceReader:
 
     def _sample(self, row: dict, rng: np.random.Generator) -> Sample | None:
         try:
-            caption = choose_caption(self.source.target(row), rng)
+            wanted = self.source.target_column is not None
+            caption = choose_caption(self.source.target(row), rng) if wanted else None
             return self.transform(self.source.image(row), rng, self.image_size), caption
         except RefusedSample as refused:
             self.refusals.add(self.source.name, refused.reason, f"sample {sample_key(row, self.source)}")

@@ -17,9 +17,11 @@ from flip_hf.data.shapes import shapes_dataset
 from flip_hf.data.tar import TarShards
 
 EMBEDDED = "shapes"
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
-CAPTION_COLUMNS = ("caption", "text", "txt", "captions")
-LABEL_COLUMNS = ("label", "labels", "cls")
+USUAL_COLUMNS = {
+    "image": ("image", "jpg", "jpeg", "png", "webp", "img"),
+    "caption": ("caption", "text", "txt", "captions"),
+    "label": ("label", "labels", "cls"),
+}
 SHARD_EXTENSIONS = (".tar", ".parquet")
 # Tar shards have no schema: the columns are those of the first rows, any one of which may be damaged.
 _ROWS_LOOKED_AT = 32
@@ -32,14 +34,14 @@ class Source:
     Attributes:
         shards: its rows, images undecoded.
         image_column: where the image is; dots lead into nested values (`json.url`), `;` parts alternatives.
-        target_column: where the caption, or in evaluation the label, is.
+        target_column: where the caption, or in evaluation the label, is; None of data that are opened as images alone.
         name: what the user called it.
         class_names: names of the classes, if `target_column` has them.
     """
 
     shards: Shards
     image_column: str
-    target_column: str
+    target_column: str | None
     name: str
     class_names: tuple[str, ...] | None = None
 
@@ -48,8 +50,8 @@ class Source:
         return column_value(row, self.image_column)
 
     def target(self, row: dict) -> Any:
-        """The caption or label of a row; see [`column_value`]."""
-        return column_value(row, self.target_column)
+        """The caption or label of a row, see [`column_value`]; None of images alone."""
+        return None if self.target_column is None else column_value(row, self.target_column)
 
     def rows(self) -> Iterator[dict]:
         """All rows that can be read, in their own order."""
@@ -161,8 +163,8 @@ def _first_rows(shards: Shards, data: str, split: str) -> list[dict]:
     return first
 
 
-def _find_column(columns: list[str], wanted: str | None, candidates: tuple[str, ...], kind: str, data: str) -> str:
-    found = [name for name in candidates if name in columns]
+def _find_column(columns: list[str], wanted: str | None, kind: str, data: str) -> str:
+    found = [name for name in USUAL_COLUMNS[kind] if name in columns]
     if wanted is None and found:
         return found[0]
     if wanted is None or not any(part in columns or part.split(".")[0] in columns for part in wanted.split(";")):
@@ -194,7 +196,7 @@ def open_source(
         config: name of the Hub data set's configuration.
         image_column: column of the image; found by its usual names if None.
         target_column: column of the caption or label; found by its usual names if None.
-        kind: `caption` or `label`: what `target_column` holds.
+        kind: what `target_column` holds, `caption` or `label`; or `image`: it is not looked for, images do alone.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -208,13 +210,12 @@ def open_source(
     else:
         shards = _open_files([file for pattern in data for file in list_files(pattern)], split)
     columns = list(dict.fromkeys(column for row in _first_rows(shards, name, split) for column in row))
-    candidates = CAPTION_COLUMNS if kind == "caption" else LABEL_COLUMNS
     features = shards.dataset.features if isinstance(shards, DatasetShards) else None
-    target_column = _find_column(columns, target_column, candidates, kind, name)
-    feature = (features or {}).get(target_column)
-    found = _find_column(columns, image_column, IMAGE_COLUMNS, "image", name)
+    target_column = None if kind == "image" else _find_column(columns, target_column, kind, name)
+    feature = features.get(target_column) if features and target_column else None
+    found = _find_column(columns, image_column, "image", name)
     if image_column is None and isinstance(shards, TarShards):
-        found = ";".join(IMAGE_COLUMNS)  # each sample has an extension of its own
+        found = ";".join(USUAL_COLUMNS["image"])  # each sample has an extension of its own
     return Source(
         shards=shards,
         image_column=found,

@@ -44,21 +44,24 @@ class PatchPlan:
         cut: (images (B, 3, S, S), `ids_keep` (B, K) or None) to patches (B, K, 3 * P * P), all L of them for None.
         view_at: what a step shows that begins when the run has seen so many samples.
         num_micro: batches of a process that make a step.
+        whole: all patches are sent beside the mask, for a loss on those that it drops.
     """
 
     transform: Transform
     cut: Callable[..., torch.Tensor]
     view_at: Callable[[int], View]
     num_micro: int = 1
+    whole: bool = False
 
 
 class TrainStream(IterableDataset):
     """An endless stream of training batches for one process.
 
     Args:
-        sources: where rows come from; their `target_column` holds captions.
+        sources: where rows come from; their `target_column` holds captions, if they are to be read.
         plan: how images become patches.
-        tokenize: list of captions to the text tower's arguments, a dict of tensors (see `training/packing.py`).
+        tokenize: list of captions to the text tower's arguments, a dict of tensors (see `training/packing.py`); None
+            without captions.
         batch_size: samples a batch.
         process: this process among all.
         seed: of order, mixture, augmentation and masks.
@@ -74,7 +77,7 @@ class TrainStream(IterableDataset):
         self,
         sources: list[Source],
         plan: PatchPlan,
-        tokenize: Callable[[list[str]], dict[str, torch.Tensor]],
+        tokenize: Callable[[list[Any]], dict[str, torch.Tensor]] | None,
         *,
         batch_size: int,
         process: Reader,
@@ -134,7 +137,7 @@ class _Worker:
     def batches(self, views: Iterator[View]) -> Iterator[dict[str, torch.Tensor]]:
         """Yields `{"patches" (B, K, 3 * P * P) uint8, "ids_keep" (B, K)}` and what `tokenize` returns.
 
-        Where a view shows every patch there is no `ids_keep`.
+        Where a view shows every patch there is no `ids_keep`; where the plan sends them whole, K is L in `patches`.
         """
         stream = self.stream
         readers = [
@@ -157,11 +160,12 @@ class _Worker:
             patches, captions = [], []
             for i in range(stream.batch_size):
                 image, caption = next(samples[self._draw()])
-                mask = ids_keep[i : i + 1] if ids_keep is not None else None
+                mask = None if ids_keep is None or stream.plan.whole else ids_keep[i : i + 1]
                 patches.append(stream.plan.cut(image[None], ids_keep=mask)[0])
                 captions.append(caption)
             masks = {"ids_keep": ids_keep} if ids_keep is not None else {}
-            yield {"patches": torch.stack(patches), **masks, **stream.tokenize(captions)}
+            texts = stream.tokenize(captions) if stream.tokenize is not None else {}
+            yield {"patches": torch.stack(patches), **masks, **texts}
 
     def _draw_mask(self, view: View) -> torch.Tensor | None:
         """The patches (B, K) that stay; they follow from the seed, the reader and the number of draws before."""

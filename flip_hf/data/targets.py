@@ -63,6 +63,10 @@ class ClassVector:
         return classes
 
 
+def nothing(value: Any) -> None:
+    """No target: of images alone."""
+
+
 def captions(value: Any) -> list[str]:
     """All captions of an image: of a list, a JSON list, or a text with one a line.
 

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from flip_hf.data.workers import cores_per_process
 from flip_hf.evaluation.encoder import Encoder
-from flip_hf.evaluation.evaluate import evaluate
+from flip_hf.evaluation.evaluate import check_tasks, evaluate
 from flip_hf.evaluation.options import EvaluationOptions, parse_options
 from flip_hf.evaluation.pictures import draw
 from flip_hf.evaluation.registry import all_data_sets, data_set
@@ -44,7 +44,9 @@ def main() -> None:
     try:
         options = parse_options(rest)
         if model is None:
-            raise ValueError("Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model.")
+            raise ValueError(
+                "Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a FLIP vision tower."
+            )
         if options.card and not Path(model).is_dir():
             raise ValueError(f"--card writes into a model folder, and {model} is none.")
         data_sets = options.data_sets()
@@ -53,6 +55,7 @@ def main() -> None:
             torch.set_num_threads(cores_per_process())  # `accelerate launch` leaves one thread to a process
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
         encoder = Encoder.from_pretrained(model, device=accelerator.device, dtype=dtype)
+        check_tasks(encoder, options.tasks)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     results, skipped = evaluate(encoder, data_sets, options, accelerator)

@@ -1,4 +1,4 @@
-"""Any model of CLIP's kind, as evaluation uses it: images and texts to features."""
+"""Any model of CLIP's kind, or a vision tower alone, as evaluation uses it: images and texts to features."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from flip_hf.evaluation.zero_shot import TextInputs, normalized
+from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipVisionModel
 
 
 class ImageTransform:
@@ -28,36 +29,45 @@ class Encoder:
     """A model and its processor.
 
     Args:
-        model: has `get_image_features`, `get_text_features` and a `vision_model`: FlipModel, CLIPModel, SiglipModel.
-        processor: with an image processor and a tokenizer.
+        model: has `get_image_features`, `get_text_features` and a `vision_model`: FlipModel, CLIPModel, SiglipModel. Or
+            a FlipVisionModel, which knows no texts: `images` and `texts` are not for it.
+        processor: with an image processor and a tokenizer; a tower's is its image processor.
         name: the folder or Hub id that both came from.
 
     Attributes:
+        knows_texts: whether it is a model of images and texts.
+        vision_model: its vision tower.
+        image_processor: of the processor.
         transform: what an image goes through, in the loader's processes.
-        text_inputs: what texts go through.
+        text_inputs: what texts go through, if it knows any.
 
     Raises:
         ValueError: the model is of another kind, or does not take plain images.
     """
 
     def __init__(self, model: Any, processor: Any, name: str = ""):
+        self.knows_texts = not isinstance(model, FlipVisionModel)
         missing = [n for n in ("get_image_features", "get_text_features", "vision_model") if not hasattr(model, n)]
-        if missing:
+        if missing and self.knows_texts:
             raise ValueError(
-                f"{name} holds a {type(model).__name__}, which has no {missing[0]}; give a model of images and texts."
+                f"{name} holds a {type(model).__name__}, which has no {missing[0]}; give a model of images and texts, "
+                "or a FLIP vision tower (scripts/convert.py vit-mae makes one of a ViTMAE)."
             )
-        inputs = processor.image_processor.model_input_names
+        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
+        self.vision_model = model.vision_model if self.knows_texts else model
+        self.image_processor = processor.image_processor if self.knows_texts else processor
+        inputs = self.image_processor.model_input_names
         if list(inputs) != ["pixel_values"]:
             raise ValueError(f"{name} takes images as {', '.join(inputs)}. Give a model of one fixed image size.")
-        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
-        self.transform = ImageTransform(processor.image_processor)
-        self.text_inputs = TextInputs(processor.tokenizer, model.config)
+        self.transform = ImageTransform(self.image_processor)
+        if self.knows_texts:
+            self.text_inputs = TextInputs(processor.tokenizer, model.config)
 
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path, *, device: Any = "cpu", dtype: Any = torch.float32, **kwargs: Any
     ) -> "Encoder":
-        """Loads model and processor from a folder or Hub id.
+        """Loads model and processor from a folder or Hub id; of a FlipForPreTraining, the vision tower alone.
 
         Args:
             name_or_path: the folder or id.
@@ -66,16 +76,23 @@ class Encoder:
 
         Raises:
             OSError: there is no such folder or repository, or its processor was not saved with it.
-            ValueError: it is not a whole model of images and texts, or does not take plain images.
+            ValueError: it is neither a whole model of images and texts nor a whole vision tower of FLIP, or does not
+                take plain images.
         """
-        model, loading = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
+        config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+        model_class: Any = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else AutoModel
+        model, loading = model_class.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(
                 f"{name_or_path} holds no weights for {len(missing)} tensors of {type(model).__name__} "
-                f"({missing[0]}, ...): what is measured would be random. Give a folder with both towers."
+                f"({missing[0]}, ...): what is measured would be random. Give a folder with both "
+                "towers, or one of a whole vision tower."
             )
-        return cls(model.to(device), AutoProcessor.from_pretrained(name_or_path, **kwargs), str(name_or_path))
+        if isinstance(model, FlipForPreTraining):
+            model = model.flip.vision_model
+        processor_class = AutoImageProcessor if isinstance(model, FlipVisionModel) else AutoProcessor
+        return cls(model.to(device), processor_class.from_pretrained(name_or_path, **kwargs), str(name_or_path))
 
     @property
     def knows_masks(self) -> bool:
@@ -83,10 +100,14 @@ class Encoder:
         return hasattr(self.model.config, "mask_ratio")
 
     @property
+    def vision_config(self) -> Any:
+        """Configuration of the vision tower."""
+        return self.vision_model.config
+
+    @property
     def num_patches(self) -> int:
         """Patches of an image."""
-        vision = self.model.config.vision_config
-        return (vision.image_size // vision.patch_size) ** 2
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
     def images(self, pixel_values: torch.Tensor, places: Any = None, **masking: Any) -> torch.Tensor:
         """Features (B, E), normalised, of images (B, 3, S, S); `masking` as FlipModel takes it."""
@@ -94,8 +115,27 @@ class Encoder:
         return normalized(self.model.get_image_features(pixel_values=pixel_values, **masking).pooler_output)
 
     def trunk(self, pixel_values: torch.Tensor, places: Any = None) -> torch.Tensor:
-        """Features (B, D) of images before the projection: what CLIP's linear probes see (CLIP paper, section 3.2)."""
-        return self.model.vision_model(pixel_values=pixel_values.to(self.model.dtype)).pooler_output
+        """Features (B, D) of images before the projection: what CLIP's linear probes see (CLIP paper, section 3.2).
+
+        Pooled as the tower pools. Of a tower that MAE trained that is FLIP's mean over all tokens: MAE's decoder reads
+        them all, and its paper finds the mean as good as the class token (appendix A.1).
+        """
+        return self.vision_model(pixel_values=pixel_values.to(self.model.dtype)).pooler_output
+
+    def class_token(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The class token (B, D) of images after the last LayerNorm: what MAE's linear probe sees.
+
+        Raises:
+            ValueError: the tower has none.
+        """
+        if not hasattr(self.vision_model.embeddings, "class_embedding"):
+            raise ValueError(
+                f"{type(self.model).__name__} has no class token, which MAE's probe sees; use --probe flip."
+            )
+        outputs = self.vision_model(pixel_values=pixel_values.to(self.model.dtype))
+        if getattr(self.vision_config, "pooling_type", "cls") == "mean":  # FLIP's, which normalises all tokens
+            return outputs.last_hidden_state[:, 0]
+        return outputs.pooler_output
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:

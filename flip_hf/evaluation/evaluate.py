@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from flip_hf.data.refusals import BadDataError
 from flip_hf.evaluation.encoder import Encoder
-from flip_hf.evaluation.options import NEED_TRAINING, EvaluationOptions, fits
+from flip_hf.evaluation.options import NEED_TEXTS, NEED_TRAINING, TASKS, EvaluationOptions, fits
 from flip_hf.evaluation.registry import DataSet
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject
@@ -17,6 +17,21 @@ logger = logging.getLogger(__name__)
 
 # What may be wrong with one data set, and is no reason to give up the others.
 PROBLEMS = (ValueError, OSError, BadDataError, ImportError)
+
+
+def check_tasks(encoder: Encoder, tasks: list[str]) -> None:
+    """Tells what a vision tower alone cannot be asked for.
+
+    Raises:
+        ValueError: a task needs texts, and the model knows none.
+    """
+    impossible = [task for task in tasks if task in NEED_TEXTS]
+    if impossible and not encoder.knows_texts:
+        possible = [task for task in TASKS if task not in NEED_TEXTS]
+        raise ValueError(
+            f"{', '.join(impossible)}: {encoder.name} is measured by its vision tower alone, and knows no texts. "
+            f"What works is --tasks {' '.join(possible)}."
+        )
 
 
 def evaluate(

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, CLIPConfig
 
 from flip_hf.evaluation.finetune_images import (
     count_samples,
@@ -24,49 +22,7 @@ from flip_hf.evaluation.finetune_images import (
     train_transform,
 )
 from flip_hf.evaluation.finetune_recipe import FineTuneOptions, drop_path, layer_groups
-from flip_hf.modeling import FlipConfig, FlipForImageClassification, FlipModel, FlipVisionConfig, FlipVisionModel
-
-# MAE's: at the start, the logits are next to nothing and the head sends no noise into the tower.
-HEAD_STD = 2e-5
-
-
-def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageClassification:
-    """A classifier with a checkpoint's vision tower and a new head, in float32; it drops no patches by itself.
-
-    Args:
-        name_or_path: folder or Hub id of a FLIP model, its vision tower (converted from a ViTMAE, say) or a CLIPModel;
-            safetensors only.
-        num_labels: classes.
-
-    Raises:
-        ValueError: it is another architecture, or the vision tower is not complete.
-    """
-    name = str(name_or_path)
-    config: Any = AutoConfig.from_pretrained(name)
-    if isinstance(config, CLIPConfig):
-        flip = FlipModel.from_clip(name, dtype=torch.float32)
-        config, tower = flip.config, flip.vision_model
-    elif isinstance(config, (FlipConfig, FlipVisionConfig)):
-        loaded: Any = FlipVisionModel.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-        tower, report = loaded
-        if report["missing_keys"]:
-            raise ValueError(f"{name} has no complete vision tower: missing {sorted(report['missing_keys'])}.")
-        if isinstance(config, FlipVisionConfig):
-            config = FlipConfig(vision_config=config)
-    else:
-        raise ValueError(
-            f"{name} is a checkpoint of type {config.model_type!r}. Fine-tuning takes FLIP models and CLIPModels; "
-            "scripts/convert.py makes FLIP models of others."
-        )
-    config.num_labels, config.mask_ratio = num_labels, 0.0
-    model = FlipForImageClassification._from_config(config, dtype=torch.float32)
-    model.vision_model.load_state_dict(tower.state_dict())
-    head: Any = model.classifier
-    nn.init.trunc_normal_(head.weight, std=HEAD_STD)
-    nn.init.zeros_(head.bias)
-    return model
+from flip_hf.modeling import FlipForImageClassification
 
 
 @dataclass(frozen=True)
@@ -209,7 +165,7 @@ def fine_tune(
     Each process calls it. The seeds of the process are set, and what the accelerator had prepared before is let go of.
 
     Args:
-        model: from [`make_classifier`]; its parameters without `requires_grad` stay as they are.
+        model: from `make_classifier` (`finetune_model.py`); its parameters without `requires_grad` stay as they are.
         train, test: map-style or iterable torch data sets of (PIL image or encoded image, label). An iterable one must
             come in the same order on every process and divide itself among a loader's workers, as torch asks.
         options: see [`RECIPES`].

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.workers import default_workers
-from flip_hf.evaluation.finetune import fine_tune, make_classifier
+from flip_hf.evaluation.finetune import fine_tune
+from flip_hf.evaluation.finetune_model import make_classifier
 from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions
 from flip_hf.evaluation.loading import target_reader
 from flip_hf.evaluation.options import EvaluationOptions
@@ -20,18 +21,26 @@ from flip_hf.evaluation.subject import Subject
 Samples = list[tuple[Any, int]]
 
 
-def _recipe(options: EvaluationOptions, width: int) -> FineTuneOptions:
-    """MAE's for ViT-B, FLIP's for what is larger, unless one is named."""
-    chosen = RECIPES[options.recipe or ("mae_b" if width <= 768 else "flip")]
+def recipe_for(width: int, knows_texts: bool) -> str:
+    """MAE's, by the tower's width; FLIP's for what is wider than ViT-B and was trained with texts."""
+    if width <= 768:
+        return "mae_b"
+    if knows_texts:
+        return "flip"
+    return "mae_l" if width <= 1024 else "mae_h"
+
+
+def changed_recipe(chosen: FineTuneOptions, options: EvaluationOptions, warmup: float) -> FineTuneOptions:
+    """A recipe with what is asked otherwise; `warmup` is the largest share of the epochs that its warm-up may take."""
     asked = {"epochs": options.epochs, "batch_size": options.train_batch_size, "base_lr": options.train_base_lr}
     workers = default_workers() if options.num_workers is None else options.num_workers
     changed = {name: value for name, value in asked.items() if value is not None}
     epochs = changed.get("epochs", chosen.epochs)
-    changed["warmup_epochs"] = min(chosen.warmup_epochs, epochs / 10)
+    changed["warmup_epochs"] = min(chosen.warmup_epochs, epochs * warmup)
     return replace(chosen, num_workers=workers, seed=options.seed, **changed)
 
 
-def _read(subject: Subject, split: str, refused: Counter[str]) -> Samples:
+def read_samples(subject: Subject, split: str, refused: Counter[str]) -> Samples:
     """All usable samples of a split, encoded, in memory; each is decoded once to see that it can be.
 
     Raises:
@@ -50,16 +59,17 @@ def _read(subject: Subject, split: str, refused: Counter[str]) -> Samples:
         except RefusedSample as error:
             refused[error.reason] += 1
     if not samples or np.ndim(samples[0][1]):
-        raise ValueError(f"Fine-tuning needs images of one class; {subject.data_set.title} has none in its {split}.")
+        raise ValueError(f"Training needs images of one class; {subject.data_set.title} has none in its {split}.")
     return samples
 
 
 def fine_tuned(subject: Subject) -> Result:
     """Top-1 accuracy of the whole vision tower trained as a classifier, by MAE's recipe."""
     encoder, refused = subject.encoder, Counter()
-    train, test = _read(subject, "train", refused), _read(subject, "test", refused)
-    recipe = _recipe(subject.options, encoder.model.config.vision_config.hidden_size)
-    processor = encoder.processor.image_processor
+    train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
+    name = subject.options.recipe or recipe_for(encoder.vision_config.hidden_size, encoder.knows_texts)
+    recipe = changed_recipe(RECIPES[name], subject.options, warmup=1 / 10)
+    processor = encoder.image_processor
     found = fine_tune(
         make_classifier(encoder.name, len(subject.class_names)),
         train,

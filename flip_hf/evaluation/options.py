@@ -15,6 +15,8 @@ from flip_hf.evaluation.registry import DataSet, data_set, data_set_names
 TASKS = ("zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune")
 FINE_TUNE_RECIPES = ("mae_b", "mae_l", "mae_h", "flip")
 NEED_TRAINING = ("linear-probe", "few-shot", "fine-tune")
+NEED_TEXTS = ("zero-shot", "masked", "retrieval")
+PROBES = ("clip", "mae", "flip")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -48,10 +50,14 @@ class EvaluationOptions:
     mask_ratio: float = _option(0.5, "of masked: the fraction of patches that a view does not see")
     shots: list[int] = _option([1, 2, 4, 8, 16], "of few-shot: training images a class")
     repeats: int = _option(3, "of few-shot: draws of training images")
+    probe: str = _option(
+        "clip",
+        "of linear-probe: clip (L-BFGS on features), mae (LARS on augmented images) or flip (likewise, with its rate)",
+    )
     recipe: str | None = _option(None, "of fine-tune: mae_b, mae_l, mae_h or flip; by the size if not given")
-    epochs: int | None = _option(None, "of fine-tune; the recipe's if not given")
-    train_batch_size: int | None = _option(None, "of fine-tune, over all processes; the recipe's if not given")
-    train_base_lr: float | None = _option(None, "of fine-tune, for 256 samples; the recipe's if not given")
+    epochs: int | None = _option(None, "of fine-tune and the probes mae and flip; the recipe's if not given")
+    train_batch_size: int | None = _option(None, "of the same, over all processes; the recipe's if not given")
+    train_base_lr: float | None = _option(None, "of the same, for 256 samples; the recipe's if not given")
     seed: int = _option(0, "of draws, masks and splits")
     output_dir: str | None = _option(None, "folder of the results; evaluation/ in a model folder, else below runs/")
     card: bool = _option(False, "write the results into the model folder's card, as a model-index")
@@ -78,6 +84,8 @@ class EvaluationOptions:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if self.recipe not in (None, *FINE_TUNE_RECIPES):
             raise ValueError(f"--recipe is one of {', '.join(FINE_TUNE_RECIPES)}, not {self.recipe!r}.")
+        if self.probe not in PROBES:
+            raise ValueError(f"--probe is one of {', '.join(PROBES)}, not {self.probe!r}.")
         if not self.shots or min(self.shots) < 1:
             raise ValueError(f"--shots are numbers of images a class, at least 1, got {self.shots}.")
         if not 0 < self.mask_ratio < 1:

@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 
 from flip_hf.evaluation.plots import DPI
+from flip_hf.evaluation.reconstruction_error import draw_masks, fill_in, target_scale
 from flip_hf.modeling import FlipForPreTraining
-from flip_hf.modeling.masking_flip import cut_patches, draw_mask
-from flip_hf.modeling.pretraining_flip import patch_statistics
+from flip_hf.modeling.masking_flip import cut_patches
 
 GREY = 0.5
 
@@ -24,76 +24,90 @@ def join_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def reconstruct(
-    model: FlipForPreTraining, pixel_values: torch.Tensor, mask_ratio: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks images at random (`torch.manual_seed` makes it repeatable) and fills in what was dropped.
+    model: FlipForPreTraining, pixel_values: torch.Tensor, ids_keep: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Fills in what a mask drops, as the model does and as the baselines do.
 
     Predictions of normalised pixels are put back on the scale of the original patch, as in MAE's demo: its mean and
-    standard deviation are not predicted, but looked up. Visible patches are the original ones.
+    standard deviation are not predicted, but looked up; so they are for the nearest patch. Visible patches are the
+    original ones.
 
     Args:
         model: in evaluation mode.
         pixel_values: (B, C, height, width), as the image processor gives them.
-        mask_ratio: fraction of the patches dropped, above 0.
+        ids_keep: (B, K), the visible patches.
 
     Returns:
-        Which pixels are visible (B, 1, height, width), and the reconstructions, of the shape of `pixel_values`.
+        Which pixels are visible (B, 1, height, width), and images of the shape of `pixel_values` by the names of
+        [`fill_in`].
 
     Raises:
-        ValueError: the ratio drops nothing or everything, or the images are not of the model's size.
+        ValueError: all patches are visible, or the images are not of the model's size.
     """
-    config = model.flip.vision_model.config
-    side = config.image_size // config.patch_size
-    ids_keep = draw_mask(config.mask_strategy, len(pixel_values), (side, side), mask_ratio, pixel_values.device)
-    tokens = model.flip.vision_model(pixel_values, ids_keep=ids_keep).last_hidden_state
-    predicted = model.reconstruct(tokens, ids_keep).float()
-    patches = cut_patches(pixel_values, config.patch_size).float()
-    if model.config.norm_pixel_target:
-        mean, std = patch_statistics(patches)
-        predicted = predicted * std + mean
-    visible = torch.zeros(patches.shape[:2], device=patches.device).scatter(1, ids_keep, 1)[:, :, None]  # (B, L, 1)
-    pasted = torch.where(visible > 0, patches, predicted)
-    mask = visible.expand(-1, -1, config.patch_size**2)
-    return join_patches(mask, config.patch_size) > 0, join_patches(pasted, config.patch_size)
+    patch_size = model.flip.vision_model.config.patch_size
+    patches = cut_patches(pixel_values, patch_size).float()
+    mean, std = target_scale(model, patches)
+    visible = torch.zeros_like(mean, dtype=torch.bool).scatter(1, ids_keep[:, :, None], True)  # (B, L, 1)
+    pasted = {
+        name: join_patches(torch.where(visible, patches, found.float() * std + mean), patch_size)
+        for name, found in fill_in(model, patches, ids_keep).items()
+    }
+    return join_patches(visible.expand(-1, -1, patch_size**2), patch_size), pasted
 
 
-def _colours(pixel_values: torch.Tensor, image_processor: Any) -> torch.Tensor:
-    """Images (B, height, width, C) in [0, 1] of normalised ones (B, C, height, width)."""
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std)
-    )
-    return (pixel_values.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-
-
-def plot_reconstructions(
+def draw_reconstructions(
     model: FlipForPreTraining,
-    image_processor: Any,
-    images: Sequence[Any],
+    pixel_values: torch.Tensor,
     mask_ratios: Sequence[float],
     path: str | Path,
+    *,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    places: Sequence[tuple[int, int]] | None = None,
+    seed: int = 0,
+    baselines: bool = False,
 ) -> Figure:
     """Draws a row an image: the original and, for each mask ratio, what is visible and what is made of it.
 
+    The masks are the same every time, see [`draw_masks`]: pictures of one model's training can be compared.
+
     Args:
         model: in evaluation mode.
-        image_processor: the model's, with the mean and standard deviation that it normalises by.
-        images: PIL images.
+        pixel_values: (B, C, height, width), normalised, on the model's device.
         mask_ratios: fractions of the patches dropped.
         path: the picture's file.
+        statistics: mean and standard deviation a channel by which the images are normalised.
+        places: (shard, row) of the images in their data set; if None, they are the rows of the first shard.
+        seed: of the masks.
+        baselines: also draw those of [`fill_in`], before the model's.
 
     Raises:
-        ValueError: see [`reconstruct`].
+        ValueError: see [`reconstruct`] and [`draw_masks`].
     """
-    pixel_values = image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-    pixel_values = pixel_values.to(model.device, model.dtype)
-    columns = {"original": _colours(pixel_values, image_processor)}
+    places = [(0, row) for row in range(len(pixel_values))] if places is None else places
+    columns = {"original": _colours(pixel_values, statistics)}
     for ratio in mask_ratios:
-        visible, pasted = reconstruct(model, pixel_values, ratio)
+        ids_keep = draw_masks(model, places, ratio, seed).to(pixel_values.device)
+        visible, pasted = reconstruct(model, pixel_values, ids_keep)
         seen = visible.cpu().permute(0, 2, 3, 1)
         columns[f"{ratio:.0%} dropped"] = torch.where(seen, columns["original"], GREY)
-        columns[f"{ratio:.0%} reconstructed"] = _colours(pasted, image_processor)
-    figure = Figure(figsize=(1.6 * len(columns), 0.3 + 1.6 * len(images)), layout="constrained")
-    grid = figure.subplots(len(images), len(columns), squeeze=False)
+        if baselines:
+            columns[f"{ratio:.0%} nearest visible patch"] = _colours(pasted["nearest_patch"], statistics)
+            columns[f"{ratio:.0%} per-patch mean"] = _colours(pasted["patch_mean"], statistics)
+        columns[f"{ratio:.0%} reconstructed"] = _colours(pasted["model"], statistics)
+    return _draw_grid(columns, path)
+
+
+def _colours(pixel_values: torch.Tensor, statistics: tuple[Sequence[float], Sequence[float]]) -> torch.Tensor:
+    """Images (B, height, width, C) in [0, 1] of normalised ones (B, C, height, width)."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (pixel_values.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def _draw_grid(columns: dict[str, torch.Tensor], path: str | Path) -> Figure:
+    """Draws columns of images (B, height, width, C) under their titles."""
+    rows = len(columns["original"])
+    figure = Figure(figsize=(1.6 * len(columns), 0.3 + 1.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, len(columns), squeeze=False)
     for row, cells in enumerate(grid):
         for axes, (title, pictures) in zip(cells, columns.items(), strict=True):
             axes.imshow(pictures[row].numpy(), interpolation="nearest")
@@ -102,3 +116,29 @@ def plot_reconstructions(
                 axes.set_title(title, fontsize=8)
     figure.savefig(path, dpi=DPI)
     return figure
+
+
+def plot_reconstructions(
+    model: FlipForPreTraining,
+    image_processor: Any,
+    images: Sequence[Any],
+    mask_ratios: Sequence[float],
+    path: str | Path,
+    **options: Any,
+) -> Figure:
+    """Draws PIL images as [`draw_reconstructions`] does.
+
+    Args:
+        model: in evaluation mode.
+        image_processor: the model's, with the mean and standard deviation that it normalises by.
+        images: PIL images.
+        mask_ratios: fractions of the patches dropped.
+        path: the picture's file.
+        options: others of [`draw_reconstructions`].
+
+    Raises:
+        ValueError: see [`draw_reconstructions`].
+    """
+    pixel_values = image_processor(images=list(images), return_tensors="pt")["pixel_values"].to(model.device)
+    statistics = (image_processor.image_mean, image_processor.image_std)
+    return draw_reconstructions(model, pixel_values, mask_ratios, path, statistics=statistics, **options)

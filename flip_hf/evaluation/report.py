@@ -10,7 +10,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from flip_hf.evaluation.options import EvaluationOptions
-from flip_hf.evaluation.registry import DataSet
+from flip_hf.evaluation.registry import DataSet, all_data_sets, data_set
 from flip_hf.evaluation.result import Result
 
 # Names of the Hub's task index.
@@ -40,6 +40,11 @@ def to_json(model: str, options: EvaluationOptions, results: list[Result], skipp
     }
 
 
+def _task_name(result: Result) -> str:
+    """The task, and by whose recipe where there are several."""
+    return f"{result.task} ({result.details['probe']})" if "probe" in result.details else result.task
+
+
 def table(results: list[Result], skipped: dict[str, str]) -> str:
     """A Markdown table, a row a task and data set; figures in percent."""
     lines = ["| data set | task | metric | % | other figures, % | samples | skipped |", "|---|---|---|---|---|---|---|"]
@@ -47,7 +52,7 @@ def table(results: list[Result], skipped: dict[str, str]) -> str:
         others = ", ".join(f"{k} {100 * v:.1f}" for k, v in result.metrics.items() if k != result.metric)
         refused = ", ".join(f"{count} x {reason}" for reason, count in result.refused.items())
         lines.append(
-            f"| {result.title} | {result.task} | {result.metric} | {100 * result.value:.1f} | {others} "
+            f"| {result.title} | {_task_name(result)} | {result.metric} | {100 * result.value:.1f} | {others} "
             f"| {result.samples:,} | {refused or 'none'} |"
         )
     for name, why in skipped.items():
@@ -61,25 +66,32 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
     described = {data_set.name: data_set for data_set in data_sets}
     entries = []
     for result in results:
-        data_set = described[result.data_set]
+        known = described.get(result.data_set)
         for metric, value in result.metrics.items():
             if metric != result.metric and metric not in CARD_METRICS and "recall@" not in metric:
                 continue
             entries.append(
                 EvalResult(
                     task_type=HUB_TASKS[result.task],
-                    task_name=result.task,
+                    task_name=_task_name(result),
                     # Of data of one's own the path says nothing to others.
-                    dataset_type=data_set.path if data_set.path and data_set.sources else data_set.name,
-                    dataset_name=data_set.title,
-                    dataset_config=data_set.config,
-                    dataset_split=data_set.splits["test"],
+                    dataset_type=known.path if known and known.path and known.sources else result.data_set,
+                    dataset_name=result.title,
+                    dataset_config=known.config if known else None,
+                    dataset_split=known.splits["test"] if known else None,
                     metric_type=metric,
-                    metric_name=f"{result.task}, {metric}",
+                    metric_name=f"{_task_name(result)}, {metric}",
                     metric_value=round(100 * value, 2),
                 )
             )
     return entries
+
+
+def read_eval_results(report: dict[str, Any]) -> list[EvalResult]:
+    """Entries of a model-index from a written report; of data sets that are not registered, without their split."""
+    results = [Result(**each) for each in report["results"]]
+    names = {result.data_set for result in results} & set(all_data_sets())
+    return eval_results(results, [data_set(name) for name in names])
 
 
 def write_card(folder: Path, entries: list[EvalResult]) -> None:

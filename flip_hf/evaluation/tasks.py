@@ -119,6 +119,11 @@ def _score(subject: Subject) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def probe(subject: Subject) -> Result:
+    """A linear classifier on the tower as it is: CLIP's, or with `--probe` MAE's or FLIP's."""
+    return probe_clip(subject) if subject.options.probe == "clip" else probe_mae(subject)
+
+
+def probe_clip(subject: Subject) -> Result:
     """Logistic regression on the features before the projection, its strength chosen on a validation split."""
     train, test = _labelled(subject, "train"), _labelled(subject, "test")
     validation = _labelled(subject, "validation") if subject.has("validation") else None
@@ -140,6 +145,19 @@ def probe(subject: Subject) -> Result:
     return make_result(
         subject, "linear-probe", metrics, _main_metric(subject), len(test.labels), details=details, material=material
     )
+
+
+def probe_mae(subject: Subject) -> Result:
+    """A linear classifier trained on augmented images, by MAE's recipe or FLIP's."""
+    from flip_hf.evaluation.mae_probe import mae_probe  # torchvision is needed for nothing else
+
+    found = mae_probe(subject)
+    metrics = _classified(subject, found.scores, found.labels)
+    result = make_result(
+        subject, "linear-probe", metrics, _main_metric(subject), len(found.labels), details=found.details
+    )
+    result.refused = dict(sorted(found.refused.items()))
+    return result
 
 
 def probe_few(subject: Subject) -> Result:

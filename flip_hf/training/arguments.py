@@ -1,4 +1,4 @@
-"""Everything a run can be told: four dataclasses that are the command line and the YAML recipe at once.
+"""Everything a run can be told: five dataclasses that are the command line and the YAML recipe at once.
 
 Values come from the dataclasses' defaults (the paper's), then the recipe, then the command line; one parser types all
 of them, and an unknown key or a bad value is an error before any device is touched.
@@ -37,12 +37,15 @@ class ModelArguments:
     """The model: a new one from its configuration, or a saved one to go on with."""
 
     model_name_or_path: str | None = _option(None, "FLIP folder or Hub id to start from; a new model if not given")
+    init_vision_from: str | None = _option(
+        None, "folder or Hub id whose vision tower a new model starts with: a ViTMAE, an MAE run, a FLIP"
+    )
     text_config: str | None = _option(None, "FlipTextConfig fields, as JSON; the paper's B/16 if not given")
     vision_config: str | None = _option(None, "FlipVisionConfig fields, as JSON; the paper's B/16 if not given")
     projection_dim: int = _option(512, "length of the shared embedding")
     logit_scale_init_value: float = _option(2.6592600369, "start value of log(1 / temperature)")
-    image_size: int | None = _option(None, "give the model of --model_name_or_path images of this size")
-    patch_size: int | None = _option(None, "give it patches of this size, as the paper's L/14 was made from L/16")
+    image_size: int | None = _option(None, "go on with what was started from at images of this size")
+    patch_size: int | None = _option(None, "and patches of this size, as the paper's L/14 was made from L/16")
     mask_ratio: float = _option(0.5, "fraction of the patches dropped in the masked phase")
     mask_strategy: str = _option(
         "random", "which patches stay: random, block, grid or gaussian; or resize, all of a smaller image"
@@ -65,12 +68,17 @@ class ModelArguments:
         self._check_masks()
         both = self.model_name_or_path and (self.text_config or self.vision_config)
         _require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
+        _require(
+            not (self.model_name_or_path and self.init_vision_from),
+            "--init_vision_from gives a new model its vision tower; --model_name_or_path has one. Give one of them.",
+        )
         for name in ("image_size", "patch_size"):
             size = getattr(self, name)
             _require(size is None or size >= 1, f"--{name} counts pixels and must be at least 1, got {size}.")
             _require(
-                size is None or self.model_name_or_path is not None,
-                f"--{name} changes the model of --model_name_or_path; give that of a new one in --vision_config.",
+                size is None or self.model_name_or_path is not None or self.init_vision_from is not None,
+                f"--{name} changes the model of --model_name_or_path, or the vision tower of --init_vision_from; give "
+                "that of a new one in --vision_config.",
             )
 
     @property
@@ -96,6 +104,41 @@ class ModelArguments:
     def tower_configs(self) -> dict[str, dict]:
         """The fields given for the two towers, under `text_config` and `vision_config`."""
         return {name: _json_object(getattr(self, name), name) for name in ("text_config", "vision_config")}
+
+
+@dataclass
+class ObjectiveArguments:
+    """What is trained on: image against text, the pixels of dropped patches (MAE), or both."""
+
+    objective: str = _option("contrastive", "contrastive (FLIP), reconstruction (MAE; needs no captions) or both")
+    reconstruction_weight: float = _option(1.0, "factor on the reconstruction loss where it is added to the other")
+    decoder_config: str | None = _option(None, "FlipDecoderConfig fields, as JSON; MAE's 8 x 512 if not given")
+    norm_pixel_target: bool = _option(True, "reconstruct each patch on the scale of its own mean and deviation")
+    grid_samples: int = _option(
+        64_000_000, "samples between two pictures of reconstructed images, in the run's folder and tracker; 0: none"
+    )
+
+    def __post_init__(self):
+        choices = ("contrastive", "reconstruction", "both")
+        _require(self.objective in choices, f"--objective is one of {', '.join(choices)}, got {self.objective!r}.")
+        weight = self.reconstruction_weight
+        _require(0 < weight < math.inf, f"--reconstruction_weight must be above 0, got {weight}.")
+        _require(self.grid_samples >= 0, "--grid_samples cannot be negative; 0 draws none.")
+        self.decoder_fields()  # an error in the JSON belongs here
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether images are compared with texts."""
+        return self.objective != "reconstruction"
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether dropped patches are reconstructed."""
+        return self.objective != "contrastive"
+
+    def decoder_fields(self) -> dict[str, Any]:
+        """The fields given for the decoder."""
+        return _json_object(self.decoder_config, "decoder_config")
 
 
 @dataclass
@@ -235,20 +278,41 @@ class Arguments:
     """One run, completely described."""
 
     model: ModelArguments
+    objective: ObjectiveArguments
     data: DataArguments
     optimization: OptimizationArguments
     run: RunArguments
 
+    def __post_init__(self):
+        if not self.objective.reconstructs:
+            return
+        model, named = self.model, f"--objective {self.objective.objective}"
+        masked = model.mask_ratio > 0 and model.mask_ratio_end != 0 and model.mask_strategy != "resize"
+        _require(
+            masked,
+            f"{named} reconstructs dropped patches: give a --mask_ratio (and --mask_ratio_end) above 0 and a "
+            "--mask_strategy other than resize.",
+        )
+        _require(
+            self.optimization.unmasked_samples == 0,
+            f"On whole images {named} has nothing to reconstruct. Set --unmasked_samples 0, and tune what comes out: "
+            f"--model_name_or_path {self.run.output_dir} --mask_ratio 0.",
+        )
+
     def to_recipe(self) -> dict[str, Any]:
         """All values under their option names: what a recipe file holds."""
-        groups = (self.model, self.data, self.optimization, self.run)
+        groups = (getattr(self, field.name) for field in dataclasses.fields(self))
         values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
-        return {**values, **self.model.tower_configs()}
+        fields = {**self.model.tower_configs(), "decoder_config": self.objective.decoder_fields()}
+        return {**values, **{name: given or None for name, given in fields.items()}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parsing
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments)
 
 
 def _json_object(text: str | None, name: str) -> dict:
@@ -262,14 +326,12 @@ def _json_object(text: str | None, name: str) -> dict:
 
 def make_parser() -> HfArgumentParser:
     """The parser of all options."""
-    groups = (ModelArguments, DataArguments, OptimizationArguments, RunArguments)
-    return HfArgumentParser(groups, description="Pre-trains FLIP.", allow_abbrev=False)  # pyright: ignore
+    return HfArgumentParser(GROUPS, description="Pre-trains FLIP.", allow_abbrev=False)  # pyright: ignore
 
 
 def option_names() -> list[str]:
     """Every option, in the order of the dataclasses."""
-    groups = (ModelArguments, DataArguments, OptimizationArguments, RunArguments)
-    return [field.name for group in groups for field in dataclasses.fields(group)]
+    return [field.name for group in GROUPS for field in dataclasses.fields(group)]
 
 
 def _recipe_as_argv(path: Path, above: tuple[Path, ...] = ()) -> list[str]:

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.data.workers import cores_per_process
-from flip_hf.training import setup
+from flip_hf.training import models, setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
+from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
 from flip_hf.training.resume import check_fit, shared_checkpoint
 
@@ -30,9 +31,10 @@ def build_trainer(arguments: Arguments) -> Trainer:
     """
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
-    config = setup.make_config(arguments.model)
-    sources = setup.open_training_data(arguments.data)
-    evaluation = setup.open_evaluation_data(arguments.data)
+    objective = arguments.objective
+    config = models.make_config(arguments.model, objective)
+    sources = setup.open_training_data(arguments.data, captions=objective.contrasts)
+    evaluation = setup.open_evaluation_data(arguments.data, labels=objective.contrasts)
 
     accelerator = make_accelerator(arguments, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
@@ -40,17 +42,18 @@ def build_trainer(arguments: Arguments) -> Trainer:
     tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
     set_seed(arguments.run.seed)
-    model = setup.make_model(arguments.model, config, tokenizer)
-    processor = setup.make_processor(model.config, tokenizer, arguments.model.model_name_or_path)
+    model = models.make_model(arguments, config, tokenizer)
+    config = flip_of(model).config  # whose sizes may have changed
+    processor = models.make_processor(config, tokenizer, arguments.model)
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint)
     data_states = load_data_states(checkpoint) if checkpoint is not None else None
     loader = setup.make_train_loader(
         arguments,
         sources,
-        processor,
+        tokenizer,
         accelerator,
-        model.config,
+        config,
         (micro_batch_size, num_micro),
         data_states,
     )
@@ -67,18 +70,28 @@ def build_trainer(arguments: Arguments) -> Trainer:
 
 def shared_tokenizer(
     arguments: Arguments, sources: list[Source], context_length: int, accelerator: Accelerator, checkpoint: Path | None
-) -> PreTrainedTokenizerBase:
-    """One tokenizer for all processes, and for all of a resumed run.
+) -> PreTrainedTokenizerBase | None:
+    """One tokenizer for all processes, and for all of a resumed run; None where no text is read.
 
     Learning word pieces twice may number them differently, so the main process does it once and the others read it.
+
+    Raises:
+        ValueError: the checkpoint has none.
     """
+    if not arguments.objective.contrasts:
+        return None
     if checkpoint is not None:
+        if not (checkpoint / "tokenizer.json").is_file():
+            raise ValueError(
+                f"{checkpoint} is of a run that read no texts. Resume it with --objective reconstruction, or give a "
+                f"new model its vision tower with --init_vision_from {checkpoint}."
+            )
         return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
     if accelerator.num_processes == 1:
-        return setup.make_tokenizer(arguments, sources, context_length)
+        return models.make_tokenizer(arguments, sources, context_length)
     shared = Path(arguments.run.output_dir) / "tokenizer"
     if accelerator.is_main_process:
-        setup.make_tokenizer(arguments, sources, context_length).save_pretrained(shared)
+        models.make_tokenizer(arguments, sources, context_length).save_pretrained(shared)
     accelerator.wait_for_everyone()
     tokenizer = load_tokenizer(str(shared), context_length=context_length, special_tokens=True)
     accelerator.wait_for_everyone()

@@ -211,7 +211,7 @@ def _generators(device: torch.device) -> list[torch.Tensor]:
 
 
 def _models(accelerator: Accelerator) -> list[Any]:
-    return [accelerator.unwrap_model(encoder).flip for encoder in accelerator._models]
+    return [accelerator.unwrap_model(encoder).model for encoder in accelerator._models]
 
 
 @contextmanager
@@ -223,11 +223,11 @@ def _plain_names(accelerator: Accelerator) -> Iterator[None]:
 
     def before_saving(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
         for i, state in enumerate(weights):
-            plain = ((name.removeprefix("module.").removeprefix("flip."), value) for name, value in state.items())
+            plain = ((name.removeprefix("module.").removeprefix("model."), value) for name, value in state.items())
             weights[i] = type(state)(plain)
 
     def before_loading(models: list[Any], folder: str) -> None:
-        models[:] = [accelerator.unwrap_model(encoder).flip for encoder in models]
+        models[:] = [accelerator.unwrap_model(encoder).model for encoder in models]
 
     handles = [
         accelerator.register_save_state_pre_hook(before_saving),  # pyright: ignore[reportArgumentType]

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from flip_hf.modeling import FlipModel
 from flip_hf.training.encoder import PairEncoder
 
 MAX_GRAPHS = 64
@@ -142,14 +141,14 @@ class Distribution:
         encoder = self.accelerator.unwrap_model(self.model)
         if not self.accelerator.is_fsdp2:
             return encoder
-        flip = FlipModel._from_config(copy.deepcopy(encoder.flip.config)).to(self.accelerator.device)
-        for name, value in flip.state_dict().items():
-            value.copy_(_whole(encoder.flip.state_dict()[name]))
-        return PairEncoder(flip, encoder.autocast_dtype)
+        model = type(encoder.model)._from_config(copy.deepcopy(encoder.model.config)).to(self.accelerator.device)
+        for name, value in model.state_dict().items():
+            value.copy_(_whole(encoder.model.state_dict()[name]))
+        return PairEncoder(model, encoder.autocast_dtype)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The whole model's weights, for saving: on the main process, on the CPU; every process must ask for it."""
-        sharded = self.accelerator.unwrap_model(self.model).flip.state_dict()
+        sharded = self.accelerator.unwrap_model(self.model).model.state_dict()
         weights = {}
         for name, value in sharded.items():
             whole = _whole(value)

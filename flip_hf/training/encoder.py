@@ -1,52 +1,84 @@
-"""The model as training calls it: pairs in, unit embeddings and the temperature out.
+"""The model as training calls it: a micro-batch in, and out what its losses are made of.
 
 One module with one forward pass, so that every wrapper that gathers or reduces parameters around `forward`
 (DistributedDataParallel, FSDP2, DeepSpeed) sees all of them used, the temperature included. `FlipModel.forward` would
 also compute the similarities of the micro-batch, which the loss over all processes does not need.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from flip_hf.modeling import FlipModel
+from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.modeling.modeling_flip import normalize
 from flip_hf.training.packing import packed_attention_mask
 
 IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding")
 
 
+class Encoded(NamedTuple):
+    """What a micro-batch's losses are made of; a tuple, since FSDP2 looks for tensors in those alone.
+
+    Attributes:
+        image_embeds, text_embeds: (B, E), normalised, not below float32; None where nothing is contrasted.
+        logit_scale: the factor on their cosines (1,); None likewise.
+        reconstruction_loss: the mean over the images, a scalar; None where nothing is reconstructed.
+    """
+
+    image_embeds: torch.Tensor | None
+    text_embeds: torch.Tensor | None
+    logit_scale: torch.Tensor | None
+    reconstruction_loss: torch.Tensor | None = None
+
+
 class PairEncoder(nn.Module):
-    """Encodes images and texts.
+    """Encodes images and texts, and reconstructs dropped patches where the model has a decoder.
 
     Weights stay in float32 and the towers run under autocast: the numbers are then the same with every wrapper.
 
     Args:
-        flip: the model.
+        model: a FlipModel, or a [`FlipForPreTraining`] whose `config.objective` is trained on.
         autocast_dtype: what matrix products are computed in; None for the weights' own precision.
     """
 
-    def __init__(self, flip: FlipModel, autocast_dtype: torch.dtype | None = None):
+    def __init__(self, model: FlipModel | FlipForPreTraining, autocast_dtype: torch.dtype | None = None):
         super().__init__()
-        self.flip, self.autocast_dtype = flip, autocast_dtype
-        self._no_split_modules = flip._no_split_modules  # where FSDP2 cuts
+        self.model, self.autocast_dtype = model, autocast_dtype
+        self._no_split_modules = model._no_split_modules  # where FSDP2 cuts
+
+    @property
+    def flip(self) -> FlipModel:
+        """The model of images and texts."""
+        return flip_of(self.model)
 
     def autocast(self) -> torch.autocast:
         """The context that the towers run in."""
-        return torch.autocast(self.flip.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        return torch.autocast(self.model.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def forward(self, **batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encodes the pairs of a micro-batch; the arguments are FlipModel's, with packed texts or padded ones.
+    def forward(self, target_patches: torch.Tensor | None = None, **batch: Any) -> Encoded:
+        """Encodes a micro-batch; the arguments are FlipModel's, with packed texts or padded ones.
 
-        Returns:
-            image_embeds (B, E) and text_embeds (B, E), normalised, and the factor on their cosines (1,); not below
-            float32.
+        Args:
+            target_patches: (B, L, C * P * P), all patches of the images, normalised, to be reconstructed; None
+                leaves the decoder alone.
+            batch: without texts, nothing is contrasted.
         """
         images = {name: batch.pop(name) for name in IMAGE_INPUTS if name in batch}
-        image_embeds = self.get_image_features(**images).pooler_output
-        text_embeds = self.get_text_features(**batch).pooler_output
-        return _unit(image_embeds), _unit(text_embeds), self.flip.get_logit_scale()
+        if "input_ids" not in batch:
+            with self.autocast():
+                vision = self.flip.vision_model(**images)
+            return Encoded(None, None, None, self._reconstruct(vision, target_patches))
+        vision, texts = self.get_image_features(**images), self.get_text_features(**batch)
+        embeds = (_unit(vision.pooler_output), _unit(texts.pooler_output), self.flip.get_logit_scale())
+        # Last, so that a pass without it draws the same dropout before.
+        return Encoded(*embeds, None if target_patches is None else self._reconstruct(vision, target_patches))
+
+    def _reconstruct(self, vision: Any, target_patches: Any) -> torch.Tensor:
+        model: Any = self.model
+        with self.autocast():
+            predicted = model.reconstruct(vision.last_hidden_state, vision.ids_keep)
+        return model.reconstruction_loss(predicted, target_patches, vision.ids_keep)
 
     def get_image_features(self, **inputs: Any) -> Any:
         """FlipModel's, under autocast."""
@@ -64,6 +96,11 @@ class PairEncoder(nn.Module):
             tokens = outputs.last_hidden_state.flatten(0, 1)  # (R * W, D)
             outputs.pooler_output = self.flip.text_projection(tokens[pooled_tokens])  # (B, E)
             return outputs
+
+
+def flip_of(model: FlipModel | FlipForPreTraining) -> FlipModel:
+    """The model of images and texts, without a decoder."""
+    return model.flip if isinstance(model, FlipForPreTraining) else model
 
 
 def _unit(embeds: torch.Tensor) -> torch.Tensor:

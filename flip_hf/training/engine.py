@@ -10,8 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from flip_hf.data.loader import TrainLoader
-from flip_hf.data.sources import Source
-from flip_hf.modeling import FlipModel, FlipProcessor
+from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import average
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.bottleneck import bottleneck, longest_wait
@@ -19,18 +18,20 @@ from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkp
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import save_run, summary, total_counts
-from flip_hf.training.flops import sample_flops, utilization
-from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.flops import step_flops, utilization
+from flip_hf.training.grid import Grid
 from flip_hf.training.hardware import autocast_dtype
 from flip_hf.training.health import Health, RunDiverged
-from flip_hf.training.masks import TextMasks
 from flip_hf.training.measure import Step, Window
+from flip_hf.training.micro_batches import MicroBatches
+from flip_hf.training.models import image_processor_of
 from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
 from flip_hf.training.patches import Normalize
 from flip_hf.training.progress import Progress, plot_curves
 from flip_hf.training.resume import shared_checkpoint
+from flip_hf.training.setup import Evaluation
 from flip_hf.training.signals import StopSignals
-from flip_hf.training.validation import validate
+from flip_hf.training.validation import Validator, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -42,41 +43,45 @@ class Trainer:
         arguments: the run.
         accelerator: the process layer.
         model: to be trained, in training mode.
-        processor: saved beside it.
+        processor: saved beside it; an image processor where no text is read.
         loader: its micro-batches.
         num_micro: micro-batches a step, on this process.
-        evaluation: labelled data and its class names, or None.
+        evaluation: images and the names of their classes, or None.
     """
 
     def __init__(
         self,
         arguments: Arguments,
         accelerator: Accelerator,
-        model: FlipModel,
-        processor: FlipProcessor,
+        model: FlipModel | FlipForPreTraining,
+        processor: Any,
         loader: TrainLoader,
         num_micro: int,
-        evaluation: tuple[Source, tuple[str, ...]] | None,
+        evaluation: Evaluation | None,
     ):
         self.arguments, self.accelerator = arguments, accelerator
-        self.options, self.paths = arguments.optimization, arguments.run
+        self.objective, self.options, self.paths = arguments.objective, arguments.optimization, arguments.run
         self.output_dir = Path(arguments.run.output_dir)
-        self.processor, self.evaluation = processor, evaluation
+        self.processor, self.class_names = processor, evaluation[1] if evaluation is not None else ()
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
-        self.text_masks = TextMasks(arguments.model.text_mask_strategy, model.config.get_text_config())
         self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
         self.state = TrainState()
-        self.flip = model
-        self.autocast_dtype = autocast_dtype(self.options.precision)
+        self.model, self.autocast_dtype = model, autocast_dtype(self.options.precision)
         encoder = PairEncoder(model, self.autocast_dtype)
+        self.flip = encoder.flip
         make, compiler = partial(make_optimizer, options=self.options), "inductor" if self.options.compile else None
         self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, compiler)
         half_life, batch_size = self.options.ema_half_life, self.options.batch_size
         self.average = average.make_average(accelerator, model, half_life, batch_size)
         self.health = Health(self.paths.max_skipped_steps)
-        image_processor = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
+        image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
+        tokenizer, self.validator = getattr(processor, "tokenizer", None), None
+        if evaluation is not None:
+            self.validator = Validator(arguments, evaluation, tokenizer, self.normalize, accelerator)
+        self.grid = Grid(accelerator, self.output_dir, image_processor, arguments.model.mask_ratio)
+        self.micro_batches = MicroBatches(arguments, self.distribution, self.flip.config, self.normalize, self.grid)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -86,19 +91,22 @@ class Trainer:
         Raises:
             RunDiverged: losses or gradients stopped to be finite, and going back to a checkpoint did not help.
         """
+        self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
         with StopSignals() as self._signals:
-            return self._run()
+            try:
+                return self._run()
+            finally:
+                self.progress.close()  # an error begins a line of its own
 
     def _run(self) -> dict[str, float]:
-        self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
         self.window = Window(self.state.samples, self.state.steps)
         self._begin_batches()
         metrics: dict[str, float] = {}
         while not self._is_finished():
             phase = self._phase()
             with self.window.waiting():
-                micro_batches = [next(self._batches) for _ in range(self.num_micro)]
-            step = self._step(phase, micro_batches)
+                batches = [next(self._batches) for _ in range(self.num_micro)]
+            step = self._step(phase, batches)
             if self.health.is_lost():
                 self._go_back()
                 continue
@@ -110,6 +118,8 @@ class Trainer:
                 self._log(phase, step)
             if finished or self._passed(before, self.paths.eval_samples):
                 metrics = self._evaluate()
+            if self.objective.reconstructs and (finished or self._passed(before, self.objective.grid_samples)):
+                self._draw()
             stop = not finished and self._signals.stop_requested(self.accelerator)
             if stop or not finished and self._passed(before, self.paths.checkpoint_samples):
                 self._checkpoint()
@@ -141,7 +151,6 @@ class Trainer:
 
     def _leave(self) -> dict[str, float]:
         self.progress.say(f"Stopped after {self.state.samples:,} samples; go on with --resume_from_checkpoint auto")
-        self.progress.close()
         self.distribution.end()
         return {}
 
@@ -184,81 +193,62 @@ class Trainer:
             f"{phase.peak_lr:.3g}"
         )
 
-    def _step(self, phase: Phase, micro_batches: list[dict[str, Any]]) -> Step:
+    def _step(self, phase: Phase, batches: list[dict[str, Any]]) -> Step:
         """One optimizer step on the batch, skipped where the gradient is not finite."""
         distribution = self.distribution
         learning_rate = phase.learning_rate(self.state.samples + self.options.batch_size)
         for group in distribution.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, accuracy = cached_backward(
-            # Prepared one at a time: one micro-batch lies on the device, and both passes draw the same.
-            lambda batch: self._encode(self._prepare(batch, phase)),
-            micro_batches,
-            distribution.backward,
-            distribution.no_sync,
-            self.accelerator.device,
-        )
+        loss, seen = self.micro_batches.backward(batches, phase)
         grad_norm = distribution.clip_and_norm()
         if self.health.is_good(grad_norm):
             distribution.optimizer.step()
-            average.update(self.average, self.flip)
+            average.update(self.average, self.model)
         else:
             self.state.skipped_steps += 1
             logger.warning("Skipped the step after %d samples: it is not finite.", self.state.samples)
         distribution.optimizer.zero_grad()
-        return Step(loss, accuracy, learning_rate=learning_rate, grad_norm=grad_norm, **self._seen)
-
-    def _prepare(self, batch: dict[str, Any], phase: Phase) -> dict[str, Any]:
-        """Moves a micro-batch to the device, normalises it there and masks its texts."""
-        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        batch["patches"] = self.normalize(batch["patches"])
-        batch["interpolate_pos_encoding"] = "ids_keep" not in batch  # all patches may be those of a smaller image
-        return {**batch, **self.text_masks(batch, phase)}
-
-    def _encode(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        images, texts, scale = self.distribution.model(**batch)
-        kept, text_tokens = batch["patches"].shape[1], round(batch["input_ids"].numel() / len(images))
-        self._seen = {"logit_scale": scale.detach(), "kept_patches": kept, "text_tokens": text_tokens}
-        return images, texts, scale
+        return Step(loss, learning_rate=learning_rate, grad_norm=grad_norm, **seen)
 
     # -- what a person sees, and what stays ----------------------------------------------------------------------------
 
     def _log(self, phase: Phase, step: Step) -> None:
-        means: Any = self.accelerator.reduce(torch.stack([step.loss, step.accuracy]), "mean")
-        loss, accuracy = means.tolist()
+        losses = step.loss.named()
+        means: Any = self.accelerator.reduce(torch.stack(list(losses.values())), "mean")
+        losses = dict(zip(losses, means.tolist(), strict=True))
         speed = self.window.close(self.state.samples, self.state.steps)
         speed["data_wait"] = longest_wait(speed["data_wait"], self.accelerator)
         self.state.seconds += speed.pop("seconds")
-        flops = sample_flops(
-            self.flip.config, 0, step.text_tokens, self.options.batch_size, kept_patches=step.kept_patches
-        ).training
+        flops = step_flops(self.model.config, step.kept_patches, step.text_tokens, self.options.batch_size)
         self.flops_per_sample[phase.name] = flops
         speed |= utilization(flops, speed["samples_per_second"], self.accelerator, self.autocast_dtype is not None)
-        values = {"loss": loss, "accuracy": accuracy, **step.values(), **speed}
+        values = {**losses, **step.values(), **speed}
         self.progress.log(self.state.samples, phase=phase.name, skipped_steps=self.state.skipped_steps, **values)
-        self.progress.show(loss=loss, acc=accuracy, scale=values["logit_scale"], lr=step.learning_rate)
+        names = {"loss": "loss", "accuracy": "acc", "logit_scale": "scale", "learning_rate": "lr"}
+        self.progress.show(**{short: values[name] for name, short in names.items() if name in values})
+
+    def _encoder(self) -> PairEncoder:
+        """The weights that would be saved now, whole; every process must ask for it."""
+        if self.average is not None:
+            return PairEncoder(self.average.module, self.autocast_dtype)  # pyright: ignore[reportArgumentType]
+        return self.distribution.whole_encoder()
 
     def _evaluate(self) -> dict[str, float]:
-        """Zero-shot accuracy of the weights that would be saved now."""
-        if self.evaluation is None:
+        """What the weights that would be saved now are worth."""
+        if self.validator is None:
             return {}
         with self.window.pause():
-            if self.average is not None:
-                encoder = PairEncoder(self.average.module, self.autocast_dtype)  # pyright: ignore[reportArgumentType]
-            else:
-                encoder = self.distribution.whole_encoder()
-            metrics = validate(
-                encoder,
-                self.evaluation,
-                self.arguments.data,
-                tokenizer=self.processor.tokenizer,  # pyright: ignore[reportAttributeAccessIssue]
-                vision_config=self.flip.config.vision_config,
-                normalize=self.normalize,
-                accelerator=self.accelerator,
-            )
-        self.progress.log(self.state.samples, zero_shot_top1=metrics["top1"], zero_shot_top5=metrics["top5"])
-        self.progress.say(f"after {self.state.samples:,} samples: zero-shot top-1 {metrics['top1']:.1%}")
+            metrics = self.validator(self._encoder())
+        names = {"top1": "zero_shot_top1", "top5": "zero_shot_top5"}
+        logged = {names.get(name, name): value for name, value in metrics.items() if name != "images"}
+        self.progress.log(self.state.samples, **logged)
+        self.progress.say(f"after {self.state.samples:,} samples: {in_words(metrics, self.class_names)}")
         return metrics
+
+    def _draw(self) -> None:
+        with self.window.pause():
+            model: Any = self._encoder().model
+            self.grid.draw(model, self.state.samples)
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Saves the model folder and the curves, and prints the summary."""
@@ -272,8 +262,7 @@ class Trainer:
             data_wait, bound = bottleneck(records, self.arguments, self.accelerator)
             measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
             results = {**metrics, **counts.results(), **measured}
-            save_run(self.output_dir, self.flip, weights, self.processor, self.arguments, results)
+            save_run(self.output_dir, self.model, weights, self.processor, self.arguments, results)
             plot_curves(records, self.phases[-1].start or None, self.output_dir / "training_curves.png")
-            class_names = self.evaluation[1] if self.evaluation is not None else ()
-            print(summary(self.flip, self.arguments, self.state, metrics, class_names, counts, bound))
+            print(summary(self.flip, self.arguments, self.state, metrics, self.class_names, counts, bound))
         self.distribution.end()

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import ProcessorMixin
 
 from flip_hf.data.refusals import add_counts
-from flip_hf.modeling import FlipModel
+from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training.arguments import Arguments, write_recipe
 from flip_hf.training.checkpoint import TrainState
+from flip_hf.training.validation import in_words
+
+# Of a run that contrasts and reconstructs: the model with its decoder. The FlipModel alone lies above it.
+WITH_DECODER = "with_decoder"
 
 
 @dataclass
@@ -49,14 +52,24 @@ def total_counts(local: dict[str, dict]) -> DataCounts:
 
 def save_run(
     output_dir: Path,
-    flip: FlipModel,
+    model: FlipModel | FlipForPreTraining,
     weights: dict[str, torch.Tensor],
-    processor: ProcessorMixin,
+    processor: Any,
     arguments: Arguments,
     results: dict[str, Any],
 ) -> None:
-    """Writes the model, its processor, the resolved recipe and `results.json`."""
-    flip.eval().save_pretrained(output_dir, state_dict=weights)
+    """Writes the model, its processor, the resolved recipe and `results.json`.
+
+    A model that was trained on both objectives is a FlipModel, without a trace of the decoder; with it, it is saved
+    once more in `with_decoder`. One that only reconstructs is saved with it alone.
+    """
+    model.eval()
+    if isinstance(model, FlipForPreTraining) and arguments.objective.contrasts:
+        of_flip = {name.removeprefix("flip."): value for name, value in weights.items() if name.startswith("flip.")}
+        model.save_pretrained(output_dir / WITH_DECODER, state_dict=weights)  # which empties it
+        processor.save_pretrained(output_dir / WITH_DECODER)
+        model, weights = model.flip, of_flip
+    model.save_pretrained(output_dir, state_dict=weights)
     processor.save_pretrained(output_dir)
     write_recipe(arguments, output_dir / "recipe.yaml")
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -90,17 +103,12 @@ def summary(
     """
     vision: Any = flip.config.vision_config
     output_dir = Path(arguments.run.output_dir)
-    result = "not evaluated: name labelled data with --eval_data"
-    if metrics:
-        result = (
-            f"zero-shot top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%} on {metrics['images']:.0f} images "
-            f"of {len(class_names)} classes (chance {1 / len(class_names):.1%})"
-        )
+    wanted = "labelled data" if arguments.objective.contrasts else "images"
+    result = in_words(metrics, class_names) or f"not evaluated: name {wanted} with --eval_data"
     skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:
         skipped.append(f"{state.skipped_steps} steps that were not finite")
     drawn = ", ".join(f"{count:,} of {name}" for name, count in counts.drawn.items())
-    quoted = " ".join(f'"{label}"' for label in class_names[:2] or ("a cat", "a dog"))
     return "\n".join(
         (
             *([f"Read      {drawn}"] if len(counts.drawn) > 1 else []),
@@ -111,6 +119,19 @@ def summary(
             f"Result    {result}",
             f"Skipped   {', '.join(skipped) or 'none'}",
             f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",
-            f"Use it    python scripts/zero_shot.py {output_dir} IMAGE --labels {quoted}",
+            *_use(arguments, class_names),
         )
     )
+
+
+def _use(arguments: Arguments, class_names: tuple[str, ...]) -> list[str]:
+    """Commands that show what was trained."""
+    objective, folder = arguments.objective, Path(arguments.run.output_dir)
+    quoted = " ".join(f'"{label}"' for label in class_names[:2] or ("a cat", "a dog"))
+    commands = [f"python scripts/zero_shot.py {folder} IMAGE --labels {quoted}"] if objective.contrasts else []
+    if objective.reconstructs:
+        whole = folder / WITH_DECODER if objective.contrasts else folder
+        commands.append(f"python scripts/reconstruct.py {whole} IMAGE")
+    if not objective.contrasts:
+        commands.append(f"accelerate launch scripts/pretrain.py --init_vision_from {folder} ...")
+    return [f"{'Use it' if i == 0 else '':<10}{command}" for i, command in enumerate(commands)]

@@ -11,12 +11,12 @@ of the loss) takes time but does not count.
 Letters: D width, S tokens with the class token, K kept patches, T text tokens, E shared embedding, N pairs of a step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
 
-from flip_hf.modeling import FlipConfig
+from flip_hf.modeling import FlipConfig, FlipPreTrainingConfig
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.accelerators import peak_flops
 
@@ -31,6 +31,7 @@ class SampleFlops:
         patch_embedding: the projection of the kept patches.
         projections: of both features to the shared embedding.
         loss: similarities of all pairs, each computed once (2 N E a pair).
+        decoder: MAE's, over all patches, where there is one; attention included.
     """
 
     vision_blocks: int
@@ -39,6 +40,7 @@ class SampleFlops:
     patch_embedding: int
     projections: int
     loss: int
+    decoder: int = 0
 
     @property
     def encoders(self) -> int:
@@ -47,8 +49,8 @@ class SampleFlops:
 
     @property
     def forward(self) -> int:
-        """One forward pass, loss included."""
-        return self.encoders + self.loss
+        """One forward pass, loss and decoder included."""
+        return self.encoders + self.loss + self.decoder
 
     @property
     def training(self) -> int:
@@ -104,6 +106,31 @@ def sample_flops(
         projections=2 * config.projection_dim * (images[0] + texts[0]),
         loss=2 * batch_size * config.projection_dim,
     )
+
+
+def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patches: int) -> SampleFlops:
+    """Adds MAE's decoder, and leaves out what the objective does not compute.
+
+    Args:
+        counted: what [`sample_flops`] gives for the model's FlipModel; with no text tokens where there are no texts.
+        config: the model with its decoder.
+        kept_patches: K.
+    """
+    decoder: Any = config.decoder_config
+    vision: Any = config.flip_config.vision_config  # pyright: ignore
+    pixels = vision.num_channels * vision.patch_size**2
+    linear = 2 * decoder.hidden_size * ((kept_patches + 1) * vision.hidden_size + vision.num_patches * pixels)
+    size = (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers)
+    counted = replace(counted, decoder=linear + _blocks(*size, vision.num_patches + 1))
+    return replace(counted, projections=0, loss=0) if config.objective == "reconstruction" else counted
+
+
+def step_flops(config: FlipConfig | FlipPreTrainingConfig, kept_patches: int, text_tokens: int, batch_size: int) -> int:
+    """Forward and backward FLOPs of a sample of a training step; see [`sample_flops`] and [`with_decoder`]."""
+    whole = isinstance(config, FlipPreTrainingConfig)
+    flip: Any = config.flip_config if whole else config
+    counted = sample_flops(flip, 0, text_tokens, batch_size, kept_patches=kept_patches)
+    return (with_decoder(counted, config, kept_patches) if whole else counted).training
 
 
 def utilization(

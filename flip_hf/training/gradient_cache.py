@@ -4,19 +4,43 @@ Embeddings of all micro-batches are computed first, without a graph; the loss gi
 then each micro-batch is encoded again and that gradient is sent through it (GradCache, Gao et al. 2021). Both passes
 must see the same masks and the same dropout: torch's generators are put back before a micro-batch is encoded again.
 Between the passes only embeddings and their gradients are held. Plain accumulation would contrast each micro-batch
-with itself alone, which is another objective.
+with itself alone, which is another objective; for a reconstruction loss, a mean over images, it is exact.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from flip_hf.losses import at_least_float32, contrastive_loss
+from flip_hf.training.encoder import Encoded
 
 Embeds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Encode = Callable[[dict[str, Any]], Embeds]
+Encode = Callable[[dict[str, Any]], Encoded]
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """What a step trains on, detached scalars.
+
+    Attributes:
+        total: the loss whose gradient was taken.
+        accuracy: fraction of images whose own text is the most similar; None where nothing is contrasted.
+        contrastive, reconstruction: the two terms of `total`, not weighted; None unless there are both.
+    """
+
+    total: torch.Tensor
+    accuracy: torch.Tensor | None = None
+    contrastive: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """What there is, under the names of a log line."""
+        names = {"loss": self.total, "accuracy": self.accuracy}
+        names |= {"contrastive_loss": self.contrastive, "reconstruction_loss": self.reconstruction}
+        return {name: value for name, value in names.items() if value is not None}
 
 
 def _generator_state(device: torch.device) -> list[torch.Tensor]:
@@ -53,7 +77,7 @@ def _embed(
     with torch.no_grad():
         for micro_batch in micro_batches:
             states.append(_generator_state(device))
-            pieces.append(encode(micro_batch))
+            pieces.append(encode(micro_batch)[:3])
     images, texts, scales = zip(*pieces, strict=True)
     return (torch.cat(images), torch.cat(texts), scales[0]), [image.shape[0] for image in images], states
 
@@ -72,39 +96,73 @@ def cached_backward(
     backward: Callable[[torch.Tensor], None],
     no_sync: Callable[[], AbstractContextManager],
     device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    *,
+    embed: Encode | None = None,
+    reconstruction_weight: float = 1.0,
+) -> StepLoss:
     """Adds the gradient of the whole batch's loss to the parameters.
 
     Args:
-        encode: micro-batch to normalised image_embeds and text_embeds (B, E) and the factor on cosine similarities
-            (1,). Called twice on each of several micro-batches; what it draws from torch's generators, masks and
-            dropout, is the same both times.
+        encode: of a micro-batch of B pairs. Called once on each, with a graph.
         micro_batches: the batch in pieces; one piece costs no second pass.
         backward: takes a scalar to call backward on.
         no_sync: context in which processes do not average gradients.
         device: where the model lies.
-
-    Returns:
-        The loss and the accuracy of the batch, detached.
+        embed: `encode` without a reconstruction, for the pass without a graph; `encode` itself if not given. What both
+            draw from torch's generators before the embeddings are there, masks and dropout, is the same.
+        reconstruction_weight: factor on the reconstruction loss, where there is one beside the contrastive one.
     """
     if len(micro_batches) == 1:
-        loss, accuracy = contrastive_loss(*encode(micro_batches[0]))
-        backward(loss)
-        return loss.detach(), accuracy
+        encoded: Any = encode(micro_batches[0])
+        contrastive, accuracy = contrastive_loss(*encoded[:3])
+        reconstruction = encoded.reconstruction_loss
+        total = contrastive if reconstruction is None else contrastive + reconstruction_weight * reconstruction
+        backward(total)
+        return _step_loss(contrastive, accuracy, reconstruction, reconstruction_weight)
 
-    embeds, sizes, states = _embed(encode, micro_batches, device)
-    loss, accuracy, (image_grads, text_grads, scale_grad) = _differentiate(embeds)
+    embeds, sizes, states = _embed(embed or encode, micro_batches, device)
+    contrastive, accuracy, (image_grads, text_grads, scale_grad) = _differentiate(embeds)
     del embeds
 
-    last = len(micro_batches) - 1
+    last, reconstructions = len(micro_batches) - 1, []
     pieces = zip(micro_batches, states, image_grads.split(sizes), text_grads.split(sizes), strict=True)
     for i, (micro_batch, state, image_grad, text_grad) in enumerate(pieces):
         with nullcontext() if i == last else no_sync():
             with _generators(state, device):
-                images, texts, scale = encode(micro_batch)
+                encoded = encode(micro_batch)
             # The gradient of this sum is the gradient of the loss through this micro-batch.
-            surrogate = (images * image_grad).sum() + (texts * text_grad).sum()
+            surrogate = (encoded.image_embeds * image_grad).sum() + (encoded.text_embeds * text_grad).sum()
             if i == last:  # the temperature's gradient travels with the one synchronised backward
-                surrogate = surrogate + (scale * scale_grad).sum()
+                surrogate = surrogate + (encoded.logit_scale * scale_grad).sum()
+            if encoded.reconstruction_loss is not None:  # a mean over images: each piece has an equal part
+                surrogate = surrogate + reconstruction_weight * encoded.reconstruction_loss / len(micro_batches)
+                reconstructions.append(encoded.reconstruction_loss.detach())
             backward(surrogate)
-    return loss, accuracy
+    mean = torch.stack(reconstructions).mean() if reconstructions else None
+    return _step_loss(contrastive, accuracy, mean, reconstruction_weight)
+
+
+def _step_loss(
+    contrastive: torch.Tensor, accuracy: torch.Tensor, reconstruction: torch.Tensor | None, weight: float
+) -> StepLoss:
+    contrastive = contrastive.detach()
+    if reconstruction is None:
+        return StepLoss(contrastive, accuracy)
+    reconstruction = reconstruction.detach()
+    return StepLoss(contrastive + weight * reconstruction, accuracy, contrastive, reconstruction)
+
+
+def accumulated_backward(
+    encode: Encode,
+    micro_batches: list[dict[str, Any]],
+    backward: Callable[[torch.Tensor], None],
+    no_sync: Callable[[], AbstractContextManager],
+) -> StepLoss:
+    """Adds the gradient of the batch's reconstruction loss alone; the arguments are [`cached_backward`]'s."""
+    losses = []
+    for i, micro_batch in enumerate(micro_batches):
+        with nullcontext() if i == len(micro_batches) - 1 else no_sync():
+            loss: Any = encode(micro_batch).reconstruction_loss
+            backward(loss / len(micro_batches))
+        losses.append(loss.detach())
+    return StepLoss(torch.stack(losses).mean())

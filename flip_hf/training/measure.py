@@ -7,32 +7,34 @@ from dataclasses import dataclass
 
 import torch
 
+from flip_hf.training.gradient_cache import StepLoss
+
 
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step came to.
 
     Attributes:
-        loss, accuracy: of this process's part of the batch, on the device.
-        logit_scale: the factor on cosine similarities (1,), on the device.
+        loss: of this process's part of the batch, on the device.
+        logit_scale: the factor on cosine similarities (1,), on the device; None where nothing is contrasted.
         learning_rate: of this step.
         grad_norm: over all parameters and processes, before clipping; not finite where the step was skipped.
         kept_patches: patches of an image that were encoded.
         text_tokens: that were encoded for a text, what padding there is included.
     """
 
-    loss: torch.Tensor
-    accuracy: torch.Tensor
-    logit_scale: torch.Tensor
+    loss: StepLoss
+    logit_scale: torch.Tensor | None
     learning_rate: float
     grad_norm: float
     kept_patches: int
     text_tokens: int
 
     def values(self) -> dict[str, float]:
-        """What a log line holds of it beside loss and accuracy, which are means over the processes."""
+        """What a log line holds of it beside the losses, which are means over the processes."""
+        scale = {} if self.logit_scale is None else {"logit_scale": self.logit_scale.item()}
         return {
-            "logit_scale": self.logit_scale.item(),
+            **scale,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
             "kept_patches": self.kept_patches,

@@ -31,6 +31,11 @@ class Normalize(nn.Module):
         return ((channels - self.mean) / self.std).flatten(2)
 
 
+def visible_and_target(patches: torch.Tensor, ids_keep: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All patches (B, L, D) as what a model sees of them, `patches` (B, K, D), and reconstructs, `target_patches`."""
+    return {"patches": patches.take_along_dim(ids_keep[:, :, None], dim=1), "target_patches": patches}
+
+
 def resized_side(num_patches: int, mask_ratio: float) -> int:
     """Patches on a side of the smaller image that has the most nearly as many as a mask would keep."""
     return max(1, round(math.sqrt(num_kept(num_patches, mask_ratio))))

@@ -89,13 +89,26 @@ def _samples_of(line: str) -> float:
         return float("inf")
 
 
-def _steps_of(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    points = [(record["samples"], record[key]) for record in records if key in record]
-    return [p[0] for p in points], [p[1] for p in points]
+# A curve: the key in the records, its name, how it is drawn.
+_LINE, _GREY, _POINTS = {"color": "black"}, {"color": "0.55"}, {"color": "black", "marker": "o", "markersize": 4}
+_PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
+    "loss": [
+        ("loss", "trained on", _LINE),
+        ("contrastive_loss", "contrastive", _GREY),
+        ("reconstruction_loss", "reconstruction", {**_GREY, "linestyle": ":"}),
+    ],
+    "accuracy": [("accuracy", "in the training batch", _GREY), ("zero_shot_top1", "zero-shot top-1", _POINTS)],
+    "reconstruction error": [
+        ("reconstruction_error", "reconstructed", _POINTS),
+        ("patch_mean_error", "each patch's mean colours", {**_GREY, "linestyle": "--"}),
+        ("nearest_patch_error", "the nearest visible patch", {**_GREY, "linestyle": ":"}),
+    ],
+    "logit scale (1 / temperature)": [("logit_scale", "logit scale", _LINE)],
+}
 
 
 def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path) -> None:
-    """Draws loss, accuracies and temperature over samples seen.
+    """Draws what there is of losses, accuracies, reconstruction errors and temperature over samples seen.
 
     Args:
         records: what [`Progress.records`] gives.
@@ -104,22 +117,21 @@ def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path)
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels: tuple[Any, ...] = tuple(figure.subplots(1, 3))
-    panels[0].plot(*_steps_of(records, "loss"), color="black", linewidth=1.2)
-    panels[0].set_ylabel("contrastive loss")
-    panels[1].plot(*_steps_of(records, "accuracy"), color="0.55", linewidth=1.2, label="in the training batch")
-    if any("zero_shot_top1" in record for record in records):
-        evaluated = _steps_of(records, "zero_shot_top1")
-        panels[1].plot(*evaluated, color="black", marker="o", markersize=4, label="zero-shot top-1")
-    panels[1].set_ylim(0, 1)
-    panels[1].set_ylabel("accuracy")
-    panels[2].plot(*_steps_of(records, "logit_scale"), color="black", linewidth=1.2)
-    panels[2].set_ylabel("logit scale (1 / temperature)")
-    for panel in panels:
+    known = {key for record in records for key in record}
+    curves = {label: [curve for curve in found if curve[0] in known] for label, found in _PANELS.items()}
+    curves = {label: found for label, found in curves.items() if found} or {"loss": []}
+    figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
+    for panel, (label, found) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for key, name, style in found:
+            points = [(record["samples"], record[key]) for record in records if key in record]
+            panel.plot([p[0] for p in points], [p[1] for p in points], linewidth=1.2, label=name, **style)
+        if label == "accuracy":
+            panel.set_ylim(0, 1)
+        panel.set_ylabel(label)
         panel.set_xlabel("samples seen")
         panel.grid(color="0.9")
         if boundary is not None:
             panel.axvline(boundary, color="0.4", linestyle="--", linewidth=1, label="whole images from here")
-    panels[1].legend(fontsize=8, loc="lower right")
+        if len(panel.lines) > 1:
+            panel.legend(fontsize=8)
     figure.savefig(path, dpi=120)

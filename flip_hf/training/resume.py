@@ -9,8 +9,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from transformers import AutoConfig
 
-from flip_hf.modeling import FlipConfig, FlipModel
+from flip_hf.modeling import FlipForPreTraining, FlipModel, FlipPreTrainingConfig
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import (
     RECIPE,
@@ -23,14 +24,19 @@ from flip_hf.training.manifest import check_manifest
 
 logger = logging.getLogger(__name__)
 
+Model = FlipModel | FlipForPreTraining
+
 # Options that may change in a resumed run and leave its losses as they are.
 HARMLESS = {
     *("output_dir", "log_samples", "eval_samples", "checkpoint_samples", "keep_checkpoints", "resume_from_checkpoint"),
     *("report_to", "eval_data", "eval_config", "eval_split", "eval_image_column", "label_column", "class_names"),
-    *("templates", "eval_batch_size", "max_bad_fraction", "max_skipped_steps"),
+    *("templates", "eval_batch_size", "max_bad_fraction", "max_skipped_steps", "grid_samples"),
 }
 # Options that a checkpoint has its own answer to.
-STARTING = {"model_name_or_path", "tokenizer", "special_tokens", "tokenizer_vocab_size", "tokenizer_samples"}
+STARTING = {
+    *("model_name_or_path", "init_vision_from"),
+    *("tokenizer", "special_tokens", "tokenizer_vocab_size", "tokenizer_samples"),
+}
 
 
 def resolve_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
@@ -81,7 +87,7 @@ def shared_checkpoint(accelerator: Accelerator, wanted: str | None, output_dir: 
     return found
 
 
-def check_fit(accelerator: Accelerator, arguments: Arguments, model: FlipModel, checkpoint: Path) -> None:
+def check_fit(accelerator: Accelerator, arguments: Arguments, model: Model, checkpoint: Path) -> None:
     """Looks whether a run fits a checkpoint before anything of it is loaded.
 
     Warns, in the main process, of everything because of which the run will not repeat the bits of an uninterrupted one.
@@ -114,9 +120,10 @@ def _in_words(changes: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{name} was {there}, is {here}" for name, (there, here) in changes.items())
 
 
-def _check_shapes(model: FlipModel, checkpoint: Path, changes: dict[str, tuple[Any, Any]]) -> None:
+def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[Any, Any]]) -> None:
+    config: Any = AutoConfig.from_pretrained(checkpoint)
     with torch.device("meta"):
-        saved = FlipModel(FlipConfig.from_pretrained(checkpoint))
+        saved = FlipForPreTraining(config) if isinstance(config, FlipPreTrainingConfig) else FlipModel(config)
     there, here = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (saved, model))
     differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if differing:

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flip_hf.data.tokenization import train_wordpiece
-from flip_hf.training import setup
+from flip_hf.training import models, setup
 from flip_hf.training.arguments import parse_arguments
 
 from .measuring import about
@@ -100,13 +100,12 @@ def our_batches(folder: Path, batch_size: int, mask_ratio: float, crop_area: tup
     argv += ["--mask_ratio", str(mask_ratio), "--crop_area", *map(str, crop_area), "--batch_size", str(batch_size)]
     argv += ["--shuffle_block", "256"]  # so that every turn reads as much as it uses
     arguments = parse_arguments(argv, RECIPES, "vit_b16")
-    config = setup.make_config(arguments.model)
+    config = models.make_config(arguments.model)
     config._attn_implementation = "sdpa"  # as a model sets it; texts are packed then
     sources = setup.open_training_data(arguments.data)
-    tokenizer = setup.make_tokenizer(arguments, sources, config.get_text_config().max_position_embeddings)
-    processor = setup.make_processor(config, tokenizer)
+    tokenizer = models.make_tokenizer(arguments, sources, config.get_text_config().max_position_embeddings)
     loader = setup.make_train_loader(
-        arguments, sources, processor, Accelerator(cpu=True), config, (batch_size, 1), None
+        arguments, sources, tokenizer, Accelerator(cpu=True), config, (batch_size, 1), None
     )
     return iter(loader)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraining
 
-from flip_hf import FlipConfig, FlipModel
+from flip_hf import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingConfig
 
 # Width, blocks and heads of the two towers, patch side, shared embedding (the paper's Table 9).
 ARCHITECTURES = {
@@ -63,6 +63,30 @@ def make_open_clip(name: str, context: int) -> Any:
     width, blocks, heads = shape["text"]
     text = CLIPTextCfg(context_length=context, vocab_size=VOCAB_SIZE, width=width, heads=heads, layers=blocks)
     return CLIP(shape["embed"], vision, text, output_dict=True)
+
+
+def make_mae(name: str, decoder_blocks: int, attention: str) -> FlipForPreTraining:
+    """A new FlipForPreTraining on reconstruction alone, with MAE's decoder and activation.
+
+    What MAE has not is frozen, and the text tower tiny.
+    """
+    vision = {**tower_fields(name)[1], "hidden_act": "gelu"}
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
+    flip_config = FlipConfig(text_config=text, vision_config=vision, projection_dim=8)
+    decoder = {"num_hidden_layers": decoder_blocks}
+    config = FlipPreTrainingConfig(flip_config=flip_config, decoder_config=decoder, objective="reconstruction")
+    model: Any = FlipForPreTraining._from_config(config, attn_implementation=attention)
+    model.requires_grad_(False)
+    model.flip.vision_model.requires_grad_(True)
+    model.decoder.requires_grad_(True)
+    return model
+
+
+def make_vit_mae(name: str, decoder_blocks: int, attention: str) -> ViTMAEForPreTraining:
+    """A new ViTMAEForPreTraining of the same shapes and activation."""
+    vision = {**tower_fields(name)[1], "hidden_act": "gelu"}
+    config = ViTMAEConfig(**vision, decoder_num_hidden_layers=decoder_blocks, norm_pix_loss=True)
+    return ViTMAEForPreTraining._from_config(config, attn_implementation=attention)
 
 
 @dataclass(frozen=True)

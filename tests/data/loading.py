@@ -40,11 +40,12 @@ def make_train_loader(
     num_micro=1,
     **options,
 ) -> TrainLoader:
+    kind = options.pop("kind", "caption")
     cut = partial(cut_patches, patch_size=PATCH_SIZE)
     stream = TrainStream(
-        [open_source(str(folder)) for folder in folders],
+        [open_source(str(folder), kind=kind) for folder in folders],
         PatchPlan(TrainTransform(), cut, view_at, num_micro),
-        tokenize,
+        tokenize if kind == "caption" else None,
         batch_size=batch_size,
         process=process,
         seed=seed,

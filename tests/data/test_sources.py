@@ -51,6 +51,24 @@ def test_a_missing_column_names_the_ones_there_are(parquet_folder, tar_folder):
         open_source(str(tar_folder), target_column="title")
 
 
+def test_images_do_alone(tar_folder, image_folder, parquet_folder, samples, tmp_path):
+    """Data without captions open as images; of those with captions, none is read."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for key, image, _ in samples[:8]:
+        (bare / f"{key}.jpg").write_bytes(image)
+    first = PILImage.open(io.BytesIO(samples[0][1])).convert("RGB")
+    for folder, column in ((bare, None), (tar_folder, None), (image_folder, None), (parquet_folder, "picture")):
+        source = open_source(str(folder), image_column=column, kind="image")
+        row = next(source.rows())
+        assert source.target_column is source.target(row) is source.class_names is None
+        assert decode_image(source.image(row)).tobytes() == first.tobytes(), folder
+    with pytest.raises(ValueError, match="no caption column of a usual name. Its columns are: image"):
+        open_source(str(bare))
+    with pytest.raises(ValueError, match="no image column of a usual name. Its columns are: picture, words"):
+        open_source(str(parquet_folder), kind="image")
+
+
 def test_an_empty_data_set_is_refused(tmp_path):
     Dataset.from_dict({"image": [], "caption": []}).to_parquet(str(tmp_path / "empty.parquet"))
     with pytest.raises(ValueError, match="has no samples"):

@@ -22,8 +22,9 @@ pytest.importorskip("torchvision")
 
 from flip_hf import FlipForImageClassification, FlipVisionModel
 from flip_hf.evaluation import finetune_recipe
-from flip_hf.evaluation.finetune import HEAD_STD, fine_tune, make_classifier
+from flip_hf.evaluation.finetune import fine_tune
 from flip_hf.evaluation.finetune_images import eval_transform, make_mixing, make_test_loader, train_transform
+from flip_hf.evaluation.finetune_model import HEAD_STD, make_classifier
 from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions, drop_path, layer_groups
 from tests.conftest import randomize, tiny_config
 from tests.modeling.test_parity import tiny_clip

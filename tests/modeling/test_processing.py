@@ -9,8 +9,8 @@ from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wo
 from flip_hf.data.transforms import EvalTransform
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD
+from flip_hf.training.models import make_processor
 from flip_hf.training.patches import Normalize
-from flip_hf.training.setup import make_processor
 from tests.conftest import IMAGE_SIZE, PATCH_SIZE, tiny_config
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import sys
 from importlib.util import find_spec
 
@@ -64,6 +65,24 @@ def test_inference_benchmark_measures_images_and_texts(tiny_benchmark):
     assert len(result["seconds"]) == 2 * candidates
     assert table.count("\n| images | ") == table.count("\n| texts | ") == candidates
     assert re.search(r"\| images \| flip_hf \| .* \| 1.00x \|", table)
+
+
+def test_mae_benchmark_measures_full_images_and_the_same_decoder(tiny_benchmark):
+    result, table = tiny_benchmark("mae", "--mask_ratios", "0", "0.5", "--decoder_blocks", "1")
+    rows = {(row["candidate"], row["mask_ratio"]): row for row in result["rows"]}
+    assert list(rows) == [("full image", 0), ("flip_hf", 0.5), ("ViTMAEForPreTraining", 0.5)]
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
+    full, ours, theirs = (row["flops"] for row in result["rows"])
+    patches, kept, pixels, width, decoder_width = 49, 24, 3 * 32**2, 64, 512
+    # The mask saves the encoder's blocks and patches, and the projection of its tokens to the decoder.
+    blocks = [24 * width**2 * tokens + 4 * tokens**2 * width for tokens in (1 + patches, 1 + kept)]
+    saved = 3 * (blocks[0] - blocks[1]) + (patches - kept) * (4 * pixels * width + 6 * width * decoder_width)
+    assert full - ours == saved
+    # ViTMAE embeds all patches, and predicts a patch for the class token.
+    assert theirs - ours == 4 * (patches - kept) * pixels * width + 6 * pixels * decoder_width
+    medians = [statistics.median(row["seconds"]) for row in result["rows"]]
+    ratios = rf"{medians[0] / medians[1]:.2f}x \(.*\) \| {full / ours:.2f}x \| 1.00x"
+    assert result["command"] in table and re.search(rf"\n\| flip_hf \| 50% \| .* \| {ratios} \|\n", table)
 
 
 def test_a_plan_takes_the_rate_that_the_step_benchmark_measured(tiny_benchmark, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
 from flip_hf.evaluation.reconstruction import join_patches, reconstruct
+from flip_hf.evaluation.reconstruction_error import draw_masks
 from flip_hf.modeling.masking_flip import cut_patches
 from tests.conftest import PATCH_SIZE, tiny_config
 
@@ -48,17 +49,23 @@ def test_patches_are_joined_as_they_were_cut(images):
 @pytest.mark.parametrize("norm_pixel_target", [True, False])
 def test_visible_patches_stay_and_dropped_ones_get_their_own_scale(pretraining, images, norm_pixel_target):
     pretraining.config.norm_pixel_target = norm_pixel_target
-    visible, pasted = reconstruct(pretraining, images, 0.75)
+    ids_keep = draw_masks(pretraining, [(0, 0), (0, 1), (0, 2)], 0.75, seed=0)
+    visible, pasted = reconstruct(pretraining, images, ids_keep)
     assert visible.shape == (3, 1, 32, 32) and visible.float().mean() == 0.25
+    assert torch.equal(visible[0, 0, ::PATCH_SIZE, ::PATCH_SIZE].flatten().nonzero().flatten(), ids_keep[0])
     seen = visible.expand_as(images)
-    assert torch.equal(pasted[seen], images[seen]) and not torch.isclose(pasted[~seen], images[~seen]).all()
+    for pixels in pasted.values():
+        assert torch.equal(pixels[seen], images[seen]) and not torch.isclose(pixels[~seen], images[~seen]).all()
+    # The baseline's area is plain, and has the patch's own colour.
+    means = cut_patches(images, PATCH_SIZE).unflatten(2, (3, -1)).mean(dim=3, keepdim=True)  # (B, L, 3, 1)
+    expected = join_patches(means.expand(-1, -1, -1, PATCH_SIZE**2).flatten(2), PATCH_SIZE)
+    assert torch.allclose(pasted["patch_mean"][~seen], expected[~seen], atol=1e-5)
     # A decoder that always predicts zero: of normalised pixels, that is the patch's mean.
     torch.nn.init.zeros_(pretraining.decoder.pixel_projection.weight)
-    visible, pasted = reconstruct(pretraining, images, 0.5)
+    _, pasted = reconstruct(pretraining, images, ids_keep)
     means = cut_patches(images, PATCH_SIZE).mean(dim=-1, keepdim=True).expand(-1, -1, 3 * PATCH_SIZE**2)
     expected = join_patches(means, PATCH_SIZE) if norm_pixel_target else torch.zeros_like(images)
-    dropped = ~visible.expand_as(images)
-    assert torch.allclose(pasted[dropped], expected[dropped], atol=1e-6)
+    assert torch.allclose(pasted["model"][~seen], expected[~seen], atol=1e-6)
 
 
 def test_a_picture_is_drawn(folder, picture, tmp_path, monkeypatch, capsys):
@@ -72,6 +79,28 @@ def test_a_picture_is_drawn(folder, picture, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out.png").read_bytes() == first  # the same masks
 
 
+def test_a_data_set_is_measured_and_drawn(folder, tmp_path, monkeypatch, capsys):
+    """Of images alone; the baselines take two columns more a ratio."""
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    options = [folder, "--data", tmp_path / "images", "--split", "train", "--mask_ratios"]
+    run(monkeypatch, *options, "0.5", "0.75", "--output", tmp_path / "plain.png")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"{tmp_path / 'plain.png'}: the first images of {tmp_path / 'images'}")
+    rows = [line.strip("| ").split(" | ") for line in lines if "%" in line]
+    assert [(row[0], row[-1]) for row in rows] == [("50%", "3"), ("75%", "3")]
+    for row in rows:
+        model, mean, nearest, ratio = map(float, row[1:5])
+        assert ratio == pytest.approx(model / min(mean, nearest), abs=0.006)
+        assert 0.9 < mean < 1.1 and 1.7 < nearest < 2.3  # of noise: its variance, and twice that
+    run(monkeypatch, *options, "0.75", "--output", tmp_path / "wide.png", "--baselines", "--samples", "2")
+    assert "| 2 |" in capsys.readouterr().out
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "wide.png") as wide:
+        assert plain.size == wide.size and plain.height > 3 * 100  # 1 + 2 * 2 and 1 + 4 columns, three rows
+
+
 def test_what_cannot_be_drawn_is_named(folder, saved, picture, tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("no image")
     cases = [
@@ -80,6 +109,8 @@ def test_what_cannot_be_drawn_is_named(folder, saved, picture, tmp_path, monkeyp
         ([saved, picture], "type 'flip', which has no decoder"),
         ([folder, picture, "--mask_ratios", "0"], "all 16 patches are visible"),
         ([folder, picture, "--mask_ratios", "0.99"], "keeps none of the 16 patches"),
+        ([folder, "--data", tmp_path / "nowhere"], "no file or folder"),
+        ([folder, "--data", "shapes", "--image_column", "photo"], "no image column 'photo'"),
     ]
     for arguments, message in cases:
         with pytest.raises(SystemExit) as end:

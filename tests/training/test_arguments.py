@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from flip_hf.training.arguments import option_names, parse_arguments, write_recipe
+from flip_hf.training.models import make_config
 from flip_hf.training.optimization import is_decayed, make_optimizer, plan_phases
 from flip_hf.training.resizing import new_sizes
-from flip_hf.training.setup import make_config
 from tests.conftest import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
@@ -37,32 +37,40 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
     arguments = parse("shapes", "--mask_ratio", "0.75", "--templates", "a {}.", "the {}", "--max_grad_norm", "1")
     write_recipe(arguments, tmp_path / "recipe.yaml")
     assert parse(str(tmp_path / "recipe.yaml")) == arguments
+    arguments = parse("--train_data", "x", "--model_name_or_path", "y")
+    write_recipe(arguments, tmp_path / "recipe.yaml")
+    assert parse(str(tmp_path / "recipe.yaml")) == arguments
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
-    arguments = parse(recipe, *([] if recipe == "shapes" else ["--train_data", "x"]))
+    arguments = parse(recipe, *([] if recipe.endswith("shapes") else ["--train_data", "x"]))
     if arguments.model.model_name_or_path is not None:
         # What it goes on with is what another recipe leaves.
         source = Path(arguments.model.model_name_or_path)
         make_config(parse(source.name, "--train_data", "x").model).save_pretrained(tmp_path / source)
         monkeypatch.chdir(tmp_path)
-    config = make_config(arguments.model)
-    assert arguments.model.mask_ratio == config.mask_ratio == (0.75 if "mask75" in recipe else 0.5)
-    if recipe == "shapes":
+    config = make_config(arguments.model, arguments.objective)
+    dropped = 0.75 if "mask75" in recipe or recipe.startswith("mae") else 0.5
+    assert arguments.model.mask_ratio == config.mask_ratio == dropped
+    if recipe.endswith("shapes"):
         return
-    size, patch_size = re.match(r"vit_([blh])(\d+)", recipe).groups()
+    size, patch_size = re.match(r"(?:vit|mae)_([blh])(\d+)", recipe).groups()
     vision, text = config.vision_config, config.text_config
     assert vision.hidden_size == {"b": 768, "l": 1024, "h": 1280}[size]
     assert new_sizes(arguments.model, config) == {"image_size": 224, "patch_size": int(patch_size)}
     assert config.projection_dim == {"b": 512, "l": 768, "h": 1024}[size]
     assert vision.hidden_size // vision.num_attention_heads in (64, 80)
-    assert text.hidden_size // text.num_attention_heads == 64
+    assert text.hidden_size // text.num_attention_heads == (16 if recipe.startswith("mae") else 64)  # which is not used
     phases = {phase.name: phase for phase in plan_phases(arguments)}
     rates = {name: phase.peak_lr for name, phase in phases.items()}
     samples = {name: phase.end - phase.start for name, phase in phases.items()}
     expected = {"masked": (1.024e-3, 12_800_000_000), "unmasked": (1.024e-5, 128_000_000)}
-    if recipe == "vit_l14":
+    if recipe.startswith("mae"):
+        expected = {"masked": (2.4e-3, 800 * 1_281_167)}
+        assert phases["masked"].warmup_samples == 40 * 1_281_167 and arguments.objective.objective == "reconstruction"
+        assert arguments.optimization.weight_decay == 0.05 and arguments.data.crop_area == [0.2, 1.0]
+    elif recipe == "vit_l14":
         del expected["masked"]
     elif recipe.endswith("_2x"):
         expected["masked"] = (0.512e-3, 25_600_000_000)
@@ -89,6 +97,17 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
         (["--templates", "a cat"], r"no \{\} for the class name"),
         (["--vision_config", "hidden"], "--vision_config must be JSON"),
         (["--model_name_or_path", "x"], "not both"),
+        (["--train_data", "x", "--init_vision_from", "x", "--model_name_or_path", "y"], "Give one of them"),
+        (["--objective", "mae"], "--objective is one of contrastive, reconstruction, both, got 'mae'"),
+        (
+            ["--objective", "both"],
+            "Set --unmasked_samples 0, and tune what comes out: --model_name_or_path runs/shapes",
+        ),
+        (["--objective", "both", "--unmasked_samples", "0", "--mask_ratio", "0"], "give a --mask_ratio"),
+        (["--objective", "both", "--unmasked_samples", "0", "--mask_ratio_end", "0"], "give a --mask_ratio"),
+        (["--objective", "reconstruction", "--mask_strategy", "resize"], "other than resize"),
+        (["--reconstruction_weight", "0"], "--reconstruction_weight must be above 0"),
+        (["--decoder_config", "8"], "--decoder_config must be a JSON object"),
         (["--maskratio", "0.5"], "maskratio"),
         (
             ["--mask_strategy", "blocks"],
@@ -112,7 +131,7 @@ def test_a_recipe_with_an_unknown_key_suggests_the_right_one(tmp_path):
     (tmp_path / "r.yaml").write_text("mask_ration: 0.5\n")
     with pytest.raises(ValueError, match="no option 'mask_ration'. Did you mean 'mask_ratio'"):
         parse(str(tmp_path / "r.yaml"))
-    with pytest.raises(FileNotFoundError, match="one of: shapes, vit_b16"):
+    with pytest.raises(FileNotFoundError, match="one of: mae_b16, mae_l16, mae_shapes, shapes, vit_b16"):
         parse("vit_b17")
 
 
@@ -133,7 +152,7 @@ def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
 
 def test_options_are_the_frozen_set():
     """Each option doubles the untested space: add one only in a commit that says why."""
-    assert len(option_names()) == len(set(option_names())) == 64
+    assert len(option_names()) == len(set(option_names())) == 70
 
 
 def test_learning_rate_warms_up_in_samples_and_falls_as_a_cosine():

@@ -60,7 +60,7 @@ for batch in batches:
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
 norms = []
 for step in range(2):
-    loss, _ = cached_backward(
+    loss = cached_backward(
         lambda batch: distribution.model(**dict(batch)), batches, distribution.backward, distribution.no_sync,
         accelerator.device,
     )
@@ -68,7 +68,7 @@ for step in range(2):
     distribution.optimizer.step()
     distribution.optimizer.zero_grad()
     if step == 0:
-        losses = accelerator.reduce(loss, "mean")
+        losses = accelerator.reduce(loss.total, "mean")
 encoder = distribution.whole_encoder()
 if accelerator.is_main_process:  # one process alone: nothing here may wait for the others
     with torch.no_grad():

@@ -20,7 +20,7 @@ def make_trainer(folder, data, *argv: str):
 
 def spoil_steps(trainer, steps: set[int]) -> None:
     """Puts one infinite pixel into the batches of these steps, as a broken transform would."""
-    normalize, calls = trainer.normalize, iter(range(10**9))
+    normalize, calls = trainer.micro_batches.normalize, iter(range(10**9))
 
     def broken(patches):
         patches = normalize(patches)
@@ -28,7 +28,7 @@ def spoil_steps(trainer, steps: set[int]) -> None:
             patches[0, 0, 0] = float("inf")
         return patches
 
-    trainer.normalize = broken
+    trainer.micro_batches.normalize = broken
 
 
 def records(folder) -> list[dict]:

@@ -34,7 +34,7 @@ def make_texts(lengths: list[int], pad: int) -> dict[str, torch.Tensor]:
 
 
 def features_and_gradients(model: FlipModel, batch: dict, weights: torch.Tensor) -> list[torch.Tensor]:
-    _, texts, _ = PairEncoder(model)(**batch, mask_ratio=0)
+    texts = PairEncoder(model)(**batch, mask_ratio=0).text_embeds
     model.zero_grad()
     (texts * weights).sum().backward()
     gradients = [p.grad for name, p in sorted(model.named_parameters()) if name.startswith("text_")]

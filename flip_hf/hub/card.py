@@ -1,0 +1,154 @@
+"""The model card: a template filled from the run, with a model-index of what was measured."""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from flip_hf.conversion.folder import card_data
+from flip_hf.hub import facts
+from flip_hf.hub.carbon import GRID_SOURCE, Compute
+from flip_hf.hub.redaction import redact
+
+CARD = "README.md"
+MODELS = ("FlipModel", "CLIPModel")
+MARK = "<!-- Written by flip_hf from the files of the run. To keep what you write here, remove this line. -->"
+# What the Hub takes for the id of a data set.
+_NOT_IN_ID = re.compile(r"[^\w.-]+")
+
+
+def write_card(folder: str | Path, *, repo_id: str | None = None, license: str | None = None) -> None:
+    """Writes the card of a model folder from its config, recipe, results and evaluation.
+
+    A card that a person or a conversion wrote stays as it is. Of one written before, metadata that the run does not
+    tell, and figures of other evaluations, are kept.
+
+    Args:
+        folder: of a FlipModel or a CLIPModel.
+        repo_id: where it is going to be; the folder's own path if not given. The examples name it.
+        license: identifier of the weights' licence; that of the card before, or of the model that the run began from,
+            if not given.
+
+    Raises:
+        ValueError: there is neither a card nor one of these two models.
+    """
+    folder = Path(folder)
+    old = _read(folder / CARD)
+    if old is not None and not _is_ours(old):
+        return
+    run = facts.Run.read(folder)
+    kind = (run.config.architectures or ["model of no known class"])[0]
+    if kind not in MODELS:
+        raise ValueError(f"A card can be made for {' and '.join(MODELS)}, not for a {kind}. Write {folder / CARD}.")
+    data = _metadata(run, old.data if old is not None else None, repo_id, license)
+    name = repo_id or folder.resolve().name
+    card = ModelCard.from_template(
+        data,
+        template_str=(resources.files("flip_hf.hub") / "template.md").read_text(encoding="utf-8"),
+        mark=MARK,
+        name=name.split("/")[-1],
+        model=repo_id or folder.as_posix(),
+        trust=", trust_remote_code=True" if run.is_flip else "",
+        about=facts.about(run),
+        architecture=facts.architecture(run),
+        data=facts.data(run),
+        training=facts.training(run),
+        curves="training_curves.png" if (folder / "training_curves.png").is_file() else None,
+        compute=facts.compute(run),
+        evaluation=facts.evaluation(data.eval_results or []),
+        limitations=facts.limitations(run),
+        licence=facts.licence(run, data.license),
+    )
+    (folder / CARD).write_text(redact(str(card)), encoding="utf-8")
+
+
+def forget_text(folder: Path) -> None:
+    """Leaves of a folder's card the metadata alone, so that its text is written anew."""
+    old = _read(folder / CARD)
+    if old is not None:
+        ModelCard(f"---\n{old.data.to_yaml()}\n---\n\n{MARK}\n").save(folder / CARD)
+
+
+def _read(path: Path) -> Any:
+    return ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else None
+
+
+def _is_ours(card: Any) -> bool:
+    """Whether its text may be written anew: it is this module's, or no more than a title (evaluate.py --card)."""
+    return MARK in card.text or all(line.startswith("#") for line in card.text.strip().splitlines())
+
+
+def _metadata(run: facts.Run, old: Any, repo_id: str | None, license: str | None) -> Any:
+    """What the Hub reads: the old card's, with the run's own in its place."""
+    made: Any = card_data(
+        run.source if run.source and facts.is_hub_id(run.source) else None,
+        datasets=run.hub_data or None,
+        license=license or (old and old.license) or _inherited_license(run),
+        model_name=(repo_id or run.folder.resolve().name).split("/")[-1],
+        eval_results=_eval_results(run, old) or None,
+    )
+    found = Compute.from_results(run.results)
+    if found is not None and found.kilograms is not None:
+        made.co2_eq_emissions = {
+            "emissions": round(1000 * found.kilograms, 3),  # grams
+            "source": f"estimated from the power of the data sheet and {GRID_SOURCE}",
+            "training_type": "fine-tuning" if run.source else "pre-training",
+            "hardware_used": f"{found.processes} x {found.device}",
+        }
+    if old is not None:
+        made.tags = list(dict.fromkeys([*made.tags, *(old.tags or [])]))
+        for key, value in vars(old).items():
+            if getattr(made, key, None) is None:
+                setattr(made, key, value)
+    return made
+
+
+def _inherited_license(run: facts.Run) -> str | None:
+    """The licence of the folder that the run began from."""
+    source = _read(Path(run.source) / CARD) if run.source else None
+    return source.data.license if source is not None else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was measured
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _eval_results(run: facts.Run, old: Any) -> list[EvalResult]:
+    """Entries of the old card, of `evaluate.py` and of the run's end; of the same figure the last one counts."""
+    entries = [*((old and old.eval_results) or []), *_evaluated(run.folder), *_measured_in_training(run)]
+    return list({(entry.dataset_name, entry.metric_name): entry for entry in entries}.values())
+
+
+def _evaluated(folder: Path) -> list[EvalResult]:
+    path = folder / "evaluation" / "results.json"
+    if not path.is_file():
+        return []
+    from flip_hf.evaluation.report import read_eval_results  # and all that evaluating takes
+
+    return read_eval_results(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _measured_in_training(run: facts.Run) -> list[EvalResult]:
+    """Zero-shot accuracy at the run's end."""
+    if "top1" not in run.results:
+        return []
+    name = run.recipe.get("eval_data") or (run.recipe.get("train_data") or ["unknown"])[0]
+    short = facts.short(name)
+    return [
+        EvalResult(
+            task_type="zero-shot-image-classification",
+            task_name="zero-shot",
+            dataset_type=name if facts.is_hub_id(name) else _NOT_IN_ID.sub("-", short).strip("-"),
+            dataset_name=short,
+            dataset_split=run.recipe.get("eval_split"),
+            metric_type=metric,
+            metric_name=f"zero-shot, {metric}",
+            metric_value=round(100 * run.results[metric], 2),
+        )
+        for metric in ("top1", "top5")
+        if metric in run.results
+    ]

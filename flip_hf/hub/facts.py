@@ -1,0 +1,240 @@
+"""The paragraphs and tables of a model card, from the files of a run."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from flip_hf.hub.carbon import Compute
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PAPER_SAMPLES = "12.8 billion"
+CODE_LICENCE = "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
+NOT_KNOWN = "Not known: no recipe lies beside the weights."
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model folder tells about its model.
+
+    Attributes:
+        folder: the folder.
+        recipe: of its run, by option; empty if there is none.
+        results: of its run; empty if there are none.
+        config: the model's.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    results: dict[str, Any]
+    config: Any
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        recipe, results = folder / "recipe.yaml", folder / "results.json"
+        return cls(
+            folder,
+            yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
+            json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
+            AutoConfig.from_pretrained(folder),
+        )
+
+    @property
+    def is_flip(self) -> bool:
+        """Whether it is a FlipModel, which needs the code beside the weights; else it is a CLIPModel."""
+        return self.config.model_type == "flip"
+
+    @cached_property
+    def parameters(self) -> int:
+        total = 0
+        for path in self.folder.glob("model*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+        return total
+
+    @property
+    def samples(self) -> int | None:
+        """Pairs seen."""
+        if not self.recipe:
+            return None
+        return self.results.get("samples", self.recipe["train_samples"] + self.recipe["unmasked_samples"])
+
+    @property
+    def source(self) -> str | None:
+        """The model that the run began from; None for a new one."""
+        return self.recipe.get("model_name_or_path")
+
+    @property
+    def hub_data(self) -> list[str]:
+        """Training data of the Hub."""
+        return [name for name in self.recipe.get("train_data") or [] if is_hub_id(name)]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is a Hub id, as far as its form and the files at hand tell."""
+    return bool(HUB_ID.fullmatch(name)) and not name.endswith((".tar", ".parquet")) and not Path(name).exists()
+
+
+def short(name: str) -> str:
+    """A path's end, without the folders above it on this machine: a folder's name, a file's with its folder."""
+    path = Path(name)
+    return "/".join(path.parts[-2:] if path.suffix else path.parts[-1:]) if path.is_absolute() else name
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Paragraphs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def about(run: Run) -> str:
+    """What it is, in two sentences."""
+    method = "[FLIP](https://arxiv.org/abs/2212.00794)"
+    if run.recipe and run.recipe["mask_ratio"]:
+        how = f"trained while {run.recipe['mask_ratio']:.0%} of the patches of every image were dropped ({method})"
+    else:
+        how = f"of the kind of {method}, CLIP trained on masked images" if run.is_flip else "of CLIP's kind"
+    kind = "A FlipModel" if run.is_flip else "A stock CLIPModel, which needs no code but Transformers',"
+    return (
+        f"{kind} {how}. It tells how well images and texts go together, for classification without training, "
+        "for search and as features; at test time it sees whole images."
+    )
+
+
+def architecture(run: Run) -> str:
+    """A table of the two towers."""
+    vision, text = run.config.vision_config, run.config.text_config
+    towers = "".join(
+        f" | {t.num_hidden_layers} x {t.hidden_size}, {t.num_attention_heads} heads" for t in (vision, text)
+    )
+    return "\n".join(
+        (
+            "| | images | texts |",
+            "|---|---|---|",
+            f"| blocks x width{towers} |",
+            f"| input | {vision.image_size} pixels, patches of {vision.patch_size} "
+            f"| {text.max_position_embeddings} tokens of {text.vocab_size:,} |",
+            "",
+            f"{run.parameters / 1e6:,.1f} M parameters, embeddings of {run.config.projection_dim}.",
+        )
+    )
+
+
+def data(run: Run) -> str:
+    """What it was trained on, and what was skipped."""
+    if not run.recipe:
+        return NOT_KNOWN
+    counted, lines = run.results.get("sources", {}), []
+    for name in run.recipe["train_data"]:
+        shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short(name)}`"
+        seen = counted.get(name, {})
+        refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
+        lines.append(
+            f"- {shown}"
+            + (f": {seen['samples']:,} pairs seen" if "samples" in seen else "")
+            + (f"; skipped: {refused}" if refused else "")
+        )
+    return "\n".join(lines)
+
+
+def training(run: Run) -> str:
+    """A table of the recipe's main values."""
+    if not run.recipe:
+        return NOT_KNOWN
+    recipe = run.recipe
+    batch, scale = recipe["batch_size"], recipe["batch_size"] / 256
+    rows = [
+        ("began from", short(run.source) if run.source else "a new model"),
+        ("pairs seen", f"{run.samples:,}, {batch:,} a step, all contrasted with each other"),
+        ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
+        ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
+        (
+            "optimizer",
+            f"AdamW, peak learning rate {recipe['base_lr'] * scale:.3g}, weight decay {recipe['weight_decay']:g}, "
+            f"betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}",
+        ),
+        ("schedule", f"{recipe['warmup_samples']:,} pairs of warm-up, then a cosine"),
+    ]
+    if recipe["unmasked_samples"]:
+        peak = recipe["unmasked_base_lr"] * scale
+        rows.append(("tuned on whole images", f"{recipe['unmasked_samples']:,} pairs, peak learning rate {peak:.3g}"))
+    if recipe["ema_half_life"]:
+        rows.append(("weights", f"a moving average, half of it the last {recipe['ema_half_life']:,} pairs"))
+    if run.results.get("skipped_steps"):
+        rows.append(("steps skipped", f"{run.results['skipped_steps']:,}, which were not finite"))
+    return f"{_rows(rows)}\n\nEverything else is in `recipe.yaml`, which `scripts/pretrain.py` of flip_hf runs again."
+
+
+def _masking(recipe: dict[str, Any], ratio: str, strategy: str) -> str:
+    if not recipe[ratio]:
+        return "none"
+    end = recipe.get(f"{ratio}_end")
+    to = "" if end is None else f" to {end:.0%}"
+    return f"{recipe[ratio]:.0%}{to}, {recipe[strategy]}"
+
+
+def compute(run: Run) -> str:
+    """Device, time, speed, and the carbon estimate."""
+    found = Compute.from_results(run.results)
+    if found is None:
+        return NOT_KNOWN
+    on = (
+        f"{found.processes} x {found.device}"
+        if found.processes and found.device
+        else "devices that were not written down"
+    )
+    speed = f", {run.samples / found.seconds:,.0f} pairs/s" if run.samples and found.seconds else ""
+    return f"{found.duration} of training on {on}{speed}.\n\n{found.estimate()}"
+
+
+def evaluation(entries: list[EvalResult]) -> str:
+    """A table of the figures that are in the metadata too."""
+    if not entries:
+        return "Not evaluated yet."
+    lines = ["| data set | split | task | metric | % |", "|---|---|---|---|---|"]
+    for entry in entries:
+        split, task = entry.dataset_split or "", entry.task_name or entry.task_type
+        lines.append(
+            f"| {entry.dataset_name} | {split} | {task} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def limitations(run: Run) -> str:
+    """What it must not be expected to do."""
+    text, vision = run.config.text_config, run.config.vision_config
+    lines = [
+        "It knows what its captions say, in their language. Counting, small things, fine differences and writing in "
+        "pictures are weak points of models of this kind.",
+        "Scores compare the labels that are offered; they are no probabilities that a label is right, and they depend "
+        "on how labels are worded.",
+        f"Images are brought to {vision.image_size} x {vision.image_size} pixels, texts are cut after "
+        f"{text.max_position_embeddings} tokens.",
+        "Pairs from the web carry what the web has of prejudice and error. It was tested neither for fairness nor for "
+        "safety: not for recognising or judging people, for surveillance, or where an error does harm.",
+    ]
+    if run.samples:
+        lines.append(f"It has seen {run.samples:,} pairs; the models of the FLIP paper saw {PAPER_SAMPLES} and more.")
+    if run.recipe and run.recipe["mask_ratio"] and not run.recipe["unmasked_samples"]:
+        lines.append("It was not tuned on whole images after masked training, which gains some accuracy.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def licence(run: Run, identifier: str | None) -> str:
+    """Whose terms hold for weights and code."""
+    weights = f"Weights: `{identifier}`." if identifier else "No licence was given for the weights."
+    if run.source and not identifier:
+        weights += f" They began as {short(run.source)}, whose terms hold on."
+    return f"{weights} The Python files beside them: {CODE_LICENCE}." if run.is_flip else weights

@@ -1,0 +1,137 @@
+"""Pushes while a run goes on: in the background, one at a time, and never in the way of training."""
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars
+
+from flip_hf.hub.folder import FolderError, prepare
+from flip_hf.hub.push import WAITS, HubError, HubUnreachable, create, push
+from flip_hf.hub.redaction import redact
+
+logger = logging.getLogger(__name__)
+
+SCRATCH = "partial-push"
+
+
+class Pusher:
+    """Pushes a run's model to the Hub. One process of the run has one.
+
+    A push that does not succeed is said in a warning and forgotten; the next one, or that at the end, makes up for it.
+
+    Args:
+        output_dir: the run's folder; recipe, logs, curves and results are taken from there. What is on its way lies in
+            `partial-push` below it.
+        repo_id: `owner/name`, or a name alone for one of your own.
+        private: see [`push`].
+        api: the client; the environment's endpoint and login if not given.
+        waits: see [`push`].
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        repo_id: str,
+        *,
+        private: bool = True,
+        api: HfApi | None = None,
+        waits: Sequence[float] = WAITS,
+    ):
+        self.output_dir, self.repo_id, self.private = Path(output_dir), repo_id, private
+        self._api, self._waits = api, waits
+        self._scratch = self.output_dir / SCRATCH
+        self._thread: threading.Thread | None = None
+        self._said = ""
+
+    def begin(self) -> None:
+        """Creates the repository, so that a missing login or right is known before hours are spent.
+
+        Raises:
+            HubRefused: what only the user can mend. A network that is down is no reason not to train.
+        """
+        disable_progress_bars()  # the run has its own
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            self.repo_id = create(self.repo_id, private=self.private, api=self._api, waits=())
+        except HubUnreachable as error:
+            logger.warning("%s Training begins all the same, and pushes are tried on the way.", error)
+
+    def is_free(self) -> bool:
+        """Whether no push is under way; while one is, the next is dropped."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def push(self, save: Callable[[Path], object], samples: int) -> bool:
+        """Starts a push of the model as it is now, and returns as soon as it is written to the disk.
+
+        Args:
+            save: writes model and processor into the folder that it is given.
+            samples: seen so far, for the commit's message.
+
+        Returns:
+            Whether it was started. Raises nothing: a full disk does not end the run either.
+        """
+        if not self.is_free():
+            logger.warning("No push after %d samples: the one before is still under way.", samples)
+            return False
+        message = f"Model after {samples:,} samples"
+        try:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            saved = self._scratch / "saved"
+            saved.mkdir(parents=True)
+            save(saved)
+            ready = self._prepare(saved, "ready")
+        except Exception as error:
+            logger.warning("No push after %d samples: %s", samples, redact(str(error)))
+            return False
+        self._start(ready, message)
+        return True
+
+    def finish(self, limit: float = 1800.0) -> str:
+        """Pushes the folder that the run left, and waits for it.
+
+        Args:
+            limit: seconds to wait for a push under way, and again for this one.
+
+        Returns:
+            What came of it, in a sentence. Raises nothing.
+        """
+        later = f"Push it with `python scripts/push_to_hub.py {self.output_dir} {self.repo_id}`."
+        if self._thread is not None:
+            self._thread.join(limit)
+        if not self.is_free():
+            return f"not pushed: the push before is still under way. {later}"
+        try:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._start(self._prepare(self.output_dir, "final"), "Model at the end of the run").join(limit)
+        except (FolderError, OSError) as error:
+            return f"not pushed: {redact(str(error))}"
+        if not self.is_free():
+            return f"not pushed: the push took longer than {limit:g} s. {later}"
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        return self._said if self._said.startswith("http") else f"not pushed: {self._said} {later}"
+
+    def _prepare(self, folder: Path, name: str) -> Path:
+        target = self._scratch / name
+        return prepare(folder, target, repo_id=self.repo_id, records=self.output_dir, link=True)
+
+    def _start(self, folder: Path, message: str) -> threading.Thread:
+        # A daemon, unlike the client's own futures: the end of the process does not wait for a connection that hangs.
+        self._thread = threading.Thread(target=self._upload, args=(folder, message), name="push-to-hub", daemon=True)
+        self._thread.start()
+        return self._thread
+
+    def _upload(self, folder: Path, message: str) -> None:
+        try:
+            pushed = push(folder, self.repo_id, private=self.private, message=message, api=self._api, waits=self._waits)
+            self._said = str(pushed)
+            logger.info("%s: %s", message, pushed)
+        except HubError as error:
+            self._said = str(error)
+            logger.warning("Not pushed: %s (%s)", error, message)
+        except Exception as error:  # whatever it is, training goes on
+            self._said = redact(f"{type(error).__name__}: {error}")
+            logger.warning("Not pushed: %s (%s)", self._said, message)

@@ -1,0 +1,96 @@
+"""The vision tower that a new model starts with: an MAE's, a FLIP's, or that of Transformers' ViTMAE."""
+
+from typing import Any
+
+from transformers import AutoConfig, ViTMAEConfig
+
+from flip_hf.conversion.mae import convert_from_mae, vision_fields
+from flip_hf.conversion.processors import find_image_processor
+from flip_hf.modeling import (
+    FlipConfig,
+    FlipForPreTraining,
+    FlipModel,
+    FlipPreTrainingConfig,
+    FlipVisionConfig,
+    FlipVisionModel,
+)
+
+__all__ = ["find_image_processor", "load_tower", "tower_fields"]
+
+# What the weights of a tower go with; masks and the projection are the new model's own.
+_FIELDS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
+    *("image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout"),
+    *("pooling_type", "position_embedding_type", "use_pre_layernorm", "patch_embedding_bias"),
+)
+
+
+def tower_fields(source: str) -> dict[str, Any]:
+    """The fields of the source's vision tower, for a `vision_config`.
+
+    Raises:
+        ValueError: it cannot be read, or is a model of another kind.
+    """
+    config = _read_config(source)
+    if isinstance(config, ViTMAEConfig):
+        return vision_fields(config)
+    if isinstance(config, FlipPreTrainingConfig):
+        config: Any = config.flip_config
+    if isinstance(config, FlipConfig):
+        config = config.vision_config
+    if not isinstance(config, FlipVisionConfig):
+        raise ValueError(
+            f"--init_vision_from {source} is a checkpoint of type {config.model_type!r}; give a ViTMAE, a FlipModel, a "
+            "FlipVisionModel or a FlipForPreTraining. scripts/convert.py makes one of other models."
+        )
+    return {name: getattr(config, name) for name in _FIELDS}
+
+
+def _read_config(source: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--init_vision_from {source} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _read_tower(source: str) -> FlipVisionModel:
+    """The source's vision tower.
+
+    Raises:
+        ValueError: weights are missing.
+    """
+    config = _read_config(source)
+    if isinstance(config, ViTMAEConfig):
+        return convert_from_mae(source).model
+    classes = {FlipVisionConfig: FlipVisionModel, FlipPreTrainingConfig: FlipForPreTraining}
+    model_class: Any = classes.get(type(config), FlipModel)
+    model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    if isinstance(model, FlipVisionModel):
+        tower, missing = model, sorted(report["missing_keys"])
+    else:
+        tower = getattr(model, "flip", model).vision_model
+        missing = sorted(name for name in report["missing_keys"] if "vision_model." in name)
+    if missing:
+        raise ValueError(f"--init_vision_from {source} has no weights for its vision tower's {missing[0]}.")
+    return tower
+
+
+def load_tower(flip: FlipModel, source: str) -> None:
+    """Gives a new model the weights of the source's vision tower.
+
+    Raises:
+        ValueError: the model's tower has another shape.
+    """
+    theirs = _read_tower(source).state_dict()
+    ours = flip.vision_model.state_dict()
+    shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (theirs, ours))
+    there, here = shapes
+    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"--vision_config does not fit the tower of --init_vision_from {source}: {name} is "
+            f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here ({len(differing)} tensors differ). "
+            "Leave these fields out; other sizes of images and patches are given by --image_size and --patch_size."
+        )
+    flip.vision_model.load_state_dict(theirs)

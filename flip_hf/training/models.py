@@ -1,0 +1,202 @@
+"""The model that a run begins with, its tokenizer and its processor; what is wrong with them is said here, first."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from flip_hf.data.decode import RefusedSample, choose_caption
+from flip_hf.data.sources import Source
+from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
+from flip_hf.modeling import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingConfig, FlipProcessor
+from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
+from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
+from flip_hf.training.encoder import flip_of
+from flip_hf.training.masks import check_masks
+from flip_hf.training.resizing import new_sizes, resized_image_processor
+
+# The text tower of a new model that only reconstructs: nothing trains it, and it should not weigh much.
+UNUSED_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "vocab_size": 16,
+}
+
+
+def _read_captions(sources: list[Source], limit: int) -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    for source in sources:
+        for row in itertools.islice(source.rows(), limit // len(sources)):
+            try:
+                yield choose_caption(source.target(row), rng)
+            except RefusedSample:
+                continue  # counted when it is met in training
+
+
+def make_tokenizer(arguments: Arguments, sources: list[Source], context_length: int) -> PreTrainedTokenizerBase:
+    """The named tokenizer, else that of the model gone on with, else one learned from the captions."""
+    data, saved = arguments.data, arguments.model.model_name_or_path
+    if data.tokenizer is None and saved is not None:
+        return load_tokenizer(saved, context_length=context_length, special_tokens=True)
+    if data.tokenizer is not None:
+        return load_tokenizer(data.tokenizer, context_length=context_length, special_tokens=data.special_tokens)
+    captions = _read_captions(sources, data.tokenizer_samples)
+    return train_wordpiece(captions, vocab_size=data.tokenizer_vocab_size, context_length=context_length)
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def make_config(model: ModelArguments, objective: ObjectiveArguments | None = None) -> FlipConfig:
+    """The configuration of the run's model, without a decoder.
+
+    Raises:
+        ValueError: a field has the wrong type, fields do not fit together, or there is no vision tower to start with.
+    """
+    if model.model_name_or_path is not None:
+        masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
+        config = FlipConfig.from_pretrained(model.model_name_or_path, **masking)
+    else:
+        towers = model.tower_configs()
+        tower = tower_fields(model.init_vision_from) if model.init_vision_from is not None else {}
+        unused = UNUSED_TEXT if objective is not None and not objective.contrasts else {}
+        config = FlipConfig(
+            text_config=towers["text_config"] or unused,
+            vision_config={**tower, **towers["vision_config"]},
+            projection_dim=model.projection_dim,
+            logit_scale_init_value=model.logit_scale_init_value,
+        )
+        config.mask_ratio, config.mask_strategy = model.mask_ratio, model.drawn_strategy
+    sizes = new_sizes(model, config)
+    check_masks(model, config.get_text_config(), (sizes["image_size"] // sizes["patch_size"]) ** 2)
+    return config
+
+
+def make_model(
+    arguments: Arguments, config: FlipConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> FlipModel | FlipForPreTraining:
+    """The model, in training mode, with a decoder where the objective asks for one.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model's table, or the vision tower or the decoder to start
+            with is of another shape.
+    """
+    model, objective = arguments.model, arguments.objective
+    if tokenizer is not None:
+        _fit_vocabulary(model, config.get_text_config(), tokenizer)
+    if model.model_name_or_path is None:
+        flip = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
+        if model.init_vision_from is not None:
+            load_tower(flip, model.init_vision_from)
+        made: FlipModel | FlipForPreTraining = flip
+    else:
+        made = _load(arguments, config)
+    flip = flip_of(made)
+    sizes = new_sizes(model, config)
+    if sizes != {name: getattr(config.vision_config, name) for name in sizes}:
+        flip.resize_patch_embeddings(**sizes)
+    if objective.reconstructs and isinstance(made, FlipModel):
+        made = FlipForPreTraining.from_flip(flip, decoder_config=objective.decoder_fields())
+    if isinstance(made, FlipForPreTraining):
+        for name in ("objective", "reconstruction_weight", "norm_pixel_target"):
+            setattr(made.config, name, getattr(objective, name))
+    if not objective.contrasts:
+        _freeze_texts(flip)
+    if model.gradient_checkpointing:
+        made.gradient_checkpointing_enable()
+    return made.train()
+
+
+def _fit_vocabulary(model: ModelArguments, text_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A new model's token table gets the tokenizer's size unless the recipe gives one; then it is compared."""
+    if model.model_name_or_path is None:
+        if "vocab_size" not in model.tower_configs()["text_config"]:
+            text_config.vocab_size = len(tokenizer)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(text_config, name, getattr(tokenizer, name))
+    check_vocabulary(tokenizer, text_config.vocab_size)
+
+
+def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTraining:
+    """The saved model, with its decoder where it has one and the objective needs it.
+
+    Raises:
+        ValueError: its decoder is to be of another shape.
+    """
+    model, name = arguments.model, str(arguments.model.model_name_or_path)
+    options: Any = {"attn_implementation": model.attn_implementation, "dtype": torch.float32}
+    saved = FlipPreTrainingConfig.get_config_dict(name)[0]
+    if not arguments.objective.reconstructs or saved.get("model_type") != FlipPreTrainingConfig.model_type:
+        return FlipModel.from_pretrained(name, config=config, **options)
+    new_shape = [n for n in ("decoder_config", "image_size", "patch_size") if _given(arguments, n)]
+    if new_shape:
+        raise ValueError(
+            f"{name} has a decoder, made for its own images and patches: leave out --{new_shape[0]}, or start from its "
+            f"vision tower alone with --init_vision_from {name}."
+        )
+    whole = FlipPreTrainingConfig.from_pretrained(name, flip_config=config)
+    return FlipForPreTraining.from_pretrained(name, config=whole, **options)
+
+
+def _given(arguments: Arguments, name: str) -> bool:
+    return bool(getattr(arguments.model, name, None) or getattr(arguments.objective, name, None))
+
+
+def _freeze_texts(flip: FlipModel) -> None:
+    """What a reconstruction does not reach: a wrapper would wait for its gradients."""
+    for part in (flip.text_model, flip.text_projection, flip.visual_projection):
+        part.requires_grad_(False)
+    flip.logit_scale.requires_grad_(False)
+
+
+# -- the processor -----------------------------------------------------------------------------------------------------
+
+
+def make_processor(config: FlipConfig, tokenizer: Any, model: ModelArguments | None = None) -> Any:
+    """The processor saved beside the weights: what users' images and texts go through.
+
+    The PIL backend is written down; where torchvision is installed, Transformers picks its own at loading.
+
+    Args:
+        config: gives the image size.
+        tokenizer: the text's side; without one (None) it is the image processor alone.
+        model: says what the run started from. A model's image processor is taken over, all but the image size; of a
+            vision tower's, mean and standard deviation.
+
+    Returns:
+        A [`FlipProcessor`] or an image processor.
+
+    Raises:
+        ValueError: there is none where there must be one.
+    """
+    size = config.vision_config.image_size  # pyright: ignore
+    if model is not None and model.model_name_or_path is not None:
+        image_processor = resized_image_processor(_saved_image_processor(model.model_name_or_path), size)
+    else:
+        donor = model.init_vision_from if model is not None else None
+        found = find_image_processor(donor) if donor is not None else None
+        image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            image_mean=list(IMAGE_MEAN if found is None else found.image_mean),
+            image_std=list(IMAGE_STD if found is None else found.image_std),
+        )
+    return image_processor if tokenizer is None else FlipProcessor(image_processor, tokenizer)
+
+
+def _saved_image_processor(name: str) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"{name!r} has no image processor; save one beside the model.") from error
+
+
+def image_processor_of(processor: Any) -> Any:
+    """The part for images of what [`make_processor`] gives."""
+    return getattr(processor, "image_processor", processor)

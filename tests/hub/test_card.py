@@ -1,0 +1,120 @@
+"""The card: what it says is what the run's files say."""
+
+import json
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard
+
+from flip_hf.evaluation.report import write_card as write_figures
+from flip_hf.hub.carbon import Compute
+from flip_hf.hub.card import write_card
+
+
+def card_of(folder, **options):
+    write_card(folder, **options)
+    return ModelCard.load(folder / "README.md")
+
+
+def test_the_card_says_what_the_run_was(run_folder):
+    card = card_of(run_folder, repo_id="you/flip-tiny", license="cc-by-4.0")
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "zero-shot-image-classification"
+    assert data["license"] == "cc-by-4.0" and data["datasets"] == ["user/pairs"]
+    for said in (
+        "# flip-tiny",
+        "50% of the patches",
+        "| blocks x width | 2 x 32, 4 heads | 2 x 32, 4 heads |",
+        "- `shapes`: 4,000 pairs seen\n",
+        "(https://huggingface.co/datasets/user/pairs): 608 pairs seen; skipped: 3 x the image is truncated",
+        "| pairs seen | 4,608, 64 a step",
+        "peak learning rate 0.001,",
+        "| tuned on whole images | 512 pairs, peak learning rate 0.0003 |",
+        "| steps skipped | 2,",
+        "(training_curves.png)",
+        "2.0 hours of training on 4 x NVIDIA A100-SXM4-80GB, 1 pairs/s",
+        "| shapes | test | zero-shot | top1 | 43.8 |",
+        "Weights: `cc-by-4.0`.",
+    ):
+        assert said in card.text, said
+
+
+def test_figures_are_a_model_index_and_those_of_evaluate_are_kept(run_folder):
+    measured = {
+        **{"data_set": "cifar10", "title": "CIFAR-10", "task": "zero-shot", "metric": "top1"},
+        **{"metrics": {"top1": 0.5, "log_loss": 0.1}, "samples": 100, "refused": {}, "details": {}},
+    }
+    own = {**measured, "data_set": "mine", "title": "Mine", "metrics": {"top1": 0.25}}
+    (run_folder / "evaluation").mkdir()
+    (run_folder / "evaluation" / "results.json").write_text(json.dumps({"results": [measured, own]}))
+    by_hand = EvalResult("image-classification", "x/y", "Y", "top1", 60.0, metric_name="linear-probe, top1")
+    write_figures(run_folder, [by_hand])  # evaluate.py --card
+    for _ in range(2):  # written again, nothing is lost and nothing comes twice
+        card = card_of(run_folder, repo_id="you/flip")
+        found = {(e.dataset_name, e.metric_type): (e.metric_value, e.dataset_type) for e in card.data.eval_results}
+        assert found == {
+            ("Y", "top1"): (60.0, "x/y"),
+            ("CIFAR-10", "top1"): (50.0, "uoft-cs/cifar10"),
+            ("Mine", "top1"): (25.0, "mine"),
+            ("shapes", "top1"): (43.75, "shapes"),
+            ("shapes", "top5"): (87.5, "shapes"),
+        }
+        assert len(card.data.eval_results) == 5 and card.text.count("| CIFAR-10 |") == 1
+
+
+def test_a_card_of_somebody_else_stays_as_it_is(run_folder):
+    for text in ("---\nlicense: mit\n---\n\n# Mine\n\nWhat I think of it.\n", "Mine.\n"):
+        (run_folder / "README.md").write_text(text)
+        write_card(run_folder, license="apache-2.0")
+        assert (run_folder / "README.md").read_text() == text
+
+
+def test_metadata_that_a_person_added_is_kept(run_folder):
+    card = card_of(run_folder, license="mit")
+    card.data.language, card.data.tags = "fr", [*card.data.tags, "birds"]
+    card.save(run_folder / "README.md")
+    again = card_of(run_folder)
+    assert (again.data.language, again.data.license) == ("fr", "mit")
+    assert again.data.tags == ["flip", "clip", "vision", "birds"]
+
+
+def test_the_licence_of_the_weights_before_is_carried_on(run_folder, tmp_path):
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    recipe = (run_folder / "recipe.yaml").read_text()
+    for source, license in ((str(tmp_path / "before"), "cc-by-nc-4.0"), ("user/flip", None)):
+        (run_folder / "README.md").unlink(missing_ok=True)
+        changed = recipe.replace("model_name_or_path: null", f"model_name_or_path: {source}")
+        (run_folder / "recipe.yaml").write_text(changed)
+        card = card_of(run_folder, repo_id="you/flip")
+        assert card.data.license == license
+        assert card.data.base_model == (None if license else source)
+    assert "They began as user/flip, whose terms hold on." in card.text and str(tmp_path) not in card.text
+
+
+def test_without_recipe_and_results_nothing_is_made_up(run_folder):
+    for name in ("recipe.yaml", "results.json", "training_curves.png"):
+        (run_folder / name).unlink()
+    card = card_of(run_folder)
+    assert card.text.count("Not known: no recipe") == 3 and "Not evaluated yet." in card.text
+    assert "training_curves" not in card.text and "kg of CO2" not in card.text
+    assert "No licence was given" in card.text and card.data.eval_results is None
+    assert f'model="{run_folder.as_posix()}"' in card.text
+
+
+def test_carbon_is_power_times_time_times_the_grid(run_folder):
+    assert Compute(7200, "A100", 4, 400).kilowatt_hours == pytest.approx(3.2)
+    assert Compute(7200, "A100", 4, 400).kilograms == pytest.approx(3.2 * 0.48)
+    card = card_of(run_folder)
+    assert "**1.5 kg of CO2 equivalent**" in card.text and "4 x 2.0 hours x 400 W = 3.2 kWh" in card.text
+    assert "Assumed:" in card.text and "Not counted:" in card.text
+    assert card.data.to_dict()["co2_eq_emissions"]["emissions"] == pytest.approx(1536)
+    results = json.loads((run_folder / "results.json").read_text())
+    for hardware, said in (
+        ({"device": "cpu", "processes": 1, "watts": None}, "the power is not known"),
+        ({}, "devices"),
+    ):
+        (run_folder / "results.json").write_text(json.dumps({**results, "hardware": hardware}))
+        (run_folder / "README.md").unlink()
+        card = card_of(run_folder)
+        assert f"Not estimated: {said}" in card.text.replace("the devices", "devices")
+        assert "co2_eq_emissions" not in card.data.to_dict()

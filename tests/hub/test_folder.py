@@ -1,0 +1,107 @@
+"""What is published of a folder, and what is not."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from transformers import CLIPConfig, CLIPModel
+
+from flip_hf import FlipForImageClassification, FlipModel
+from flip_hf.hub.folder import FolderError, prepare
+from flip_hf.hub.redaction import redact
+from tests.conftest import tiny_config
+
+CODE = {f"{name}_flip.py" for name in ("clip", "configuration", "masking", "modeling", "processing", "resizing")}
+TOKEN = "hf_" + "Ab1" * 11
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_prepared_folder_is_complete_and_nothing_else_is_in_it(run_folder, tmp_path):
+    ready = prepare(run_folder, tmp_path / "ready", repo_id="you/flip")
+    assert names(ready) == {
+        *("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "recipe.yaml", "results.json", "log.jsonl", "training_curves.png"),
+        *("logs/events.out.tfevents.1", *CODE),
+    }
+    for name in names(ready) - {"README.md"}:
+        assert (ready / name).read_bytes() == (run_folder / name).read_bytes(), name
+    assert not (ready / "model.safetensors").is_symlink()
+    again = prepare(ready, tmp_path / "again", repo_id="you/flip", link=True)
+    assert names(again) == names(ready) and (again / "model.safetensors").is_symlink()
+    assert (again / "README.md").read_bytes() == (ready / "README.md").read_bytes()
+
+
+def test_tokens_passwords_and_signed_urls_stay_behind(run_folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text())
+    urls = ["https://me:pass-word@host/{0..9}.tar", "https://bucket/a.tar?X-Amz-Signature=f00ba4&part=1&sig=f00ba5"]
+    recipe["train_data"] = [*urls, f"hf://{TOKEN}@data"]
+    (run_folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (run_folder / "log.jsonl").write_text('{"samples": 1, "key": "0123456789abcdef", "name": "hf_hub_download"}\n')
+    (run_folder / "logs" / "events.out.tfevents.1").write_bytes(b"\x00\xff" + TOKEN.encode())
+    ready = prepare(run_folder, tmp_path / "ready")
+    everything = "".join((ready / name).read_text("latin-1") for name in names(ready))
+    for secret in ("pass-word", "f00ba", TOKEN, "0123456789abcdef"):
+        assert secret not in everything, secret
+    assert "events.out.tfevents.1 holds something like a token" in caplog.text
+    kept = yaml.safe_load((ready / "recipe.yaml").read_text())["train_data"]
+    assert kept[0] == "https://[removed]@host/{0..9}.tar" and "&part=1&sig=[removed]" in kept[1]
+    assert json.loads((ready / "log.jsonl").read_text())["name"] == "hf_hub_download"
+
+
+def test_what_is_no_secret_is_left_alone(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    text = "false hf://datasets/u/d hf_transfer https://host/a?page=2 model@main tokenizer: bert"
+    assert redact(text) == text
+
+
+def test_a_checkpoint_is_made_whole(run_folder, tmp_path):
+    for name in CODE:
+        (run_folder / name).unlink()
+    FlipModel.from_pretrained(run_folder).config.save_pretrained(run_folder)
+    ready = prepare(run_folder, tmp_path / "ready")
+    assert names(ready) >= CODE and "AutoModel" in json.loads((ready / "config.json").read_text())["auto_map"]
+    before, after = (FlipModel.from_pretrained(folder).state_dict() for folder in (run_folder, ready))
+    assert all(before[name].equal(tensor) for name, tensor in after.items()) and len(before) == len(after)
+
+
+def test_a_model_that_can_be_a_clip_model_is_exported_as_one(run_folder, tmp_path):
+    towers = [dict.fromkeys(("hidden_size", "intermediate_size"), 32) | {"num_attention_heads": 2} for _ in range(2)]
+    text = {**towers[0], "vocab_size": 600, "num_hidden_layers": 1, "eos_token_id": 5}
+    vision = {**towers[1], "image_size": 32, "patch_size": 8, "num_hidden_layers": 1}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    FlipModel.from_clip(clip).save_pretrained(run_folder)
+    (run_folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Flip\n\n`trust_remote_code=True`\n")
+    ready = prepare(run_folder, tmp_path / "ready", export_clip=True, repo_id="you/clip")
+    assert not list(ready.glob("*.py")) and "auto_map" not in "".join(p.read_text() for p in ready.glob("*.json"))
+    loaded = CLIPModel.from_pretrained(ready)
+    assert all(tensor.equal(clip.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    card = (ready / "README.md").read_text()
+    assert "license: mit" in card and 'model="you/clip")' in card and "trust_remote_code" not in card
+    assert (ready / "recipe.yaml").is_file()
+
+
+def test_what_is_in_the_way_is_named(run_folder, tmp_path):
+    def broken(name, change, **options):
+        folder = shutil.copytree(run_folder, tmp_path / name)
+        change(folder)
+        with pytest.raises(FolderError) as error:
+            prepare(folder, tmp_path / f"{name}-ready", **options)
+        return str(error.value)
+
+    assert "no model folder" in broken("empty", lambda folder: (folder / "config.json").unlink())
+    assert "has no model.safetensors" in broken("sharded", lambda folder: (folder / "model.safetensors").unlink())
+    assert "processor.save_pretrained" in broken("bare", lambda folder: (folder / "processor_config.json").unlink())
+    assert "no tokenizer" in broken("mute", lambda folder: [p.unlink() for p in folder.glob("tokenizer*")])
+    assert "CLIPModel cannot compute" in broken("unlike", lambda folder: None, export_clip=True)
+    classifier = FlipForImageClassification(tiny_config(num_labels=2))
+    message = broken("classifier", classifier.save_pretrained)
+    assert "not for a FlipForImageClassification" in message and "README.md" in message
+    with pytest.raises(FolderError, match="OWNER/flip"):
+        prepare(run_folder, tmp_path / "ready", repo_id="flip")
+    with pytest.raises(FolderError, match="is not empty"):
+        prepare(run_folder, run_folder)

@@ -1,0 +1,103 @@
+"""The script as a user runs it, and what it published as others load it."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import logging as hub_logging
+from safetensors.torch import load_file
+from transformers.utils import logging as transformers_logging
+
+from tests.hub.hub_server import WRITER
+from tests.training.conftest import ROOT
+
+REPO = "you/flip"
+SCRIPT = str(ROOT / "scripts" / "push_to_hub.py")
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["flip_hf"] = None  # any import of it fails
+"""
+
+
+@pytest.fixture
+def run(hub, tmp_path):
+    """Runs Python in a process of its own, at the local server, with a cache of its own."""
+
+    def run(*argv: str, **more: str) -> subprocess.CompletedProcess:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": WRITER, "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_DEBUG": "1", **more}
+        done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert WRITER not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def test_the_script_publishes_what_others_load(hub, run, run_folder, tmp_path, model, texts, images):
+    hub.drops += [r"PUT /lfs", r"POST .*/commit"]
+    done = run(SCRIPT, str(run_folder), REPO, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith(f"{hub.endpoint}/{REPO} (private): ") and "added (README.md, " in done.stdout
+    assert not hub.drops and "Trying again in 2 s" in done.stderr
+
+    # Without flip_hf: the card's code, as printed.
+    card = hub.repositories[REPO].files["README.md"].decode()
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    assert len(blocks) == 2 and all(REPO in block for block in blocks)
+    done = run("-c", "\n".join([WITHOUT_PACKAGE, *blocks, "print(type(model).__module__)"]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'label': 'red'" in done.stdout and "tensor([[" in done.stdout
+    assert done.stdout.strip().endswith("modeling_flip") and "transformers_modules.you.flip" in done.stdout
+
+    # With it: without trust_remote_code.
+    code = (
+        "import flip_hf; from transformers import AutoModel, AutoProcessor; from safetensors.torch import save_file;"
+        f"model = AutoModel.from_pretrained({REPO!r}); AutoProcessor.from_pretrained({REPO!r});"
+        "assert type(model) is flip_hf.FlipModel; save_file(model.state_dict(), 'loaded.safetensors')"
+    )
+    done = run("-c", code, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded = load_file(tmp_path / "loaded.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+    written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not [name for name, data in {**written, **hub.repositories[REPO].files}.items() if WRITER.encode() in data]
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs the script in this process."""
+    libraries = (hub_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+
+    def script(*argv):
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, argv)])
+        try:
+            runpy.run_path(SCRIPT, run_name="__main__")
+        except SystemExit as stop:
+            return str(stop.code)
+        return capsys.readouterr().out
+
+    yield script
+    transformers_logging.enable_progress_bar()
+    for library, level in zip(libraries, levels, strict=True):
+        library.set_verbosity(level)
+
+
+def test_without_a_network_there_is_a_folder_to_upload(script, run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    out = tmp_path / "out"
+    said = script(run_folder, REPO, "--dry_run", out, "--license", "mit")
+    assert said.startswith(f"{out}: complete, ") and said.endswith(f"`hf upload {REPO} {out}`\n")
+    assert "license: mit" in (out / "README.md").read_text() and (out / "modeling_flip.py").is_file()
+    assert script(run_folder, REPO, "--dry_run", out).endswith("is not empty. Choose another name or remove it.")
+    assert script(run_folder, REPO).startswith("error: You are not logged in to the Hub. Run `hf auth login`")
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    said = script(run_folder, REPO)
+    assert said.startswith("error: HF_HUB_OFFLINE is set") and said.endswith("makes the folder without the network.")

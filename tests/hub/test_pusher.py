@@ -1,0 +1,93 @@
+"""Pushes while a run goes on: never in its way, whatever the network does."""
+
+import threading
+import time
+
+import pytest
+from huggingface_hub import HfApi
+
+from flip_hf import FlipModel
+from flip_hf.hub.push import HubRefused
+from flip_hf.hub.pusher import Pusher
+from tests.hub.hub_server import READER, WRITER
+
+
+@pytest.fixture
+def save(model, processor):
+    def save(folder):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    return save
+
+
+def waited(pusher):
+    pusher._thread.join(30)
+    assert pusher.is_free()
+
+
+def test_a_push_does_not_wait_for_the_hub_and_the_next_is_dropped(hub, api, run_folder, save, caplog):
+    pusher = Pusher(run_folder, "flip", api=api)
+    pusher.begin()
+    assert hub.repositories["you/flip"].private
+    hub.gate.clear()  # the Hub hangs
+    assert pusher.push(save, 1024) and not pusher.is_free()
+    assert not pusher.push(save, 2048)
+    assert "No push after 2048 samples: the one before is still under way." in caplog.text
+    (run_folder / "log.jsonl").write_text("of later steps\n")
+    hub.gate.set()
+    waited(pusher)
+    files = hub.repositories["you/flip"].files
+    assert {"model.safetensors", "modeling_flip.py", "recipe.yaml", "README.md"} <= set(files)
+    assert b"1024" in files["log.jsonl"]  # as it was when the push began
+    assert b'model="you/flip"' in files["README.md"]
+    said = pusher.finish()
+    assert said.startswith(f"{hub.endpoint}/you/flip (private)") and "changed (log.jsonl" in said
+    assert files["log.jsonl"] == b"of later steps\n" and not (run_folder / "partial-push").exists()
+    assert not any("partial" in path or "checkpoint" in path for path in files)
+
+
+def test_a_network_that_is_down_ends_nothing(run_folder, save, caplog):
+    api = HfApi(endpoint="http://127.0.0.1:9", token=WRITER)  # discard: nobody listens
+    pusher = Pusher(run_folder, "you/flip", api=api, waits=())
+    pusher.begin()
+    assert "Training begins all the same" in caplog.text
+    assert pusher.push(save, 1024)
+    waited(pusher)
+    assert "Not pushed: The Hub cannot be reached" in caplog.text
+    said = pusher.finish()
+    assert said.startswith("not pushed: The Hub cannot be reached") and f"push_to_hub.py {run_folder} you/flip" in said
+    assert FlipModel.from_pretrained(run_folder) is not None and WRITER not in caplog.text + said
+
+
+def test_what_only_the_user_can_mend_is_said_before_training(hub, run_folder):
+    with pytest.raises(HubRefused, match="may not write"):
+        Pusher(run_folder, "you/flip", api=HfApi(endpoint=hub.endpoint, token=READER)).begin()
+
+
+def test_a_full_disk_or_a_broken_folder_is_a_warning(hub, api, run_folder, save, caplog):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    pusher = Pusher(run_folder, "you/flip", api=api)
+    pusher.begin()
+    assert not pusher.push(full, 1024) and "No push after 1024 samples: [Errno 28]" in caplog.text
+    assert not pusher.push(lambda folder: None, 2048) and "no model folder" in caplog.text
+    assert pusher.push(save, 3072)
+    waited(pusher)
+    assert hub.repositories["you/flip"].files
+    (run_folder / "model.safetensors").unlink()
+    assert "has no model.safetensors" in pusher.finish()
+
+
+def test_the_end_waits_but_not_for_ever(hub, api, run_folder):
+    pusher = Pusher(run_folder, "you/flip", api=api)
+    pusher.begin()
+    hub.gate.clear()
+    start = time.monotonic()
+    assert "took longer than 0.2 s" in pusher.finish(limit=0.2)
+    assert "the push before is still under way" in pusher.finish(limit=0.1)
+    assert time.monotonic() - start < 20 and all(t.daemon for t in threading.enumerate() if t.name == "push-to-hub")
+    hub.gate.set()
+    waited(pusher)
+    assert pusher.finish().endswith("nothing changed")
