@@ -5,12 +5,13 @@ import os
 
 # Of the runs that tests start side by side, threads that wait must not keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
 
 from flip_hf import FlipConfig, FlipModel, FlipProcessor
-from flip_hf.data.shapes import shapes_dataset
+from flip_hf.data.shapes import generate_train
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.models import make_processor
 
@@ -38,6 +39,11 @@ def randomize(model: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:
             if parameter.requires_grad:
                 parameter.add_(std * torch.randn_like(parameter))
     return model
+
+
+def shapes_rows(count: int) -> list[dict]:
+    """The first rows, at most 512, of the embedded data, without drawing all of them."""
+    return list(itertools.islice(generate_train([0], 512, 64, seed=0), count))
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +78,7 @@ def texts() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    rows = itertools.islice(shapes_dataset("train"), 500)
-    return train_wordpiece((row["caption"] for row in rows), vocab_size=600, context_length=16)
+    return train_wordpiece((row["caption"] for row in shapes_rows(500)), vocab_size=600, context_length=16)
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """The loss and its gradient: against the plain formula, and over processes and micro-batches."""
 
-import os
-import subprocess
-import sys
 import weakref
 from contextlib import nullcontext
 
@@ -17,6 +14,7 @@ from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training.encoder import Encoded
 from flip_hf.training.gradient_cache import cached_backward
 from tests.conftest import tiny_config
+from tests.programs import run_program
 
 PAIRS = 12
 
@@ -359,13 +357,7 @@ def weighted_dense_loss(images, texts, scale, processes: int) -> tuple[torch.Ten
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_give_the_gradient_of_one_with_all_pairs(processes, tmp_path):
     (tmp_path / "run.py").write_text(DISTRIBUTED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    run = subprocess.run(
-        [*command, str(tmp_path / "run.py"), str(tmp_path / "grads.pt")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-    )
+    run = run_program(tmp_path / "run.py", tmp_path / "grads.pt", processes=processes)
     assert run.returncode == 0, run.stderr[-3000:]
     results = torch.load(tmp_path / "grads.pt", weights_only=True)
     loss, whole = backward(make_model(), [make_batch()])

@@ -8,7 +8,6 @@ Letters: N samples, C classes, I images, T texts, E embedding.
 """
 
 import numpy as np
-from sklearn.metrics import recall_score, roc_auc_score
 
 
 def ranks_of(scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -56,6 +55,8 @@ def mean_per_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
         scores: (N, C).
         labels: (N,), class indices.
     """
+    from sklearn.metrics import recall_score  # a second's import, which training does without
+
     _check_labels(scores, labels)
     return float(recall_score(labels, scores.argmax(axis=1), labels=np.unique(labels), average="macro"))
 
@@ -99,6 +100,8 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
             orders the samples as a softmax does, without its saturation.
         labels: (N,), 0 or 1, both present.
     """
+    from sklearn.metrics import roc_auc_score  # a second's import, which training does without
+
     _check_no_nan("Scores", scores)
     if scores.ndim == 2 and scores.shape[1] == 2:
         scores = scores[:, 1].astype(np.float64) - scores[:, 0]

@@ -1,5 +1,4 @@
 import io
-import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -7,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, Image, Value
 
-from flip_hf.data.shapes import shapes_dataset
+from tests.conftest import shapes_rows
 
 
 def write_tar(path: Path, samples: list[tuple[str, bytes, bytes]]) -> None:
@@ -23,8 +22,8 @@ def write_tar(path: Path, samples: list[tuple[str, bytes, bytes]]) -> None:
 @pytest.fixture(scope="session")
 def samples() -> list[tuple[str, bytes, bytes]]:
     """160 keyed pairs; the caption begins with the key, so that a sample can be recognised."""
-    rows = itertools.islice(shapes_dataset("train"), 160)
-    return [(f"{i:05d}", r["image"]["bytes"], f"{i:05d} {r['caption']}".encode()) for i, r in enumerate(rows)]
+    rows = enumerate(shapes_rows(160))
+    return [(f"{i:05d}", row["image"]["bytes"], f"{i:05d} {row['caption']}".encode()) for i, row in rows]
 
 
 @pytest.fixture

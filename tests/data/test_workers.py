@@ -1,11 +1,8 @@
 """Loader workers under signals that a whole process group gets."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.programs import run_program
 
 SCRIPT = """
 import os, signal, sys
@@ -16,26 +13,21 @@ class Numbers(IterableDataset):
     def __iter__(self):
         yield from range(100)
 
-number = int(sys.argv[1])
-for own in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(own, lambda *_: None)
-seen = 0
-for i, _ in enumerate(make_loader(Numbers(), num_workers=2)):
-    seen += 1
-    if i == 20:
-        os.killpg(0, number)
-print("seen", seen)
+if __name__ == "__main__":
+    number = int(sys.argv[1])
+    for own in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(own, lambda *_: None)
+    seen = 0
+    for i, _ in enumerate(make_loader(Numbers(), num_workers=2)):
+        seen += 1
+        if i == 20:
+            os.killpg(0, number)
+    print("seen", seen)
 """
 
 
 @pytest.mark.parametrize("number", [2, 15], ids=["SIGINT", "SIGTERM"])
-def test_workers_outlive_a_signal_to_the_whole_group(number):
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(number)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ,
-        start_new_session=True,
-    )
+def test_workers_outlive_a_signal_to_the_whole_group(number, tmp_path):
+    (tmp_path / "run.py").write_text(SCRIPT)
+    run = run_program(tmp_path / "run.py", number)
     assert run.returncode == 0 and run.stdout == "seen 200\n" and not run.stderr, run.stderr[-2000:]

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
 import sys
 import tarfile
 from importlib.util import find_spec
@@ -20,7 +18,8 @@ from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.registry import data_set
 from flip_hf.evaluation.scoring import map_11_points
 from tests.conftest import NUM_PATCHES
-from tests.training.conftest import ROOT, launch, launcher
+from tests.programs import ROOT, run_program
+from tests.training.conftest import pretrain
 from tests.training.test_finetune_clip import make_clip_folder
 
 CLASSES = ("red circle", "blue square", "green star")
@@ -62,10 +61,8 @@ def evaluated(out, *argv) -> dict:
 
 
 def evaluated_by_two(out, *argv) -> dict:
-    """The report of the script, launched as two processes."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*launcher(2), str(ROOT / "scripts" / "evaluate.py"), *map(str, argv), "--output_dir", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    """The report of the script, run by two processes."""
+    done = run_program(ROOT / "scripts" / "evaluate.py", *argv, "--output_dir", out, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "results.json").read_text())
 
@@ -215,7 +212,7 @@ def test_siglip_reads_texts_padded_to_its_context(tokenizer, processor):
 def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     """scikit-learn's scanned digits: FLIP trained on captions, then zero-shot, linear-probe and few-shot figures."""
     write_digits(tmp_path / "digits")
-    trained = launch(
+    trained = pretrain(
         *(
             "--train_data",
             str(tmp_path / "digits"),

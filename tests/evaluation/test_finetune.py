@@ -4,8 +4,6 @@ import copy
 import importlib.util
 import io
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from flip_hf.evaluation.finetune_model import HEAD_STD, make_classifier
 from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions, drop_path, layer_groups
 from tests.conftest import randomize, tiny_config
 from tests.modeling.test_parity import tiny_clip
-from tests.training.conftest import ROOT, launcher
+from tests.programs import ROOT, run_program
 
 STATISTICS = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.25, 0.25, 0.25)}
 # Nothing at random but the order; digits are neither flipped nor cut.
@@ -144,9 +142,7 @@ from tests.evaluation.test_finetune import tune_one_of_two
 tune_one_of_two(Path({str(tmp_path)!r}))
 """
     (tmp_path / "run.py").write_text(script)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    command = [*launcher(2), str(tmp_path / "run.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_program(tmp_path / "run.py", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     torch.manual_seed(0)
     model = make_classifier(tmp_path / "clip", 10)

@@ -11,12 +11,9 @@ from transformers import AutoModel, CLIPModel
 from flip_hf import FlipModel, FlipVisionModel
 from tests.conversion.conftest import FIXTURES
 from tests.modeling.test_parity import tiny_clip
+from tests.programs import ROOT, run_program
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "convert.py"
-
-
-def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+SCRIPT = ROOT / "scripts" / "convert.py"
 
 
 @pytest.fixture
@@ -30,12 +27,13 @@ def clip(saved, tmp_path) -> Path:
 
 
 def test_clip_becomes_flip_and_clip_again(clip, tmp_path):
-    made = run("clip", clip, tmp_path / "flip", "--mask_ratio", 0.75)
+    argv = ["clip", str(clip), str(tmp_path / "flip"), "--mask_ratio", "0.75"]
+    made = subprocess.run([sys.executable, SCRIPT, *argv], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert "flip: a FlipModel of 205,361 parameters" in made.stdout
     assert FlipModel.from_pretrained(tmp_path / "flip").config.mask_ratio == 0.75
     assert (tmp_path / "flip" / "tokenizer.json").is_file()
-    back = run("to-clip", tmp_path / "flip", tmp_path / "again")
+    back = run_program(SCRIPT, "to-clip", tmp_path / "flip", tmp_path / "again")
     assert back.returncode == 0, back.stderr
     assert type(AutoModel.from_pretrained(tmp_path / "again")) is CLIPModel
     assert "CLIPProcessor" in (tmp_path / "again" / "processor_config.json").read_text()
@@ -48,11 +46,11 @@ def test_clip_becomes_flip_and_clip_again(clip, tmp_path):
 def test_official_weights_become_a_folder(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
     options = ["--vocab", tmp_path / "vocab.txt", "--vision_heads", 4, "--text_heads", 4]
-    made = run("flip-official", FIXTURES / "official_flip_tiny.zip", tmp_path / "flip", *options)
+    made = run_program(SCRIPT, "flip-official", FIXTURES / "official_flip_tiny.zip", tmp_path / "flip", *options)
     assert made.returncode == 0, made.stderr
     tower = FlipVisionModel.from_pretrained(tmp_path / "flip")
     assert tower.config.hidden_size == 96
-    again = run("flip-official", FIXTURES / "official_flip_tiny.zip", tmp_path / "flip", *options)
+    again = run_program(SCRIPT, "flip-official", FIXTURES / "official_flip_tiny.zip", tmp_path / "flip", *options)
     assert again.returncode == 1 and "exists already" in again.stderr  # nothing is overwritten
 
 

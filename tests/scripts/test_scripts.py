@@ -7,7 +7,8 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.training.conftest import ROOT, trained  # noqa: F401
+from tests.programs import ROOT, run_program
+from tests.training.conftest import trained  # noqa: F401
 
 
 def run(*argv: str, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -39,7 +40,7 @@ def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noq
         ([str(tmp_path), picture, "--labels", "a"], "cannot be loaded"),
     ]
     for argv, message in cases:
-        done = run("scripts/zero_shot.py", *argv)
+        done = run_program(ROOT / "scripts" / "zero_shot.py", *argv)
         assert done.returncode != 0 and message in done.stderr, (argv, done.stderr[-500:])
         assert "Traceback" not in done.stderr
 

@@ -2,13 +2,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.data.conftest import image_folder, parquet_folder, samples, tar_folder  # noqa: F401
+from tests.programs import ROOT, run_program
 
-ROOT = Path(__file__).parents[2]
+PRETRAIN = ROOT / "scripts" / "pretrain.py"
 TINY = [
     *("--vision_config", json.dumps({"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})),
     *("--text_config", json.dumps({"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})),
@@ -33,21 +34,32 @@ def launcher(processes: int) -> list[str]:
 
 
 def launch(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
-    """Runs the script as a user does, in real processes."""
+    """Trains as a user does, by a launcher; that costs ten seconds before the first step."""
     command = launcher(processes)
     return subprocess.run(
-        [*command, str(ROOT / "scripts" / "pretrain.py"), *argv],
+        [*command, str(PRETRAIN), *argv],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )
+
+
+def pretrain(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
+    """Trains in real processes that start at once."""
+    return run_program(PRETRAIN, *argv, processes=processes)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The embedded data's recipe, shortened to seconds: (folder, what it printed)."""
-    folder = tmp_path_factory.mktemp("trained") / "shapes"
-    run = launch("shapes", "--train_samples", "5120", "--unmasked_samples", "512", "--output_dir", str(folder))
-    assert run.returncode == 0, run.stderr[-3000:]
-    return folder, run.stdout
+    """The embedded data's recipe, shortened to seconds: (folder, what it printed). Tests only read it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # trained once for all workers, in the folder that holds theirs
+        shared = shared.parent
+    folder, printed = shared / "shapes", shared / "shapes.txt"
+    with FileLock(shared / "shapes.lock"):
+        if not printed.exists():
+            run = launch("shapes", "--train_samples", "2048", "--unmasked_samples", "512", "--output_dir", str(folder))
+            assert run.returncode == 0, run.stderr[-3000:]
+            printed.write_text(run.stdout)
+    return folder, printed.read_text()

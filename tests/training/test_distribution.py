@@ -1,9 +1,6 @@
 """A step on two processes, plain and sharded, is the step of one; averages, clipping and what is saved, too."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.optimization import make_optimizer
+from tests.programs import run_program
 from tests.test_losses import backward, make_batch, make_model
 
 ROOT = Path(__file__).parents[2]
@@ -93,10 +91,8 @@ if kind == "ddp":  # gloo's threads would abort the process now and then
 
 def run_two(kind: str, pieces: int, folder: Path, max_norm: float = 0.0, processes: int = 2) -> dict[str, torch.Tensor]:
     (folder / "run.py").write_text(RUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    arguments = [str(folder / "run.py"), kind, str(pieces), str(folder / "out.pt"), str(max_norm)]
-    run = subprocess.run([*command, *arguments], capture_output=True, text=True, env=env, cwd=ROOT)
+    arguments = (kind, pieces, folder / "out.pt", max_norm)
+    run = run_program(folder / "run.py", *arguments, processes=processes, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(folder / "out.pt", weights_only=True)
 

@@ -1,6 +1,5 @@
 """A practitioner's way: take a CLIP, fine-tune it on half of its patches, ship it as a CLIP again."""
 
-import itertools
 import json
 
 import torch
@@ -10,16 +9,16 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf import FlipModel
-from flip_hf.data.shapes import shapes_dataset
 from flip_hf.data.tokenization import train_wordpiece
-from tests.scripts.test_convert import run as convert
-from tests.training.conftest import launch
+from tests.conftest import shapes_rows
+from tests.programs import run_program
+from tests.scripts.test_convert import SCRIPT as CONVERT
+from tests.training.conftest import pretrain
 
 
 def make_clip_folder(folder) -> None:
     """A tiny CLIP with a processor; its texts begin and end with a special token, as CLIP's do."""
-    rows = itertools.islice(shapes_dataset("train"), 500)
-    tokenizer = train_wordpiece((row["caption"] for row in rows), vocab_size=600, context_length=20)
+    tokenizer = train_wordpiece((row["caption"] for row in shapes_rows(500)), vocab_size=600, context_length=20)
     tokenizer.add_special_tokens({"bos_token": "<start>", "eos_token": "<end>"})
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -42,7 +41,7 @@ def make_image_folder(folder, count: int) -> None:
     """Image-caption pairs, as a person has them."""
     folder.mkdir()
     with open(folder / "metadata.jsonl", "w") as metadata:
-        for i, row in enumerate(itertools.islice(shapes_dataset("train"), count)):
+        for i, row in enumerate(shapes_rows(count)):
             (folder / f"{i}.jpg").write_bytes(row["image"]["bytes"])
             metadata.write(json.dumps({"file_name": f"{i}.jpg", "text": row["caption"]}) + "\n")
 
@@ -50,10 +49,10 @@ def make_image_folder(folder, count: int) -> None:
 def test_a_clip_is_fine_tuned_masked_and_shipped_as_a_clip(tmp_path):
     make_clip_folder(tmp_path / "clip")
     make_image_folder(tmp_path / "pairs", 200)
-    made = convert("clip", tmp_path / "clip", tmp_path / "flip")
+    made = run_program(CONVERT, "clip", tmp_path / "clip", tmp_path / "flip")
     assert made.returncode == 0, made.stderr
 
-    trained = launch(
+    trained = pretrain(
         *("--model_name_or_path", str(tmp_path / "flip"), "--mask_ratio", "0.5", "--output_dir", str(tmp_path / "run")),
         *("--train_data", str(tmp_path / "pairs"), "--train_samples", "4000", "--unmasked_samples", "0"),
         *("--batch_size", "40", "--base_lr", "0.02", "--warmup_samples", "400", "--log_samples", "200"),
@@ -64,7 +63,7 @@ def test_a_clip_is_fine_tuned_masked_and_shipped_as_a_clip(tmp_path):
     losses = [record["loss"] for record in records if "loss" in record]
     assert losses[-1] < 0.9 * losses[0], losses
 
-    shipped = convert("to-clip", tmp_path / "run", tmp_path / "shipped")
+    shipped = run_program(CONVERT, "to-clip", tmp_path / "run", tmp_path / "shipped")
     assert shipped.returncode == 0, shipped.stderr
     clip, flip = CLIPModel.from_pretrained(tmp_path / "shipped"), FlipModel.from_pretrained(tmp_path / "run")
     processor = AutoProcessor.from_pretrained(tmp_path / "shipped")

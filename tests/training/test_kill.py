@@ -36,6 +36,7 @@ from flip_hf.training.progress import Progress
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resume import check_fit, recipe_changes, resolve_checkpoint
 from tests.data.conftest import write_tar
+from tests.programs import Program
 from tests.training.conftest import ROOT, TINY, launcher
 
 KILLS = int(os.environ.get("FLIP_HF_KILLS", "3"))
@@ -58,11 +59,15 @@ def shards(samples, tmp_path_factory) -> Path:
 
 
 class Run:
-    """A run in a folder, started as often as it takes: real processes in a session of their own."""
+    """A run in a folder, started as often as it takes: real processes in sessions of their own.
+
+    `start` is what a user does; `fork` leaves out the launcher and the seconds before the first step.
+    """
 
     def __init__(self, folder: Path, data: Path, steps: int, processes: int = 2):
         self.folder, self.processes, self.steps = folder, processes, steps
-        self.taken = folder.with_name(f"{folder.name}-taken")
+        self.text, self.taken = folder.with_suffix(".txt"), folder.with_name(f"{folder.name}-taken")
+        self.settings = {"FLIP_HF_TAKEN": str(self.taken)}
         self.taken.mkdir(parents=True)
         self.argv = [
             *("--train_data", str(data), "--output_dir", str(folder), *TINY, "--precision", "fp32"),
@@ -76,23 +81,25 @@ class Run:
 
     def start(self) -> subprocess.Popen:
         command = launcher(self.processes) if self.processes > 1 else [sys.executable]
-        settings = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "FLIP_HF_TAKEN": str(self.taken)}
-        with (self.folder.with_suffix(".txt")).open("a") as output:
+        with self.text.open("a") as output:
             return subprocess.Popen(
                 [*command, str(WRAPPER), *self.argv],
                 stdout=output,
                 stderr=output,
                 cwd=ROOT,
-                env={**os.environ, **settings},
+                env={**os.environ, "ACCELERATE_USE_CPU": "true", **self.settings},
                 start_new_session=True,
             )
 
+    def fork(self) -> Program:
+        return Program(WRAPPER, self.argv, (self.text, self.text), self.processes, self.settings)
+
     def finish(self) -> "Run":
-        assert self.start().wait(timeout=600) == 0, self.output()[-3000:]
+        assert self.fork().wait(timeout=600) == 0, self.output()[-3000:]
         return self
 
     def output(self) -> str:
-        return self.folder.with_suffix(".txt").read_text()
+        return self.text.read_text()
 
     def records(self) -> list[dict]:
         path = self.folder / "log.jsonl"
@@ -102,7 +109,7 @@ class Run:
     def losses(self) -> dict[int, float]:
         return {record["samples"]: record["loss"] for record in self.records() if "loss" in record}
 
-    def wait_for(self, condition, process: subprocess.Popen) -> None:
+    def wait_for(self, condition, process: subprocess.Popen | Program) -> None:
         while not condition():
             assert process.poll() is None, self.output()[-3000:]
             time.sleep(0.002)
@@ -123,12 +130,14 @@ class Run:
         return taken
 
 
-def end_of(process: subprocess.Popen) -> int:
+def end_of(process: subprocess.Popen | Program) -> int:
     return process.wait(timeout=120)
 
 
-def kill_all(process: subprocess.Popen) -> None:
+def kill_all(process: subprocess.Popen | Program) -> None:
     """Kills the launcher, the training processes (torchrun gives each a session of its own) and their workers."""
+    if isinstance(process, Program):
+        return process.kill()
     launcher = psutil.Process(process.pid)
     for victim in (launcher, *launcher.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -163,7 +172,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(straight, shards, t
     ]
     for kind in kinds[:KILLS]:
         before = len(list(run.taken.iterdir()))
-        process = run.start()
+        process = run.start() if kind in ("start", "one") else run.fork()
         if kind == "start":
             time.sleep(dice.uniform(0, 12))
             kill_all(process)
@@ -179,7 +188,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(straight, shards, t
             assert end_of(process) != 0
         else:
             kill_all(process)
-    run.finish()
+    assert run.start().wait(timeout=600) == 0, run.output()[-3000:]
     print(f"{KILLS} kills over {STEPS} steps: {kinds[:KILLS]}")
     assert_same(run, straight)
     assert not list(run.folder.glob("partial-*"))
@@ -191,7 +200,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(straight, shards, t
 @pytest.mark.parametrize("to", ["launcher", "one process and its workers"])
 def test_two_processes_told_to_stop_save_at_the_same_step(to, straight, shards, tmp_path):
     run = Run(tmp_path / "run", shards, STEPS)
-    process = run.start()
+    process = run.start() if to == "launcher" else run.fork()
     run.wait_for(lambda: len(run.losses()) >= 5, process)
     if to == "launcher":
         process.terminate()

@@ -20,7 +20,7 @@ from flip_hf.training.patches import Views, resized_side
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resizing import resized_image_processor
 from tests.conftest import randomize, tiny_config
-from tests.training.conftest import ROOT, SHORT, TINY, launch
+from tests.training.conftest import ROOT, SHORT, TINY, pretrain
 
 MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
 UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)
@@ -138,7 +138,7 @@ def test_the_image_processor_follows_the_image_size(kind, tmp_path):
 
 
 def test_a_run_with_a_schedule_and_masked_texts(image_folder, tmp_path):
-    run = launch(
+    run = pretrain(
         *("--train_data", str(image_folder), "--output_dir", str(tmp_path), "--micro_batch_size", "8"),
         *(*TINY, *SHORT, "--num_workers", "0", "--mask_strategy", "gaussian", "--mask_ratio", "0.75"),
         *("--mask_ratio_end", "0.25", "--mask_ratio_steps", "3", "--text_mask_ratio", "0.5"),
@@ -154,7 +154,7 @@ def test_a_run_with_a_schedule_and_masked_texts(image_folder, tmp_path):
 
 def test_a_saved_model_goes_on_with_larger_images_and_other_patches(trained, tmp_path):
     folder, _ = trained  # 64 pixels, patches of 8
-    run = launch(
+    run = pretrain(
         *("shapes", "--train_samples", "128", "--unmasked_samples", "64", "--output_dir", str(tmp_path / "out")),
         *("--model_name_or_path", str(folder), "--vision_config", "", "--text_config", "", "--report_to", "none"),
         *("--image_size", "96", "--patch_size", "12", "--mask_strategy", "resize", "--mask_ratio", "0.75"),

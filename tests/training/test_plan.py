@@ -1,8 +1,6 @@
 """The paper plan: its memory against what the allocator gave, its arithmetic, its command line."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -15,8 +13,9 @@ from flip_hf.training.memory_check import _two_steps, planned_bytes
 from flip_hf.training.plan import Choice, Cluster, MemoryModel, Run, choices
 from flip_hf.training.schedule import network_bytes, schedule
 from tests.conftest import tiny_config
-from tests.training.conftest import ROOT
+from tests.programs import ROOT, run_program
 
+PLAN = ROOT / "scripts" / "plan.py"
 WIDE = {"hidden_size": 64, "intermediate_size": 256}
 CONFIG = tiny_config(WIDE, {**WIDE, "image_size": 64})
 RUN = Run(CONFIG, 1024, None, 16, True)
@@ -98,13 +97,10 @@ def test_the_losss_memory_is_that_of_the_code():
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
-def run(*argv: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "scripts/plan.py", *argv], capture_output=True, text=True, cwd=ROOT)
-
-
 def test_a_recipe_is_planned_from_the_command_line(tmp_path):
     stem = tmp_path / "plan"
-    done = run(
+    done = run_program(
+        PLAN,
         *("shapes", "--gpu", "l4", "--gpus", "2", "--nodes", "2", "--mfu", "0.3", "--batch_size", "4096"),
         *("--precision", "bf16", "--output", str(stem), "--plot", str(tmp_path / "plan.png")),
     )
@@ -124,5 +120,5 @@ def test_mistakes_are_named_with_what_is_known():
         (["vit_z"], "one of: mae_b16, mae_l16, mae_shapes, shapes, vit_b16, vit_h14"),
         (["shapes", "--mfu", "fast"], "--mfu 'fast' is no number and no file"),
     ]:
-        done = run(*argv)
+        done = run_program(PLAN, *argv)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]

@@ -17,7 +17,7 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.build import MISTAKES, build_trainer, split_batch
 from flip_hf.training.recipes import parse_arguments
 from tests.data.conftest import write_tar
-from tests.training.conftest import ROOT, SHORT, TINY, launch
+from tests.training.conftest import ROOT, SHORT, TINY, launch, pretrain
 
 
 def log_of(folder: Path, key: str) -> dict[int, float]:
@@ -34,14 +34,14 @@ def test_the_short_recipe_learns(trained):
     assert losses[-1] < 0.85 * losses[0]
     results = json.loads((folder / "results.json").read_text())
     assert results["images"] == 480 and results["top1"] > 0.2  # chance: 0.042
-    assert log_of(folder, "zero_shot_top1")[5632] == results["top1"]
+    assert log_of(folder, "zero_shot_top1")[2560] == results["top1"]
 
 
 def test_the_run_ends_in_six_lines_that_say_what_and_where(trained):
     folder, printed = trained
     lines = printed.strip().splitlines()[-6:]
     assert [line.split()[0] for line in lines] == ["Trained", "Bound", "Result", "Skipped", "Saved", "Use"]
-    assert "5,632 samples at mask ratio 0.5" in lines[0] and "of 24 classes (chance 4.2%)" in lines[2]
+    assert "2,560 samples at mask ratio 0.5" in lines[0] and "of 24 classes (chance 4.2%)" in lines[2]
     assert lines[3].endswith("none") and str(folder) in lines[4] and "scripts/zero_shot.py" in lines[5]
     data_wait = json.loads((folder / "results.json").read_text())["data_wait"]
     assert f"{data_wait:.0%} of the time" in lines[1] and (": data: " in f": {lines[1][10:]}") == (data_wait > 0.05)
@@ -57,7 +57,7 @@ def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):
     with Image.open(folder / "training_curves.png") as curves:
         assert curves.size[0] > 1000
     again = parse_arguments([str(folder / "recipe.yaml")], ROOT / "scripts" / "recipes", "shapes")
-    assert again.optimization.train_samples == 5120 and again.data.train_data == ["shapes"]
+    assert again.optimization.train_samples == 2048 and again.data.train_data == ["shapes"]
     assert list((folder / "logs").glob("**/events.out.tfevents.*"))
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["model.safetensors"]
 
@@ -69,7 +69,7 @@ def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):
 @pytest.mark.parametrize("kind", ["tar_folder", "image_folder"])
 def test_own_data_trains_in_one_process_and_in_two(kind, processes, request, tmp_path):
     data = request.getfixturevalue(kind)
-    run = launch(
+    run = pretrain(
         *("--train_data", str(data), "--output_dir", str(tmp_path / "out"), "--micro_batch_size", "8"),
         *(*TINY, *SHORT, "--num_workers", "1"),
         processes=processes,
@@ -88,7 +88,7 @@ def test_labelled_data_of_ones_own_is_evaluated(image_folder, tmp_path):
     images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(image_folder.glob("*/*.jpg"))[:12]]
     Dataset.from_dict({"image": images, "label": labels}).to_parquet(str(tmp_path / "eval.parquet"))
     (tmp_path / "names.txt").write_text("dog\ncat\n")
-    run = launch(
+    run = pretrain(
         *("--train_data", str(image_folder), "--output_dir", str(tmp_path / "out")),
         *("--eval_data", str(tmp_path / "eval.parquet"), "--class_names", str(tmp_path / "names.txt")),
         *(*TINY, *SHORT, "--num_workers", "0"),
@@ -101,7 +101,7 @@ def test_labelled_data_of_ones_own_is_evaluated(image_folder, tmp_path):
 def test_damaged_images_are_counted_and_training_goes_on(samples, tmp_path):
     bad = {3: (samples[3][1][:200], b"cut"), 9: (b"no image", b"text"), 11: (samples[11][1], b" ")}
     write_tar(tmp_path / "a.tar", [(k, *bad.get(i, (img, txt))) for i, (k, img, txt) in enumerate(samples[:67])])
-    run = launch(
+    run = pretrain(
         *("--train_data", str(tmp_path / "a.tar"), "--output_dir", str(tmp_path / "out")),
         *(*TINY, *SHORT, "--num_workers", "0", "--train_samples", "64", "--unmasked_samples", "0"),
     )
@@ -115,7 +115,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tar_folder, tmp_path):
     """Checkpoints every 96 samples; going on from the first gives bit-identical losses and weights."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     argv = ["--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "2", "--checkpoint_samples", "96"]
-    assert launch(*argv, "--output_dir", str(whole)).returncode == 0
+    assert pretrain(*argv, "--output_dir", str(whole)).returncode == 0
     assert sorted(path.name[-3:] for path in whole.glob("checkpoint-*")) == ["096", "192"]
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-000000000096", resumed / "checkpoint-000000000096")
@@ -129,7 +129,7 @@ def test_a_resumed_run_ends_in_the_same_weights(tar_folder, tmp_path):
 
 def test_a_saved_model_is_trained_on(trained, image_folder, tmp_path):
     folder, _ = trained
-    run = launch(
+    run = pretrain(
         *("--model_name_or_path", str(folder), "--train_data", str(image_folder)),
         *(*SHORT, "--mask_ratio", "0.75", "--base_lr", "0", "--unmasked_base_lr", "0", "--num_workers", "0"),
         *("--output_dir", str(tmp_path / "out")),

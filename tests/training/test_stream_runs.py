@@ -6,10 +6,11 @@ import json
 import pytest
 
 from flip_hf.data.reading import Reader, epoch_shards
+from flip_hf.data.refusals import MAX_LOGGED
 from tests.data.damaged import good, shard, write_damaged_shards
 from tests.data.loading import make_train_loader, numbers
 from tests.data.test_bad_data import BAD_PER_SHARD, PER_SHARD, SHARDS
-from tests.training.conftest import TINY, launch
+from tests.training.conftest import TINY, pretrain
 
 RUN = [
     *(*TINY, "--unmasked_samples", "0", "--batch_size", "50", "--report_to", "none", "--precision", "fp32"),
@@ -32,7 +33,7 @@ def test_a_run_on_damaged_data_uses_every_good_sample_once_and_reports_every_bad
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     usable, reasons = write_damaged_shards(data, SHARDS, PER_SHARD, BAD_PER_SHARD)
-    run = launch(
+    run = pretrain(
         *("--train_data", str(data), "--output_dir", str(out), *RUN, "--num_workers", "2", "--seed", "5"),
         *("--train_samples", str(len(usable)), "--shuffle_block", "128"),
         *("--checkpoint_samples", str(len(usable) - 50)),
@@ -62,9 +63,9 @@ def test_a_run_goes_on_with_other_processes_and_a_mixture(tmp_path):
     folders, out = [str(tmp_path / name) for name in "ab"], tmp_path / "out"
     argv = ["--train_data", *folders, "--train_weights", "3", "1", *RUN, "--output_dir", str(out)]
     argv += ["--checkpoint_samples", "300", "--shuffle_block", "32"]
-    run = launch(*argv, "--train_samples", "350", "--num_workers", "2", processes=2)
+    run = pretrain(*argv, "--train_samples", "350", "--num_workers", "2", processes=2)
     assert run.returncode == 0, run.stderr[-3000:]
-    run = launch(
+    run = pretrain(
         *(*argv, "--train_samples", "1000", "--num_workers", "0", "--resume_from_checkpoint", "latest"),
     )
     assert run.returncode == 0, run.stderr[-3000:]
@@ -76,14 +77,17 @@ def test_a_run_goes_on_with_other_processes_and_a_mixture(tmp_path):
 
 def test_garbage_ends_a_run_in_one_line_and_leaves_its_checkpoint(tmp_path):
     order, _ = epoch_shards(4, Reader(0, 1), epoch=0, seed=0)
-    for part in range(4):  # the first two that are read are sound, of the others a tenth is
-        rows = [(f"{n:05d}", good(n) if part in order[:2] or n % 10 == 0 else [("txt", b"t")]) for n in range(1500)]
+    for part in range(4):
+        # The shard that is read first is sound but for as many samples as are logged one by one, of the others a tenth.
+        bad = {*range(MAX_LOGGED)} if part == order[0] else {n for n in range(1500) if n % 10}
+        rows = [(f"{n:05d}", [("txt", b"t")] if n in bad else good(n)) for n in range(1500)]
         (tmp_path / f"{part}.tar").write_bytes(shard(rows))
-    run = launch(
+    run = pretrain(
         *("--train_data", str(tmp_path), "--output_dir", str(tmp_path / "out"), *RUN, "--num_workers", "1"),
-        *("--train_samples", "100000", "--checkpoint_samples", "1000", "--shuffle_block", "1", "--seed", "0"),
+        *("--train_samples", "1000", "--checkpoint_samples", "1000", "--shuffle_block", "1", "--seed", "0"),
+        *("--unmasked_samples", "100000"),  # that this phase begins is the last that is said, with the bar below it
     )
-    assert run.returncode != 0
+    assert run.returncode == 1, run.stderr[-3000:]
     error = next(line for line in run.stderr.splitlines() if line.startswith("error: "))
     assert "could not be used, which is more than --max_bad_fraction 0.5" in error and "x missing image" in error
     assert list((tmp_path / "out").glob("checkpoint-*"))
