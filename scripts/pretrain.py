@@ -28,7 +28,6 @@ def main() -> None:
     try:
         trainer.run()
     except (BadDataError, RunDiverged) as error:
-        trainer.progress.close()  # or the message would stand behind the bar
         sys.exit(f"error: {error}")
 
 

@@ -39,7 +39,7 @@ MAX_FILE_LINES = {
     "modeling_flip.py": 1060,
     "configuration_flip.py": 270,
     "arguments.py": 340,
-    "engine.py": 280,
+    "engine.py": 285,
     "shapes.py": 340,
     "loader.py": 300,
 }

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from flip_hf.data.loader import TrainLoader
@@ -18,17 +17,17 @@ from flip_hf.training.bottleneck import bottleneck, longest_wait
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.finish import DataCounts, save_run, summary, total_counts
+from flip_hf.training.finish import Ending, save_run, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
 from flip_hf.training.grid import Grid
 from flip_hf.training.hardware import autocast_dtype, describe
-from flip_hf.training.health import Health, RunDiverged
+from flip_hf.training.health import Health
 from flip_hf.training.measure import Step, Window
 from flip_hf.training.micro_batches import MicroBatches
 from flip_hf.training.models import image_processor_of
 from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
 from flip_hf.training.patches import Normalize
-from flip_hf.training.progress import Progress, plot_curves
+from flip_hf.training.progress import Progress
 from flip_hf.training.resume import shared_checkpoint
 from flip_hf.training.setup import Evaluation
 from flip_hf.training.signals import StopSignals
@@ -167,11 +166,7 @@ class Trainer:
         """
         checkpoint = shared_checkpoint(self.accelerator, "auto", self.output_dir)
         if checkpoint is None:
-            raise RunDiverged(
-                f"{self.paths.max_skipped_steps} steps in a row had a loss or gradient that is not finite, and there "
-                "is no checkpoint to go back to. Lower --base_lr, set --max_grad_norm 1, or write checkpoints earlier "
-                "with --checkpoint_samples."
-            )
+            raise self.health.no_way_back()
         lost, skipped = self.state.samples, self.state.skipped_steps
         self.state = load_checkpoint(self.accelerator, checkpoint)
         self.state.skipped_steps = skipped
@@ -218,16 +213,13 @@ class Trainer:
     # -- what a person sees, and what stays ----------------------------------------------------------------------------
 
     def _log(self, phase: Phase, step: Step) -> None:
-        losses = step.loss.named()
-        means: Any = self.accelerator.reduce(torch.stack(list(losses.values())), "mean")
-        losses = dict(zip(losses, means.tolist(), strict=True))
         speed = self.window.close(self.state.samples, self.state.steps)
         speed["data_wait"] = longest_wait(speed["data_wait"], self.accelerator)
         self.state.seconds += speed.pop("seconds")
         flops = step_flops(self.model.config, step.kept_patches, step.text_tokens, self.options.batch_size)
         self.flops_per_sample[phase.name] = flops
         speed |= utilization(flops, speed["samples_per_second"], self.accelerator, self.autocast_dtype is not None)
-        values = {**losses, **step.values(), **speed}
+        values = {**step.values(self.accelerator), **speed}
         self.progress.log(self.state.samples, phase=phase.name, skipped_steps=self.state.skipped_steps, **values)
         names = {"loss": "loss", "accuracy": "acc", "logit_scale": "scale", "learning_rate": "lr"}
         self.progress.show(**{short: values[name] for name, short in names.items() if name in values})
@@ -255,38 +247,35 @@ class Trainer:
             model: Any = self._encoder().model
             self.grid.draw(model, self.state.samples)
 
-    def _results(self, metrics: dict[str, float], counts: DataCounts) -> tuple[dict[str, Any], str]:
-        """All that is known of the run so far, and what it is bound by."""
-        data_wait, bound = bottleneck(self.progress.records(), self.arguments, self.accelerator)
+    def _ending(self, metrics: dict[str, float]) -> Ending | None:
+        """What the run would leave if it ended now, on the main process; every process must ask for it."""
+        average, distribution = self.average, self.distribution
+        weights = average.module.state_dict() if average is not None else distribution.state_dict()
+        counts = total_counts(self.loader.counts)
+        if not self.accelerator.is_main_process:
+            return None
+        records = self.progress.records()
+        data_wait, bound = bottleneck(records, self.arguments, self.accelerator)
         measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
-        return {**metrics, **counts.results(), **measured, "hardware": describe(self.accelerator)}, bound
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """What would be saved now, whole; every process must ask for it."""
-        return self.average.module.state_dict() if self.average is not None else self.distribution.state_dict()
-
-    def _save(self, folder: Path, weights: dict[str, torch.Tensor], results: dict[str, Any]) -> None:
-        """Writes the model folder and the curves."""
-        save_run(folder, self.model, weights, self.processor, self.arguments, results)
-        plot_curves(self.progress.records(), self.phases[-1].start or None, folder / "training_curves.png")
+        results = {**metrics, **counts.results(), **measured, "hardware": describe(self.accelerator)}
+        save = partial(save_run, self.model, weights, self.processor, self.arguments, results, records)
+        return Ending(save, counts, bound)
 
     def _push(self, metrics: dict[str, float]) -> None:
         """Sends the model as it is now to the Hub, in the background."""
         with self.window.pause():
-            weights, counts = self._weights(), total_counts(self.loader.counts)
-            if self.pusher is not None:
-                results, _ = self._results(metrics, counts)
-                self.pusher.push(partial(self._save, weights=weights, results=results), self.state.samples)
+            ending = self._ending(metrics)
+            if self.pusher is not None and ending is not None:
+                self.pusher.push(ending.save, self.state.samples)
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Saves the model folder, prints the summary, and pushes."""
-        weights, counts = self._weights(), total_counts(self.loader.counts)
+        ending = self._ending(metrics)
         self.accelerator.wait_for_everyone()
         self.progress.close()
-        if self.accelerator.is_main_process:
-            results, bound = self._results(metrics, counts)
-            self._save(self.output_dir, weights, results)
-            print(summary(self.flip, self.arguments, self.state, metrics, self.class_names, counts, bound))
+        if ending is not None:
+            ending.save(self.output_dir)
+            print(summary(self.flip, self.arguments, self.state, metrics, self.class_names, ending))
         self.distribution.end()  # the others need not wait for the Hub
         self.model.eval()
         if self.pusher is not None:

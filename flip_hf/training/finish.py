@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import TrainState
+from flip_hf.training.optimization import plan_phases
+from flip_hf.training.progress import plot_curves
 from flip_hf.training.recipes import write_recipe
 from flip_hf.training.validation import in_words
 
@@ -51,15 +54,31 @@ def total_counts(local: dict[str, dict]) -> DataCounts:
     return DataCounts(**counts)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What a run leaves.
+
+    Attributes:
+        save: writes its folder.
+        counts: of its data.
+        bound: what it was bound by (see `bottleneck.py`).
+    """
+
+    save: Callable[[Path], None]
+    counts: DataCounts
+    bound: str
+
+
 def save_run(
-    folder: Path,
     model: FlipModel | FlipForPreTraining,
     weights: dict[str, torch.Tensor],
     processor: Any,
     arguments: Arguments,
     results: dict[str, Any],
+    records: list[dict[str, Any]],
+    folder: Path,
 ) -> None:
-    """Writes the model, its processor, the resolved recipe and `results.json`; the weights are used up.
+    """Writes the model, its processor, the resolved recipe, `results.json` and the curves; the weights are used up.
 
     A model that was trained on both objectives is a FlipModel, without a trace of the decoder; with it, it is saved
     once more in `with_decoder`. One that only reconstructs is saved with it alone.
@@ -73,6 +92,7 @@ def save_run(
     processor.save_pretrained(folder)
     write_recipe(arguments, folder / "recipe.yaml")
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    plot_curves(records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
 
 
 def _duration(seconds: float) -> str:
@@ -87,8 +107,7 @@ def summary(
     state: TrainState,
     metrics: dict[str, float],
     class_names: tuple[str, ...],
-    counts: DataCounts,
-    bound: str,
+    ending: Ending,
 ) -> str:
     """What was read, where sources were mixed; what was trained, how well it does, what was skipped, where it lies.
 
@@ -98,13 +117,13 @@ def summary(
         state: at its end.
         metrics: of the final evaluation; empty if there was none.
         class_names: the evaluation's classes, for an example.
-        counts: of its data.
-        bound: what it was bound by (see `bottleneck.py`).
+        ending: its data, and what it was bound by.
     """
     vision: Any = flip.config.vision_config
     output_dir = Path(arguments.run.output_dir)
     wanted = "labelled data" if arguments.objective.contrasts else "images"
     result = in_words(metrics, class_names) or f"not evaluated: name {wanted} with --eval_data"
+    counts = ending.counts
     skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:
         skipped.append(f"{state.skipped_steps} steps that were not finite")
@@ -115,7 +134,7 @@ def summary(
             f"Trained   ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "
             f"{flip.num_parameters() / 1e6:.1f} M parameters, {state.samples:,} samples at mask ratio "
             f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",
-            f"Bound by  {bound}",
+            f"Bound by  {ending.bound}",
             f"Result    {result}",
             f"Skipped   {', '.join(skipped) or 'none'}",
             f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",

@@ -50,3 +50,11 @@ class Health:
     def checkpoint_written(self) -> None:
         """The weights were good; going back starts to count anew."""
         self.restores = 0
+
+    def no_way_back(self) -> RunDiverged:
+        """What is raised where no checkpoint was written yet."""
+        return RunDiverged(
+            f"{self.max_skipped} steps in a row had a loss or gradient that is not finite, and there is no checkpoint "
+            "to go back to. Lower --base_lr, set --max_grad_norm 1, or write checkpoints earlier with "
+            "--checkpoint_samples."
+        )

@@ -4,8 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from flip_hf.training.gradient_cache import StepLoss
 
@@ -30,10 +32,13 @@ class Step:
     kept_patches: int
     text_tokens: int
 
-    def values(self) -> dict[str, float]:
-        """What a log line holds of it beside the losses, which are means over the processes."""
+    def values(self, accelerator: Accelerator) -> dict[str, float]:
+        """What a log line holds of it; losses are means over the processes, each of which must ask for them."""
+        losses = self.loss.named()
+        means: Any = accelerator.reduce(torch.stack(list(losses.values())), "mean")
         scale = {} if self.logit_scale is None else {"logit_scale": self.logit_scale.item()}
         return {
+            **dict(zip(losses, means.tolist(), strict=True)),
             **scale,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,

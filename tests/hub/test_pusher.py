@@ -1,5 +1,6 @@
 """Pushes while a run goes on: never in its way, whatever the network does."""
 
+import shutil
 import threading
 import time
 
@@ -13,10 +14,12 @@ from tests.hub.hub_server import READER, WRITER
 
 
 @pytest.fixture
-def save(model, processor):
+def save(model, processor, run_folder):
     def save(folder):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        for name in ("recipe.yaml", "results.json", "training_curves.png"):
+            shutil.copy(run_folder / name, folder)
 
     return save
 
