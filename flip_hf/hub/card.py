@@ -14,7 +14,7 @@ from flip_hf.hub.carbon import GRID_SOURCE, Compute
 from flip_hf.hub.redaction import redact
 
 CARD = "README.md"
-MODELS = ("FlipModel", "CLIPModel")
+MODELS = ("FlipModel", "FlipForPreTraining", "CLIPModel")
 MARK = "<!-- Written by flip_hf from the files of the run. To keep what you write here, remove this line. -->"
 # What the Hub takes for the id of a data set.
 _NOT_IN_ID = re.compile(r"[^\w.-]+")
@@ -27,13 +27,13 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
     tell, and figures of other evaluations, are kept.
 
     Args:
-        folder: of a FlipModel or a CLIPModel.
+        folder: of one of `MODELS`.
         repo_id: where it is going to be; the folder's own path if not given. The examples name it.
         license: identifier of the weights' licence; that of the card before, or of the model that the run began from,
             if not given.
 
     Raises:
-        ValueError: there is neither a card nor one of these two models.
+        ValueError: there is neither a card nor one of these models.
     """
     folder = Path(folder)
     old = _read(folder / CARD)
@@ -42,7 +42,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
     run = facts.Run.read(folder)
     kind = (run.config.architectures or ["model of no known class"])[0]
     if kind not in MODELS:
-        raise ValueError(f"A card can be made for {' and '.join(MODELS)}, not for a {kind}. Write {folder / CARD}.")
+        raise ValueError(f"A card can be made for {', '.join(MODELS)}, not for a {kind}. Write {folder / CARD}.")
     data = _metadata(run, old.data if old is not None else None, repo_id, license)
     name = repo_id or folder.resolve().name
     card = ModelCard.from_template(
@@ -51,6 +51,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
         mark=MARK,
         name=name.split("/")[-1],
         model=repo_id or folder.as_posix(),
+        reconstructs=run.reconstructs,
         trust=", trust_remote_code=True" if run.is_flip else "",
         about=facts.about(run),
         architecture=facts.architecture(run),
@@ -90,6 +91,8 @@ def _metadata(run: facts.Run, old: Any, repo_id: str | None, license: str | None
         model_name=(repo_id or run.folder.resolve().name).split("/")[-1],
         eval_results=_eval_results(run, old) or None,
     )
+    if run.reconstructs:
+        made.pipeline_tag, made.tags = "image-feature-extraction", [*made.tags, "mae"]
     found = Compute.from_results(run.results)
     if found is not None and found.kilograms is not None:
         made.co2_eq_emissions = {

@@ -50,8 +50,28 @@ class Run:
 
     @property
     def is_flip(self) -> bool:
-        """Whether it is a FlipModel, which needs the code beside the weights; else it is a CLIPModel."""
-        return self.config.model_type == "flip"
+        """Whether it is one of this package's, which need the code beside the weights; else it is a CLIPModel."""
+        return self.config.model_type.startswith("flip")
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it is a FlipForPreTraining, with a decoder."""
+        return self.config.model_type == "flip_pretraining"
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether it was trained to compare images with texts."""
+        return not self.reconstructs or self.config.objective != "reconstruction"
+
+    @property
+    def towers(self) -> Any:
+        """The configuration of the towers, whatever is around them."""
+        return self.config.flip_config if self.reconstructs else self.config
+
+    @property
+    def kind_of_samples(self) -> str:
+        """What a sample of its training is."""
+        return "pairs" if self.contrasts else "images"
 
     @cached_property
     def parameters(self) -> int:
@@ -101,6 +121,8 @@ def _rows(rows: Iterable[tuple[str, str]]) -> str:
 
 def about(run: Run) -> str:
     """What it is, in two sentences."""
+    if run.reconstructs:
+        return _about_pretraining(run)
     method = "[FLIP](https://arxiv.org/abs/2212.00794)"
     if run.recipe and run.recipe["mask_ratio"]:
         how = f"trained while {run.recipe['mask_ratio']:.0%} of the patches of every image were dropped ({method})"
@@ -113,21 +135,34 @@ def about(run: Run) -> str:
     )
 
 
-def architecture(run: Run) -> str:
-    """A table of the two towers."""
-    vision, text = run.config.vision_config, run.config.text_config
-    towers = "".join(
-        f" | {t.num_hidden_layers} x {t.hidden_size}, {t.num_attention_heads} heads" for t in (vision, text)
+def _about_pretraining(run: Run) -> str:
+    beside = " beside comparing what is left with captions" if run.contrasts else ", without captions"
+    return (
+        "A FlipForPreTraining: a vision Transformer that was trained to reconstruct the dropped "
+        f"{run.towers.mask_ratio:.0%} of the patches of every image{beside}, with the decoder of "
+        "[MAE](https://arxiv.org/abs/2111.06377). It is there to start from: to be fine-tuned, probed, or to give a "
+        "FLIP its vision tower."
     )
+
+
+def architecture(run: Run) -> str:
+    """A table of the towers."""
+    vision, text = run.towers.vision_config, run.towers.text_config
+    columns = {"images": (vision, f"{vision.image_size} pixels, patches of {vision.patch_size}")}
+    if run.contrasts:
+        columns["texts"] = (text, f"{text.max_position_embeddings} tokens of {text.vocab_size:,}")
+    if run.reconstructs:
+        columns["decoder"] = (run.config.decoder_config, "all patches, the dropped ones as one learned token")
+    sizes = [f"{t.num_hidden_layers} x {t.hidden_size}, {t.num_attention_heads} heads" for t, _ in columns.values()]
+    embeddings = f", embeddings of {run.towers.projection_dim}" if run.contrasts else ""
     return "\n".join(
         (
-            "| | images | texts |",
-            "|---|---|---|",
-            f"| blocks x width{towers} |",
-            f"| input | {vision.image_size} pixels, patches of {vision.patch_size} "
-            f"| {text.max_position_embeddings} tokens of {text.vocab_size:,} |",
+            f"| | {' | '.join(columns)} |",
+            f"|---|{'---|' * len(columns)}",
+            f"| blocks x width | {' | '.join(sizes)} |",
+            f"| input | {' | '.join(read for _, read in columns.values())} |",
             "",
-            f"{run.parameters / 1e6:,.1f} M parameters, embeddings of {run.config.projection_dim}.",
+            f"{run.parameters / 1e6:,.1f} M parameters{embeddings}.",
         )
     )
 
@@ -143,7 +178,7 @@ def data(run: Run) -> str:
         refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
         lines.append(
             f"- {shown}"
-            + (f": {seen['samples']:,} pairs seen" if "samples" in seen else "")
+            + (f": {seen['samples']:,} {run.kind_of_samples} seen" if "samples" in seen else "")
             + (f"; skipped: {refused}" if refused else "")
         )
     return "\n".join(lines)
@@ -155,9 +190,10 @@ def training(run: Run) -> str:
         return NOT_KNOWN
     recipe = run.recipe
     batch, scale = recipe["batch_size"], recipe["batch_size"] / 256
+    contrasted = ", all contrasted with each other" if run.contrasts else ""
     rows = [
         ("began from", short(run.source) if run.source else "a new model"),
-        ("pairs seen", f"{run.samples:,}, {batch:,} a step, all contrasted with each other"),
+        (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} a step{contrasted}"),
         ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
         ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
         (
@@ -165,11 +201,15 @@ def training(run: Run) -> str:
             f"AdamW, peak learning rate {recipe['base_lr'] * scale:.3g}, weight decay {recipe['weight_decay']:g}, "
             f"betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}",
         ),
-        ("schedule", f"{recipe['warmup_samples']:,} pairs of warm-up, then a cosine"),
+        ("schedule", f"{recipe['warmup_samples']:,} samples of warm-up, then a cosine"),
     ]
     if recipe["unmasked_samples"]:
         peak = recipe["unmasked_base_lr"] * scale
         rows.append(("tuned on whole images", f"{recipe['unmasked_samples']:,} pairs, peak learning rate {peak:.3g}"))
+    if run.reconstructs:
+        scaled = "of each patch's own mean and deviation" if recipe["norm_pixel_target"] else "as they are"
+        weight = f", {recipe['reconstruction_weight']:g} times, beside the contrast" if run.contrasts else ""
+        rows.append(("reconstructed", f"pixels of dropped patches, {scaled}{weight}"))
     if recipe["ema_half_life"]:
         rows.append(("weights", f"a moving average, half of it the last {recipe['ema_half_life']:,} pairs"))
     if run.results.get("skipped_steps"):
@@ -195,7 +235,7 @@ def compute(run: Run) -> str:
         if found.processes and found.device
         else "devices that were not written down"
     )
-    speed = f", {run.samples / found.seconds:,.0f} pairs/s" if run.samples and found.seconds else ""
+    speed = f", {run.samples / found.seconds:,.0f} {run.kind_of_samples}/s" if run.samples and found.seconds else ""
     return f"{found.duration} of training on {on}{speed}.\n\n{found.estimate()}"
 
 
@@ -214,20 +254,27 @@ def evaluation(entries: list[EvalResult]) -> str:
 
 def limitations(run: Run) -> str:
     """What it must not be expected to do."""
-    text, vision = run.config.text_config, run.config.vision_config
+    text, vision = run.towers.text_config, run.towers.vision_config
+    size = f"{vision.image_size} x {vision.image_size} pixels"
     lines = [
         "It knows what its captions say, in their language. Counting, small things, fine differences and writing in "
         "pictures are weak points of models of this kind.",
         "Scores compare the labels that are offered; they are no probabilities that a label is right, and they depend "
         "on how labels are worded.",
-        f"Images are brought to {vision.image_size} x {vision.image_size} pixels, texts are cut after "
-        f"{text.max_position_embeddings} tokens.",
+        f"Images are brought to {size}, texts are cut after {text.max_position_embeddings} tokens.",
         "Pairs from the web carry what the web has of prejudice and error. It was tested neither for fairness nor for "
         "safety: not for recognising or judging people, for surveillance, or where an error does harm.",
     ]
-    if run.samples:
+    if not run.contrasts:
+        lines = [
+            "Nothing was learned from texts; the text tower that the class has is untrained. Its features are made for "
+            "fine-tuning; without it they are weaker than a contrastive model's.",
+            f"Images are brought to {size}. What is reconstructed is blurred, and made up where nothing told it.",
+            "It was tested neither for fairness nor for safety.",
+        ]
+    if run.samples and run.contrasts:
         lines.append(f"It has seen {run.samples:,} pairs; the models of the FLIP paper saw {PAPER_SAMPLES} and more.")
-    if run.recipe and run.recipe["mask_ratio"] and not run.recipe["unmasked_samples"]:
+    if run.contrasts and run.recipe and run.recipe["mask_ratio"] and not run.recipe["unmasked_samples"]:
         lines.append("It was not tuned on whole images after masked training, which gains some accuracy.")
     return "\n".join(f"- {line}" for line in lines)
 

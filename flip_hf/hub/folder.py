@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoImageProcessor
+
 from flip_hf.conversion.clip import convert_to_clip
 from flip_hf.hub.card import CARD, forget_text, write_card
 from flip_hf.hub.redaction import redact
-from flip_hf.modeling import FlipModel, FlipProcessor
+from flip_hf.modeling import FlipForPreTraining, FlipModel, FlipProcessor
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+IMAGE_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 # What makes the model. Anything else in the folder is not published: optimizer states, other people's scripts.
 MODEL = (
-    *("config.json", "model.safetensors.index.json", "*_flip.py", "processor_config.json", "preprocessor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"),
+    *("config.json", "model.safetensors.index.json", "*_flip.py", *IMAGE_PROCESSOR, *TOKENIZER),
+    *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"),
 )
 # What tells how it came about.
 LOGS = ("log.jsonl", "logs/**/events.out.tfevents.*", CARD, "LICENSE*")
@@ -83,8 +87,10 @@ def prepare(
                 _place(path, target / name, link)
         else:
             # A checkpoint, which holds no code.
-            FlipModel.from_pretrained(folder).save_pretrained(target)
-            FlipProcessor.from_pretrained(folder).save_pretrained(target)
+            reconstructs = _read(folder / "config.json")["model_type"] == "flip_pretraining"
+            (FlipForPreTraining if reconstructs else FlipModel).from_pretrained(folder).save_pretrained(target)
+            with_text = any((folder / name).is_file() for name in TOKENIZER)
+            (FlipProcessor if with_text else AutoImageProcessor).from_pretrained(folder).save_pretrained(target)
         for path, name in (*_found(Path(logs or folder), LOGS), *_found(folder, RECORDS)):
             _copy(path, target / name)
         if export_clip:
@@ -147,10 +153,7 @@ def _check(folder: Path) -> None:
             "runs have none: publish the folder that the run leaves at its end."
         )
     if "text_config" in config:
-        for names, what in (
-            (("processor_config.json", "preprocessor_config.json"), "image processor"),
-            (("tokenizer.json", "tokenizer_config.json"), "tokenizer"),
-        ):
+        for names, what in ((IMAGE_PROCESSOR, "image processor"), (TOKENIZER, "tokenizer")):
             if not any((folder / name).is_file() for name in names):
                 raise FolderError(
                     f"{folder} has no {what}, and no pipeline could use it. Save the processor beside the model: "

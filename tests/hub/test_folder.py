@@ -1,18 +1,24 @@
 """What is published of a folder, and what is not."""
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from transformers import CLIPConfig, CLIPModel
 
 from flip_hf import FlipForImageClassification, FlipModel
 from flip_hf.hub.folder import FolderError, prepare
 from flip_hf.hub.redaction import redact
+from flip_hf.training.build import build_trainer
+from flip_hf.training.recipes import parse_arguments
 from tests.conftest import tiny_config
+from tests.training.conftest import ROOT, SHORT, TINY
 
 CODE = {f"{name}_flip.py" for name in ("clip", "configuration", "masking", "modeling", "processing", "resizing")}
+DECODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 TOKEN = "hf_" + "Ab1" * 11
 
 
@@ -105,3 +111,28 @@ def test_what_is_in_the_way_is_named(run_folder, tmp_path):
         prepare(run_folder, tmp_path / "ready", repo_id="flip")
     with pytest.raises(FolderError, match="is not empty"):
         prepare(run_folder, run_folder)
+
+
+def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, tmp_path):
+    """What an MAE run leaves: no tokenizer, a decoder, an image processor."""
+    words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--unmasked_samples", "0", "--num_workers", "0"]
+    words += ["--objective", "reconstruction", "--output_dir", str(tmp_path / "mae"), "--checkpoint_samples", "128"]
+    words += ["--decoder_config", json.dumps(DECODER)]
+    build_trainer(parse_arguments(words, ROOT / "scripts" / "recipes", "shapes")).run()
+    for folder in (tmp_path / "mae", tmp_path / "mae" / "checkpoint-000000000128"):
+        ready = prepare(folder, tmp_path / f"ready-{folder.name}", repo_id="you/mae")
+        assert {"pretraining_flip.py", "decoder_flip.py", "config.json", "model.safetensors"} <= names(ready)
+        card = ModelCard.load(ready / "README.md")
+        assert card.data.pipeline_tag == "image-feature-extraction" and card.data.tags.count("mae") == 1
+        for said in (
+            "trained to reconstruct the dropped 50% of the patches of every image, without captions",
+            "| | images | decoder |\n|---|---|---|\n| blocks x width | 1 x 32, 2 heads | 1 x 16, 2 heads |",
+            "| images seen | 192, 32 a step |" if folder.name == "mae" else "| images seen | 180, 32 a step |",
+            "| reconstructed | pixels of dropped patches, of each patch's own mean and deviation |",
+            "the text tower that the class has is untrained",
+        ):
+            assert said in card.text, said
+        code = "".join(re.findall(r"```python\n(.*?)```", card.text, flags=re.S)).replace("you/mae", str(ready))
+        namespace = {}
+        exec(code, namespace)
+        assert namespace["features"].shape == (1, 32) and namespace["outputs"].reconstruction_loss > 0
