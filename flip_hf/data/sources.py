@@ -10,13 +10,13 @@ from typing import Any
 from datasets import ClassLabel, Image, IterableDataset, load_dataset, load_dataset_builder, load_from_disk
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from flip_hf.data import scenes, shapes
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.files import files_below, is_remote, list_files
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
-from flip_hf.data.shapes import shapes_dataset
 from flip_hf.data.tar import TarShards
 
-EMBEDDED = "shapes"
+EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
 USUAL_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img"),
     "caption": ("caption", "text", "txt", "captions"),
@@ -188,7 +188,7 @@ def open_source(
     """Opens a data set for streaming.
 
     Args:
-        data: `shapes` (the embedded data), a Hub id, a folder (tar or parquet shards, an image folder, or what
+        data: `shapes` or `scenes` (embedded), a Hub id, a folder (tar or parquet shards, an image folder, or what
             `save_to_disk` wrote), or tar or parquet files as a path, URL or pattern (`*`, `{0000..0099}`), or several
             such files. URLs are whatever fsspec opens: `https://`, `hf://`, `s3://` with s3fs installed, and so on; all
             but `http(s)://` may name a folder of shards.
@@ -203,8 +203,8 @@ def open_source(
         ValueError: the split is unknown, there is no sample, or a column is missing; the message lists the columns.
     """
     name = data if isinstance(data, str) else f"{data[0]} and {len(data) - 1} more"
-    if data == EMBEDDED:
-        shards = _as_shards(shapes_dataset(split), remote=False)
+    if isinstance(data, str) and data in EMBEDDED:
+        shards = _as_shards(EMBEDDED[data].load(split), remote=False)
     elif isinstance(data, str):
         shards = _open(data, config, split)
     else:

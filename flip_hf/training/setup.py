@@ -11,7 +11,6 @@ from PIL import Image
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.loader import TrainLoader, make_loader
 from flip_hf.data.reading import Reader
-from flip_hf.data.shapes import TEMPLATES
 from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
 from flip_hf.data.targets import ClassIndex, nothing
@@ -58,7 +57,7 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     Raises:
         ValueError: the class names are not known, or are fewer than the labels.
     """
-    name = data.eval_data or (EMBEDDED if data.train_data == [EMBEDDED] else None)
+    name = _evaluated(data)
     if name is None:
         return None
     source = open_source(
@@ -82,10 +81,16 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     return source, source.class_names
 
 
+def _evaluated(data: DataArguments) -> str | None:
+    """The name of the evaluation data."""
+    own = data.train_data[0] if data.train_data and len(data.train_data) == 1 else None
+    return data.eval_data or (own if own in EMBEDDED else None)
+
+
 def templates(data: DataArguments) -> list[str]:
     """The prompts of the evaluation; the embedded data's own where none were given."""
-    embedded = data.eval_data in (None, EMBEDDED) and data.templates == [GENERIC_TEMPLATE]
-    return list(TEMPLATES) if embedded else data.templates
+    embedded = EMBEDDED.get(_evaluated(data) or "")
+    return list(embedded.templates) if embedded and data.templates == [GENERIC_TEMPLATE] else data.templates
 
 
 def make_train_loader(
