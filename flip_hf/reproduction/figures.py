@@ -1,0 +1,175 @@
+"""The pictures and the tables, from the points alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flip_hf.reproduction.findings import Finding, findings
+from flip_hf.reproduction.plan import LENGTHS, MASKS
+from flip_hf.reproduction.running import Point
+from flip_hf.reproduction.speedup import SpeedUp, speed_ups, total_seconds
+
+DPI = 130
+PAPER_SPEED_UP = 3.7
+# Readable in grey: marker and line tell them apart, too.
+LOOKS: dict[int, dict[str, Any]] = {
+    0: {"color": "0.45", "marker": "s", "linestyle": "--"},
+    50: {"color": "tab:blue", "marker": "o"},
+    75: {"color": "tab:red", "marker": "^"},
+}
+Curve = tuple[list[float], list[float], list[float]]  # x, mean accuracy, its standard deviation
+
+
+def _curve(points: Sequence[Point], mask: int, over: str, tuned: bool) -> Curve:
+    """Mean and spread over seeds of a mask ratio's lengths, over `seconds` or `samples`."""
+    names = [f"mask{mask}-{length}{'-tuned' if tuned else ''}" for length in LENGTHS]
+    xs, means, spreads = [], [], []
+    for name in names:
+        of_name = [point for point in points if point.name == name]
+        if not of_name:
+            continue
+        values = [100 * point.top1 for point in of_name]
+        xs.append(float(np.mean([_x(point, points, over) for point in of_name])))
+        means.append(float(np.mean(values)))
+        spreads.append(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+    order = np.argsort(xs)
+    return [xs[i] for i in order], [means[i] for i in order], [spreads[i] for i in order]
+
+
+def _x(point: Point, points: Sequence[Point], over: str) -> float:
+    by_name = {each.name: each for each in points if each.seed == point.seed}
+    if over == "seconds":
+        return total_seconds(point, by_name)
+    return point.samples + (by_name[point.start].samples if point.start in by_name else 0)
+
+
+def _panel(axes: Axes, points: Sequence[Point], over: str) -> None:
+    for mask, look in LOOKS.items():
+        for tuned in (False, True) if mask else (False,):
+            x, mean, spread = _curve(points, mask, over, tuned)
+            if not x:
+                continue
+            style = {**look, "markerfacecolor": "white", "alpha": 0.6, "linestyle": ":"} if tuned else look
+            label = f"{mask} % masked" + (", tuned on whole images" if tuned else "")
+            axes.errorbar(x, mean, spread, label=label, capsize=2, linewidth=1.6, markersize=6, **style)
+    axes.set_xscale("log")
+    axes.set_xlabel({"seconds": "training time, s", "samples": "pairs seen"}[over])
+    axes.grid(alpha=0.25)
+
+
+def draw_over_time(points: Sequence[Point], path: Path) -> None:
+    """Accuracy over training time and over samples seen, for each mask ratio: the paper's Figure 1."""
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _panel(left, points, "seconds")
+    _panel(right, points, "samples")
+    left.set_ylabel("zero-shot accuracy, %")
+    left.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_findings(points: Sequence[Point], path: Path) -> None:
+    """Every claim's difference here, with its spread, beside the paper's."""
+    found = [each for each in findings(points) if each.first and each.second]
+    figure = Figure(figsize=(8.5, 0.34 * len(found) + 1), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(found))
+    axes.axvline(0, color="0.7", linewidth=1)
+    axes.errorbar(
+        [each.difference for each in found], rows, xerr=[_spread(each) for each in found],
+        fmt="o", color="black", capsize=2, label="here: difference of means, its standard error",
+    )  # fmt: skip
+    axes.plot([each.claim.paper for each in found], rows, "D", color="tab:orange", label="paper", markersize=5)
+    axes.set_yticks(rows, [f"{each.claim.table}  {each.claim.text}" for each in found], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("points of accuracy")
+    axes.legend(fontsize=8, frameon=False, loc="best")
+    figure.savefig(path, dpi=DPI)
+
+
+def _spread(found: Finding) -> float:
+    """Standard error of the difference."""
+    variances = [
+        np.var(values, ddof=1) / len(values) if len(values) > 1 else 0.0 for values in (found.first, found.second)
+    ]
+    return float(np.sqrt(sum(variances)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _mean(values: Sequence[float], digits: int = 1) -> str:
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}" if values else "-"
+
+
+def findings_table(points: Sequence[Point]) -> str:
+    """Markdown: each claim, the paper's difference, ours, and what that says."""
+    lines = ["| table | claim | paper | here | accuracies here, % | p | |", "|---|---|---|---|---|---|---|"]
+    for each in findings(points):
+        claim = each.claim
+        paper = "-" if np.isnan(claim.paper) else f"{claim.paper:+.1f}"
+        if not each.first or not each.second:
+            lines.append(f"| {claim.table} | {claim.text} | {paper} | - | - | - | {each.verdict} |")
+            continue
+        lines.append(
+            f"| {claim.table} | {claim.text} | {paper} | {each.difference:+.1f} | {_mean(each.first)} against "
+            f"{_mean(each.second)} | {each.p_value:.2g} | **{each.verdict}** |"
+        )
+    return "\n".join(lines)
+
+
+def speed_table(points: Sequence[Point]) -> str:
+    """Markdown: how much sooner each recipe is as good as the unmasked one at its end."""
+    lines = [f"| recipe | speed-up, of each seed | paper: {PAPER_SPEED_UP}x |", "|---|---|---|"]
+    for recipe, many in speed_ups(points).items():
+        lines.append(f"| {recipe} | {', '.join(map(str, many)) or '-'} | {_speed_summary(many)} |")
+    return "\n".join(lines)
+
+
+def _speed_summary(many: Sequence[SpeedUp]) -> str:
+    if not many:
+        return "-"
+    factors = [each.factor for each in many]
+    bounds = {each.bound for each in many} - {""}
+    said = f"{np.exp(np.mean(np.log(factors))):.2f}x ({min(factors):.2f} - {max(factors):.2f})"
+    return said + (f", {len([e for e in many if e.bound])} of them bounds" if bounds else "")
+
+
+def time_table(points: Sequence[Point]) -> str:
+    """Markdown: every run's samples, training time against the unmasked one's, and accuracy."""
+    lines = ["| run | pairs | training, s | time a pair / unmasked | accuracy, % |", "|---|---|---|---|---|"]
+    unmasked = [p.seconds / p.samples for p in points if p.name.startswith("mask0-") and p.samples]
+    for name in dict.fromkeys(point.name for point in points):
+        of_name = [point for point in points if point.name == name]
+        if not of_name[0].samples:
+            continue
+        seconds = [point.seconds for point in of_name]
+        relative = float(np.mean([p.seconds / p.samples for p in of_name]) / np.mean(unmasked)) if unmasked else None
+        lines.append(
+            f"| {name} | {of_name[0].samples:,} | {_mean(seconds)} | {'-' if relative is None else f'{relative:.2f}'} "
+            f"| {_mean([100 * point.top1 for point in of_name])} |"
+        )
+    return "\n".join(lines)
+
+
+def write_report(points: Sequence[Point], folder: Path, about: str) -> None:
+    """The figures and `README.md` of a reproduction."""
+    draw_over_time(points, folder / "accuracy_over_time.png")
+    draw_findings(points, folder / "findings.png")
+    parts = [
+        "# The paper's claims at a small scale\n", about,
+        "![Accuracy over training time and pairs seen](accuracy_over_time.png)\n",
+        "## How much sooner\n", speed_table(points), "\n## Finding by finding\n", findings_table(points),
+        "\n![Differences here and in the paper](findings.png)\n", "## All runs\n", time_table(points),
+    ]  # fmt: skip
+    (folder / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+assert set(LOOKS) == set(MASKS)

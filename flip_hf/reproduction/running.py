@@ -1,0 +1,174 @@
+"""Runs one point after the other, each in a process of its own, and keeps what came of it as a JSON file."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from flip_hf.reproduction.plan import Run, words_of
+from flip_hf.training.hardware import device_name
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+# Its processes begin with everything imported, which would take each of them ten seconds.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["flip_hf.training.build", "flip_hf.evaluation.command", "matplotlib.figure"])
+
+
+class RunFailed(RuntimeError):
+    """A run did not end well; the message names it and its log."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What came of a run with one seed.
+
+    Attributes:
+        name, seed: the run.
+        samples: seen in training, without those of the run that it started from.
+        seconds: of training steps, without data preparation, evaluation and saving.
+        top1: zero-shot accuracy on whole images, in [0, 1].
+        inference: accuracy of `whole`, `one view` and `ensemble`, of a run that measures these.
+        start: name of the run that it started from.
+    """
+
+    name: str
+    seed: int
+    samples: int
+    seconds: float
+    top1: float
+    inference: dict[str, float]
+    start: str | None
+
+
+class Points:
+    """The points of a folder: `points/NAME-seedN.json`, and the models in `models/`.
+
+    Args:
+        folder: of the whole reproduction.
+        extra: more options for every run, over the recipe's.
+    """
+
+    def __init__(self, folder: Path, extra: list[str] | None = None):
+        self.folder, self.extra = folder, extra or []
+
+    def path(self, name: str, seed: int) -> Path:
+        return self.folder / "points" / f"{name}-seed{seed}.json"
+
+    def model(self, name: str, seed: int) -> Path:
+        return self.folder / "models" / f"{name}-seed{seed}"
+
+    def read(self) -> list[Point]:
+        """All points that are there."""
+        found = (json.loads(path.read_text()) for path in sorted((self.folder / "points").glob("*.json")))
+        return [Point(**{name: each[name] for name in Point.__dataclass_fields__}) for each in found]
+
+    def make(self, run: Run, seed: int) -> None:
+        """Runs it, and writes its point.
+
+        Raises:
+            RunFailed: it ended with an error.
+        """
+        measure = self._train if run.kind == "training" else self._infer
+        point = {**_empty(run, seed), **measure(run, seed), "environment": environment(), "finished": time.time()}
+        path = self.path(run.name, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(point, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)  # a point is whole, or it is not there
+
+    def _train(self, run: Run, seed: int) -> dict[str, Any]:
+        output = self.model(run.name, seed)
+        shutil.rmtree(output, ignore_errors=True)
+        options: dict[str, Any] = {**run.options, "seed": seed, "output_dir": output}
+        if run.start is not None:
+            options |= {"model_name_or_path": self.model(run.start, seed), "vision_config": "", "text_config": ""}
+        words = ["scenes", *self.extra, *words_of(options)]
+        run_script("pretrain.py", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
+        results = json.loads((output / "results.json").read_text())
+        rate = training_rate(output / "log.jsonl")
+        return {
+            "command": _command("pretrain.py", words),
+            "samples": results["samples"],
+            "seconds": results["samples"] / rate,
+            "samples_per_second": rate,
+            "top1": results["top1"],
+        }
+
+    def _infer(self, run: Run, seed: int) -> dict[str, Any]:
+        assert run.start is not None
+        output = self.folder / "inference" / f"{run.name}-seed{seed}"
+        model = str(self.model(run.start, seed))
+        words = [model, "--tasks", "masked", "--data", "scenes", *words_of({**run.options, "output_dir": output})]
+        run_script("evaluate.py", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
+        (result,) = json.loads((output / "results.json").read_text())["results"]
+        ways = {way: result["metrics"][f"{way}, top1"] for way in ("whole", "one view", "ensemble")}
+        return {"command": _command("evaluate.py", words), "inference": ways, "top1": ways["whole"]}
+
+
+def _empty(run: Run, seed: int) -> dict[str, Any]:
+    return {"name": run.name, "seed": seed, "start": run.start, "samples": 0, "seconds": 0.0, "inference": {}}
+
+
+def training_rate(log: Path) -> float:
+    """Samples a second of the training steps alone, the median over log lines, the first of which warms up."""
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    rates = [r["samples_per_second"] / (1 - r["data_wait"]) for r in records if "data_wait" in r]
+    return statistics.median(rates[1:] or rates)
+
+
+def environment() -> dict[str, Any]:
+    """On what and by which code a point was made."""
+    git = ["git", "-C", str(SCRIPTS), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True)
+    return {
+        "commit": commit.stdout.strip() or None,
+        "hardware": device_name("cuda" if torch.cuda.is_available() else "cpu"),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _command(script: str, words: list[str]) -> str:
+    return shlex.join(["python", f"scripts/{script}", *words])
+
+
+def run_script(script: str, words: list[str], log: Path) -> None:
+    """Runs a script in a process of its own; what it prints goes to the log.
+
+    Raises:
+        RunFailed: it ended with an error.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = _SERVER.Process(target=_become, args=(str(SCRIPTS / script), words, str(log)))
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()
+    if process.exitcode:
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        raise RunFailed(f"{_command(script, words)}\nended with {process.exitcode}; its log is {log}:\n{last}")
+
+
+def _become(script: str, words: list[str], log: str) -> None:
+    """The whole life of a fork."""
+    multiprocessing.set_start_method(None, force=True)  # of its own workers: the usual one again
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number in (1, 2):
+        os.dup2(file, number)
+    sys.argv = [script, *words]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
