@@ -5,9 +5,9 @@
     python scripts/reproduce.py --figures_only      # figures and tables again, from the JSON files alone
     python scripts/reproduce.py --only mask75-half  # some of the runs
 
---budget is the training time of the longest run, without masks, in seconds; all other runs are in the paper's proportions
-to its number of samples, which is measured once and kept. What has been run is not run again: the same command goes on
-where it was stopped. A point's JSON file says by which command it can be run alone.
+--budget is the training time of the longest run, without masks, in seconds; all other runs are in the paper's
+proportions to its number of samples, which is measured once and kept. What has been run is not run again: the same
+command goes on where it was stopped. A point's JSON file says by which command it can be run alone.
 """
 
 import argparse

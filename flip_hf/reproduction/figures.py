@@ -93,10 +93,8 @@ def draw_findings(points: Sequence[Point], path: Path) -> None:
 
 def _spread(found: Finding) -> float:
     """Standard error of the difference."""
-    variances = [
-        np.var(values, ddof=1) / len(values) if len(values) > 1 else 0.0 for values in (found.first, found.second)
-    ]
-    return float(np.sqrt(sum(variances)))
+    several = [values for values in (found.first, found.second) if len(values) > 1]
+    return float(np.sqrt(sum(np.var(values, ddof=1) / len(values) for values in several)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,7 +112,7 @@ def findings_table(points: Sequence[Point]) -> str:
     lines = ["| table | claim | paper | here | accuracies here, % | p | |", "|---|---|---|---|---|---|---|"]
     for each in findings(points):
         claim = each.claim
-        paper = "-" if np.isnan(claim.paper) else f"{claim.paper:+.1f}"
+        paper = f"{claim.paper:+.1f}"
         if not each.first or not each.second:
             lines.append(f"| {claim.table} | {claim.text} | {paper} | - | - | - | {each.verdict} |")
             continue
