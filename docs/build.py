@@ -86,7 +86,9 @@ class Site:
                 self._bodies[page] = ""
                 # Links inside of code are code.
                 parts = CODE.split(body)
-                parts[::2] = [LINK.sub(lambda link, page=page: self._follow(page, link, waiting), p) for p in parts[::2]]
+                parts[::2] = [
+                    LINK.sub(lambda link, page=page: self._follow(page, link, waiting), p) for p in parts[::2]
+                ]
                 self._bodies[page] = "".join(parts)
         for page, body in self._bodies.items():
             self._write_page(page, body)

@@ -53,7 +53,9 @@ def draw_patches(axes: Axes, image: np.ndarray, corner: tuple[float, float], sid
         if index in kept:
             patch = image[row * pixels : (row + 1) * pixels, column * pixels : (column + 1) * pixels]
             axes.imshow(patch, extent=(left, left + step, bottom, bottom + step), interpolation="nearest", zorder=1)
-        place = Rectangle((left, bottom), step, step, facecolor="none" if index in kept else PALE, edgecolor="white", lw=0.6)
+        place = Rectangle(
+            (left, bottom), step, step, facecolor="none" if index in kept else PALE, edgecolor="white", lw=0.6
+        )
         axes.add_patch(place)
 
 
