@@ -26,7 +26,7 @@ from pdoc.render_helpers import formatter, relative_link, to_html, to_markdown_w
 
 ROOT = Path(__file__).resolve().parents[1]
 START = ("README.md", "CONTRIBUTING.md", "docs/README.md")
-API = "api/flip_hf.html"
+API = "api/index.html"
 # Everything of this package is in `flip_hf` or in its own modules.
 NO_PAGE = {"flip_hf.modeling"}
 
@@ -62,6 +62,23 @@ img {{ max-width: 100%; }}
 """
 LINK = re.compile(r'(?P<before>(?:href|src)=")(?P<target>[^"]+)"')
 CODE = re.compile(r"(<pre.*?</pre>|<code>.*?</code>)", flags=re.S)
+
+
+def fill_page(name: Path, title: str, body: str) -> str:
+    """A whole page.
+
+    Args:
+        name: its path in the site.
+        title: its title; tags are dropped.
+        body: HTML.
+    """
+    return PAGE.format(
+        title=re.sub(r"<.*?>", "", title),
+        code_style=formatter.get_style_defs(".pdoc-code"),  # pyright: ignore[reportAttributeAccessIssue]
+        up="../" * (len(name.parts) - 1),
+        api=API,
+        body=body,
+    )
 
 
 class Site:
@@ -125,15 +142,8 @@ class Site:
     def _write_page(self, page: Path, body: str) -> None:
         name = page.relative_to(ROOT).with_suffix(".html")
         title = re.search(r"<h1[^>]*>(.*?)</h1>", body)
-        filled = PAGE.format(
-            title=re.sub(r"<.*?>", "", title[1]) if title else name.stem,
-            code_style=formatter.get_style_defs(".pdoc-code"),  # pyright: ignore[reportAttributeAccessIssue]
-            up="../" * (len(name.parts) - 1),
-            api=API,
-            body=body,
-        )
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.out / name).write_text(filled, encoding="utf-8")
+        (self.out / name).write_text(fill_page(name, title[1] if title else name.stem, body), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,6 +173,8 @@ class References:
                     self.problems.append(f"{module.modulename}: [`{name}`] is documented nowhere")
                 return f"`{shown}`"
             where, qualname = found
+            if where == module.modulename:
+                return f"`{shown}`"  # pdoc's own links do
             return f"[`{shown}`]({relative_link(module.modulename, where)}#{qualname})"
 
         return REFERENCE.sub(linked, docstring)
@@ -185,9 +197,19 @@ def module_specs() -> Iterator[str]:
         yield from (module.name for module in found if module.name not in NO_PAGE)
 
 
+def overview(names: list[str]) -> str:
+    """A list of modules, each with the first line of its docstring."""
+    rows = []
+    for name in names:
+        first = (importlib.import_module(name).__doc__ or "").strip().partition("\n")[0]
+        rows.append(f"| [`{name}`]({name.replace('.', '/')}.html) | {first} |")
+    public = "Public names are in [`flip_hf`](flip_hf.html); what they are made of is in the modules."
+    return str(to_html("\n".join((f"# Reference\n\n{public}\n\n| module | |\n|---|---|", *rows))))
+
+
 def write_reference(out: Path) -> list[str]:
-    """Writes a page a module; returns what is wrong with docstrings."""
-    references = References()
+    """Writes a page a module into `api`, and an overview; returns what is wrong with docstrings."""
+    references, folder = References(), (out / API).parent
 
     @pass_context
     def to_markdown(context: Any, docstring: str) -> str:
@@ -199,7 +221,10 @@ def write_reference(out: Path) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", module=r"pdoc\..*")
-        pdoc.pdoc(*module_specs(), output_directory=out)
+        pdoc.pdoc(*module_specs(), output_directory=folder)
+    pages = (page.relative_to(folder).with_suffix("") for page in folder.rglob("*.html") if page != out / API)
+    listed = overview(sorted(".".join(page.parts) for page in pages))
+    (out / API).write_text(fill_page(Path(API), "Reference", listed), encoding="utf-8")
     return [*references.problems, *(str(warning.message) for warning in caught)]
 
 
@@ -210,7 +235,7 @@ def main() -> None:
     out, start = Path(sys.argv[1]), time.monotonic()
     site = Site(out)
     site.write()
-    problems = [*site.problems, *write_reference(out / "api")]
+    problems = [*site.problems, *write_reference(out)]
     print(f"{out / 'index.html'}: {len(list(out.rglob('*.html')))} pages in {time.monotonic() - start:.0f} s")
     if problems:
         sys.exit("\n".join(f"error: {problem}" for problem in dict.fromkeys(problems)))
