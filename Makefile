@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: pretrain test quality style
+.PHONY: pretrain test quality style docs
 
 pretrain: $(VENV)/train.installed
 	$(BIN)/accelerate launch scripts/pretrain.py $(ARGS)
@@ -26,6 +26,9 @@ quality: $(VENV)/dev.installed
 style: $(VENV)/dev.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/dev.installed
+	$(BIN)/python docs/build.py build/docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -754,6 +754,14 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's, as SiglipModel's: what quantises or resizes vocabularies asks the whole model for them."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the text tower's."""
+        self.text_model.set_input_embeddings(value)
+
     def get_logit_scale(self) -> torch.Tensor:
         """The factor on cosine similarities, (1,): `exp(logit_scale)`, clipped to [1, config.max_logit_scale].
 

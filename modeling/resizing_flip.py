@@ -87,7 +87,7 @@ class Resizable:
         optimizer is made.
 
         The kernel is resized such that patches resized alike give the same tokens ([`resize_patch_kernel`]), the
-        positions as by [`resize_position_embeddings`].
+        positions as by [`Resizable.resize_position_embeddings`].
 
         Args:
             patch_size: side of a patch, in pixels.

@@ -14,8 +14,8 @@
 import os
 import sys
 
-# The library of metrics has this file's name, and this folder comes before it.
-sys.path = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+# The library of metrics has this file's name, and this folder, which may be a link, comes before it.
+sys.path = [path for path in sys.path if os.path.realpath(path) != os.path.dirname(os.path.realpath(__file__))]
 
 import flip_hf  # noqa: E402, F401  (makes Transformers know FLIP)
 from flip_hf.evaluation.command import main  # noqa: E402

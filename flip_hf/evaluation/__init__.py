@@ -1,0 +1,1 @@
+"""Models of CLIP's kind, measured: data sets, tasks, reports, pictures."""

@@ -1,0 +1,1 @@
+"""What is published: a complete folder, its card, its push."""

@@ -12,6 +12,7 @@ from flip_hf.conversion.folder import card_data
 from flip_hf.hub import facts
 from flip_hf.hub.carbon import GRID_SOURCE, Compute
 from flip_hf.hub.redaction import redact
+from flip_hf.hub.run import Run, is_hub_id, short_name
 
 CARD = "README.md"
 MODELS = ("FlipModel", "FlipForPreTraining", "CLIPModel")
@@ -39,7 +40,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
     old = _read(folder / CARD)
     if old is not None and not _is_ours(old):
         return
-    run = facts.Run.read(folder)
+    run = Run.read(folder)
     kind = (run.config.architectures or ["model of no known class"])[0]
     if kind not in MODELS:
         raise ValueError(f"A card can be made for {', '.join(MODELS)}, not for a {kind}. Write {folder / CARD}.")
@@ -82,10 +83,10 @@ def _is_ours(card: Any) -> bool:
     return MARK in card.text or all(line.startswith("#") for line in card.text.strip().splitlines())
 
 
-def _metadata(run: facts.Run, old: Any, repo_id: str | None, license: str | None) -> Any:
+def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> Any:
     """What the Hub reads: the old card's, with the run's own in its place."""
     made: Any = card_data(
-        run.source if run.source and facts.is_hub_id(run.source) else None,
+        run.source if run.source and is_hub_id(run.source) else None,
         datasets=run.hub_data or None,
         license=license or (old and old.license) or _inherited_license(run),
         model_name=(repo_id or run.folder.resolve().name).split("/")[-1],
@@ -109,7 +110,7 @@ def _metadata(run: facts.Run, old: Any, repo_id: str | None, license: str | None
     return made
 
 
-def _inherited_license(run: facts.Run) -> str | None:
+def _inherited_license(run: Run) -> str | None:
     """The licence of the folder that the run began from."""
     source = _read(Path(run.source) / CARD) if run.source else None
     return source.data.license if source is not None else None
@@ -120,7 +121,7 @@ def _inherited_license(run: facts.Run) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _eval_results(run: facts.Run, old: Any) -> list[EvalResult]:
+def _eval_results(run: Run, old: Any) -> list[EvalResult]:
     """Entries of the old card, of `evaluate.py` and of the run's end; of the same figure the last one counts."""
     entries = [*((old and old.eval_results) or []), *_evaluated(run.folder), *_measured_in_training(run)]
     return list({(entry.dataset_name, entry.metric_name): entry for entry in entries}.values())
@@ -135,17 +136,17 @@ def _evaluated(folder: Path) -> list[EvalResult]:
     return read_eval_results(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _measured_in_training(run: facts.Run) -> list[EvalResult]:
+def _measured_in_training(run: Run) -> list[EvalResult]:
     """Zero-shot accuracy at the run's end."""
     if "top1" not in run.results:
         return []
     name = run.recipe.get("eval_data") or (run.recipe.get("train_data") or ["unknown"])[0]
-    short = facts.short(name)
+    short = short_name(name)
     return [
         EvalResult(
             task_type="zero-shot-image-classification",
             task_name="zero-shot",
-            dataset_type=name if facts.is_hub_id(name) else _NOT_IN_ID.sub("-", short).strip("-"),
+            dataset_type=name if is_hub_id(name) else _NOT_IN_ID.sub("-", short).strip("-"),
             dataset_name=short,
             dataset_split=run.recipe.get("eval_split"),
             metric_type=metric,

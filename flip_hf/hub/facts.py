@@ -1,122 +1,20 @@
 """The paragraphs and tables of a model card, from the files of a run."""
 
-import json
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from math import prod
-from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult
-from safetensors import safe_open
-from transformers import AutoConfig
 
 from flip_hf.hub.carbon import Compute
+from flip_hf.hub.run import Run, is_hub_id, short_name
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PAPER_SAMPLES = "12.8 billion"
 CODE_LICENCE = "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
 NOT_KNOWN = "Not known: no recipe lies beside the weights."
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a model folder tells about its model.
-
-    Attributes:
-        folder: the folder.
-        recipe: of its run, by option; empty if there is none.
-        results: of its run; empty if there are none.
-        config: the model's.
-    """
-
-    folder: Path
-    recipe: dict[str, Any]
-    results: dict[str, Any]
-    config: Any
-
-    @classmethod
-    def read(cls, folder: Path) -> "Run":
-        recipe, results = folder / "recipe.yaml", folder / "results.json"
-        return cls(
-            folder,
-            yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
-            json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
-            AutoConfig.from_pretrained(folder),
-        )
-
-    @property
-    def is_flip(self) -> bool:
-        """Whether it is one of this package's, which need the code beside the weights; else it is a CLIPModel."""
-        return self.config.model_type.startswith("flip")
-
-    @property
-    def reconstructs(self) -> bool:
-        """Whether it is a FlipForPreTraining, with a decoder."""
-        return self.config.model_type == "flip_pretraining"
-
-    @property
-    def contrasts(self) -> bool:
-        """Whether it was trained to compare images with texts."""
-        return not self.reconstructs or self.config.objective != "reconstruction"
-
-    @property
-    def towers(self) -> Any:
-        """The configuration of the towers, whatever is around them."""
-        return self.config.flip_config if self.reconstructs else self.config
-
-    @property
-    def kind_of_samples(self) -> str:
-        """What a sample of its training is."""
-        return "pairs" if self.contrasts else "images"
-
-    @cached_property
-    def parameters(self) -> int:
-        total = 0
-        for path in self.folder.glob("model*.safetensors"):
-            with safe_open(path, framework="pt") as file:
-                total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
-        return total
-
-    @property
-    def samples(self) -> int | None:
-        """Pairs seen."""
-        if not self.recipe:
-            return None
-        return self.results.get("samples", self.recipe["train_samples"] + self.recipe["unmasked_samples"])
-
-    @property
-    def source(self) -> str | None:
-        """The model that the run began from; None for a new one."""
-        return self.recipe.get("model_name_or_path")
-
-    @property
-    def hub_data(self) -> list[str]:
-        """Training data of the Hub."""
-        return [name for name in self.recipe.get("train_data") or [] if is_hub_id(name)]
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name is a Hub id, as far as its form and the files at hand tell."""
-    return bool(HUB_ID.fullmatch(name)) and not name.endswith((".tar", ".parquet")) and not Path(name).exists()
-
-
-def short(name: str) -> str:
-    """A path's end, without the folders above it on this machine: a folder's name, a file's with its folder."""
-    path = Path(name)
-    return "/".join(path.parts[-2:] if path.suffix else path.parts[-1:]) if path.is_absolute() else name
-
-
 def _rows(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Paragraphs
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def about(run: Run) -> str:
@@ -173,7 +71,7 @@ def data(run: Run) -> str:
         return NOT_KNOWN
     counted, lines = run.results.get("sources", {}), []
     for name in run.recipe["train_data"]:
-        shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short(name)}`"
+        shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short_name(name)}`"
         seen = counted.get(name, {})
         refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
         lines.append(
@@ -192,7 +90,7 @@ def training(run: Run) -> str:
     batch, scale = recipe["batch_size"], recipe["batch_size"] / 256
     contrasted = ", all contrasted with each other" if run.contrasts else ""
     rows = [
-        ("began from", short(run.source) if run.source else "a new model"),
+        ("began from", short_name(run.source) if run.source else "a new model"),
         (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} a step{contrasted}"),
         ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
         ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
@@ -283,5 +181,5 @@ def licence(run: Run, identifier: str | None) -> str:
     """Whose terms hold for weights and code."""
     weights = f"Weights: `{identifier}`." if identifier else "No licence was given for the weights."
     if run.source and not identifier:
-        weights += f" They began as {short(run.source)}, whose terms hold on."
+        weights += f" They began as {short_name(run.source)}, whose terms hold on."
     return f"{weights} The Python files beside them: {CODE_LICENCE}." if run.is_flip else weights

@@ -78,19 +78,7 @@ def prepare(
     _check(folder)
     target.mkdir(parents=True, exist_ok=True)
     try:
-        if export_clip:
-            convert_to_clip(str(folder)).save(target)
-        elif _has_code(folder):
-            for path, name in _found(folder, MODEL):
-                _copy(path, target / name)
-            for path, name in _found(folder, WEIGHTS):
-                _place(path, target / name, link)
-        else:
-            # A checkpoint, which holds no code.
-            reconstructs = _read(folder / "config.json")["model_type"] == "flip_pretraining"
-            (FlipForPreTraining if reconstructs else FlipModel).from_pretrained(folder).save_pretrained(target)
-            with_text = any((folder / name).is_file() for name in TOKENIZER)
-            (FlipProcessor if with_text else AutoImageProcessor).from_pretrained(folder).save_pretrained(target)
+        _copy_model(folder, target, export_clip, link)
         for path, name in (*_found(Path(logs or folder), LOGS), *_found(folder, RECORDS)):
             _copy(path, target / name)
         if export_clip:
@@ -99,6 +87,23 @@ def prepare(
     except (ValueError, OSError) as error:
         raise FolderError(str(error)) from error
     return target
+
+
+def _copy_model(folder: Path, target: Path, export_clip: bool, link: bool) -> None:
+    """Weights, configuration, processor and code; made of the model where they are not all there."""
+    if export_clip:
+        return convert_to_clip(str(folder)).save(target)
+    if _has_code(folder):
+        for path, name in _found(folder, MODEL):
+            _copy(path, target / name)
+        for path, name in _found(folder, WEIGHTS):
+            _place(path, target / name, link)
+        return
+    # A checkpoint, which holds no code.
+    reconstructs = _read(folder / "config.json")["model_type"] == "flip_pretraining"
+    (FlipForPreTraining if reconstructs else FlipModel).from_pretrained(folder).save_pretrained(target)
+    with_text = any((folder / name).is_file() for name in TOKENIZER)
+    (FlipProcessor if with_text else AutoImageProcessor).from_pretrained(folder).save_pretrained(target)
 
 
 def _found(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:

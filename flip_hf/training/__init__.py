@@ -1,0 +1,1 @@
+"""A run: options, model, loop, checkpoints, and what a person sees of it."""

@@ -27,7 +27,6 @@ from tests.modeling.conformance import (
     ARCHITECTURES,
     CONFIGS,
     EACH,
-    MODELS,
     TEXT_MODELS,
     build,
     fields_of,
@@ -198,12 +197,13 @@ def test_the_modules_that_must_stay_whole_exist(model_class):
     assert model_class is not FlipModel or named <= present
 
 
-@pytest.mark.parametrize("model_class", MODELS[1:])  # as CLIPModel, FlipModel has two kinds of input
+@EACH
 def test_input_embeddings_can_be_read_and_replaced(model_class):
+    """Of two kinds of input, FlipModel shows its texts' embeddings, as SiglipModel does."""
     model, inputs = build(model_class), make_inputs(model_class)
     before = model(**inputs)[0]
     embeddings = model.get_input_embeddings()
-    assert embeddings.weight.shape[0] == (600 if model_class in TEXT_MODELS else 32)
+    assert embeddings.weight.shape[0] == (600 if model_class in [FlipModel, *TEXT_MODELS] else 32)
     replaced = copy.deepcopy(embeddings)
     torch.nn.init.zeros_(replaced.weight)
     model.set_input_embeddings(replaced)
@@ -230,9 +230,10 @@ def test_the_vocabulary_can_grow(model_class, tmp_path):
     assert model.get_input_embeddings().weight.shape == (600, 32)
 
 
-def test_the_vocabulary_of_the_whole_model_grows_through_its_text_tower(tmp_path):
+@pytest.mark.parametrize("asked", ["whole model", "text tower"])
+def test_the_vocabulary_of_the_whole_model_can_grow(asked, tmp_path):
     model, inputs = build(FlipModel), make_inputs(FlipModel)
-    model.text_model.resize_token_embeddings(610)
+    (model if asked == "whole model" else model.text_model).resize_token_embeddings(610)
     assert model.config.text_config.vocab_size == 610  # the tower's configuration is the whole one's part
     inputs["input_ids"][0, 0] = 609
     model.save_pretrained(tmp_path)

@@ -1,0 +1,103 @@
+"""What the files of a model folder tell about its model."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+from transformers import AutoConfig
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model folder tells about its model.
+
+    Attributes:
+        folder: the folder.
+        recipe: of its run, by option; empty if there is none.
+        results: of its run; empty if there are none.
+        config: the model's.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    results: dict[str, Any]
+    config: Any
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        recipe, results = folder / "recipe.yaml", folder / "results.json"
+        return cls(
+            folder,
+            yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
+            json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
+            AutoConfig.from_pretrained(folder),
+        )
+
+    @property
+    def is_flip(self) -> bool:
+        """Whether it is one of this package's, which need the code beside the weights; else it is a CLIPModel."""
+        return self.config.model_type.startswith("flip")
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it is a FlipForPreTraining, with a decoder."""
+        return self.config.model_type == "flip_pretraining"
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether it was trained to compare images with texts."""
+        return not self.reconstructs or self.config.objective != "reconstruction"
+
+    @property
+    def towers(self) -> Any:
+        """The configuration of the towers, whatever is around them."""
+        return self.config.flip_config if self.reconstructs else self.config
+
+    @property
+    def kind_of_samples(self) -> str:
+        """What a sample of its training is."""
+        return "pairs" if self.contrasts else "images"
+
+    @cached_property
+    def parameters(self) -> int:
+        total = 0
+        for path in self.folder.glob("model*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+        return total
+
+    @property
+    def samples(self) -> int | None:
+        """Pairs seen."""
+        if not self.recipe:
+            return None
+        return self.results.get("samples", self.recipe["train_samples"] + self.recipe["unmasked_samples"])
+
+    @property
+    def source(self) -> str | None:
+        """The model that the run began from; None for a new one."""
+        return self.recipe.get("model_name_or_path")
+
+    @property
+    def hub_data(self) -> list[str]:
+        """Training data of the Hub."""
+        return [name for name in self.recipe.get("train_data") or [] if is_hub_id(name)]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is a Hub id, as far as its form and the files at hand tell."""
+    return bool(HUB_ID.fullmatch(name)) and not name.endswith((".tar", ".parquet")) and not Path(name).exists()
+
+
+def short_name(name: str) -> str:
+    """A path's end, without the folders above it on this machine: a folder's name, a file's with its folder."""
+    path = Path(name)
+    return "/".join(path.parts[-2:] if path.suffix else path.parts[-1:]) if path.is_absolute() else name
