@@ -134,7 +134,10 @@ def _open_files(files: Sequence[str], split: str) -> Shards:
 
 def open_named(data: str, config: str | None, split: str) -> Shards:
     """A data set of the Hub, or a folder in its layout."""
-    builder = load_dataset_builder(data, config)
+    try:
+        builder = load_dataset_builder(data, config)
+    except ConnectionError as error:
+        raise FileNotFoundError(f"There is no {data!r} here, and the Hub cannot be asked for it: {error}.") from error
     if not isinstance(builder, WebDataset):
         return _as_shards(builder.as_streaming_dataset(split=split), remote=True)
     files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]

@@ -122,3 +122,8 @@ def test_a_truncated_shard_costs_its_rest_alone(tar_folder):
     kept = captions(source, report=lambda *told: problems.append(told))
     assert problems == [("truncated shard", str(broken))]
     assert {caption[:5] for caption in kept} >= {f"{i:05d}" for i in (*range(64), *range(96, 160))}
+
+
+def test_a_name_that_is_nowhere_is_an_error_without_the_hub_too():
+    with pytest.raises(FileNotFoundError, match="There is no 'nobody/nothing' here, and the Hub cannot be asked for it"):
+        open_source("nobody/nothing")
