@@ -62,6 +62,15 @@ def samples_for(budget: float, points: Points) -> int:
     return samples
 
 
+def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
+    """Runs with one of the parts in their name, and those that they start from; all where no part is given."""
+    names = {run.name for run in runs if not parts or any(part in run.name for part in parts)}
+    for run in reversed(runs):
+        if run.name in names and run.start is not None:
+            names.add(run.start)
+    return [run for run in runs if run.name in names]
+
+
 def run_all(points: Points, runs: list[Run], seeds: list[int]) -> None:
     """Runs what is not there yet, seed by seed, so that what there is can be compared early."""
     due = [(run, seed) for seed in seeds for run in runs]
@@ -81,7 +90,7 @@ def main() -> None:
         if not options.figures_only:
             (options.folder / "points").mkdir(parents=True, exist_ok=True)
             runs = planned_runs(samples_for(options.budget, points))
-            runs = [run for run in runs if not options.only or any(part in run.name for part in options.only)]
+            runs = chosen(runs, options.only)
             if options.list:
                 for run in runs:
                     print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")

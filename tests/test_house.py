@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "conversion": {"conversion", "modeling"},
     "hub": {"hub", "conversion", "evaluation", "modeling"},
     "training": {"training", "hub", "evaluation", "data", "losses", "modeling", "conversion"},  # to start from a ViTMAE
-    "scripts": {"flip_hf", "training", "evaluation", "conversion", "hub", "data", "losses"},
+    "reproduction": {"reproduction", "training", "data"},
+    "scripts": {"flip_hf", "reproduction", "training", "evaluation", "conversion", "hub", "data", "losses"},
 }
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = {

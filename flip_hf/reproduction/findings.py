@@ -6,6 +6,7 @@ means apart (p >= 0.05); three seeds tell only large differences apart, which is
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import ttest_ind
@@ -56,7 +57,8 @@ class Finding:
             return 1.0
         if np.std(self.first) == np.std(self.second) == 0:
             return 0.0 if self.difference else 1.0
-        return float(ttest_ind(self.first, self.second, equal_var=False)[1])
+        result: Any = ttest_ind(self.first, self.second, equal_var=False)
+        return float(result.pvalue)
 
     @property
     def verdict(self) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import transformers
 
+from flip_hf.data import scenes
+from flip_hf.data.embedded import EmbeddedData
 from flip_hf.reproduction.plan import Run, words_of
 from flip_hf.training.hardware import device_name
 
@@ -58,10 +60,11 @@ class Points:
     Args:
         folder: of the whole reproduction.
         extra: more options for every run, over the recipe's.
+        data: what inference is measured on.
     """
 
-    def __init__(self, folder: Path, extra: list[str] | None = None):
-        self.folder, self.extra = folder, extra or []
+    def __init__(self, folder: Path, extra: list[str] | None = None, data: EmbeddedData = scenes.DATA):
+        self.folder, self.extra, self.data = folder, extra or [], data
 
     def path(self, name: str, seed: int) -> Path:
         return self.folder / "points" / f"{name}-seed{seed}.json"
@@ -110,7 +113,8 @@ class Points:
         assert run.start is not None
         output = self.folder / "inference" / f"{run.name}-seed{seed}"
         model = str(self.model(run.start, seed))
-        words = [model, "--tasks", "masked", "--data", "scenes", *words_of({**run.options, "output_dir": output})]
+        words = [model, "--tasks", "masked", "--data", self.data.name, "--templates", *self.data.templates]
+        words += words_of({**run.options, "output_dir": output})
         run_script("evaluate.py", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
         (result,) = json.loads((output / "results.json").read_text())["results"]
         ways = {way: result["metrics"][f"{way}, top1"] for way in ("whole", "one view", "ensemble")}
