@@ -33,7 +33,9 @@ def read_prompt(text: str | None) -> str:
     if prompt in PROMPT_SETS:
         return prompt
     if prompt.count("{}") != 1 or prompt.count("{") + prompt.count("}") != 2:
-        raise ValueError(f"Write {{}} once into the prompt, where the label goes; or name one of {', '.join(PROMPT_SETS)}.")
+        raise ValueError(
+            f"Write {{}} once into the prompt, where the label goes; or name one of {', '.join(PROMPT_SETS)}."
+        )
     return prompt
 
 
@@ -58,7 +60,7 @@ def comparison_table(mask_ratios: Sequence[float], answers: Sequence[Mapping[str
         )
         rows.append(f"<tr><th>{html.escape(label)}</th>{cells}</tr>")
     more = len(answers[0]) - len(rows)
-    note = f"<p>… and {more} labels that are less probable for the {ratio_in_words(mask_ratios[0])}.</p>" if more else ""
-    return (
-        f'<table class="comparison"><thead><tr><th></th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>{note}'
-    )
+    first = ratio_in_words(mask_ratios[0])
+    note = f"<p>… and {more} labels that are less probable for the {first}.</p>" if more else ""
+    body = f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<table class="comparison">{body}</table>{note}'

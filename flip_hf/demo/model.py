@@ -57,7 +57,7 @@ class DemoModel:
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         path = Path(name_or_path)
-        title = title or (path.resolve().name if path.is_dir() else str(name_or_path))
+        title = title or (path.name if path.is_absolute() else str(name_or_path))
         config = AutoConfig.from_pretrained(name_or_path)
         if isinstance(config, FlipPreTrainingConfig):
             pretraining, image_processor = load_pretraining(name_or_path)
@@ -95,11 +95,11 @@ class DemoModel:
     def about(self) -> str:
         """One line: what kind of model, and how large."""
         vision = self.vision_config
-        kind = "FLIP, which is CLIP trained on masked images" if self.knows_masks else "CLIP, which sees whole images"
+        kind = "FLIP: CLIP trained on masked images" if self.knows_masks else "CLIP, which sees whole images"
         return (
-            f"{kind}: {vision.num_hidden_layers} blocks of width {vision.hidden_size}, patches of {vision.patch_size} × "
-            f"{vision.patch_size} in images of {vision.image_size} × {vision.image_size} pixels, "
-            f"{self.model.num_parameters() / 1e6:,.1f} million parameters."
+            f"{kind}. {vision.num_hidden_layers} blocks of width {vision.hidden_size}, {vision.patch_size} × "
+            f"{vision.patch_size} patches, {vision.image_size} × {vision.image_size} pixels, "
+            f"{self.model.num_parameters() / 1e6:,.1f} M parameters."
         )
 
     # -- images -------------------------------------------------------------------------------------------------------

@@ -1,36 +1,44 @@
 """The page: tabs, what they hold, and what happens when (Gradio 6)."""
 
-import functools
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Default
 from PIL import Image
 
-from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.files import MAX_FILE_BYTES
-from flip_hf.demo.answers import comparison_table, ratio_in_words, read_labels, read_prompt
+from flip_hf.demo.answers import comparison_table, read_labels, read_prompt
 from flip_hf.demo.model import DemoModel
+from flip_hf.demo.parts import (
+    MODEL_AT_WORK,
+    Example,
+    answer_image,
+    choose_examples,
+    image_input,
+    in_words,
+    mask_inputs,
+    picture_output,
+)
 from flip_hf.demo.search import ImageSearch, Picture, fit_to_show
+from flip_hf.evaluation.labels import resolve_templates
 
 MASK_RATIOS = (0.0, 0.5, 0.75)  # the paper's
-MAX_MASK = 90  # per cent
 MAX_TEXT = 20_000  # characters of the labels
 FOUND = 12
-EXAMPLES = 6
 PROMPT = "a photo of a {}."
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
-table.comparison { width: 100%; border-collapse: collapse; font-size: 14px; }
-table.comparison th { text-align: left; font-weight: 500; padding: 4px 8px; white-space: nowrap; }
-table.comparison thead th { color: var(--body-text-color-subdued); font-weight: 400; }
-table.comparison td { position: relative; width: 25%; padding: 4px 8px; font-variant-numeric: tabular-nums; }
-table.comparison .bar { position: absolute; inset: 3px auto 3px 0; border-radius: 3px; background: var(--color-accent-soft); }
-table.comparison td span:last-child { position: relative; }
+.comparison { width: 100%; border-collapse: collapse; font-size: 14px; }
+.comparison, .comparison tr, .comparison th, .comparison td { border: 0 !important; }
+.comparison th { text-align: left; font-weight: 400; padding: 4px 8px; white-space: nowrap; }
+.comparison thead th { color: var(--body-text-color-subdued) !important; }
+.comparison td { position: relative; width: 25%; padding: 4px 8px; font-variant-numeric: tabular-nums; }
+.comparison .bar { position: absolute; inset: 3px auto 3px 0; max-width: calc(100% - 6px); border-radius: 3px; }
+.comparison .bar { background: var(--primary-500); opacity: 0.3; }
+.comparison td span:last-child { position: relative; }
 """
-# One at a time, whatever the tab: masks are drawn from torch's default generator, and a CPU is shared badly.
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
 
 
 def make_page(model: DemoModel, pictures: Sequence[Picture]) -> gr.Blocks:
@@ -38,9 +46,9 @@ def make_page(model: DemoModel, pictures: Sequence[Picture]) -> gr.Blocks:
 
     Args:
         model: what is tried; without texts or without a decoder, the page lacks those tabs.
-        pictures: what is searched; the first ones that are sound are the examples.
+        pictures: what is searched; some of them are the examples.
     """
-    examples = _examples(pictures)
+    examples = choose_examples(pictures)
     with gr.Blocks(title=f"Try {model.title}", analytics_enabled=False) as page:
         gr.Markdown(f"# {model.title}\n{model.about()}")
         if model.encoder is not None:
@@ -61,9 +69,8 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
         page: from [`make_page`].
         options: `server_port`, `share` and others of `gr.Blocks.launch`.
     """
-    theme = gr.themes.Soft(
-        primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
+    fonts = ["system-ui", "sans-serif"]
+    theme = Default(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=fonts)
     return page.launch(
         theme=theme,
         css=CSS,
@@ -80,44 +87,49 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[tuple[str, Image.Image]]) -> None:
+def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> None:
     with gr.Row():
         with gr.Column(scale=2):
-            image = _image_input(examples)
-            names = list(dict.fromkeys(name for name, _ in examples))
-            labels = gr.Textbox(", ".join(names), label="Labels, apart by commas or lines", lines=2, max_length=MAX_TEXT)
+            image = image_input(examples)
+            known = [example.label for example in examples if example.label is not None]
+            labels = gr.Textbox(
+                ", ".join(known), label="Labels, apart by commas or lines", lines=2, max_length=MAX_TEXT
+            )
             prompt = gr.Textbox(PROMPT, label="Prompt", info="{} is the label", max_length=500)
             ask = gr.Button("Ask the model", variant="primary")
         with gr.Column(scale=3):
             with gr.Row():
-                seen = gr.Image(label="What the model sees", interactive=False, format="png", buttons=[], height=260)
-                answer = gr.Label(label="Answer", num_top_classes=5)
-            masked, seed, again = _mask_inputs(visible=model.knows_masks, value=50 if model.knows_masks else 0)
+                seen = picture_output("What the model sees")
+                with gr.Column():
+                    gr.Markdown("What it answers")
+                    answer = gr.Label(show_label=False, num_top_classes=5)
+            masked, seed = mask_inputs(visible=model.knows_masks, value=50 if model.knows_masks else 0)
             table = gr.HTML(visible=model.knows_masks, label="The answer under masks")
 
-    def classify(image: Image.Image | None, labels: str, prompt: str, percent: float, seed: float | None) -> Any:
+    def classify(image: Image.Image | None, labels: str, prompt: str, percent: float | None, seed: float | None) -> Any:
         picture, names, checked = _given(image), read_labels(labels), read_prompt(prompt)
         if len(names) == 1:
             gr.Warning("A label alone has a probability of 100 %. Give another one to compare it with.")
-        _warn_of_cuts(model, [checked.replace("{}", name) for name in names])
-        asked, number = percent / 100, int(seed or 0)
+        _warn_of_cuts(model, [resolve_templates(checked)[0].format(name) for name in names])
+        asked, number = (percent or 0) / 100 if model.knows_masks else 0.0, int(seed or 0)
         mask_ratios = sorted({*MASK_RATIOS, asked}) if model.knows_masks else [0.0]
         answers = model.classify(picture, names, checked, mask_ratios, number)
         shown = fit_to_show(model.seen(picture, asked, number))
         return shown, answers[mask_ratios.index(asked)], comparison_table(mask_ratios, answers)
 
     triggers = [ask.click, labels.submit, prompt.submit, masked.change, seed.change]
-    _answer(page, classify, [image, labels, prompt, masked, seed], [seen, answer, table], triggers)
-    again.click(lambda seed: int(seed or 0) + 1, seed, seed, api_visibility="private")
+    answer_image(
+        page, classify, [image, labels, prompt, masked, seed], [seen, answer, table], triggers, at_once=bool(known)
+    )
 
 
-def _search_tab(search: ImageSearch, examples: list[tuple[str, Image.Image]]) -> None:
-    first = f"a {examples[0][0]}" if examples and "." not in examples[0][0] else ""
+def _search_tab(search: ImageSearch, examples: list[Example]) -> None:
+    first = f"a {examples[0].label}" if examples and examples[0].label else ""
     with gr.Row(equal_height=True):
         text = gr.Textbox(first, label="What to look for", placeholder="a photo of a dog", max_length=1000, scale=5)
         ask = gr.Button("Search", variant="primary", scale=1)
     told = gr.Markdown(f"{len(search.pictures):,} pictures, which the first search encodes.")
-    gallery = gr.Gallery(label="Found, by cosine similarity", columns=6, height="auto", format="png", buttons=[])
+    gallery = gr.Gallery(show_label=False, columns=6, height="auto", format="png", buttons=[])
 
     def find(text: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008 (how Gradio finds it)
         wanted = (text or "").strip()
@@ -127,81 +139,30 @@ def _search_tab(search: ImageSearch, examples: list[tuple[str, Image.Image]]) ->
         embeds = search.encode(lambda done, total: progress((done, total), desc="Encoding pictures", unit="pictures"))
         skipped = f"; {search.refused.total()} could not be used ({search.reasons()})" if search.refused else ""
         found = search.search(wanted, FOUND)
-        captioned = [(picture, f"{score:.3f} · {name}") for picture, name, score in found]
-        return captioned, f"The best of {len(embeds):,} pictures{skipped}."
+        captioned = [(picture, f"{name} · {score:.2f}") for picture, name, score in found]
+        return captioned, f"The best of {len(embeds):,} pictures, with their cosine similarity{skipped}."
 
-    gr.on([ask.click, text.submit], _in_words(find), text, [gallery, told], api_name="search", **ONE_AT_A_TIME)
+    gr.on([ask.click, text.submit], in_words(find), text, [gallery, told], api_name="search", **MODEL_AT_WORK)
 
 
-def _reconstruction_tab(page: gr.Blocks, model: DemoModel, examples: list[tuple[str, Image.Image]]) -> None:
+def _reconstruction_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> None:
     with gr.Row():
         with gr.Column(scale=2):
-            image = _image_input(examples)
-            masked, seed, again = _mask_inputs(visible=True, value=75, minimum=10)
+            image = image_input(examples)
             ask = gr.Button("Reconstruct", variant="primary")
         with gr.Column(scale=3):
-            options: dict[str, Any] = {"interactive": False, "format": "png", "buttons": [], "height": 260}
             with gr.Row():
-                names = ("Original", "Masked", "Reconstructed")
-                shown = [gr.Image(label=name, min_width=120, **options) for name in names]
+                shown = [picture_output(name, height=190) for name in ("Original", "Masked", "Reconstructed")]
+            masked, seed = mask_inputs(visible=True, value=75, minimum=10)
             gr.Markdown(
-                "The decoder sees the visible patches alone. Where it predicts normalised pixels, each patch has the mean "
-                "and the contrast of the original, as in MAE's demo."
+                "The decoder sees the visible patches alone. Where it predicts normalised pixels, each patch has the "
+                "mean and the contrast of the original, as in MAE's demo."
             )
 
     def reconstruct(image: Image.Image | None, percent: float, seed: float | None) -> Any:
         return [fit_to_show(found) for found in model.reconstruct(_given(image), percent / 100, int(seed or 0))]
 
-    _answer(page, reconstruct, [image, masked, seed], shown, [ask.click, masked.change, seed.change])
-    again.click(lambda seed: int(seed or 0) + 1, seed, seed, api_visibility="private")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parts
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _examples(pictures: Sequence[Picture]) -> list[tuple[str, Image.Image]]:
-    """The first sound pictures, each with a name of its own."""
-    found: dict[str, Image.Image] = {}
-    for picture in pictures:
-        if len(found) == EXAMPLES:
-            break
-        if picture.name not in found:
-            try:
-                found[picture.name] = fit_to_show(picture.decode())
-            except RefusedSample:
-                continue
-    return list(found.items())
-
-
-def _image_input(examples: list[tuple[str, Image.Image]]) -> gr.Image:
-    """An input whose image is decoded within this project's limits, or refused in words.
-
-    Gradio's own decodes images of any size, and answers a damaged one with a traceback. The method is replaced in the
-    object, because Gradio writes a file beside the source of every class that is derived from a component.
-    """
-    image = gr.Image(examples[0][1] if examples else None, type="pil", label="Image", height=260, format="png", buttons=[])
-
-    def preprocess(payload: Any) -> Image.Image | None:
-        try:
-            return None if payload is None else decode_image({"path": payload.path})
-        except RefusedSample as error:
-            raise _error(f"This image cannot be used: {error.reason}.") from None
-
-    image.preprocess = preprocess  # pyright: ignore[reportAttributeAccessIssue]
-    if examples:
-        gr.Examples([[picture] for _, picture in examples], image, label="Or one of these")
-    return image
-
-
-def _mask_inputs(*, visible: bool, value: int, minimum: int = 0) -> tuple[gr.Slider, gr.Number, gr.Button]:
-    """How much is dropped, the mask's seed, and a button for another one."""
-    with gr.Row(visible=visible, equal_height=True):
-        masked = gr.Slider(minimum, MAX_MASK, value, step=5, label="Patches dropped, %", scale=4, buttons=[])
-        seed = gr.Number(0, label="Seed of the mask", precision=0, minimum=0, maximum=2**31, min_width=100, scale=2)
-        again = gr.Button("Draw again", min_width=100, scale=1)
-    return masked, seed, again
+    answer_image(page, reconstruct, [image, masked, seed], shown, [ask.click, masked.change, seed.change], at_once=True)
 
 
 def _given(image: Image.Image | None) -> Image.Image:
@@ -216,40 +177,3 @@ def _warn_of_cuts(model: DemoModel, texts: Sequence[str]) -> None:
         shown = html.escape(cut[0] if len(cut[0]) <= 60 else f"{cut[0][:60]}…", quote=False)
         more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
         gr.Warning(f"Too long for this model, which reads its beginning alone: “{shown}”{more}.")
-
-
-def _error(message: str) -> gr.Error:
-    return gr.Error(html.escape(message, quote=False), title="That did not work", print_exception=False)
-
-
-def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with mistakes of its input told on the page."""
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except ValueError as error:
-            raise _error(str(error)) from None
-
-    return call
-
-
-def _answer(
-    page: gr.Blocks,
-    function: Callable[..., Any],
-    inputs: list[Any],
-    outputs: list[Any],
-    triggers: list[Any],
-) -> None:
-    """Has a function called by the triggers and whenever its first input, the image, is another one."""
-    image, call = inputs[0], _in_words(function)
-    if image.value is not None:
-        triggers = [page.load, *triggers]
-    gr.on(triggers, call, inputs, outputs, api_name=function.__name__, trigger_mode="always_last", **ONE_AT_A_TIME)
-
-    def see(given: Image.Image | None, *others: Any) -> Any:
-        # Who takes the image away takes the answer away, and need not be told what is missing.
-        return [None] * len(outputs) if given is None else call(given, *others)
-
-    image.change(see, inputs, outputs, api_visibility="private", **ONE_AT_A_TIME)

@@ -26,12 +26,14 @@ class Picture:
     """An encoded image.
 
     Attributes:
-        name: what is known of it: its class, or its file's name.
         value: what [`decode_image`] takes.
+        name: of its file.
+        label: its class, where that is known.
     """
 
-    name: str
     value: dict[str, Any]
+    name: str
+    label: str | None = None
 
     def decode(self) -> Image.Image:
         """The image in RGB.
@@ -43,9 +45,9 @@ class Picture:
 
 
 def embedded_pictures() -> list[Picture]:
-    """The embedded test images, whose names are their classes."""
+    """The embedded test images."""
     samples = generate_test([0], NUM_SAMPLES["test"], image_size=64, seed=0)
-    return [Picture(CLASS_NAMES[sample["label"]], sample["image"]) for sample in samples]
+    return [Picture(row["image"], row["image"]["path"], CLASS_NAMES[row["label"]]) for row in samples]
 
 
 def pictures_below(folder: str | Path) -> list[Picture]:
@@ -60,7 +62,7 @@ def pictures_below(folder: str | Path) -> list[Picture]:
     paths = sorted({path for ending in endings for path in files_below(str(folder), ending)})
     if not paths:
         raise ValueError(f"{folder} has no image files ({', '.join(EXTENSIONS)}).")
-    return [Picture(Path(path).name, {"path": path}) for path in paths]
+    return [Picture({"path": path}, Path(path).name) for path in paths]
 
 
 def fit_to_show(image: Image.Image) -> Image.Image:
@@ -68,7 +70,9 @@ def fit_to_show(image: Image.Image) -> Image.Image:
     shown = image.copy()
     shown.thumbnail((MAX_SHOWN, MAX_SHOWN))
     factor = -(-MIN_SHOWN // max(shown.size))
-    return shown if factor == 1 else shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
+    return (
+        shown if factor == 1 else shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
+    )
 
 
 class ImageSearch:
@@ -122,7 +126,7 @@ class ImageSearch:
         return torch.cat(found)
 
     def search(self, text: str, count: int) -> list[tuple[Image.Image, str, float]]:
-        """The `count` pictures nearest to a text, best first: each with its name and cosine similarity.
+        """The `count` pictures nearest to a text, best first: each with its class or name, and cosine similarity.
 
         Raises:
             ValueError: see [`encode`].
@@ -133,7 +137,7 @@ class ImageSearch:
         for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             picture = self._usable[index]
             try:
-                answers.append((fit_to_show(picture.decode()), picture.name, score))
+                answers.append((fit_to_show(picture.decode()), picture.label or picture.name, score))
             except RefusedSample:  # its file has changed since
                 continue
         return answers
