@@ -42,14 +42,17 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        images = None if options.images is None else pictures_below(options.images)
         if options.space is not None:
             with new_folder(options.space) as folder:
-                write_space(folder, options.model, images=images, license=options.license)
+                write_space(folder, options.model, images=options.images, license=options.license)
             print(f"{options.space}: a Space; `hf upload OWNER/NAME {options.space} --repo-type space`")
             return
-        page = make_page(DemoModel.from_pretrained(options.model), embedded_pictures() if images is None else images)
-        serve(page, server_port=options.server_port, share=options.share)
+        pictures = embedded_pictures() if options.images is None else pictures_below(options.images)
+        serve(
+            make_page(DemoModel.from_pretrained(options.model), pictures),
+            server_port=options.server_port,
+            share=options.share,
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

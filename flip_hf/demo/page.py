@@ -29,10 +29,10 @@ MAX_TEXT = 20_000  # characters of the labels
 FOUND = 12
 PROMPT = "a photo of a {}."
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1080px !important; margin: 0 auto !important; }
 .comparison { width: 100%; border-collapse: collapse; font-size: 14px; }
 .comparison, .comparison tr, .comparison th, .comparison td { border: 0 !important; }
-.comparison th { text-align: left; font-weight: 400; padding: 4px 8px; white-space: nowrap; }
+.comparison th { text-align: left; font-weight: 400; padding: 4px 8px; }
 .comparison thead th { color: var(--body-text-color-subdued) !important; }
 .comparison td { position: relative; width: 25%; padding: 4px 8px; font-variant-numeric: tabular-nums; }
 .comparison .bar { position: absolute; inset: 3px auto 3px 0; max-width: calc(100% - 6px); border-radius: 3px; }
@@ -139,10 +139,11 @@ def _search_tab(search: ImageSearch, examples: list[Example]) -> None:
         embeds = search.encode(lambda done, total: progress((done, total), desc="Encoding pictures", unit="pictures"))
         skipped = f"; {search.refused.total()} could not be used ({search.reasons()})" if search.refused else ""
         found = search.search(wanted, FOUND)
-        captioned = [(picture, f"{name} · {score:.2f}") for picture, name, score in found]
+        captioned = [(picture, f"{score:.2f} · {name}") for picture, name, score in found]
         return captioned, f"The best of {len(embeds):,} pictures, with their cosine similarity{skipped}."
 
-    gr.on([ask.click, text.submit], in_words(find), text, [gallery, told], api_name="search", **MODEL_AT_WORK)
+    options: dict[str, Any] = {**MODEL_AT_WORK, "show_progress_on": gallery, "api_name": "search"}
+    gr.on([ask.click, text.submit], in_words(find), text, [gallery, told], **options)
 
 
 def _reconstruction_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> None:

@@ -1,7 +1,6 @@
 """A folder that is a Space of the Hub: the page, the rooms of this package that it needs, and the model."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import gradio
 from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 
 from flip_hf.demo.model import DemoModel
-from flip_hf.demo.search import Picture
+from flip_hf.demo.search import pictures_below
 
 CODE_LICENCE = "apache-2.0"
 PACKAGE = Path(__file__).parents[1]
@@ -40,20 +39,20 @@ serve(make_page(DemoModel.from_pretrained({model}, title={title!r}), {pictures}(
 '''
 
 
-def write_space(
-    folder: Path, name_or_path: str, *, images: Sequence[Picture] | None = None, license: str | None = None
-) -> None:
+def write_space(folder: Path, name_or_path: str, *, images: str | None = None, license: str | None = None) -> None:
     """Writes a Space: its card, `app.py`, requirements, this package's files, and a model that lies here.
 
     Args:
         folder: empty.
         name_or_path: a model folder, which is copied, or a Hub id, which is named.
-        images: files that are searched, which are copied; the embedded ones if None.
+        images: folder of the pictures that are searched, which are copied; the embedded ones if None.
         license: identifier, for the card; by default that of a copied model's card, or of the code.
 
     Raises:
-        OSError, ValueError: the model cannot be loaded; see [`DemoModel.from_pretrained`].
+        OSError, ValueError: the model cannot be loaded, or the folder has no pictures; see
+            [`DemoModel.from_pretrained`] and [`pictures_below`].
     """
+    pictures = [] if images is None else pictures_below(images)
     copied = Path(name_or_path).is_dir()
     model = DemoModel.from_pretrained(name_or_path)
     card = Path(name_or_path) / "README.md"
@@ -61,11 +60,11 @@ def write_space(
         model.save_pretrained(folder / "model")
         if card.is_file():
             shutil.copyfile(card, folder / "model" / card.name)
-    for number, picture in enumerate(images or ()):
-        # Numbered: files of several folders may have one name.
-        target = folder / "images" / f"{number:06d}-{picture.name}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(picture.value["path"], target)
+    for picture in pictures:
+        path = Path(picture.value["path"])
+        target = folder / "images" / path.relative_to(images or "")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     (folder / "app.py").write_text(
         APP.format(
             pictures="embedded_pictures" if images is None else "pictures_below",
