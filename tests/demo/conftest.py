@@ -5,8 +5,6 @@ import io
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the extra `demo` is not installed")
-
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
 from flip_hf.training.models import make_processor
 from tests.conftest import randomize, tiny_config
