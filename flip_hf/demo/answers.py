@@ -8,18 +8,22 @@ from flip_hf.evaluation.labels import PROMPT_SETS
 
 # More rows say nothing more.
 MAX_ROWS = 10
+# With 80 prompts each, as many texts as a visitor may have encoded at once.
+MAX_LABELS = 200
 
 
 def read_labels(text: str | None) -> list[str]:
     """The labels in a text, apart by commas or lines; none comes twice.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or there are too many.
     """
     labels = [part.strip() for part in re.split(r"[,\n]", text or "")]
     labels = list(dict.fromkeys(label for label in labels if label))
     if not labels:
         raise ValueError("Write the labels to choose from: at least two, apart by commas or lines.")
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"These are {len(labels):,} labels; the page takes {MAX_LABELS} at most.")
     return labels
 
 

@@ -65,7 +65,8 @@ class DemoModel:
             encoder = None
             if config.objective != "reconstruction":
                 encoder = Encoder(pretraining.flip, FlipProcessor.from_pretrained(name_or_path), title)
-            return cls(title, encoder, pretraining, image_processor)
+            decodes = config.objective != "contrastive"  # or nothing has trained the decoder
+            return cls(title, encoder, pretraining if decodes else None, image_processor)
         encoder = Encoder.from_pretrained(name_or_path, device=device)
         if not encoder.knows_texts:
             raise ValueError(f"{name_or_path} is a vision tower alone, which knows no texts and has no decoder.")

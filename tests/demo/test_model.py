@@ -59,7 +59,11 @@ def test_a_clip_model_sees_whole_images(saved, photo, tmp_path):
     assert not model.knows_masks and model.about().startswith("CLIP, which sees whole images. ")
     (answer,) = model.classify(photo, LABELS, "{}", [0.0], seed=0)
     assert sum(answer.values()) == pytest.approx(1)
-    assert tabs(make_page(model, embedded_pictures())) == ["What is it?", "Search"]
+    page = make_page(model, embedded_pictures())
+    assert tabs(page) == ["What is it?", "Search"]
+    classify = next(event.fn for event in page.fns.values() if event.api_name == "classify")
+    seen, shown, _ = classify(photo, ", ".join(LABELS), "{}", 50, None)  # as if the hidden slider were moved
+    assert shown == pytest.approx(answer) and seen.tobytes() == fit_to_show(model.seen(photo, 0.0, 0)).tobytes()
 
 
 def test_a_model_that_only_reconstructs_has_that_tab_alone(processor, photo, tmp_path):
@@ -119,6 +123,8 @@ def test_what_a_visitor_writes_is_checked():
     for text in ("", " ,\n", None):
         with pytest.raises(ValueError, match="Write the labels"):
             read_labels(text)
+    with pytest.raises(ValueError, match="201 labels; the page takes 200"):
+        read_labels(",".join(map(str, range(201))))
     assert read_prompt(" a {} ") == "a {}" and read_prompt("clip_80") == "clip_80"
     for prompt in ("", "a", "{} {}", "{0}", "{:>999999999}", "{} {x}", "{{}}", "{}}", None):
         with pytest.raises(ValueError, match="Write {} once"):
