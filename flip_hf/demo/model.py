@@ -142,7 +142,7 @@ class DemoModel:
     def reconstruct(
         self, image: Image.Image, mask_ratio: float, seed: int
     ) -> tuple[Image.Image, Image.Image, Image.Image]:
-        """The image, what a mask leaves of it, and what the decoder makes of that; arguments as of [`seen`].
+        """The image, what a mask leaves of it, and what the decoder makes of that; arguments as of [`DemoModel.seen`].
 
         Raises:
             ValueError: no patch would be left, or none dropped.
@@ -176,7 +176,7 @@ class DemoModel:
             image: in RGB.
             labels: alternatives.
             prompt: with `{}` for the label; or the name of a set of prompts.
-            mask_ratios: fractions of the patches dropped; 0 alone where [`knows_masks`] is False.
+            mask_ratios: fractions of the patches dropped; 0 alone where `knows_masks` is False.
             seed: of the masks.
 
         Raises:

@@ -129,7 +129,7 @@ class ImageSearch:
         """The `count` pictures nearest to a text, best first: each with its class or name, and cosine similarity.
 
         Raises:
-            ValueError: see [`encode`].
+            ValueError: see [`ImageSearch.encode`].
         """
         scores = self.encode() @ self.model.embed_text(text)  # (N,)
         best = scores.topk(min(count, len(scores)))
