@@ -1,0 +1,124 @@
+"""The fenced blocks of a Markdown file, and the commands of a shell block."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+from tests.programs import ROOT
+
+SHELL, CONSOLE, PYTHON = "bash", "console", "python"
+# What is shown and not run: trees of files, output, files whose form nothing here reads.
+SHOWN = ("text", "bibtex")
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two fences.
+
+    Attributes:
+        path: of the document.
+        line: number of its first line of text.
+        language: the word behind the opening fence.
+        text: without the fences and their indentation.
+    """
+
+    path: Path
+    line: int
+    language: str
+    text: str
+
+    def place(self, line: int) -> str:
+        """`document:line`, of a line counted from 0 within the block."""
+        path = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path.name
+        return f"{path}:{self.line + line}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a shell block.
+
+    Attributes:
+        place: `document:line` of its first line.
+        environment: variables set before it.
+        words: as the shell hands them over.
+        output: the lines below it, in a block that shows a console.
+    """
+
+    place: str
+    environment: dict[str, str]
+    words: list[str]
+    output: tuple[str, ...] = ()
+
+
+def read_blocks(path: Path) -> list[Block]:
+    """All fenced blocks, in order.
+
+    Raises:
+        ValueError: a block that does not end.
+    """
+    blocks: list[Block] = []
+    opening, lines = None, []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fence = re.match(r"\s*(```+|~~~+)\s*(\w*)", line)
+        if opening is None and fence:
+            opening, lines = (number, *fence.groups()), []
+        elif opening is not None and line.strip() == opening[1]:
+            blocks.append(Block(path, opening[0] + 1, opening[2], dedent("\n".join(lines)) + "\n"))
+            opening = None
+        else:
+            lines.append(line)
+    if opening is not None:
+        raise ValueError(f"{path.name}:{opening[0]}: the block does not end.")
+    return blocks
+
+
+def read_commands(block: Block) -> list[Command]:
+    """The commands of a block of `bash`; of a block of `console`, those behind `$ `, each with the output below it.
+
+    Raises:
+        ValueError: shell syntax other than words, comments, variables, `&&` and `;`.
+    """
+    found: list[tuple[int, str, list[str]]] = []  # first line, text, output
+    goes_on = False
+    for number, line in enumerate(block.text.splitlines()):
+        if goes_on:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {line.removesuffix(chr(92))}", [])
+        elif block.language == SHELL or line.startswith("$ "):
+            line = line.removeprefix("$ ") if block.language == CONSOLE else line
+            found.append((number, line.removesuffix("\\"), []))
+        elif found and line.strip():
+            found[-1][2].append(line)
+            continue
+        goes_on = line.endswith("\\")
+    commands = []
+    for number, line, output in found:
+        place = block.place(number)
+        parts = _split(line, place)
+        commands += [_command(place, words, output if words is parts[-1] else []) for words in parts]
+    return commands
+
+
+def _split(line: str, place: str) -> list[list[str]]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|<>")
+    lexer.whitespace_split = True
+    parts: list[list[str]] = [[]]
+    try:
+        words = list(lexer)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}.") from error
+    for word in words:
+        if word in ("&&", ";"):
+            parts.append([])
+        elif set(word) <= set("&;|<>"):
+            raise ValueError(f"{place}: these tests do not know the shell's {word!r}.")
+        else:
+            parts[-1].append(word)
+    return [words for words in parts if words]
+
+
+def _command(place: str, words: list[str], output: list[str]) -> Command:
+    count = next((i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)), len(words))
+    environment = dict(word.split("=", 1) for word in words[:count])
+    return Command(place, environment, words[count:], tuple(output))

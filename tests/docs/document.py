@@ -1,0 +1,121 @@
+"""A document whose blocks are run, in order, in one workspace."""
+
+import ast
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from tests.docs.blocks import CONSOLE, PYTHON, SHELL, SHOWN, Block, Command, read_blocks, read_commands
+from tests.docs.commands import SCRIPTS, check_not_run, inputs_of, program_of, reason_not_to_run
+from tests.docs.interpreter import Interpreter
+from tests.docs.prepared import HUB
+from tests.docs.workspace import Workspace
+from tests.hub.hub_server import WRITER
+from tests.programs import run_program
+
+# Nothing is compiled: that takes longer than all the rest.
+ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
+READ_BY = {"yaml": yaml.safe_load, "json": json.loads}
+
+
+class BlockError(AssertionError):
+    """A block does not do what its document says; the message begins with `document:line`."""
+
+
+class Document:
+    """Runs blocks of a Markdown file.
+
+    Args:
+        path: the file.
+        folder: an empty one to run in.
+        trained: a folder as training leaves it.
+        hub: address of a server that speaks the Hub's API.
+    """
+
+    def __init__(self, path: Path, folder: Path, trained: Path, hub: str):
+        self.path, self.hub = path, hub
+        self.workspace = Workspace(folder, trained)
+        self.log = folder.with_name(f"{folder.name}.txt")
+        settings = {**os.environ, **ENVIRONMENT}
+        self.interpreter = Interpreter(str(path), folder, settings, self.log)
+        self.python_to_do = [block for block in read_blocks(path) if block.language == PYTHON]
+
+    def run(self, block: Block) -> None:
+        """Runs a block; of Python, those above it that have not run, too.
+
+        Raises:
+            BlockError: something went wrong, or its language is not known.
+        """
+        if block.language == PYTHON:
+            while block in self.python_to_do:
+                self._run_python(self.python_to_do.pop(0))
+        elif block.language in (SHELL, CONSOLE):
+            for command in _read_commands(block):
+                self._run_command(command)
+        elif block.language in READ_BY:
+            try:
+                READ_BY[block.language](block.text)
+            except (ValueError, yaml.YAMLError) as error:
+                raise BlockError(f"{block.place(0)}: no {block.language}: {error}") from error
+        elif block.language not in SHOWN:
+            raise BlockError(f"{block.place(-1)}: name the block's language: {SHELL}, {PYTHON}, {', '.join(SHOWN)}.")
+
+    def close(self) -> None:
+        """Ends the document's interpreter."""
+        self.interpreter.close()
+
+    def _run_python(self, block: Block) -> None:
+        try:
+            texts = [node.value for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Constant)]
+            self.workspace.provide(text for text in texts if isinstance(text, str))
+        except SyntaxError:
+            pass  # the interpreter says where
+        problem = self.interpreter.execute(block.text, block.line)
+        if problem:
+            lines = [int(line) for line in re.findall(rf'File "{re.escape(str(self.path))}", line (\d+)', problem)]
+            raise BlockError(f"{block.place(lines[0] - block.line if lines else 0)}:\n{problem}")
+
+    def _run_command(self, command: Command) -> None:
+        entry = reason_not_to_run(command.words)
+        try:
+            if entry:
+                return check_not_run(command.words)
+            script, argv = program_of(command.words)
+            known = SCRIPTS[Path(script).name]
+            argv = [*argv, *known.smaller(argv)]
+        except (ValueError, OSError) as error:
+            raise BlockError(f"{command.place}: `{shlex.join(command.words)}`: {error}") from error
+        self.workspace.provide(inputs_of(known, argv))
+        environment = {**ENVIRONMENT, **command.environment, HUB: self.hub, "HF_TOKEN": WRITER}
+        done = run_program(
+            script, *argv, environment=environment, cwd=self.workspace.folder, prepare=known.prepare
+        )
+        if done.returncode != 0:
+            said = f"ended with {done.returncode}:\n{done.stdout[-500:]}{done.stderr[-3000:]}"
+            raise BlockError(f"{command.place}: `{shlex.join(command.words)}`, here with {argv}, {said}")
+        missing = _missing_lines(command.output, done.stdout)
+        if missing:
+            raise BlockError(f"{command.place}: this is not printed: {missing[0]!r}, but:\n{done.stdout[-3000:]}")
+
+
+def _read_commands(block: Block) -> list[Command]:
+    try:
+        return read_commands(block)
+    except ValueError as error:
+        raise BlockError(str(error)) from error
+
+
+def _missing_lines(expected: Sequence[str], printed: str) -> list[str]:
+    """The expected lines that were not printed. `...` stands for anything, and a number for any number."""
+
+    def pattern(line: str) -> str:
+        pieces = [re.sub(r"\d[\d,.]*", r"[\\d,.]+", re.escape(piece)) for piece in line.strip().split("...")]
+        return ".*".join(pieces)
+
+    lines = [line.strip() for line in printed.splitlines()]
+    return [line for line in expected if not any(re.fullmatch(pattern(line), found) for found in lines)]

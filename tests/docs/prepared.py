@@ -1,0 +1,26 @@
+"""What happens in a program's process before it starts: the machine that a test cannot be is made small, or here."""
+
+import os
+import sys
+
+from huggingface_hub import constants
+
+HUB = "DOCS_TEST_HUB"  # the variable with the local server's address
+
+
+def use_local_hub() -> None:
+    """The Hub's client speaks to the server of tests/hub/hub_server.py; it has read its settings before."""
+    constants.ENDPOINT = os.environ[HUB]
+    constants.HF_HUB_OFFLINE = False
+    constants.HF_HUB_DISABLE_XET = True
+
+
+def small_benchmarks() -> None:
+    """Every architecture is tiny, data sets are a few images, and nothing is compiled."""
+    sys.path.insert(0, os.path.abspath("scripts"))
+    from benchmarks import loader, models, zero_shot
+
+    for architecture in models.ARCHITECTURES.values():
+        architecture.update(vision=(64, 1, 2), text=(64, 1, 2), patch=32, embed=16)
+    loader.PER_SHARD, loader.DISTINCT = 32, 2
+    zero_shot.LABELS, zero_shot.IMAGES = 4, 2

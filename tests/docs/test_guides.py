@@ -1,0 +1,14 @@
+"""Every block of the guides is run."""
+
+import pytest
+
+from tests.docs.conftest import blocks_of
+from tests.programs import ROOT
+
+# Has a test of its own, with the libraries that it is about.
+ELSEWHERE = {"ecosystem.md"}
+
+
+@pytest.mark.parametrize("block", blocks_of(p for p in (ROOT / "docs").glob("**/*.md") if p.name not in ELSEWHERE))
+def test_block_runs(run_block, block):
+    run_block(block)

@@ -1,0 +1,11 @@
+"""Every block of the pages that lie beside the code is run."""
+
+import pytest
+
+from tests.docs.conftest import blocks_of
+from tests.programs import ROOT
+
+
+@pytest.mark.parametrize("block", blocks_of(ROOT.glob("*.md")))
+def test_block_runs(run_block, block):
+    run_block(block)

@@ -1,0 +1,175 @@
+"""The folder that a document's blocks run in, with small stand-ins under the very names that the text uses."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
+
+from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
+from flip_hf.conversion.clip import convert_from_clip
+from flip_hf.conversion.open_clip import convert_from_open_clip
+from flip_hf.data.files import expand_braces
+from flip_hf.data.shapes import CLASS_NAMES, generate_test
+from flip_hf.data.tokenization import train_wordpiece
+from flip_hf.hub.folder import prepare
+from tests.conftest import shapes_rows, tiny_config
+from tests.data.conftest import write_tar
+from tests.programs import ROOT
+from tests.training.test_finetune_clip import make_clip_folder
+
+FIXTURES = ROOT / "tests" / "fixtures"
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SQUARE = {"height": 32, "width": 32}
+LABELS = 4  # of the small data sets: the first classes of any
+
+
+class Workspace:
+    """A folder with a copy of `scripts`, filled on demand.
+
+    Args:
+        folder: an empty one.
+        trained: a folder as training leaves it, which is only read.
+    """
+
+    def __init__(self, folder: Path, trained: Path):
+        self.folder, self.trained = folder, trained
+        shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def provide(self, names: Iterable[str]) -> None:
+        """Makes the stand-ins of those names that have one, and of which no earlier block has made the thing itself."""
+        for name in names:
+            make = next((make for pattern, make in STAND_INS.items() if fnmatch(name, pattern)), None)
+            if make is not None and not (self.folder / name).exists():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                make(self, self.folder / name)
+
+
+def trained_run(workspace: Workspace, folder: Path) -> None:
+    shutil.copytree(workspace.trained, folder)
+
+
+def published(workspace: Workspace, folder: Path) -> None:
+    """As `scripts/push_to_hub.py` publishes a run: with the code that loads it without this package."""
+    prepare(workspace.trained, folder, repo_id=f"{folder.parent.name}/{folder.name}")
+
+
+def clip(workspace: Workspace, folder: Path) -> None:
+    make_clip_folder(folder)
+
+
+def flip_of_clip(workspace: Workspace, folder: Path) -> None:
+    """A FLIP that a CLIP was made into, and that can be one again."""
+    workspace.provide(["openai/clip-vit-base-patch16"])
+    convert_from_clip(str(workspace.folder / "openai" / "clip-vit-base-patch16")).save(folder)
+
+
+def open_clip(workspace: Workspace, folder: Path) -> None:
+    """As open_clip's models lie on the Hub."""
+    folder.mkdir()
+    with safe_open(FIXTURES / "open_clip_tiny.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.startswith("model/")]
+        weights = {name.removeprefix("model/"): file.get_tensor(name) for name in names}
+        config = {"model_cfg": json.loads(file.metadata()["model_cfg"])}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "open_clip_model.safetensors")
+
+
+def flip_of_open_clip(workspace: Workspace, folder: Path) -> None:
+    workspace.provide(["laion/CLIP-tiny"])
+    convert_from_open_clip(str(workspace.folder / "laion" / "CLIP-tiny")).save(folder)
+
+
+def official(workspace: Workspace, file: Path) -> None:
+    shutil.copyfile(FIXTURES / "official_flip_tiny.zip", file)
+
+
+def vit_mae(workspace: Workspace, folder: Path) -> None:
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    ViTMAEForPreTraining(ViTMAEConfig(**TOWER, **decoder, image_size=32, patch_size=8)).save_pretrained(folder)
+    ViTImageProcessor(size=SQUARE).save_pretrained(folder)
+
+
+def pretraining(workspace: Workspace, folder: Path) -> None:
+    """A run of MAE."""
+    decoder = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = FlipPreTrainingConfig(flip_config=tiny_config(), decoder_config=decoder, objective="reconstruction")
+    FlipForPreTraining(config).save_pretrained(folder)
+    ViTImageProcessor(size=SQUARE).save_pretrained(folder)
+
+
+def tokenizer(workspace: Workspace, folder: Path) -> None:
+    """BERT's place, with a vocabulary of the embedded captions."""
+    made = train_wordpiece((row["caption"] for row in shapes_rows(200)), vocab_size=400, context_length=16)
+    made.save_pretrained(folder)
+    pieces = sorted(made.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
+
+
+def picture(workspace: Workspace, file: Path) -> None:
+    row = next(iter(generate_test([0], 1, image_size=64, seed=0)))
+    file.write_bytes(row["image"]["bytes"])
+
+
+def class_names(workspace: Workspace, file: Path) -> None:
+    file.write_text("".join(f"{name}\n" for name in CLASS_NAMES[:LABELS]))
+
+
+def shards(workspace: Workspace, pattern: Path) -> None:
+    """All files of a pattern such as `{000..146}.tar`, as links to one."""
+    rows = enumerate(shapes_rows(16))
+    first, *others = map(Path, expand_braces(str(pattern)))
+    write_tar(first, [(f"{i:05d}", row["image"]["bytes"], row["caption"].encode()) for i, row in rows])
+    for other in others:
+        other.symlink_to(first)
+
+
+def shard_folder(workspace: Workspace, folder: Path) -> None:
+    folder.mkdir()
+    shards(workspace, folder / "{00000..00003}.tar")
+
+
+def pictures(workspace: Workspace, folder: Path, splits: tuple[str, ...] = ("train", "validation", "test")) -> None:
+    """Image folders with labels and captions; each class has images of its own colour."""
+    for split, number in itertools.product(splits, range(40)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        label = number % LABELS
+        Image.new("RGB", (32, 32), (60 * label + number, 255 - 60 * label, 100)).save(folder / split / f"{number}.png")
+        row = {"file_name": f"{number}.png", "label": label, "caption": CLASS_NAMES[label]}
+        with (folder / split / "metadata.jsonl").open("a") as metadata:
+            metadata.write(json.dumps(row) + "\n")
+
+
+def copies(workspace: Workspace, folder: Path) -> None:
+    """Local copies of a few known data sets; of the others it is said that they are not there."""
+    for name in ("cifar10", "imagenet", "imagenet_r", "flickr30k", "mscoco"):
+        pictures(workspace, folder / name, ("train", "validation" if name == "imagenet" else "test"))
+
+
+# Whatever a document calls by a name that fits; the first pattern that does.
+STAND_INS: dict[str, Callable[[Workspace, Path], None]] = {
+    "openai/clip-*": clip,
+    "laion/CLIP-*": open_clip,
+    "facebook/vit-mae-*": vit_mae,
+    "google-bert/bert-*": tokenizer,
+    "*.zip": official,
+    "you/*": published,
+    "runs/mae*": pretraining,
+    "runs/tuned": flip_of_clip,
+    "runs/*": trained_run,
+    "models/mae*": pretraining,
+    "models/flip-b16": flip_of_open_clip,
+    "models/flip*": flip_of_clip,
+    "*.jpg": picture,
+    "classes.txt": class_names,
+    "my/images": pictures,
+    "copies": copies,
+    "*.tar": shards,
+    "...": shard_folder,
+}
