@@ -128,8 +128,8 @@ def _become(
 ) -> None:
     """The whole life of a fork."""
     start_fork(outputs, environment, cwd)
-    if prepare is not None:
-        prepare()
     sys.argv = [str(script), *argv]
     sys.path.insert(0, str(Path(script).resolve().parent))
+    if prepare is not None:
+        prepare()
     runpy.run_path(str(script), run_name="__main__")

@@ -9,7 +9,8 @@ from textwrap import dedent
 from tests.programs import ROOT
 
 SHELL, CONSOLE, PYTHON = "bash", "console", "python"
-# What is shown and not run: trees of files, output, files whose form nothing here reads.
+RECIPE = "yaml"
+# What is shown and not run: trees of files, output, references.
 SHOWN = ("text", "bibtex")
 
 
@@ -43,13 +44,11 @@ class Command:
         place: `document:line` of its first line.
         environment: variables set before it.
         words: as the shell hands them over.
-        output: the lines below it, in a block that shows a console.
     """
 
     place: str
     environment: dict[str, str]
     words: list[str]
-    output: tuple[str, ...] = ()
 
 
 def read_blocks(path: Path) -> list[Block]:
@@ -75,29 +74,25 @@ def read_blocks(path: Path) -> list[Block]:
 
 
 def read_commands(block: Block) -> list[Command]:
-    """The commands of a block of `bash`; of a block of `console`, those behind `$ `, each with the output below it.
+    """The commands of a block of `bash`; of a block of `console`, those behind `$ `, between what they print.
 
     Raises:
-        ValueError: shell syntax other than words, comments, variables, `&&` and `;`.
+        ValueError: shell syntax other than words, comments, variables, `&&` and `;`; a console without a command.
     """
-    found: list[tuple[int, str, list[str]]] = []  # first line, text, output
+    found: list[tuple[int, str]] = []  # number and text
     goes_on = False
     for number, line in enumerate(block.text.splitlines()):
         if goes_on:
-            found[-1] = (found[-1][0], f"{found[-1][1]} {line.removesuffix(chr(92))}", [])
+            found[-1] = (found[-1][0], found[-1][1].removesuffix("\\") + line)
         elif block.language == SHELL or line.startswith("$ "):
-            line = line.removeprefix("$ ") if block.language == CONSOLE else line
-            found.append((number, line.removesuffix("\\"), []))
-        elif found and line.strip():
-            found[-1][2].append(line)
+            found.append((number, line.removeprefix("$ ") if block.language == CONSOLE else line))
+        else:
             continue
         goes_on = line.endswith("\\")
-    commands = []
-    for number, line, output in found:
-        place = block.place(number)
-        parts = _split(line, place)
-        commands += [_command(place, words, output if words is parts[-1] else []) for words in parts]
-    return commands
+    if not found:
+        raise ValueError(f"{block.place(0)}: no line begins with `$ `; call output that stands alone text.")
+    places = [(block.place(number), line) for number, line in found]
+    return [_command(place, words) for place, line in places for words in _split(line, place)]
 
 
 def _split(line: str, place: str) -> list[list[str]]:
@@ -118,7 +113,6 @@ def _split(line: str, place: str) -> list[list[str]]:
     return [words for words in parts if words]
 
 
-def _command(place: str, words: list[str], output: list[str]) -> Command:
+def _command(place: str, words: list[str]) -> Command:
     count = next((i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)), len(words))
-    environment = dict(word.split("=", 1) for word in words[:count])
-    return Command(place, environment, words[count:], tuple(output))
+    return Command(place, dict(word.split("=", 1) for word in words[:count]), words[count:])

@@ -18,7 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from flip_hf.evaluation.options import parse_options
 from flip_hf.training.recipes import parse_arguments
-from tests.docs.prepared import small_benchmarks, use_local_hub
+from tests.docs.prepared import small_benchmarks, use_local_hub, use_local_hub_to_push
 from tests.programs import ROOT
 from tests.training.conftest import TINY
 
@@ -37,19 +37,21 @@ class Script:
     """How a script of this repository is run.
 
     Attributes:
-        smaller: words to add, made from the printed ones; it may check those.
+        smaller: words to add, made from the printed ones and the folder that they are about; it may check those.
         outputs: options in front of what is written, and need not be there; `2`: the word at this place.
         prepare: called in the script's process before it starts.
     """
 
-    smaller: Callable[[list[str]], list[str]] = lambda words: []
+    smaller: Callable[[list[str], Path], list[str]] = lambda words, folder: []
     outputs: tuple[str | int, ...] = ("--output", "--output_dir")
     prepare: Callable[[], None] | None = None
 
 
-def smaller_pretraining(words: list[str]) -> list[str]:
+def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
     """Two steps of tiny towers; what the printed options say is checked first, all of it."""
-    printed = parse_arguments(words, ROOT / "scripts" / "recipes", "shapes")
+    recipes = folder / "scripts" / "recipes"
+    is_file = bool(words) and (folder / words[0]).is_file()
+    printed = parse_arguments([str(folder / words[0]), *words[1:]] if is_file else words, recipes, "shapes")
     samples = [("train", printed.optimization.train_samples), ("unmasked", printed.optimization.unmasked_samples)]
     small = [word for name, count in samples for word in (f"--{name}_samples", min(count, 64))]
     small += ["--batch_size", 32, "--warmup_samples", 32, "--log_samples", 32, "--shuffle_block", 8]
@@ -58,18 +60,21 @@ def smaller_pretraining(words: list[str]) -> list[str]:
         small += ["--micro_batch_size", 16]
     if printed.model.model_name_or_path is None:
         small += TINY
+    if printed.data.tokenizer:
+        small += ["--tokenizer", printed.data.tokenizer]  # the recipe's: a name that needs a stand-in, too
+    if printed.model.image_size:
+        small += ["--image_size", 64]
     if printed.objective.reconstructs:
         decoder = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
         small += ["--decoder_config", json.dumps(decoder)]
     return [str(word) for word in small]
 
 
-def smaller_evaluation(words: list[str]) -> list[str]:
+def smaller_evaluation(words: list[str], folder: Path) -> list[str]:
     """Local copies, one prompt a class, short probes."""
     if words == ["--list"]:
         return []
     printed = parse_options(words[1:])
-    printed.data_sets()
     small = ["--num_workers", "0", "--shots", "1", "2", "--repeats", "1", "--templates", "clip_1"]
     if printed.datasets and printed.data_dir is None:
         small += ["--data_dir", "copies"]
@@ -78,12 +83,12 @@ def smaller_evaluation(words: list[str]) -> list[str]:
     return small
 
 
-def smaller_conversion(words: list[str]) -> list[str]:
+def smaller_conversion(words: list[str], folder: Path) -> list[str]:
     """The fixture's heads, which no released size tells."""
     return ["--vision_heads", "4", "--text_heads", "4"] if words[0] == "flip-official" else []
 
 
-def smaller_benchmark(words: list[str]) -> list[str]:
+def smaller_benchmark(words: list[str], folder: Path) -> list[str]:
     """One repeat on the CPU."""
     small = ["--device", "cpu", "--precision", "fp32", "--repeats", "1", "--batch_size", "4"]
     of_question = {
@@ -94,15 +99,21 @@ def smaller_benchmark(words: list[str]) -> list[str]:
     return small + of_question.get(words[0], [])
 
 
+def smaller_plan(words: list[str], folder: Path) -> list[str]:
+    """Of towers of one block: tracing takes seconds for each."""
+    one_block = json.dumps({"num_hidden_layers": 1})
+    return ["--masks", "0.5", "--vision_config", one_block, "--text_config", one_block]
+
+
 SCRIPTS = {
-    "pretrain.py": Script(smaller_pretraining, prepare=use_local_hub),
+    "pretrain.py": Script(smaller_pretraining, prepare=use_local_hub_to_push),
     "evaluate.py": Script(smaller_evaluation),
     "convert.py": Script(smaller_conversion, outputs=(2,)),
-    "reconstruct.py": Script(lambda words: ["--samples", "8"]),
+    "reconstruct.py": Script(lambda words, folder: ["--samples", "8"]),
     "zero_shot.py": Script(),
     "push_to_hub.py": Script(outputs=(1, "--dry_run"), prepare=use_local_hub),
     "benchmark.py": Script(smaller_benchmark, prepare=small_benchmarks),
-    "plan.py": Script(lambda words: ["--masks", "0.5"]),
+    "plan.py": Script(smaller_plan),
 }
 
 
@@ -133,7 +144,7 @@ def check_not_run(words: list[str]) -> None:
 
 
 def program_of(words: list[str]) -> tuple[str, list[str]]:
-    """The script that a command runs, as `scripts/NAME`, and its words without an ellipsis at their end.
+    """The script that a command runs, as `scripts/NAME`, and its words.
 
     Raises:
         ValueError: it is no command that is known here.
@@ -147,8 +158,7 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
         raise ValueError(f"these tests do not know the command {words[0]!r}; see tests/docs/commands.py.")
     if Path(script).name not in SCRIPTS or Path(script).parent.as_posix() != "scripts":
         raise ValueError(f"these tests do not know the script {script!r}; see tests/docs/commands.py.")
-    # "and so on"; behind an option it stands for its value
-    return script, argv[:-1] if argv[-1:] == ["..."] and not argv[-2:-1][0].startswith("--") else argv
+    return script, argv
 
 
 def _launched(words: list[str]) -> Namespace:
@@ -165,5 +175,7 @@ def _launched(words: list[str]) -> Namespace:
 def inputs_of(script: Script, words: list[str]) -> list[str]:
     """The words that may name something that is read."""
     return [
-        word for i, word in enumerate(words) if i not in script.outputs and (i == 0 or words[i - 1] not in script.outputs)
+        word
+        for i, word in enumerate(words)
+        if i not in script.outputs and (i == 0 or words[i - 1] not in script.outputs)
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import Block, read_blocks
-from tests.docs.document import Document
+from tests.docs.document import BlockError, Document
 from tests.hub.hub_server import running_hub
 from tests.training.conftest import trained  # noqa: F401
 
@@ -26,7 +26,13 @@ def run_block(trained, tmp_path_factory) -> Iterator[Callable[[Block], None]]:  
         if block.path not in documents:
             folder = tmp_path_factory.mktemp(block.path.stem)
             documents[block.path] = Document(block.path, folder, trained[0], server.endpoint)
-        documents[block.path].run(block)
+        problem = None
+        try:
+            documents[block.path].run(block)
+        except BlockError as error:
+            problem = str(error)
+        if problem:  # of the document, and not of what calls this
+            pytest.fail(problem, pytrace=False)
 
     with running_hub() as server:
         yield run_block

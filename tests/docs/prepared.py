@@ -1,4 +1,4 @@
-"""What happens in a program's process before it starts: the machine that a test cannot be is made small, or here."""
+"""What happens in a program's process before its first line: the Hub is on this machine, and benchmarks are small."""
 
 import os
 import sys
@@ -15,9 +15,14 @@ def use_local_hub() -> None:
     constants.HF_HUB_DISABLE_XET = True
 
 
+def use_local_hub_to_push() -> None:
+    """The same for a program that publishes where it is told to, and has no need of the Hub else."""
+    if "--push_to_hub" in sys.argv:
+        use_local_hub()
+
+
 def small_benchmarks() -> None:
     """Every architecture is tiny, data sets are a few images, and nothing is compiled."""
-    sys.path.insert(0, os.path.abspath("scripts"))
     from benchmarks import loader, models, zero_shot
 
     for architecture in models.ARCHITECTURES.values():

@@ -3,10 +3,10 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,12 +22,13 @@ from flip_hf.hub.folder import prepare
 from tests.conftest import shapes_rows, tiny_config
 from tests.data.conftest import write_tar
 from tests.programs import ROOT
+from tests.training.conftest import TINY
 from tests.training.test_finetune_clip import make_clip_folder
 
 FIXTURES = ROOT / "tests" / "fixtures"
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION = json.loads(TINY[TINY.index("--vision_config") + 1])  # of what is trained here, and of what it starts from
 SQUARE = {"height": 32, "width": 32}
-LABELS = 4  # of the small data sets: the first classes of any
+LABELS = sorted(CLASS_NAMES[:4])  # of the small data sets; of others the first four
 
 
 class Workspace:
@@ -45,10 +46,16 @@ class Workspace:
     def provide(self, names: Iterable[str]) -> None:
         """Makes the stand-ins of those names that have one, and of which no earlier block has made the thing itself."""
         for name in names:
-            make = next((make for pattern, make in STAND_INS.items() if fnmatch(name, pattern)), None)
-            if make is not None and not (self.folder / name).exists():
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                make(self, self.folder / name)
+            for path in (Path(name), *Path(name).parents):
+                make = next((make for pattern, make in STAND_INS.items() if _fits(path, pattern)), None)
+                if make is not None and not (self.folder / path).exists():
+                    (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    make(self, self.folder / path)
+
+
+def _fits(path: Path, pattern: str) -> bool:
+    """Whether a whole path fits; a pattern without `/` is one of the last part."""
+    return path.match(pattern) and ("/" not in pattern or len(path.parts) == pattern.count("/") + 1)
 
 
 def trained_run(workspace: Workspace, folder: Path) -> None:
@@ -92,14 +99,16 @@ def official(workspace: Workspace, file: Path) -> None:
 
 def vit_mae(workspace: Workspace, folder: Path) -> None:
     decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    ViTMAEForPreTraining(ViTMAEConfig(**TOWER, **decoder, image_size=32, patch_size=8)).save_pretrained(folder)
+    ViTMAEForPreTraining(ViTMAEConfig(**VISION, **decoder)).save_pretrained(folder)
     ViTImageProcessor(size=SQUARE).save_pretrained(folder)
 
 
 def pretraining(workspace: Workspace, folder: Path) -> None:
     """A run of MAE."""
     decoder = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = FlipPreTrainingConfig(flip_config=tiny_config(), decoder_config=decoder, objective="reconstruction")
+    config = FlipPreTrainingConfig(
+        flip_config=tiny_config(vision=VISION), decoder_config=decoder, objective="reconstruction"
+    )
     FlipForPreTraining(config).save_pretrained(folder)
     ViTImageProcessor(size=SQUARE).save_pretrained(folder)
 
@@ -118,7 +127,7 @@ def picture(workspace: Workspace, file: Path) -> None:
 
 
 def class_names(workspace: Workspace, file: Path) -> None:
-    file.write_text("".join(f"{name}\n" for name in CLASS_NAMES[:LABELS]))
+    file.write_text("".join(f"{name}\n" for name in LABELS))
 
 
 def shards(workspace: Workspace, pattern: Path) -> None:
@@ -127,7 +136,8 @@ def shards(workspace: Workspace, pattern: Path) -> None:
     first, *others = map(Path, expand_braces(str(pattern)))
     write_tar(first, [(f"{i:05d}", row["image"]["bytes"], row["caption"].encode()) for i, row in rows])
     for other in others:
-        other.symlink_to(first)
+        if not other.exists():
+            other.symlink_to(first)
 
 
 def shard_folder(workspace: Workspace, folder: Path) -> None:
@@ -135,21 +145,34 @@ def shard_folder(workspace: Workspace, folder: Path) -> None:
     shards(workspace, folder / "{00000..00003}.tar")
 
 
-def pictures(workspace: Workspace, folder: Path, splits: tuple[str, ...] = ("train", "validation", "test")) -> None:
-    """Image folders with labels and captions; each class has images of its own colour."""
-    for split, number in itertools.product(splits, range(40)):
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        label = number % LABELS
-        Image.new("RGB", (32, 32), (60 * label + number, 255 - 60 * label, 100)).save(folder / split / f"{number}.png")
-        row = {"file_name": f"{number}.png", "label": label, "caption": CLASS_NAMES[label]}
-        with (folder / split / "metadata.jsonl").open("a") as metadata:
-            metadata.write(json.dumps(row) + "\n")
+def small_pictures(count: int) -> Iterator[tuple[int, Image.Image]]:
+    """Labels and images; each class has a colour of its own, under noise."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        label = number % len(LABELS)
+        pixels = rng.integers(0, 60, (32, 32, 3)) + [60 * label, 190 - 60 * label, 100]
+        yield label, Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def class_folders(workspace: Workspace, folder: Path) -> None:
+    """Images in a folder of each split and class."""
+    for split, label in itertools.product(("train", "test"), LABELS):
+        (folder / split / label).mkdir(parents=True)
+    for number, (label, image) in enumerate(small_pictures(40)):
+        for split in ("train", "test"):
+            image.save(folder / split / LABELS[label] / f"{number}.png")
 
 
 def copies(workspace: Workspace, folder: Path) -> None:
     """Local copies of a few known data sets; of the others it is said that they are not there."""
     for name in ("cifar10", "imagenet", "imagenet_r", "flickr30k", "mscoco"):
-        pictures(workspace, folder / name, ("train", "validation" if name == "imagenet" else "test"))
+        for split in ("train", "validation" if name == "imagenet" else "test"):
+            (folder / name / split).mkdir(parents=True)
+            with (folder / name / split / "metadata.jsonl").open("w") as metadata:
+                for number, (label, image) in enumerate(small_pictures(40)):
+                    image.save(folder / name / split / f"{number}.png")
+                    row = {"file_name": f"{number}.png", "label": label, "caption": LABELS[label]}
+                    metadata.write(json.dumps(row) + "\n")
 
 
 # Whatever a document calls by a name that fits; the first pattern that does.
@@ -168,7 +191,7 @@ STAND_INS: dict[str, Callable[[Workspace, Path], None]] = {
     "models/flip*": flip_of_clip,
     "*.jpg": picture,
     "classes.txt": class_names,
-    "my/images": pictures,
+    "my/images": class_folders,
     "copies": copies,
     "*.tar": shards,
     "...": shard_folder,
