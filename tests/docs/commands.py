@@ -18,7 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from flip_hf.evaluation.options import parse_options
 from flip_hf.training.recipes import parse_arguments
-from tests.docs.prepared import small_benchmarks, use_local_hub, use_local_hub_to_push
+from tests.docs.prepared import serve_and_leave, small_benchmarks, use_local_hub, use_local_hub_to_push
 from tests.programs import ROOT
 from tests.training.conftest import TINY
 
@@ -112,6 +112,7 @@ SCRIPTS = {
     "reconstruct.py": Script(lambda words, folder: ["--samples", "8"]),
     "zero_shot.py": Script(),
     "push_to_hub.py": Script(outputs=(1, "--dry_run"), prepare=use_local_hub),
+    "demo.py": Script(prepare=serve_and_leave),
     "benchmark.py": Script(smaller_benchmark, prepare=small_benchmarks),
     "plan.py": Script(smaller_plan),
 }

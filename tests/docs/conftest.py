@@ -13,7 +13,7 @@ from tests.training.conftest import trained  # noqa: F401
 
 def blocks_of(paths: Iterable[Path]) -> list:
     """All blocks of these documents, as parameters of a test."""
-    blocks = [block for path in sorted(paths) for block in read_blocks(path)]
+    blocks = [block for path in paths for block in read_blocks(path)]
     return [pytest.param(block, id=block.place(0)) for block in blocks]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 
 from huggingface_hub import constants
 
@@ -19,6 +20,13 @@ def use_local_hub_to_push() -> None:
     """The same for a program that publishes where it is told to, and has no need of the Hub else."""
     if "--push_to_hub" in sys.argv:
         use_local_hub()
+
+
+def serve_and_leave() -> None:
+    """The page is served in threads, and not until somebody comes to end it."""
+    from flip_hf.demo import page
+
+    page.serve = partial(page.serve, prevent_thread_lock=True)
 
 
 def small_benchmarks() -> None:
