@@ -114,5 +114,5 @@ def _split(line: str, place: str) -> list[list[str]]:
 
 
 def _command(place: str, words: list[str]) -> Command:
-    count = next((i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)), len(words))
+    count = next((i for i, word in enumerate(words) if not re.match(r"[A-Z][A-Z0-9_]*=", word)), len(words))
     return Command(place, dict(word.split("=", 1) for word in words[:count]), words[count:])

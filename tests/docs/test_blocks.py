@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from flip_hf.hub.folder import prepare
 from tests.docs.blocks import CONSOLE, SHELL, Block, read_blocks, read_commands
 from tests.docs.commands import NOT_RUN, reason_not_to_run
 from tests.docs.document import BlockError, Document
@@ -48,14 +49,13 @@ def page(tmp_path):
 
 
 @pytest.fixture
-def run(page, tmp_path, hub):  # noqa: F811
+def run(page, saved, tmp_path, hub):  # noqa: F811
     """Runs all blocks of a text; what went wrong, if anything did."""
     (tmp_path / "folder").mkdir()
-    (tmp_path / "trained").mkdir()
 
     def run(text: str) -> str:
         blocks = page(text)
-        document = Document(blocks[0].path, tmp_path / "folder", tmp_path / "trained", hub.endpoint)
+        document = Document(blocks[0].path, tmp_path / "folder", saved, hub.endpoint)
         try:
             for block in blocks:
                 document.run(block)
@@ -120,6 +120,12 @@ def test_blocks_of_python_share_their_names_and_the_folder(run, tmp_path):
     text = "```python\nname = 'a'\n```\n```bash\npython scripts/zero_shot.py --help\n```\n"
     assert run(f"{text}```python\nopen(name, 'w').write('photo.jpg')\n```") == ""
     assert (tmp_path / "folder" / "a").read_text() == "photo.jpg" and (tmp_path / "folder" / "photo.jpg").is_file()
+
+
+def test_a_card_runs_on_what_it_names(run, saved, tmp_path):
+    prepare(saved, tmp_path / "ready", repo_id="you/flip")
+    assert run((tmp_path / "ready" / "README.md").read_text(encoding="utf-8")) == ""
+    assert (tmp_path / "folder" / "you" / "flip" / "modeling_flip.py").is_file()
 
 
 def test_a_block_that_does_not_end_is_an_error(page):
