@@ -58,18 +58,18 @@ def read_blocks(path: Path) -> list[Block]:
         ValueError: a block that does not end.
     """
     blocks: list[Block] = []
-    opening, lines = None, []
+    opening, fence, language, lines = 0, "", "", []  # of the block that is open
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fence = re.match(r"\s*(```+|~~~+)\s*(\w*)", line)
-        if opening is None and fence:
-            opening, lines = (number, *fence.groups()), []
-        elif opening is not None and line.strip() == opening[1]:
-            blocks.append(Block(path, opening[0] + 1, opening[2], dedent("\n".join(lines)) + "\n"))
-            opening = None
+        opens = re.match(r"\s*(```+|~~~+)\s*(\w*)", line)
+        if not opening and opens:
+            opening, (fence, language), lines = number, opens.groups(), []
+        elif opening and line.strip() == fence:
+            blocks.append(Block(path, opening + 1, language, dedent("\n".join(lines)) + "\n"))
+            opening = 0
         else:
             lines.append(line)
-    if opening is not None:
-        raise ValueError(f"{path.name}:{opening[0]}: the block does not end.")
+    if opening:
+        raise ValueError(f"{path.name}:{opening}: the block does not end.")
     return blocks
 
 

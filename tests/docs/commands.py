@@ -11,6 +11,7 @@ import subprocess
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from accelerate.commands.config.config_args import load_config_from_file
@@ -128,11 +129,13 @@ def check_not_run(words: list[str]) -> None:
     """Checks what can be of a command that is not run.
 
     Raises:
-        ValueError: it names a script, a target or an extra that is not there.
+        ValueError: it names a script, a module, a target or an extra that is not there.
     """
     missing = [word for word in words if word.startswith("scripts/") and not (ROOT / word).is_file()]
     if missing:
         raise ValueError(f"there is no {missing[0]}.")
+    if words[:2] == ["python", "-m"] and find_spec(words[2]) is None:
+        raise ValueError(f"there is no module {words[2]}.")
     if words[0] == "make":
         done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:

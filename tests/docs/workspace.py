@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,9 @@ from tests.training.conftest import TINY
 from tests.training.test_finetune_clip import make_clip_folder
 
 FIXTURES = ROOT / "tests" / "fixtures"
-VISION = json.loads(TINY[TINY.index("--vision_config") + 1])  # of what is trained here, and of what it starts from
+VISION: dict[str, Any] = json.loads(
+    TINY[TINY.index("--vision_config") + 1]
+)  # of what is trained here, and of what it starts from
 SQUARE = {"height": 32, "width": 32}
 LABELS = sorted(CLASS_NAMES[:4])  # of the small data sets; of others the first four
 
@@ -98,7 +101,11 @@ def official(workspace: Workspace, file: Path) -> None:
 
 
 def vit_mae(workspace: Workspace, folder: Path) -> None:
-    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    decoder: dict[str, Any] = {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+    }
     ViTMAEForPreTraining(ViTMAEConfig(**VISION, **decoder)).save_pretrained(folder)
     ViTImageProcessor(size=SQUARE).save_pretrained(folder)
 
