@@ -31,6 +31,8 @@ NOT_RUN = {
     "make": "it installs first; that its targets exist is checked",
     "python -m flip_hf.evaluation.clip_benchmark": "runs where CLIP_benchmark is installed: test_clip_benchmark.py",
 }
+# Of the system, and run as they are.
+SYSTEM = ("cp",)
 
 
 @dataclass(frozen=True)

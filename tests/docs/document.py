@@ -4,13 +4,14 @@ import ast
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 from yaml import YAMLError
 
 from flip_hf.training.recipes import parse_arguments
 from tests.docs.blocks import CONSOLE, PYTHON, RECIPE, SHELL, SHOWN, Block, Command, read_blocks, read_commands
-from tests.docs.commands import SCRIPTS, check_not_run, inputs_of, program_of, reason_not_to_run
+from tests.docs.commands import SCRIPTS, SYSTEM, check_not_run, inputs_of, program_of, reason_not_to_run
 from tests.docs.interpreter import Interpreter
 from tests.docs.prepared import HUB
 from tests.docs.workspace import Workspace
@@ -85,10 +86,11 @@ class Document:
             raise BlockError(f"{block.place(0)}: {error}") from error
 
     def _run_command(self, command: Command) -> None:
-        entry = reason_not_to_run(command.words)
         try:
-            if entry:
+            if reason_not_to_run(command.words):
                 return check_not_run(command.words)
+            if command.words[0] in SYSTEM:
+                return self._run_of_system(command)
             script, argv = program_of(command.words)
             known = SCRIPTS[Path(script).name]
             self.workspace.provide(inputs_of(known, argv))
@@ -103,6 +105,11 @@ class Document:
             said = f"here with {shlex.join(added) or 'nothing'} added, ended with {done.returncode}"
             printed = f"{done.stdout[-500:]}\n{done.stderr[-3000:]}"
             raise BlockError(f"{command.place}: `{shlex.join(command.words)}`, {said}:\n{printed}")
+
+    def _run_of_system(self, command: Command) -> None:
+        done = subprocess.run(command.words, cwd=self.workspace.folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ValueError(done.stderr.strip())
 
 
 def _read_commands(block: Block) -> list[Command]:

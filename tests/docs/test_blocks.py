@@ -100,6 +100,7 @@ def test_blocks_and_commands_are_read_with_their_lines(page):
         ),
         ("bash", "python scripts/none.py", "page.md:2: .*do not know the script"),
         ("bash", "rm -r runs", "page.md:2: .*do not know the command 'rm'"),
+        ("bash", "cp scripts/none.py here", "page.md:2: .*none.py"),
         ("bash", "make nothing", "page.md:2: .*nothing"),
         ("bash", "pip install 'flip_hf[tests]'", "page.md:2: .*no extra 'tests'"),
         ("bash", "cd 'x", "page.md:2: No closing quotation"),

@@ -35,7 +35,7 @@ LABELS = sorted(CLASS_NAMES[:4])  # of the small data sets; of others the first 
 
 
 class Workspace:
-    """A folder with a copy of `scripts`, filled on demand.
+    """A folder with copies of `scripts` and `model_cards`, filled on demand.
 
     Args:
         folder: an empty one.
@@ -44,7 +44,8 @@ class Workspace:
 
     def __init__(self, folder: Path, trained: Path):
         self.folder, self.trained = folder, trained
-        shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("scripts", "model_cards"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
     def provide(self, names: Iterable[str]) -> None:
         """Makes the stand-ins of those names that have one, and of which no earlier block has made the thing itself."""
