@@ -84,7 +84,7 @@ def test_blocks_and_commands_are_read_with_their_lines(page):
 @pytest.mark.parametrize(
     ("language", "text", "message"),
     [
-        ("bash", "cd here\npython scripts/evaluate.py models/flip --lost", "page.md:3: .*--lost"),
+        ("bash", "make test\npython scripts/evaluate.py models/flip --lost", "page.md:3: .*--lost"),
         ("bash", "\naccelerate launch scripts/pretrain.py --batch_sice 2", "page.md:3: .*--batch_sice"),
         (
             "bash",
