@@ -84,7 +84,9 @@ def table(measured: dict[float, dict[str, float]]) -> str:
     for ratio, found in measured.items():
         model, mean, nearest, images = found.values()
         cells = [f"{ratio:.0%}", *(f"{error:.4f}" for error in (model, mean, nearest))]
-        lines.append(f"| {' | '.join(cells)} | {model / min(mean, nearest):.2f} | {images:,.0f} |")
+        best = min(mean, nearest)
+        share = f"{model / best:.2f}" if best else "-"  # of plain images any filling is right
+        lines.append(f"| {' | '.join(cells)} | {share} | {images:,.0f} |")
     return "\n".join(lines)
 
 
