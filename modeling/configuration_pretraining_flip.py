@@ -93,5 +93,11 @@ class FlipPreTrainingConfig(PreTrainedConfig):
         """A part's configuration as an object; a copy, as the caller may give one to two configurations."""
         return copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Without the path that the FlipModel within came from, which is nobody else's business."""
+        fields = super().to_dict()
+        fields["flip_config"].pop("_name_or_path", None)
+        return fields
+
 
 __all__ = ["FlipDecoderConfig", "FlipPreTrainingConfig"]

@@ -20,17 +20,15 @@ from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import logging
 
-from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
 from flip_hf.data.targets import nothing
 from flip_hf.evaluation.encoder import ImageTransform
-from flip_hf.evaluation.reconstruction import draw_reconstructions, plot_reconstructions
+from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining, plot_reconstructions
 from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 
 BATCH_SIZE = 64
@@ -68,22 +66,6 @@ def open_image(path: str) -> Image.Image:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def load(name: str) -> tuple[FlipForPreTraining, Any]:
-    """The model, in evaluation mode, and its image processor.
-
-    Raises:
-        ValueError, OSError: there is none, or it has no decoder.
-    """
-    config = AutoConfig.from_pretrained(name)
-    if not isinstance(config, FlipPreTrainingConfig):
-        raise ValueError(
-            f"{name} is a checkpoint of type {config.model_type!r}, which has no decoder; expected a "
-            "FlipForPreTraining."
-        )
-    model = FlipForPreTraining.from_pretrained(name, use_safetensors=True).eval()
-    return model, AutoImageProcessor.from_pretrained(name)
-
-
 def first_samples(batches: Iterable[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
     """Batches of the first `count` images of these."""
     for batch in batches:
@@ -102,7 +84,9 @@ def table(measured: dict[float, dict[str, float]]) -> str:
     for ratio, found in measured.items():
         model, mean, nearest, images = found.values()
         cells = [f"{ratio:.0%}", *(f"{error:.4f}" for error in (model, mean, nearest))]
-        lines.append(f"| {' | '.join(cells)} | {model / min(mean, nearest):.2f} | {images:,.0f} |")
+        best = min(mean, nearest)
+        share = f"{model / best:.2f}" if best else "-"  # of plain images any filling is right
+        lines.append(f"| {' | '.join(cells)} | {share} | {images:,.0f} |")
     return "\n".join(lines)
 
 
@@ -112,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError, BadDataError: the model or the data are none, or a ratio cannot be.
     """
-    model, image_processor = load(arguments.model)
+    model, image_processor = load_pretraining(arguments.model)
     accelerator = Accelerator()
     model.to(accelerator.device)
     source = open_source(arguments.data, split=arguments.split, image_column=arguments.image_column, kind="image")
@@ -145,7 +129,7 @@ def draw(arguments: argparse.Namespace) -> None:
         ValueError, OSError: the model, an image or a ratio is none.
     """
     images = [open_image(path) for path in arguments.images]
-    model, image_processor = load(arguments.model)
+    model, image_processor = load_pretraining(arguments.model)
     options = {"seed": arguments.seed, "baselines": arguments.baselines}
     plot_reconstructions(model, image_processor, images, arguments.mask_ratios, arguments.output, **options)
 

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -38,6 +38,7 @@ class Program:
         processes: how many.
         environment: more variables than those of here.
         cwd: where it runs.
+        prepare: called in each process before the script's first line.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Program:
         processes: int = 1,
         environment: dict[str, str] | None = None,
         cwd: Path = ROOT,
+        prepare: Callable[[], None] | None = None,
     ):
         settings = {**os.environ, "ACCELERATE_USE_CPU": "true", **(environment or {})}
         ranks = _ranks(processes) if processes > 1 else [{}]
-        calls = [(script, argv, outputs, {**settings, **rank}, cwd) for rank in ranks]
+        calls = [(script, argv, outputs, {**settings, **rank}, cwd, prepare) for rank in ranks]
         self.processes = [SERVER.Process(target=_become, args=call) for call in calls]
         for process in self.processes:
             process.start()
@@ -104,10 +106,8 @@ def _ranks(processes: int) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _become(
-    script: Path | str, argv: Sequence[str], outputs: tuple[Path, Path], environment: dict[str, str], cwd: Path
-) -> None:
-    """The whole life of a fork."""
+def start_fork(outputs: tuple[Path, Path], environment: dict[str, str], cwd: Path) -> None:
+    """Makes this fork of the server a process of its own: its session, output, folder and variables."""
     gc.freeze()  # what all forks share is no garbage, and is copied where a collection touches it
     multiprocessing.set_start_method(None, force=True)  # of its own workers: the usual one again
     os.setsid()
@@ -116,6 +116,20 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+
+
+def _become(
+    script: Path | str,
+    argv: Sequence[str],
+    outputs: tuple[Path, Path],
+    environment: dict[str, str],
+    cwd: Path,
+    prepare: Callable[[], None] | None,
+) -> None:
+    """The whole life of a fork."""
+    start_fork(outputs, environment, cwd)
     sys.argv = [str(script), *argv]
     sys.path.insert(0, str(Path(script).resolve().parent))
+    if prepare is not None:
+        prepare()
     runpy.run_path(str(script), run_name="__main__")

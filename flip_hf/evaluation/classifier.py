@@ -18,7 +18,7 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 from transformers.image_utils import load_image
 
 from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings, resolve_templates
-from flip_hf.evaluation.zero_shot import class_embeddings, normalized
+from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
 
 
 class ZeroShotClassifier:
@@ -42,11 +42,7 @@ class ZeroShotClassifier:
     """
 
     def __init__(self, model: Any, processor: Any, *, device: Any = None, cache_dir: str | Path | None = None):
-        if getattr(model, "logit_bias", None) is not None:
-            raise ValueError(
-                f"{type(model).__name__} gives each label a probability of its own (SigLIP); ZeroShotClassifier is for "
-                "models of CLIP's kind, whose labels are alternatives."
-            )
+        check_alternatives(model)
         self.model = model.eval() if device is None else model.eval().to(device)
         self.processor = processor
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
@@ -152,8 +148,7 @@ class ZeroShotClassifier:
         pixel_values = self.processor.image_processor(images=opened, return_tensors="pt")["pixel_values"]
         pixel_values = pixel_values.to(device=self.model.device, dtype=self.model.dtype)
         embeds = normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)  # (B, E)
-        scale = self.model.get_logit_scale() if hasattr(self.model, "get_logit_scale") else self.model.logit_scale.exp()
-        return (embeds @ weights.T * scale.float()).softmax(dim=1)
+        return label_probabilities(self.model, embeds, weights)
 
     def __call__(
         self,

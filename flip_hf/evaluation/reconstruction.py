@@ -6,13 +6,30 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from transformers import AutoConfig, AutoImageProcessor
 
 from flip_hf.evaluation.plots import DPI
 from flip_hf.evaluation.reconstruction_error import draw_masks, fill_in, target_scale
-from flip_hf.modeling import FlipForPreTraining
+from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig
 from flip_hf.modeling.masking_flip import cut_patches
 
 GREY = 0.5
+
+
+def load_pretraining(name_or_path: str | Path) -> tuple[FlipForPreTraining, Any]:
+    """A model with its decoder, in evaluation mode, and its image processor, from a folder or Hub id.
+
+    Raises:
+        ValueError, OSError: there is none, or it has no decoder.
+    """
+    config = AutoConfig.from_pretrained(name_or_path)
+    if not isinstance(config, FlipPreTrainingConfig):
+        raise ValueError(
+            f"{name_or_path} is a checkpoint of type {config.model_type!r}, which has no decoder; expected a "
+            "FlipForPreTraining."
+        )
+    model = FlipForPreTraining.from_pretrained(name_or_path, use_safetensors=True).eval()
+    return model, AutoImageProcessor.from_pretrained(name_or_path)
 
 
 def join_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -20,6 +37,13 @@ def join_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     side = int(patches.shape[1] ** 0.5)
     grid = patches.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, (side, side))  # (B, H, W, C, P, P)
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def visible_pixels(ids_keep: torch.Tensor, num_patches: int, patch_size: int) -> torch.Tensor:
+    """Which pixels (B, 1, height, width) of square images of so many patches are in those of `ids_keep` (B, K)."""
+    visible = torch.zeros(len(ids_keep), num_patches, dtype=torch.bool, device=ids_keep.device)
+    visible = visible.scatter(1, ids_keep, True)[:, :, None]  # (B, L, 1)
+    return join_patches(visible.expand(-1, -1, patch_size**2), patch_size)
 
 
 @torch.no_grad()
@@ -47,12 +71,13 @@ def reconstruct(
     patch_size = model.flip.vision_model.config.patch_size
     patches = cut_patches(pixel_values, patch_size).float()
     mean, std = target_scale(model, patches)
-    visible = torch.zeros_like(mean, dtype=torch.bool).scatter(1, ids_keep[:, :, None], True)  # (B, L, 1)
+    filled = fill_in(model, patches, ids_keep)
+    visible = visible_pixels(ids_keep, patches.shape[1], patch_size)
     pasted = {
-        name: join_patches(torch.where(visible, patches, found.float() * std + mean), patch_size)
-        for name, found in fill_in(model, patches, ids_keep).items()
+        name: torch.where(visible, pixel_values, join_patches(found.float() * std + mean, patch_size))
+        for name, found in filled.items()
     }
-    return join_patches(visible.expand(-1, -1, patch_size**2), patch_size), pasted
+    return visible, pasted
 
 
 def draw_reconstructions(
@@ -84,23 +109,27 @@ def draw_reconstructions(
         ValueError: see [`reconstruct`] and [`draw_masks`].
     """
     places = [(0, row) for row in range(len(pixel_values))] if places is None else places
-    columns = {"original": _colours(pixel_values, statistics)}
+    columns = {"original": to_colours(pixel_values, statistics)}
     for ratio in mask_ratios:
         ids_keep = draw_masks(model, places, ratio, seed).to(pixel_values.device)
         visible, pasted = reconstruct(model, pixel_values, ids_keep)
-        seen = visible.cpu().permute(0, 2, 3, 1)
-        columns[f"{ratio:.0%} dropped"] = torch.where(seen, columns["original"], GREY)
+        columns[f"{ratio:.0%} dropped"] = grey_out(columns["original"], visible)
         if baselines:
-            columns[f"{ratio:.0%} nearest visible patch"] = _colours(pasted["nearest_patch"], statistics)
-            columns[f"{ratio:.0%} per-patch mean"] = _colours(pasted["patch_mean"], statistics)
-        columns[f"{ratio:.0%} reconstructed"] = _colours(pasted["model"], statistics)
+            columns[f"{ratio:.0%} nearest visible patch"] = to_colours(pasted["nearest_patch"], statistics)
+            columns[f"{ratio:.0%} per-patch mean"] = to_colours(pasted["patch_mean"], statistics)
+        columns[f"{ratio:.0%} reconstructed"] = to_colours(pasted["model"], statistics)
     return _draw_grid(columns, path)
 
 
-def _colours(pixel_values: torch.Tensor, statistics: tuple[Sequence[float], Sequence[float]]) -> torch.Tensor:
-    """Images (B, height, width, C) in [0, 1] of normalised ones (B, C, height, width)."""
+def to_colours(pixel_values: torch.Tensor, statistics: tuple[Sequence[float], Sequence[float]]) -> torch.Tensor:
+    """Images (B, height, width, C) in [0, 1], on the CPU, of normalised ones (B, C, height, width)."""
     mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
     return (pixel_values.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def grey_out(colours: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Images (B, height, width, C) as a mask leaves them: grey where they are not visible (B, 1, height, width)."""
+    return torch.where(visible.cpu().permute(0, 2, 3, 1), colours, GREY)
 
 
 def _draw_grid(columns: dict[str, torch.Tensor], path: str | Path) -> Figure:

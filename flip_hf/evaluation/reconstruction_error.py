@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from flip_hf.evaluation.features import extract
-from flip_hf.modeling import FlipForPreTraining
+from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.modeling.masking_flip import cut_patches, draw_mask
 from flip_hf.modeling.pretraining_flip import patch_statistics
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def draw_masks(
-    model: FlipForPreTraining, places: Sequence[tuple[int, int]], mask_ratio: float, seed: int
+    model: FlipModel | FlipForPreTraining, places: Sequence[tuple[int, int]], mask_ratio: float, seed: int
 ) -> torch.Tensor:
     """Masks by the model's own strategy, each from the seed and its image's place: batches and processes do not matter.
 
@@ -38,7 +38,8 @@ def draw_masks(
     Raises:
         ValueError: no patch would be left; see [`num_kept`].
     """
-    vision = model.flip.vision_model.config
+    flip = model.flip if isinstance(model, FlipForPreTraining) else model
+    vision = flip.vision_model.config
     side = vision.image_size // vision.patch_size
     masks = []
     with torch.random.fork_rng(devices=[]):

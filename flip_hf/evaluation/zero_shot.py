@@ -15,6 +15,31 @@ def normalized(embeds: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(embeds.float(), dim=-1)
 
 
+def check_alternatives(model: Any) -> None:
+    """Checks that a model's labels are alternatives, as CLIP's are.
+
+    Raises:
+        ValueError: the model is of SigLIP's kind.
+    """
+    if getattr(model, "logit_bias", None) is not None:
+        raise ValueError(
+            f"{type(model).__name__} gives each label a probability of its own (SigLIP); give a model of CLIP's kind, "
+            "whose labels are alternatives."
+        )
+
+
+def label_probabilities(model: Any, image_embeds: torch.Tensor, label_embeds: torch.Tensor) -> torch.Tensor:
+    """Probabilities (B, C), float32, of labels that are alternatives.
+
+    Args:
+        model: knows the temperature.
+        image_embeds: (B, E), normalised.
+        label_embeds: (C, E), normalised.
+    """
+    scale = model.get_logit_scale() if hasattr(model, "get_logit_scale") else model.logit_scale.exp()
+    return (image_embeds @ label_embeds.T * scale.float()).softmax(dim=1)
+
+
 class TextInputs:
     """Texts to a model's token ids and mask (B, T), cut at its context; `.to(device)` works on what it returns.
 

@@ -60,7 +60,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
         training=facts.training(run),
         curves="training_curves.png" if (folder / "training_curves.png").is_file() else None,
         compute=facts.compute(run),
-        evaluation=facts.evaluation(data.eval_results or []),
+        evaluation=facts.evaluation(run, data.eval_results or []),
         limitations=facts.limitations(run),
         licence=facts.licence(run, data.license),
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from flip_hf.data.sources import EMBEDDED
 from flip_hf.hub.carbon import Compute
 from flip_hf.hub.run import Run, is_hub_id, short_name
 
@@ -72,6 +73,7 @@ def data(run: Run) -> str:
     counted, lines = run.results.get("sources", {}), []
     for name in run.recipe["train_data"]:
         shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short_name(name)}`"
+        shown += ", drawn by flip_hf itself: coloured shapes and what a caption says of them" if name in EMBEDDED else ""
         seen = counted.get(name, {})
         refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
         lines.append(
@@ -137,17 +139,30 @@ def compute(run: Run) -> str:
     return f"{found.duration} of training on {on}{speed}.\n\n{found.estimate()}"
 
 
-def evaluation(entries: list[EvalResult]) -> str:
-    """A table of the figures that are in the metadata too."""
+def evaluation(run: Run, entries: list[EvalResult]) -> str:
+    """A table of the figures that are in the metadata too, and the error of a reconstruction."""
+    error = _reconstruction(run.results)
     if not entries:
-        return "Not evaluated yet."
+        return error or "Not evaluated yet."
     lines = ["| data set | split | task | metric | % |", "|---|---|---|---|---|"]
     for entry in entries:
         split, task = entry.dataset_split or "", entry.task_name or entry.task_type
         lines.append(
             f"| {entry.dataset_name} | {split} | {task} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", error] if error else [])])
+
+
+def _reconstruction(results: dict[str, Any]) -> str:
+    """The error at the run's end, and what can be had without learning."""
+    if "reconstruction_error" not in results:
+        return ""
+    return (
+        f"Error of the reconstructed patches on {results['images']:,.0f} images: "
+        f"**{results['reconstruction_error']:.3f}** (mean square, on the scale of training). Of fillings that are not "
+        f"learned: each patch's own mean colours, which only an oracle knows, "
+        f"{results['patch_mean_error']:.3f}; the nearest visible patch, {results['nearest_patch_error']:.3f}."
+    )
 
 
 def limitations(run: Run) -> str:

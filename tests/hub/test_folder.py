@@ -117,7 +117,7 @@ def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, t
     """What an MAE run leaves: no tokenizer, a decoder, an image processor."""
     words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--unmasked_samples", "0", "--num_workers", "0"]
     words += ["--objective", "reconstruction", "--output_dir", str(tmp_path / "mae"), "--checkpoint_samples", "128"]
-    words += ["--decoder_config", json.dumps(DECODER)]
+    words += ["--decoder_config", json.dumps(DECODER), "--eval_data", "shapes"]
     build_trainer(parse_arguments(words, ROOT / "scripts" / "recipes", "shapes")).run()
     for folder in (tmp_path / "mae", tmp_path / "mae" / "checkpoint-000000000128"):
         ready = prepare(folder, tmp_path / f"ready-{folder.name}", repo_id="you/mae")
@@ -132,6 +132,7 @@ def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, t
             "the text tower that the class has is untrained",
         ):
             assert said in card.text, said
+        assert ("Error of the reconstructed patches on 480 images: **" in card.text) == (folder.name == "mae")
         code = "".join(re.findall(r"```python\n(.*?)```", card.text, flags=re.S)).replace("you/mae", str(ready))
         namespace = {}
         exec(code, namespace)

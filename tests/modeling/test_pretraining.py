@@ -324,3 +324,10 @@ def test_attention_is_set_for_the_decoder_too(pretraining, images, attention, re
     assert pretraining.decoder.layers[0].self_attn.config._attn_implementation == attention
     assert pretraining.flip.vision_model.config._attn_implementation == attention
     pretraining(pixel_values=images, mask_ratio=0.5, objective="reconstruction")
+
+
+def test_a_saved_model_does_not_tell_from_which_folder_it_was_made(model, tmp_path):
+    model.save_pretrained(tmp_path / "private")
+    flip = FlipModel.from_pretrained(tmp_path / "private")
+    FlipForPreTraining.from_flip(flip, decoder_config=DECODER).save_pretrained(tmp_path / "shown")
+    assert "private" not in (tmp_path / "shown" / "config.json").read_text()

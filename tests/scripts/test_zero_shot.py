@@ -1,4 +1,4 @@
-"""zero_shot.py and the README, run as a user runs them."""
+"""zero_shot.py as a user runs it."""
 
 import re
 import subprocess
@@ -43,23 +43,3 @@ def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noq
         done = run_program(ROOT / "scripts" / "zero_shot.py", *argv)
         assert done.returncode != 0 and message in done.stderr, (argv, done.stderr[-500:])
         assert "Traceback" not in done.stderr
-
-
-def test_readme_code_runs_as_printed(trained, tmp_path):  # noqa: F811
-    """Every Python block, in order, beside a trained model."""
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "shapes").symlink_to(trained[0])
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
-    assert blocks
-    done = run("-c", "\n".join(blocks), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "red circle" in done.stdout
-
-
-def test_readme_commands_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", text, flags=re.M):
-        assert f"\n{target}:" in makefile
-    for path in set(re.findall(r"scripts/[\w/]+\.(?:py|yaml)", text)):
-        assert (ROOT / path).is_file(), path

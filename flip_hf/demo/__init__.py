@@ -1,0 +1,1 @@
+"""A page to try a model on, here or as a Space of the Hub."""

@@ -1,0 +1,70 @@
+"""What a visitor writes, checked; and what is answered, as HTML."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+
+from flip_hf.evaluation.labels import PROMPT_SETS
+
+# More rows say nothing more.
+MAX_ROWS = 10
+# With 80 prompts each, as many texts as a visitor may have encoded at once.
+MAX_LABELS = 200
+
+
+def read_labels(text: str | None) -> list[str]:
+    """The labels in a text, apart by commas or lines; none comes twice.
+
+    Raises:
+        ValueError: there is none, or there are too many.
+    """
+    labels = [part.strip() for part in re.split(r"[,\n]", text or "")]
+    labels = list(dict.fromkeys(label for label in labels if label))
+    if not labels:
+        raise ValueError("Write the labels to choose from: at least two, apart by commas or lines.")
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"These are {len(labels):,} labels; the page takes {MAX_LABELS} at most.")
+    return labels
+
+
+def read_prompt(text: str | None) -> str:
+    """A prompt with one place for the label, or the name of a set of prompts.
+
+    Raises:
+        ValueError: it is neither. It comes from a stranger: whatever else `str.format` understands is refused.
+    """
+    prompt = (text or "").strip()
+    if prompt in PROMPT_SETS:
+        return prompt
+    if prompt.count("{}") != 1 or prompt.count("{") + prompt.count("}") != 2:
+        raise ValueError(
+            f"Write {{}} once into the prompt, where the label goes; or name one of {', '.join(PROMPT_SETS)}."
+        )
+    return prompt
+
+
+def ratio_in_words(mask_ratio: float) -> str:
+    """How much is dropped, for a heading."""
+    return f"{mask_ratio:.0%} dropped" if mask_ratio else "whole image"
+
+
+def comparison_table(mask_ratios: Sequence[float], answers: Sequence[Mapping[str, float]]) -> str:
+    """Probabilities as a table with bars: a row a label, best first, and a column a mask ratio.
+
+    Args:
+        mask_ratios: the first one's order is that of the rows.
+        answers: probabilities by label, one dictionary a ratio.
+    """
+    heads = "".join(f"<th>{ratio_in_words(ratio)}</th>" for ratio in mask_ratios)
+    rows = []
+    for label in sorted(answers[0], key=answers[0].__getitem__, reverse=True)[:MAX_ROWS]:
+        cells = "".join(
+            f'<td><span class="bar" style="width: {answer[label]:.1%}"></span><span>{answer[label]:.1%}</span></td>'
+            for answer in answers
+        )
+        rows.append(f"<tr><th>{html.escape(label)}</th>{cells}</tr>")
+    more = len(answers[0]) - len(rows)
+    first = ratio_in_words(mask_ratios[0])
+    note = f"<p>… and {more} labels that are less probable for the {first}.</p>" if more else ""
+    body = f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<table class="comparison">{body}</table>{note}'

@@ -1,0 +1,213 @@
+"""A model as the page uses it: labels of an image, images of a text, what a mask leaves, what a decoder makes of it."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoConfig
+
+from flip_hf.evaluation.encoder import Encoder, ImageTransform
+from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.reconstruction import grey_out, load_pretraining, reconstruct, to_colours, visible_pixels
+from flip_hf.evaluation.reconstruction_error import draw_masks
+from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities
+from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipProcessor
+
+# Sets of labels whose embeddings are kept: what a visitor moves most is the mask.
+LABEL_SETS = 32
+
+
+class DemoModel:
+    """A FlipModel, a CLIPModel, or a FlipForPreTraining.
+
+    Args:
+        title: what the page calls it.
+        encoder: images and texts to features; None where nothing has trained the texts.
+        pretraining: with a decoder, or None.
+        image_processor: what an image goes through.
+
+    Raises:
+        ValueError: its labels are not alternatives (SigLIP).
+    """
+
+    def __init__(
+        self, title: str, encoder: Encoder | None, pretraining: FlipForPreTraining | None, image_processor: Any
+    ):
+        if encoder is not None:
+            check_alternatives(encoder.model)
+        self.title, self.encoder, self.pretraining = title, encoder, pretraining
+        self.transform = ImageTransform(image_processor)
+        self._label_embeddings = lru_cache(maxsize=LABEL_SETS)(self._embed_labels)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, title: str | None = None) -> "DemoModel":
+        """Loads model and processor from a folder or Hub id, onto a GPU where there is one.
+
+        Args:
+            name_or_path: the folder or id.
+            title: what the page calls it; the id, or the folder's name.
+
+        Raises:
+            OSError: there is no such folder or repository, or its processor was not saved with it.
+            ValueError: it is no whole model of images and texts, nor one with a decoder.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        path = Path(name_or_path)
+        title = title or (path.name if path.is_absolute() else str(name_or_path))
+        config = AutoConfig.from_pretrained(name_or_path)
+        if isinstance(config, FlipPreTrainingConfig):
+            pretraining, image_processor = load_pretraining(name_or_path)
+            pretraining.to(device)  # pyright: ignore[reportArgumentType]
+            encoder = None
+            if config.objective != "reconstruction":
+                encoder = Encoder(pretraining.flip, FlipProcessor.from_pretrained(name_or_path), title)
+            decodes = config.objective != "contrastive"  # or nothing has trained the decoder
+            return cls(title, encoder, pretraining if decodes else None, image_processor)
+        encoder = Encoder.from_pretrained(name_or_path, device=device)
+        if not encoder.knows_texts:
+            raise ValueError(f"{name_or_path} is a vision tower alone, which knows no texts and has no decoder.")
+        return cls(title, encoder, None, encoder.image_processor)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the model and its processor, and nothing else that lay beside them."""
+        self.model.save_pretrained(folder)
+        (self.transform.image_processor if self.encoder is None else self.encoder.processor).save_pretrained(folder)
+
+    @property
+    def model(self) -> Any:
+        """The whole model, with its decoder where it has one."""
+        return self.encoder.model if self.pretraining is None else self.pretraining  # pyright: ignore
+
+    @property
+    def knows_masks(self) -> bool:
+        """Whether parts of an image can be encoded: CLIPModel sees whole ones only."""
+        return self.encoder is None or self.encoder.knows_masks
+
+    @property
+    def vision_config(self) -> Any:
+        """Configuration of the vision tower."""
+        towers = self.model if self.pretraining is None else self.pretraining.flip
+        return towers.vision_model.config
+
+    def about(self) -> str:
+        """One line: what kind of model, and how large."""
+        vision = self.vision_config
+        kind = "FLIP: CLIP trained on masked images" if self.knows_masks else "CLIP, which sees whole images"
+        return (
+            f"{kind}. {vision.num_hidden_layers} blocks of width {vision.hidden_size}, {vision.patch_size} × "
+            f"{vision.patch_size} patches, {vision.image_size} × {vision.image_size} pixels, "
+            f"{self.model.num_parameters() / 1e6:,.1f} M parameters."
+        )
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    def _pixel_values(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image)[None].to(self.model.device)  # (1, C, S, S)
+
+    def _mask(self, mask_ratio: float, seed: int) -> torch.Tensor | None:
+        """The visible patches (1, K) of an image; None if those are all."""
+        if mask_ratio == 0:
+            return None
+        return draw_masks(self.model, [(0, 0)], mask_ratio, seed).to(self.model.device)
+
+    def _pictures(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        processor = self.transform.image_processor
+        return to_colours(pixel_values, (processor.image_mean, processor.image_std))
+
+    def _masked_picture(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None) -> torch.Tensor:
+        pictures = self._pictures(pixel_values)
+        if ids_keep is None:
+            return pictures
+        vision = self.vision_config
+        return grey_out(pictures, visible_pixels(ids_keep, vision.num_patches, vision.patch_size))
+
+    def seen(self, image: Image.Image, mask_ratio: float, seed: int) -> Image.Image:
+        """The image as the model sees it: cropped, resized, and grey where patches are dropped.
+
+        Args:
+            image: in RGB.
+            mask_ratio: fraction of the patches dropped.
+            seed: of the mask.
+
+        Raises:
+            ValueError: no patch would be left.
+        """
+        return _picture(self._masked_picture(self._pixel_values(image), self._mask(mask_ratio, seed)))
+
+    @torch.no_grad()
+    def reconstruct(
+        self, image: Image.Image, mask_ratio: float, seed: int
+    ) -> tuple[Image.Image, Image.Image, Image.Image]:
+        """The image, what a mask leaves of it, and what the decoder makes of that; arguments as of [`DemoModel.seen`].
+
+        Raises:
+            ValueError: no patch would be left, or none dropped.
+        """
+        assert self.pretraining is not None
+        pixel_values = self._pixel_values(image)
+        ids_keep = draw_masks(self.pretraining, [(0, 0)], mask_ratio, seed).to(pixel_values.device)
+        _, pasted = reconstruct(self.pretraining, pixel_values, ids_keep)
+        masked = self._masked_picture(pixel_values, ids_keep)
+        return _picture(self._pictures(pixel_values)), _picture(masked), _picture(self._pictures(pasted["model"]))
+
+    # -- images and texts ---------------------------------------------------------------------------------------------
+
+    def _texts_encoder(self) -> Encoder:
+        assert self.encoder is not None, "the page has no tab that asks this of a model without texts"
+        return self.encoder
+
+    @torch.no_grad()
+    def _embed_labels(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
+        encoder = self._texts_encoder()
+        model = encoder.model
+        return class_embeddings(model, encoder.processor.tokenizer, labels, templates, model.device)
+
+    @torch.no_grad()
+    def classify(
+        self, image: Image.Image, labels: Sequence[str], prompt: str, mask_ratios: Sequence[float], seed: int
+    ) -> list[dict[str, float]]:
+        """Probabilities of the labels, one dictionary a mask ratio.
+
+        Args:
+            image: in RGB.
+            labels: alternatives.
+            prompt: with `{}` for the label; or the name of a set of prompts.
+            mask_ratios: fractions of the patches dropped; 0 alone where `knows_masks` is False.
+            seed: of the masks.
+
+        Raises:
+            ValueError: no patch would be left, or the prompt has no `{}`.
+        """
+        encoder, pixel_values = self._texts_encoder(), self._pixel_values(image)
+        label_embeds = self._label_embeddings(tuple(labels), resolve_templates(prompt))  # (C, E)
+        answers = []
+        for mask_ratio in mask_ratios:
+            ids_keep = self._mask(mask_ratio, seed)
+            image_embeds = encoder.images(pixel_values, **({} if ids_keep is None else {"ids_keep": ids_keep}))
+            probabilities = label_probabilities(encoder.model, image_embeds, label_embeds)[0].tolist()
+            answers.append(dict(zip(labels, probabilities, strict=True)))
+        return answers
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that do not fit into the model's context and are cut."""
+        inputs = self._texts_encoder().text_inputs
+        lengths = [len(ids) for ids in inputs.tokenizer(list(texts), verbose=False)["input_ids"]]
+        return [text for text, length in zip(texts, lengths, strict=True) if length > inputs.max_length]
+
+    @torch.no_grad()
+    def embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features (B, E), normalised, on the CPU, of whole images (B, C, S, S) as `transform` makes them."""
+        return self._texts_encoder().images(pixel_values.to(self.model.device)).cpu()
+
+    def embed_text(self, text: str) -> torch.Tensor:
+        """Features (E,) of a text, normalised, on the CPU."""
+        return self._texts_encoder().texts([text])[0].cpu()
+
+
+def _picture(colours: torch.Tensor) -> Image.Image:
+    """The first of images (B, height, width, 3) in [0, 1]."""
+    return Image.fromarray((colours[0].numpy() * 255).round().astype(np.uint8))

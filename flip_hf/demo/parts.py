@@ -1,0 +1,126 @@
+"""What the page's tabs are made of: inputs that check themselves, outputs, and mistakes told in words (Gradio 6)."""
+
+import functools
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.demo.search import Picture, fit_to_show
+
+MAX_EXAMPLES = 6
+MAX_MASK = 90  # per cent
+# One at a time, whatever the tab: masks are drawn from torch's default generator, and a CPU is shared badly.
+MODEL_AT_WORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image to begin with, and its class where that is known."""
+
+    image: Image.Image
+    label: str | None
+
+
+def choose_examples(pictures: Sequence[Picture]) -> list[Example]:
+    """A few sound pictures from all over; of those with labels, no two of one class."""
+    found: list[Example] = []
+    for picture in pictures[:: max(1, (len(pictures) - 1) // MAX_EXAMPLES)]:
+        if picture.label is None or all(picture.label != example.label for example in found):
+            try:
+                found.append(Example(fit_to_show(picture.decode()), picture.label))
+            except RefusedSample:
+                continue
+    return found[:MAX_EXAMPLES]
+
+
+def image_input(examples: Sequence[Example]) -> gr.Image:
+    """An input whose image is decoded within this project's limits, or refused in words.
+
+    Gradio's own decodes images of any size, and answers a damaged one with a traceback. The method is replaced in the
+    object, because Gradio writes a file beside the source of every class that is derived from a component.
+    """
+    first = examples[0].image if examples else None
+    image = gr.Image(first, type="pil", show_label=False, label="Image", height=250, format="png", buttons=[])
+
+    def preprocess(payload: Any) -> Image.Image | None:
+        try:
+            return None if payload is None else decode_image({"path": payload.path})
+        except RefusedSample as error:
+            raise as_told(f"This image cannot be used: {error.reason}.") from None
+
+    image.preprocess = preprocess  # pyright: ignore[reportAttributeAccessIssue]
+    if examples:
+        gr.Examples([[e.image] for e in examples], image, label="Or one of these", examples_per_page=MAX_EXAMPLES)
+    return image
+
+
+def picture_output(title: str, height: int = 250) -> gr.Image:
+    """A picture under its title: Gradio's own label covers a corner of it."""
+    with gr.Column(min_width=140):
+        gr.Markdown(title)
+        return gr.Image(show_label=False, interactive=False, format="png", buttons=[], height=height, alt_text=title)
+
+
+def mask_inputs(*, visible: bool, value: int, minimum: int = 0) -> tuple[gr.Slider, gr.Number]:
+    """How much is dropped, in per cent, and the mask's seed, with a button for the next one."""
+    with gr.Row(visible=visible):
+        masked = gr.Slider(minimum, MAX_MASK, value, step=5, label="Patches dropped, %", scale=4, buttons=[])
+        with gr.Column(scale=2, min_width=140):
+            seed = gr.Number(0, label="Seed of the mask", precision=0, minimum=0, maximum=2**31)
+            again = gr.Button("Draw again", size="sm")
+    again.click(lambda seed: int(seed or 0) + 1, seed, seed, api_visibility="private")
+    return masked, seed
+
+
+def answer_image(
+    page: gr.Blocks,
+    function: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    triggers: list[Any],
+    *,
+    at_once: bool,
+) -> None:
+    """Has a function called by the triggers, and whenever the first input, the image, is another one.
+
+    Args:
+        page: what the components are on.
+        function: of the inputs to the outputs; a ValueError is told on the page.
+        inputs, outputs: components.
+        triggers: their events.
+        at_once: whether the page begins with an answer, where it begins with an image.
+    """
+    image, call = inputs[0], in_words(function)
+    options: dict[str, Any] = {**MODEL_AT_WORK, "show_progress": "minimal", "trigger_mode": "always_last"}
+    if at_once and image.value is not None:
+        triggers = [page.load, *triggers]
+    gr.on(triggers, call, inputs, outputs, api_name=function.__name__, **options)
+
+    def see(given: Image.Image | None, *others: Any) -> Any:
+        # Who takes the image away takes the answer away, and need not be told what is missing.
+        return [None] * len(outputs) if given is None else call(given, *others)
+
+    image.change(see, inputs, outputs, api_visibility="private", **options)
+
+
+def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with mistakes in its input (ValueError) told on the page."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except ValueError as error:
+            raise as_told(str(error)) from None
+
+    return call
+
+
+def as_told(message: str) -> gr.Error:
+    """A message as Gradio shows it, which takes it for HTML."""
+    return gr.Error(html.escape(message, quote=False), title="That did not work", print_exception=False)

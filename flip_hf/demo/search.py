@@ -1,0 +1,147 @@
+"""Pictures by name, and the search for those that fit a text."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.data.files import files_below
+from flip_hf.data.shapes import CLASS_NAMES, NUM_SAMPLES, generate_test
+from flip_hf.demo.model import DemoModel
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+BATCH_SIZE = 32
+# Side of what is shown, in pixels.
+MAX_SHOWN, MIN_SHOWN = 512, 256
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded image.
+
+    Attributes:
+        value: what [`decode_image`] takes.
+        name: of its file.
+        label: its class, where that is known.
+    """
+
+    value: dict[str, Any]
+    name: str
+    label: str | None = None
+
+    def decode(self) -> Image.Image:
+        """The image in RGB.
+
+        Raises:
+            RefusedSample: it is damaged, too large, or none.
+        """
+        return decode_image(self.value)
+
+
+def embedded_pictures() -> list[Picture]:
+    """The embedded test images."""
+    samples = generate_test([0], NUM_SAMPLES["test"], image_size=64, seed=0)
+    return [Picture(row["image"], row["image"]["path"], CLASS_NAMES[row["label"]]) for row in samples]
+
+
+def pictures_below(folder: str | Path) -> list[Picture]:
+    """The image files of a folder and its subfolders, by their names; whether they can be decoded is seen later.
+
+    Raises:
+        ValueError: there is no such folder, or no image file in it.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no folder {str(folder)!r}.")
+    endings = [form for ending in EXTENSIONS for form in (ending, ending.upper())]
+    paths = sorted({path for ending in endings for path in files_below(str(folder), ending)})
+    if not paths:
+        raise ValueError(f"{folder} has no image files ({', '.join(EXTENSIONS)}).")
+    return [Picture({"path": path}, Path(path).name) for path in paths]
+
+
+def fit_to_show(image: Image.Image) -> Image.Image:
+    """An image of a size to look at: a large one made smaller, the pixels of a tiny one repeated."""
+    shown = image.copy()
+    shown.thumbnail((MAX_SHOWN, MAX_SHOWN))
+    factor = -(-MIN_SHOWN // max(shown.size))
+    return (
+        shown if factor == 1 else shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
+    )
+
+
+class ImageSearch:
+    """Finds the pictures nearest to a text; each is encoded once, at the first search.
+
+    Args:
+        model: knows texts.
+        pictures: what is searched.
+    """
+
+    def __init__(self, model: DemoModel, pictures: Sequence[Picture]):
+        self.model, self.pictures = model, pictures
+        self.refused: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._usable: list[Picture] = []
+        self._embeds: torch.Tensor | None = None  # (N, E)
+
+    def encode(self, progress: Callable[[int, int], Any] = lambda done, total: None) -> torch.Tensor:
+        """Encodes the pictures, leaves out and counts those that cannot be used, and keeps the result.
+
+        Args:
+            progress: told how many of how many are done.
+
+        Returns:
+            (N, E), normalised.
+
+        Raises:
+            ValueError: not one can be used.
+        """
+        with self._lock:
+            if self._embeds is None:
+                self._embeds = self._encode(progress)
+            return self._embeds
+
+    def _encode(self, progress: Callable[[int, int], Any]) -> torch.Tensor:
+        self.refused.clear()
+        self._usable, found = [], []
+        for start in range(0, len(self.pictures), BATCH_SIZE):
+            progress(start, len(self.pictures))
+            images = []
+            for picture in self.pictures[start : start + BATCH_SIZE]:
+                try:
+                    images.append(self.model.transform(picture.decode()))  # small: a batch of photos is not
+                    self._usable.append(picture)
+                except RefusedSample as error:
+                    self.refused[error.reason] += 1
+            if images:
+                found.append(self.model.embed_images(torch.stack(images)))
+        if not found:
+            raise ValueError(f"Not one of the {len(self.pictures)} pictures can be used ({self.reasons()}).")
+        return torch.cat(found)
+
+    def search(self, text: str, count: int) -> list[tuple[Image.Image, str, float]]:
+        """The `count` pictures nearest to a text, best first: each with its class or name, and cosine similarity.
+
+        Raises:
+            ValueError: see [`ImageSearch.encode`].
+        """
+        scores = self.encode() @ self.model.embed_text(text)  # (N,)
+        best = scores.topk(min(count, len(scores)))
+        answers = []
+        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            picture = self._usable[index]
+            try:
+                answers.append((fit_to_show(picture.decode()), picture.label or picture.name, score))
+            except RefusedSample:  # its file has changed since
+                continue
+        return answers
+
+    def reasons(self) -> str:
+        """Why pictures were left out, in words."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.refused.most_common())

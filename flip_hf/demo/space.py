@@ -1,0 +1,112 @@
+"""A folder that is a Space of the Hub: the page, the rooms of this package that it needs, and the model."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gradio
+from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
+
+from flip_hf.demo.model import DemoModel
+from flip_hf.demo.search import pictures_below
+
+CODE_LICENCE = "apache-2.0"
+PACKAGE = Path(__file__).parents[1]
+# The page's own room and those that it may use; no other is imported.
+ROOMS = ("data", "demo", "evaluation", "modeling")
+# Those of pyproject.toml, with `demo`; Gradio comes with the Space, in the version of its card.
+REQUIREMENTS = (
+    "accelerate>=1.10",
+    "huggingface_hub>=1.5",
+    "matplotlib>=3.8",
+    "pillow>=10",
+    "safetensors>=0.5",
+    "torch>=2.11",
+    "transformers>=5.17",
+)
+APP = '''\
+"""The page, as `scripts/demo.py` of flip_hf serves it."""
+
+from pathlib import Path
+
+from flip_hf.demo.model import DemoModel
+from flip_hf.demo.page import make_page, serve
+from flip_hf.demo.search import {pictures}
+
+HERE = Path(__file__).parent
+
+serve(make_page(DemoModel.from_pretrained({model}, title={title!r}), {pictures}({folder})))
+'''
+
+
+def write_space(folder: Path, name_or_path: str, *, images: str | None = None, license: str | None = None) -> None:
+    """Writes a Space: its card, `app.py`, requirements, this package's files, and a model that lies here.
+
+    Args:
+        folder: empty.
+        name_or_path: a model folder, which is copied, or a Hub id, which is named.
+        images: folder of the pictures that are searched, which are copied; the embedded ones if None.
+        license: identifier, for the card; by default that of a copied model's card, or of the code.
+
+    Raises:
+        OSError, ValueError: the model cannot be loaded, or the folder has no pictures; see
+            [`DemoModel.from_pretrained`] and [`pictures_below`].
+    """
+    pictures = [] if images is None else pictures_below(images)
+    copied = Path(name_or_path).is_dir()
+    model = DemoModel.from_pretrained(name_or_path)
+    card = Path(name_or_path) / "README.md"
+    if copied:
+        model.save_pretrained(folder / "model")
+        if card.is_file():
+            shutil.copyfile(card, folder / "model" / card.name)
+    for picture in pictures:
+        path = Path(picture.value["path"])
+        target = folder / "images" / path.relative_to(images or "")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (folder / "app.py").write_text(
+        APP.format(
+            pictures="embedded_pictures" if images is None else "pictures_below",
+            folder="" if images is None else 'HERE / "images"',
+            model='HERE / "model"' if copied else repr(name_or_path),
+            title=model.title,
+        ),
+        encoding="utf-8",
+    )
+    (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
+    _copy_package(folder / PACKAGE.name)
+    if license is None and card.is_file():
+        of_model: Any = ModelCard.load(card, ignore_metadata_errors=True).data
+        license = of_model.license
+    _card(model.title, None if copied else name_or_path, license or CODE_LICENCE).save(folder / "README.md")
+
+
+def _copy_package(target: Path) -> None:
+    target.mkdir()
+    for path in (PACKAGE / "__init__.py", PACKAGE.parent / "LICENSE"):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+    for room in ROOMS:
+        shutil.copytree(PACKAGE / room, target / room, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _card(title: str, hub_id: str | None, license: str) -> SpaceCard:
+    data = SpaceCardData(
+        title=f"Try {title}",
+        emoji="🔎",
+        colorFrom="indigo",
+        colorTo="gray",
+        sdk="gradio",
+        sdk_version=gradio.__version__,
+        app_file="app.py",
+        license=license,
+        models=None if hub_id is None else [hub_id],
+    )
+    where = "in `model/`" if hub_id is None else f"[{hub_id}](https://huggingface.co/{hub_id})"
+    return SpaceCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {data.title}\n\nLabels for an image, images for a text, and how the "
+        f"answers move when the model sees a part of the image. The model is {where}, with a licence of its own. The "
+        "code in `flip_hf/` is a part of the package flip_hf, Apache-2.0.\n\nAt home: `pip install gradio -r "
+        "requirements.txt`, then `python app.py`.\n"
+    )
