@@ -5,7 +5,7 @@
     python scripts/reproduce.py --figures_only      # figures and tables again, from the JSON files alone
     python scripts/reproduce.py --only mask75-half  # some of the runs
 
---budget is the training time of the longest run, without masks, in seconds; all other runs are in the paper's
+--budget is the training time of the longest run without masks, in seconds; all other runs are in the paper's
 proportions to its number of samples, which is measured once and kept. What has been run is not run again: the same
 command goes on where it was stopped. A point's JSON file says by which command it can be run alone.
 """
@@ -28,7 +28,7 @@ FOLDER = Path("runs/reproduce")
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=240, help="seconds of training of the longest run")
+    parser.add_argument("--budget", type=float, default=240, help="seconds of training of the longest unmasked run")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of points, models, logs and figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
@@ -113,7 +113,7 @@ def about(points: Points) -> str:
     plan = json.loads((points.folder / "plan.json").read_text())
     return (
         f"`python scripts/reproduce.py --budget {plan['budget']:g}`; {'; '.join(sorted(where))}; commit {commits}. "
-        f"The longest run sees {plan['samples']:,} pairs. Mean ± standard deviation over the seeds; times are those of "
+        f"The longest unmasked run sees {plan['samples']:,} pairs. Mean ± standard deviation over the seeds; times are those of "
         "training steps alone, without data preparation, evaluation and saving.\n"
     )
 
