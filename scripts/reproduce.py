@@ -73,11 +73,13 @@ def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
 
 def run_all(points: Points, runs: list[Run], seeds: list[int]) -> None:
     """Runs what is not there yet, seed by seed, so that what there is can be compared early."""
-    due = [(run, seed) for seed in seeds for run in runs]
+    due, by_name = [(run, seed) for seed in seeds for run in runs], {run.name: run for run in runs}
     with tqdm(total=len(due), unit="run", dynamic_ncols=True) as bar:
         for run, seed in due:
             bar.set_description(f"{run.name}, seed {seed}")
             if not points.path(run.name, seed).is_file():
+                if run.start is not None and not points.model(run.start, seed).is_dir():
+                    points.make(by_name[run.start], seed)  # its point came from elsewhere
                 points.make(run, seed)
             bar.update()
 
@@ -113,8 +115,8 @@ def about(points: Points) -> str:
     plan = json.loads((points.folder / "plan.json").read_text())
     return (
         f"`python scripts/reproduce.py --budget {plan['budget']:g}`; {'; '.join(sorted(where))}; commit {commits}. "
-        f"The longest unmasked run sees {plan['samples']:,} pairs. Mean ± standard deviation over the seeds; times are those of "
-        "training steps alone, without data preparation, evaluation and saving.\n"
+        f"The longest unmasked run sees {plan['samples']:,} pairs. Mean ± standard deviation over the seeds; times are "
+        "those of training steps alone, without data preparation, evaluation and saving.\n"
     )
 
 
