@@ -73,7 +73,9 @@ def data(run: Run) -> str:
     counted, lines = run.results.get("sources", {}), []
     for name in run.recipe["train_data"]:
         shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short_name(name)}`"
-        shown += ", drawn by flip_hf itself: coloured shapes and what a caption says of them" if name in EMBEDDED else ""
+        shown += (
+            ", drawn by flip_hf itself: coloured shapes and what a caption says of them" if name in EMBEDDED else ""
+        )
         seen = counted.get(name, {})
         refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
         lines.append(
