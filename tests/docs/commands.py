@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
@@ -80,6 +81,7 @@ def smaller_evaluation(words: list[str], folder: Path) -> list[str]:
     if printed.datasets and printed.data_dir is None:
         small += ["--data_dir", "copies"]
     if "fine-tune" in printed.tasks or printed.probe != "clip":
+        pytest.importorskip("torchvision", reason="an extra of its own, which goes with one build of torch alone")
         small += ["--epochs", "1", "--train_batch_size", "8"]
     return small
 

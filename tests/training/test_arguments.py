@@ -44,7 +44,8 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
-    arguments = parse(recipe, *([] if recipe.endswith("shapes") else ["--train_data", "x"]))
+    embedded = recipe.endswith("shapes") or recipe == "scenes"
+    arguments = parse(recipe, *([] if embedded else ["--train_data", "x"]))
     if arguments.model.model_name_or_path is not None:
         # What it goes on with is what another recipe leaves.
         source = Path(arguments.model.model_name_or_path)
@@ -53,7 +54,7 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
     config = make_config(arguments.model, arguments.objective)
     dropped = 0.75 if "mask75" in recipe or recipe.startswith("mae") else 0.5
     assert arguments.model.mask_ratio == config.mask_ratio == dropped
-    if recipe.endswith("shapes"):
+    if embedded:
         return
     size, patch_size = re.match(r"(?:vit|mae)_([blh])(\d+)", recipe).groups()
     vision, text = config.vision_config, config.text_config
@@ -131,7 +132,7 @@ def test_a_recipe_with_an_unknown_key_suggests_the_right_one(tmp_path):
     (tmp_path / "r.yaml").write_text("mask_ration: 0.5\n")
     with pytest.raises(ValueError, match="no option 'mask_ration'. Did you mean 'mask_ratio'"):
         parse(str(tmp_path / "r.yaml"))
-    with pytest.raises(FileNotFoundError, match="one of: mae_b16, mae_l16, mae_shapes, shapes, vit_b16"):
+    with pytest.raises(FileNotFoundError, match="one of: mae_b16, mae_l16, mae_shapes, scenes, shapes, vit_b16"):
         parse("vit_b17")
 
 
