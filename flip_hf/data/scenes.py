@@ -19,7 +19,7 @@ from flip_hf.data.shapes import ARTICLE_OPENINGS
 Pair = tuple[str, str]
 Combination = tuple[Pair, Pair]
 
-NUM_SAMPLES = {"train": 128 * SAMPLES_PER_SHARD, "test": 1024}
+NUM_SAMPLES = {"train": 128 * SAMPLES_PER_SHARD, "test": 2048}
 DIAMETERS = (0.36, 0.46)  # of the image side
 NUM_CLASSES = 256
 TEMPLATES = ("a photo of {}.", "a picture of {}.", "this is {}.")
