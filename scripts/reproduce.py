@@ -13,6 +13,7 @@ command goes on where it was stopped. A point's JSON file says by which command 
 import argparse
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def run_all(points: Points, runs: list[Run], seeds: list[int]) -> None:
 def main() -> None:
     """Plans, runs, draws; an interruption loses at most the run under way."""
     options = make_parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way ends, too
     points = Points(options.folder)
     try:
         if not options.figures_only:
