@@ -11,10 +11,11 @@ from transformers.utils import logging as transformers_logging
 from flip_hf.data.workers import cores_per_process
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import check_tasks, evaluate
+from flip_hf.evaluation.model_index import eval_results, write_card
 from flip_hf.evaluation.options import EvaluationOptions, parse_options
 from flip_hf.evaluation.pictures import draw
 from flip_hf.evaluation.registry import all_data_sets, data_set
-from flip_hf.evaluation.report import eval_results, table, to_json, write_card, write_report
+from flip_hf.evaluation.report import table, to_json, write_report
 
 
 def list_data_sets() -> None:

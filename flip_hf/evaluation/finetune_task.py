@@ -15,8 +15,8 @@ from flip_hf.evaluation.finetune_model import make_classifier
 from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions
 from flip_hf.evaluation.loading import target_reader
 from flip_hf.evaluation.options import EvaluationOptions
-from flip_hf.evaluation.result import Result, make_result
-from flip_hf.evaluation.subject import Subject
+from flip_hf.evaluation.result import Result
+from flip_hf.evaluation.subject import Subject, make_result
 
 Samples = list[tuple[Any, int]]
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from flip_hf.evaluation.subject import Subject
-
 
 @dataclass
 class Result:
@@ -36,13 +34,3 @@ class Result:
     def value(self) -> float:
         """The data set's own metric."""
         return self.metrics[self.metric]
-
-
-def make_result(
-    subject: Subject, task: str, metrics: dict[str, float], metric: str, samples: int, **more: Any
-) -> Result:
-    """The result of a task on a subject."""
-    described = subject.data_set
-    return Result(
-        described.name, described.title, task, metric, metrics, samples, dict(sorted(subject.refused.items())), **more
-    )

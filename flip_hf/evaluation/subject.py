@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from flip_hf.evaluation.labels import resolve_templates
 from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.registry import DataSet
+from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.zero_shot import normalized, prompt_embeddings
 
 logger = logging.getLogger(__name__)
@@ -147,3 +149,13 @@ class Subject:
     def _prompted(self, template: str) -> torch.Tensor:
         model, tokenizer = self.encoder.model, self.encoder.processor.tokenizer
         return prompt_embeddings(model, tokenizer, self.class_names, template, model.device)
+
+
+def make_result(
+    subject: Subject, task: str, metrics: dict[str, float], metric: str, samples: int, **more: Any
+) -> Result:
+    """The result of a task on a subject."""
+    described = subject.data_set
+    return Result(
+        described.name, described.title, task, metric, metrics, samples, dict(sorted(subject.refused.items())), **more
+    )

@@ -8,8 +8,8 @@ import numpy as np
 from flip_hf.evaluation.labelled import Labelled
 from flip_hf.evaluation.metrics import METRICS
 from flip_hf.evaluation.probe import few_shot, linear_probe
-from flip_hf.evaluation.result import Result, make_result
-from flip_hf.evaluation.subject import Subject
+from flip_hf.evaluation.result import Result
+from flip_hf.evaluation.subject import Subject, make_result
 
 # -- with texts --------------------------------------------------------------------------------------------------------
 

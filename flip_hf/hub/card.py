@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from flip_hf.conversion.folder import card_data
+from flip_hf.evaluation.model_index import read_eval_results
 from flip_hf.hub import facts
 from flip_hf.hub.carbon import GRID_SOURCE, Compute
 from flip_hf.hub.redaction import redact
@@ -131,8 +132,6 @@ def _evaluated(folder: Path) -> list[EvalResult]:
     path = folder / "evaluation" / "results.json"
     if not path.is_file():
         return []
-    from flip_hf.evaluation.report import read_eval_results  # and all that evaluating takes
-
     return read_eval_results(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -5,12 +5,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from flip_hf.data.sources import EMBEDDED
+from flip_hf.data import scenes, shapes
 from flip_hf.hub.carbon import Compute
 from flip_hf.hub.run import Run, is_hub_id, short_name
 
 PAPER_SAMPLES = "12.8 billion"
 CODE_LICENCE = "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
+EMBEDDED = (shapes.DATA.name, scenes.DATA.name)
 NOT_KNOWN = "Not known: no recipe lies beside the weights."
 
 
@@ -73,9 +74,8 @@ def data(run: Run) -> str:
     counted, lines = run.results.get("sources", {}), []
     for name in run.recipe["train_data"]:
         shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short_name(name)}`"
-        shown += (
-            ", drawn by flip_hf itself: coloured shapes and what a caption says of them" if name in EMBEDDED else ""
-        )
+        if name in EMBEDDED:
+            shown += ", drawn by flip_hf itself: coloured shapes and what a caption says of them"
         seen = counted.get(name, {})
         refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
         lines.append(

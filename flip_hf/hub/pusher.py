@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
-from flip_hf.hub.folder import FolderError, prepare
-from flip_hf.hub.push import WAITS, HubError, HubUnreachable, create, push
+from flip_hf.hub.folder import prepare
+from flip_hf.hub.push import WAITS, HubError, HubUnreachable, Pushed, create, push
 from flip_hf.hub.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ class Pusher:
         self._export_clip, self._api, self._waits = export_clip, api, waits
         self._scratch = self.output_dir / SCRATCH
         self._thread: threading.Thread | None = None
-        self._said = ""
+        self._pushed: Pushed | None = None  # of the last push; where it failed, why is in `_problem`
+        self._problem = ""
 
     def begin(self) -> None:
         """Creates the repository, so that a missing login or right is known before hours are spent.
@@ -110,12 +111,12 @@ class Pusher:
         try:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._start(self._prepare(self.output_dir, "final"), "Model at the end of the run").join(limit)
-        except (FolderError, OSError) as error:
+        except Exception as error:  # the run itself is saved
             return f"not pushed: {redact(str(error))}"
         if not self.is_free():
             return f"not pushed: the push took longer than {limit:g} s. {later}"
         shutil.rmtree(self._scratch, ignore_errors=True)
-        return self._said if self._said.startswith("http") else f"not pushed: {self._said} {later}"
+        return f"not pushed: {self._problem} {later}" if self._pushed is None else str(self._pushed)
 
     def _prepare(self, folder: Path, name: str) -> Path:
         target = self._scratch / name
@@ -129,13 +130,13 @@ class Pusher:
         return self._thread
 
     def _upload(self, folder: Path, message: str) -> None:
+        self._pushed = None
+        options: dict[str, Any] = {"private": self.private, "api": self._api, "waits": self._waits}
         try:
-            pushed = push(folder, self.repo_id, private=self.private, message=message, api=self._api, waits=self._waits)
-            self._said = str(pushed)
-            logger.info("%s: %s", message, pushed)
+            self._pushed = push(folder, self.repo_id, message=message, **options)
+            return logger.info("%s: %s", message, self._pushed)
         except HubError as error:
-            self._said = str(error)
-            logger.warning("Not pushed: %s (%s)", error, message)
+            self._problem = str(error)
         except Exception as error:  # whatever it is, training goes on
-            self._said = redact(f"{type(error).__name__}: {error}")
-            logger.warning("Not pushed: %s (%s)", self._said, message)
+            self._problem = redact(f"{type(error).__name__}: {error}")
+        logger.warning("Not pushed: %s (%s)", self._problem, message)

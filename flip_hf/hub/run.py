@@ -68,6 +68,7 @@ class Run:
 
     @cached_property
     def parameters(self) -> int:
+        """Numbers in the folder's weights."""
         total = 0
         for path in self.folder.glob("model*.safetensors"):
             with safe_open(path, framework="pt") as file:
@@ -76,7 +77,7 @@ class Run:
 
     @property
     def samples(self) -> int | None:
-        """Pairs seen."""
+        """Samples seen in training; None where no recipe tells of it."""
         if not self.recipe:
             return None
         return self.results.get("samples", self.recipe["train_samples"] + self.recipe["unmasked_samples"])

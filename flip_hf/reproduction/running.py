@@ -139,7 +139,6 @@ def environment() -> dict[str, Any]:
     return {
         "commit": commit.stdout.strip() or None,
         "hardware": device_name("cuda" if torch.cuda.is_available() else "cpu"),
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

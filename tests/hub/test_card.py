@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
-from flip_hf.evaluation.report import write_card as write_figures
+from flip_hf.evaluation.model_index import write_card as write_figures
 from flip_hf.hub.carbon import Compute
 from flip_hf.hub.card import write_card
 

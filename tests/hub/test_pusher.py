@@ -79,6 +79,8 @@ def test_a_full_disk_or_a_broken_folder_is_a_warning(hub, api, run_folder, save,
     assert pusher.push(save, 3072)
     waited(pusher)
     assert hub.repositories["you/flip"].files
+    (run_folder / "recipe.yaml").write_text("- no recipe\n")  # nothing that anybody thought of
+    assert pusher.finish().startswith("not pushed: 'list' object")
     (run_folder / "model.safetensors").unlink()
     assert "has no model.safetensors" in pusher.finish()
 
