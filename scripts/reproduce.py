@@ -8,6 +8,8 @@
 --budget is the training time of the longest run without masks, in seconds; all other runs are in the paper's
 proportions to its number of samples, which is measured once and kept. What has been run is not run again: the same
 command goes on where it was stopped. A point's JSON file says by which command it can be run alone.
+
+A GPU needs a model that keeps it busy: --recipe scenes_s16 --budget 150 is for an hour or two on one.
 """
 
 import argparse
@@ -15,13 +17,17 @@ import json
 import shutil
 import signal
 import sys
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from flip_hf.reproduction.figures import write_report
-from flip_hf.reproduction.plan import BATCH, SEEDS, Run, planned_runs
-from flip_hf.reproduction.running import Points, RunFailed, environment, run_script, training_rate
+from flip_hf.reproduction.figures import speed_table, write_report
+from flip_hf.reproduction.findings import findings
+from flip_hf.reproduction.plan import SEEDS, Run, Scale, planned_runs, words_of
+from flip_hf.reproduction.running import Point, Points, RunFailed, environment, run_script, training_rate
+from flip_hf.reproduction.speedup import steady
 
 FOLDER = Path("runs/reproduce")
 
@@ -30,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=240, help="seconds of training of the longest unmasked run")
+    parser.add_argument("--recipe", default="scenes", help="of every run; one that trains on `scenes`")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of points, models, logs and figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
@@ -38,29 +45,33 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def samples_for(budget: float, points: Points) -> int:
-    """Samples of the longest run: measured once, on the unmasked model, and kept in `plan.json`.
+def scale_for(budget: float, points: Points) -> Scale:
+    """The samples of the longest run are measured once, on the unmasked model, and kept in `plan.json`.
 
     Raises:
-        ValueError: the folder holds runs of another budget.
+        ValueError: the folder holds runs of another recipe, of this one before it was changed, or of another budget.
+        FileNotFoundError: there is no such recipe.
     """
-    path = points.folder / "plan.json"
+    path, scale = points.folder / "plan.json", Scale.of_recipe(points.recipe, 0)
     if path.is_file():
         plan = json.loads(path.read_text())
-        if plan["budget"] != budget:
+        scale = replace(scale, samples=plan["scale"]["samples"])
+        if (plan["recipe"], plan["budget"], plan["scale"]) != (points.recipe, budget, asdict(scale)):
             raise ValueError(
-                f"{points.folder} holds runs of --budget {plan['budget']:g}; give that, or another --folder."
+                f"{points.folder} holds runs of --recipe {plan['recipe']} --budget {plan['budget']:g} with "
+                f"{plan['scale']}, which are not those of {asdict(scale)}; give another --folder."
             )
-        return plan["samples"]
-    trial = points.folder / "trial"
-    words = ["scenes", "--mask_ratio", "0", "--train_samples", str(24 * BATCH), "--log_samples", str(4 * BATCH)]
-    run_script("pretrain.py", [*words, "--output_dir", str(trial)], points.folder / "logs" / "trial.txt")
+        return scale
+    (points.folder / "points").mkdir(parents=True, exist_ok=True)
+    trial, count = points.folder / "trial", {"train_samples": 24 * scale.batch, "log_samples": 4 * scale.batch}
+    words = [points.recipe, *words_of({"mask_ratio": 0, **count, "output_dir": trial})]
+    run_script("pretrain.py", words, points.folder / "logs" / "trial.txt")
     rate = training_rate(trial / "log.jsonl")
     shutil.rmtree(trial)
-    samples = max(64, round(budget * rate / BATCH)) * BATCH
-    plan = {"budget": budget, "samples": samples, "samples_per_second": rate, "environment": environment()}
-    path.write_text(json.dumps(plan, indent=1) + "\n")
-    return samples
+    scale = replace(scale, samples=max(64, round(budget * rate / scale.batch)) * scale.batch)
+    plan = {"recipe": points.recipe, "budget": budget, "scale": asdict(scale), "samples_per_second": rate}
+    path.write_text(json.dumps({**plan, "environment": environment()}, indent=1) + "\n")
+    return scale
 
 
 def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
@@ -74,39 +85,46 @@ def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
 
 def run_all(points: Points, runs: list[Run], seeds: list[int]) -> None:
     """Runs what is not there yet, seed by seed, so that what there is can be compared early."""
-    due, by_name = [(run, seed) for seed in seeds for run in runs], {run.name: run for run in runs}
-    with tqdm(total=len(due), unit="run", dynamic_ncols=True) as bar:
-        for run, seed in due:
-            bar.set_description(f"{run.name}, seed {seed}")
-            if not points.path(run.name, seed).is_file():
-                if run.start is not None and not points.model(run.start, seed).is_dir():
-                    points.make(by_name[run.start], seed)  # its point came from elsewhere
-                points.make(run, seed)
-            bar.update()
+    due = [(run, seed) for seed in seeds for run in runs if not points.path(run.name, seed).is_file()]
+    by_name = {run.name: run for run in runs}
+    total = sum(run.cost for run, _ in due)
+    with tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", dynamic_ncols=True) as bar:
+        for number, (run, seed) in enumerate(due, 1):
+            bar.set_description(f"{number} of {len(due)}: {run.name}, seed {seed}")
+            if run.start is not None and not points.model(run.start, seed).is_dir():
+                points.make(by_name[run.start], seed)  # its point came from elsewhere
+            points.make(run, seed)
+            bar.update(run.cost)
 
 
 def main() -> None:
     """Plans, runs, draws; an interruption loses at most the run under way."""
     options = make_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way ends, too
-    points = Points(options.folder)
+    points = Points(options.folder, options.recipe)
     try:
         if not options.figures_only:
-            (options.folder / "points").mkdir(parents=True, exist_ok=True)
-            runs = planned_runs(samples_for(options.budget, points))
-            runs = chosen(runs, options.only)
+            runs = chosen(planned_runs(scale_for(options.budget, points)), options.only)
             if options.list:
                 for run in runs:
                     print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")
                 return
             run_all(points, runs, options.seeds)
-    except (ValueError, RunFailed) as error:
+    except (ValueError, FileNotFoundError, RunFailed) as error:
         sys.exit(f"error: {error}")
-    found = points.read()
+    found = steady(points.read())
     if not found:
         sys.exit(f"error: there are no points in {options.folder}/points; leave out --figures_only to make them.")
     write_report(found, options.folder, about(points))
+    print(summary(found))
     print(f"Figures and tables of {len(found)} points: {options.folder / 'README.md'}")
+
+
+def summary(found: list[Point]) -> str:
+    """The headline, and how many findings came out how."""
+    verdicts = Counter(finding.verdict for finding in findings(found))
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    return f"{speed_table(found)}\n\nThe paper's findings here: {counts}.\n"
 
 
 def about(points: Points) -> str:
@@ -115,10 +133,12 @@ def about(points: Points) -> str:
     where = {f"{each['hardware']}, torch {each['torch']}, transformers {each['transformers']}" for each in made}
     commits = ", ".join(sorted({str(each["commit"]) for each in made}))
     plan = json.loads((points.folder / "plan.json").read_text())
+    command = f"python scripts/reproduce.py --recipe {plan['recipe']} --budget {plan['budget']:g}"
     return (
-        f"`python scripts/reproduce.py --budget {plan['budget']:g}`; {'; '.join(sorted(where))}; commit {commits}. "
-        f"The longest unmasked run sees {plan['samples']:,} pairs. Mean ± standard deviation over the seeds; times are "
-        "those of training steps alone, without data preparation, evaluation and saving.\n"
+        f"`{command}`; {'; '.join(sorted(where))}; commit {commits}. The longest unmasked run sees "
+        f"{plan['scale']['samples']:,} pairs. Mean ± standard deviation over the seeds. Times are those of training "
+        "steps alone, without data preparation, evaluation and saving, at the median speed of runs "
+        "with the same steps.\n"
     )
 
 

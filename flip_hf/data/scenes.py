@@ -1,10 +1,10 @@
 """The harder embedded data set: two objects, to be told from 255 other combinations that were never seen together.
 
 Where `shapes` is nearly learned in minutes on a CPU, this one leaves room to tell one way of training from another.
-Each picture has two objects, side by side or one above the other, of different colours and
-shapes; its caption names both, in either order. Of the 1,568 combinations, 256 never occur in training; naming the
-combination is the zero-shot test. Most wrong answers share a colour or a shape with the right one: what is measured is
-which colour goes with which shape, at a chance of 1 in 256.
+Each picture has two objects, side by side or one above the other, of different colours and shapes; its caption names
+both, in either order. Of the 1,568 combinations, 256 never occur in training; naming the combination is the zero-shot
+test. Most wrong answers share a colour or a shape with the right one: what is measured is which colour goes with which
+shape, at a chance of 1 in 256.
 """
 
 from collections.abc import Iterator

@@ -1,13 +1,20 @@
 """The runs that stand for the paper's Figure 1 and Table 1, and for the masks of later work, at a scale of one's own.
 
 Sizes are relative to one number, the samples of the longest run; the paper's are in the same proportions where its text
-gives them. Every run is `scripts/pretrain.py` with the recipe `scenes`.
+gives them. Every run is `scripts/pretrain.py` with the same recipe.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from flip_hf.training.models import make_config
+from flip_hf.training.recipes import parse_arguments
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 
 SEEDS = (0, 1, 2)
 MASKS = {0: 0.0, 50: 0.5, 75: 0.75}  # percent, as runs are named
@@ -18,11 +25,41 @@ LENGTHS = {
     "double": 2,
 }  # of the longest unmasked run; double: masked ones alone
 MAIN = "half"  # the length of Table 1
-BATCH = 128  # the paper's 16k; twice and four times as much are its 32k and 64k
 TUNING = 0.05  # of a run's samples: the paper tunes for 0.32 epochs after 6.4
-TUNING_LR = 1.2e-3  # for 256 samples a step: the share of the recipe's that does well on the embedded data
+TUNING_LR = 0.3  # of the recipe's: does well on the embedded data
 STRATEGIES = ("grid", "block", "gaussian", "resize")
-RECONSTRUCTION = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the runs are.
+
+    Attributes:
+        samples: of the longest unmasked run.
+        batch: samples a step, the paper's 32k; half and twice as much are its 16k and 64k.
+        base_lr: learning rate of training, for 256 samples.
+        decoder: for reconstruction: one layer, half as wide as the image tower, as MAE's is for ViT-L.
+    """
+
+    samples: int
+    batch: int
+    base_lr: float
+    decoder: dict[str, int]
+
+    @classmethod
+    def of_recipe(cls, recipe: str, samples: int) -> "Scale":
+        """That of a recipe, a name or a file.
+
+        Raises:
+            FileNotFoundError: there is no such recipe.
+            ValueError: it has options that do not exist, or values out of range.
+        """
+        arguments = parse_arguments([recipe], RECIPES, recipe)
+        tower: Any = make_config(arguments.model).vision_config
+        width = tower.hidden_size // 2
+        decoder = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 1}
+        decoder["num_attention_heads"] = max(1, tower.num_attention_heads // 2)
+        return cls(samples, arguments.optimization.batch_size, arguments.optimization.base_lr, decoder)
 
 
 @dataclass(frozen=True)
@@ -41,8 +78,13 @@ class Run:
     start: str | None = None
     kind: str = "training"
 
+    @property
+    def cost(self) -> float:
+        """How long it takes beside the others, about: images encoded in training, as wholes."""
+        return self.options.get("train_samples", 0) * (1 - self.options["mask_ratio"])
 
-def _training(name: str, samples: int, mask: int, *, batch: int = BATCH, **options: Any) -> Run:
+
+def _training(name: str, samples: float, mask: int, batch: int, **options: Any) -> Run:
     steps = max(1, round(samples / batch))
     return Run(name, {"mask_ratio": MASKS[mask], "batch_size": batch, **_lengths(steps, batch, 1 / 16), **options})
 
@@ -56,49 +98,48 @@ def _lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
     }
 
 
-def _tuned(run: Run, samples: int) -> Run:
+def _tuned(run: Run, scale: Scale) -> Run:
     """The same model, tuned on whole images; a run of its own, so that its time can be told apart."""
-    steps = max(4, round(TUNING * samples / BATCH))
-    options = {"mask_ratio": 0.0, "batch_size": BATCH, **_lengths(steps, BATCH, 0.2), "base_lr": TUNING_LR}
-    return Run(f"{run.name}-tuned", options, start=run.name)
+    steps = max(4, round(TUNING * run.options["train_samples"] / scale.batch))
+    options = {"mask_ratio": 0.0, "batch_size": scale.batch, **_lengths(steps, scale.batch, 0.2)}
+    return Run(f"{run.name}-tuned", {**options, "base_lr": TUNING_LR * scale.base_lr}, start=run.name)
 
 
-def planned_runs(samples: int) -> list[Run]:
-    """All runs, those that others start from first.
-
-    Args:
-        samples: of the longest unmasked run.
-    """
-    return [*_over_time(samples), *_table(round(samples * LENGTHS[MAIN]))]
+def planned_runs(scale: Scale) -> list[Run]:
+    """All runs, those that others start from first."""
+    return [*_over_time(scale), *_table(scale)]
 
 
-def _over_time(samples: int) -> Iterator[Run]:
+def _over_time(scale: Scale) -> Iterator[Run]:
     """Figure 1: each mask ratio at several lengths, and Table 1e: tuned on whole images afterwards."""
     for length, factor in LENGTHS.items():
         for mask in MASKS:
             if not mask and factor > 1:
                 continue
-            run = _training(f"mask{mask}-{length}", round(samples * factor), mask)
+            run = _training(f"mask{mask}-{length}", scale.samples * factor, mask, scale.batch)
             yield run
             if mask:
-                yield _tuned(run, round(samples * factor))
+                yield _tuned(run, scale)
 
 
-def _table(samples: int) -> Iterator[Run]:
+def _table(scale: Scale) -> Iterator[Run]:
     """Table 1b, 1c, 1d, 1f, and other masks, at the main length."""
+    samples, batch = scale.samples * LENGTHS[MAIN], scale.batch
+    for mask, times in ((0, 0.5), (50, 0.5), (50, 2), (75, 0.5), (75, 2)):
+        # The learning rate of a step goes with the root of the batch: in proportion, as the paper's, is too much here.
+        base_lr = scale.base_lr / math.sqrt(times)
+        name = f"mask{mask}-{MAIN}-batch{times:g}x"
+        yield _training(name, samples, mask, round(times * batch), base_lr=base_lr)
     for mask in (50, 75):
         name = f"mask{mask}-{MAIN}"
-        for batch in (2 * BATCH, 4 * BATCH):
-            yield _training(f"{name}-batch{batch}", samples, mask, batch=batch)
         yield Run(f"{name}-inference", {"mask_ratio": MASKS[mask]}, start=name, kind="inference")
-        yield _training(
-            f"{name}-reconstruction", samples, mask, objective="both", decoder_config=RECONSTRUCTION, grid_samples=0
-        )
+        reconstruction = {"objective": "both", "decoder_config": scale.decoder, "grid_samples": 0}
+        yield _training(f"{name}-reconstruction", samples, mask, batch, **reconstruction)
     for strategy in ("random", "prioritized"):
         text = {"text_mask_ratio": 0.5, "text_mask_strategy": strategy}
-        yield _training(f"mask75-{MAIN}-text-{strategy}", samples, 75, **text)
+        yield _training(f"mask75-{MAIN}-text-{strategy}", samples, 75, batch, **text)
     for strategy in STRATEGIES:
-        yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, mask_strategy=strategy)
+        yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, batch, mask_strategy=strategy)
 
 
 def words_of(options: dict[str, Any]) -> list[str]:

@@ -59,12 +59,13 @@ class Points:
 
     Args:
         folder: of the whole reproduction.
+        recipe: of every run.
         extra: more options for every run, over the recipe's.
         data: what inference is measured on.
     """
 
-    def __init__(self, folder: Path, extra: list[str] | None = None, data: EmbeddedData = scenes.DATA):
-        self.folder, self.extra, self.data = folder, extra or [], data
+    def __init__(self, folder: Path, recipe: str, extra: list[str] | None = None, data: EmbeddedData = scenes.DATA):
+        self.folder, self.recipe, self.extra, self.data = folder, recipe, extra or [], data
 
     def path(self, name: str, seed: int) -> Path:
         return self.folder / "points" / f"{name}-seed{seed}.json"
@@ -73,9 +74,10 @@ class Points:
         return self.folder / "models" / f"{name}-seed{seed}"
 
     def read(self) -> list[Point]:
-        """All points that are there."""
-        found = (json.loads(path.read_text()) for path in sorted((self.folder / "points").glob("*.json")))
-        return [Point(**{name: each[name] for name in Point.__dataclass_fields__}) for each in found]
+        """All points that are there, by name and seed."""
+        found = [json.loads(path.read_text()) for path in (self.folder / "points").glob("*.json")]
+        points = [Point(**{name: each[name] for name in Point.__dataclass_fields__}) for each in found]
+        return sorted(points, key=lambda point: (point.name, point.seed))
 
     def make(self, run: Run, seed: int) -> None:
         """Runs it, and writes its point.
@@ -97,7 +99,7 @@ class Points:
         options: dict[str, Any] = {**run.options, "seed": seed, "output_dir": output}
         if run.start is not None:
             options |= {"model_name_or_path": self.model(run.start, seed), "vision_config": "", "text_config": ""}
-        words = ["scenes", *self.extra, *words_of(options)]
+        words = [self.recipe, *self.extra, *words_of(options)]
         run_script("pretrain.py", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
         results = json.loads((output / "results.json").read_text())
         rate = training_rate(output / "log.jsonl")

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flip_hf.reproduction.plan import LENGTHS
 from flip_hf.reproduction.running import Point
 
-BASELINE = "mask0-full"
+BASELINES = ("mask0-half", "mask0-full")  # whose accuracy is to be reached: halfway, and in the end
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,37 @@ class SpeedUp:
     """Of one recipe and one seed.
 
     Attributes:
-        recipe: `mask50`, `mask75`, with `-tuned` where it was tuned on whole images.
-        seed: its seed.
         factor: time of the baseline over that of the recipe at the baseline's accuracy; a bound where it is not inside.
         bound: `""`, or `">"`: the shortest run is as good already, or `"<"`: the longest is not as good yet.
     """
 
-    recipe: str
-    seed: int
     factor: float
     bound: str = ""
 
     def __str__(self) -> str:
         return f"{self.bound}{self.factor:.2f}x"
+
+
+def _step(point: Point) -> str:
+    """Its name without its length: points of the same have the same steps, those of tuning the unmasked ones."""
+    mask, _, *rest = point.name.split("-")
+    return "mask0" if rest == ["tuned"] else "-".join((mask, *rest))
+
+
+def steady(points: Sequence[Point]) -> list[Point]:
+    """The points with times at the median speed of all that have the same steps.
+
+    A machine that others use, too, drifts over the hours that the runs take, by more than what is to be measured.
+    """
+    speeds: dict[str, list[float]] = {}
+    for point in points:
+        if point.samples and not point.name.endswith("-tuned"):  # too short to be measured
+            speeds.setdefault(_step(point), []).append(point.samples / point.seconds)
+    medians = {step: float(np.median(many)) for step, many in speeds.items()}
+    return [
+        replace(point, seconds=point.samples / medians[_step(point)]) if _step(point) in medians else point
+        for point in points
+    ]
 
 
 def curve(points: Sequence[Point], recipe: str, seed: int) -> list[tuple[float, float]]:
@@ -46,26 +64,47 @@ def total_seconds(point: Point, by_name: dict[str, Point]) -> float:
     return point.seconds + (total_seconds(by_name[point.start], by_name) if point.start in by_name else 0.0)
 
 
-def speed_up(points: Sequence[Point], recipe: str, seed: int) -> SpeedUp | None:
-    """The factor of one seed, read off between the lengths on a logarithmic axis of time; None without its runs."""
-    baseline = next((point for point in points if (point.name, point.seed) == (BASELINE, seed)), None)
+def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINES[-1]) -> SpeedUp | None:
+    """The factor of one seed, read off between the lengths on a logarithmic axis of time; None without its runs.
+
+    Args:
+        points: of all runs.
+        recipe: `mask50`, `mask75`, with `-tuned` where it was tuned on whole images.
+        seed: its and the baseline's.
+        to: name of the unmasked run whose accuracy is to be reached.
+    """
+    baseline = next((point for point in points if (point.name, point.seed) == (to, seed)), None)
     along = curve(points, recipe, seed)
     if baseline is None or not along:
         return None
     goal, times, accuracy = baseline.top1, [t for t, _ in along], np.maximum.accumulate([a for _, a in along])
     if accuracy[0] >= goal:
-        return SpeedUp(recipe, seed, baseline.seconds / times[0], ">")
+        return SpeedUp(baseline.seconds / times[0], ">")
     if accuracy[-1] < goal:
-        return SpeedUp(recipe, seed, baseline.seconds / times[-1], "<")
+        return SpeedUp(baseline.seconds / times[-1], "<")
     after = int(np.argmax(accuracy >= goal))
     share = (goal - accuracy[after - 1]) / (accuracy[after] - accuracy[after - 1])
     log_time = math.log(times[after - 1]) + share * (math.log(times[after]) - math.log(times[after - 1]))
-    return SpeedUp(recipe, seed, baseline.seconds / math.exp(log_time))
+    return SpeedUp(baseline.seconds / math.exp(log_time))
 
 
-def speed_ups(points: Sequence[Point]) -> dict[str, list[SpeedUp]]:
-    """Of every masked recipe, over the seeds."""
+def speed_ups(points: Sequence[Point], to: str = BASELINES[-1]) -> dict[str, list[SpeedUp]]:
+    """Of every masked recipe that has runs, over the seeds."""
     seeds = sorted({point.seed for point in points})
     recipes = [f"mask{mask}{tuned}" for mask in (50, 75) for tuned in ("", "-tuned")]
-    found = {recipe: [speed_up(points, recipe, seed) for seed in seeds] for recipe in recipes}
-    return {recipe: [each for each in many if each is not None] for recipe, many in found.items()}
+    found = {recipe: [speed_up(points, recipe, seed, to) for seed in seeds] for recipe in recipes}
+    return {recipe: [each for each in many if each is not None] for recipe, many in found.items() if any(many)}
+
+
+def summary(many: Sequence[SpeedUp]) -> tuple[float, str]:
+    """The geometric mean over seeds, and `">"`, `"<"` or `"~"` where seeds are bounds of one kind or both."""
+    bounds = {each.bound for each in many} - {""}
+    factor = math.exp(float(np.mean([math.log(each.factor) for each in many])))
+    return factor, "~" if len(bounds) > 1 else "".join(bounds)
+
+
+def best_recipe(points: Sequence[Point]) -> str | None:
+    """The masked recipe that is soonest as good as the unmasked one in its end, with every seed; None if none is."""
+    found = {recipe: summary(many) for recipe, many in speed_ups(points).items()}
+    reached = [recipe for recipe, (_, bound) in found.items() if bound in ("", ">")]
+    return max(reached, key=lambda recipe: found[recipe][0], default=None)

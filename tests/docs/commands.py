@@ -108,6 +108,11 @@ def smaller_plan(words: list[str], folder: Path) -> list[str]:
     return ["--masks", "0.5", "--vision_config", one_block, "--text_config", one_block]
 
 
+def smaller_reproduction(words: list[str], folder: Path) -> list[str]:
+    """Figures of the points that come with the repository; the runs are those of tests/reproduction."""
+    return [] if "--figures_only" in words else ["--folder", "scripts/results/reproduce", "--figures_only"]
+
+
 SCRIPTS = {
     "pretrain.py": Script(smaller_pretraining, prepare=use_local_hub_to_push),
     "evaluate.py": Script(smaller_evaluation),
@@ -118,6 +123,7 @@ SCRIPTS = {
     "demo.py": Script(prepare=serve_and_leave),
     "benchmark.py": Script(smaller_benchmark, prepare=small_benchmarks),
     "plan.py": Script(smaller_plan),
+    "reproduce.py": Script(smaller_reproduction, outputs=("--folder",)),
 }
 
 
