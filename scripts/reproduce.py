@@ -18,16 +18,18 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from flip_hf.reproduction.figures import speed_table, write_report
 from flip_hf.reproduction.findings import findings
-from flip_hf.reproduction.plan import SEEDS, Run, Scale, planned_runs, words_of
+from flip_hf.reproduction.plan import RECIPES, SEEDS, Run, Scale, planned_runs, words_of
 from flip_hf.reproduction.running import Point, Points, RunFailed, environment, run_script, training_rate
 from flip_hf.reproduction.speedup import steady
+from flip_hf.training.recipes import recipe_options
 
 FOLDER = Path("runs/reproduce")
 
@@ -49,19 +51,23 @@ def scale_for(budget: float, points: Points) -> Scale:
     """The samples of the longest run are measured once, on the unmasked model, and kept in `plan.json`.
 
     Raises:
-        ValueError: the folder holds runs of another recipe, of this one before it was changed, or of another budget.
+        ValueError: the folder holds runs of another recipe, of this one before it was changed, of another budget, or
+            of another machine.
         FileNotFoundError: there is no such recipe.
     """
     path, scale = points.folder / "plan.json", Scale.of_recipe(points.recipe, 0)
-    if path.is_file():
-        plan = json.loads(path.read_text())
-        scale = replace(scale, samples=plan["scale"]["samples"])
-        if (plan["recipe"], plan["budget"], plan["scale"]) != (points.recipe, budget, asdict(scale)):
-            raise ValueError(
-                f"{points.folder} holds runs of --recipe {plan['recipe']} --budget {plan['budget']:g} with "
-                f"{plan['scale']}, which are not those of {asdict(scale)}; give another --folder."
-            )
-        return scale
+    options, where = recipe_options(points.recipe, RECIPES), environment()
+    if any((points.folder / "points").glob("*.json")):
+        plan = read_plan(points.folder)
+        made = {**plan["options"], **plan["environment"], "recipe": plan["recipe"], "budget": plan["budget"]}
+        asked = {**options, **where, "recipe": points.recipe, "budget": budget}
+        names = sorted((made.keys() | asked.keys()) - {"commit", "torch", "transformers"})
+        other = [
+            f"{name} {made.get(name)}, not {asked.get(name)}" for name in names if made.get(name) != asked.get(name)
+        ]
+        if other:
+            raise ValueError(f"{points.folder} holds runs with {'; '.join(other)}: give another --folder.")
+        return replace(scale, samples=plan["samples"])
     (points.folder / "points").mkdir(parents=True, exist_ok=True)
     trial, count = points.folder / "trial", {"train_samples": 24 * scale.batch, "log_samples": 4 * scale.batch}
     words = [points.recipe, *words_of({"mask_ratio": 0, **count, "output_dir": trial})]
@@ -69,13 +75,33 @@ def scale_for(budget: float, points: Points) -> Scale:
     rate = training_rate(trial / "log.jsonl")
     shutil.rmtree(trial)
     scale = replace(scale, samples=max(64, round(budget * rate / scale.batch)) * scale.batch)
-    plan = {"recipe": points.recipe, "budget": budget, "scale": asdict(scale), "samples_per_second": rate}
-    path.write_text(json.dumps({**plan, "environment": environment()}, indent=1) + "\n")
+    plan = {"recipe": points.recipe, "budget": budget, "samples": scale.samples, "samples_per_second": rate}
+    path.write_text(json.dumps({**plan, "options": options, "environment": where}, indent=1) + "\n")
     return scale
 
 
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What the points of a folder have in common.
+
+    Raises:
+        ValueError: there are none, or they have lost their plan.
+    """
+    if not any((folder / "points").glob("*.json")):
+        raise ValueError(f"there are no points in {folder}/points; leave out --figures_only to make them.")
+    if not (folder / "plan.json").is_file():
+        raise ValueError(f"{folder} has points and no plan.json, which says what they are of; give another --folder.")
+    return json.loads((folder / "plan.json").read_text())
+
+
 def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
-    """Runs with one of the parts in their name, and those that they start from; all where no part is given."""
+    """Runs with one of the parts in their name, and those that they start from; all where no part is given.
+
+    Raises:
+        ValueError: a part is in no name.
+    """
+    for part in parts:
+        if not any(part in run.name for run in runs):
+            raise ValueError(f"no run has {part!r} in its name: {', '.join(run.name for run in runs)}")
     names = {run.name for run in runs if not parts or any(part in run.name for part in parts)}
     for run in reversed(runs):
         if run.name in names and run.start is not None:
@@ -91,7 +117,7 @@ def run_all(points: Points, runs: list[Run], seeds: list[int]) -> None:
     with tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", dynamic_ncols=True) as bar:
         for number, (run, seed) in enumerate(due, 1):
             bar.set_description(f"{number} of {len(due)}: {run.name}, seed {seed}")
-            if run.start is not None and not points.model(run.start, seed).is_dir():
+            if run.start is not None and not (points.model(run.start, seed) / "results.json").is_file():
                 points.make(by_name[run.start], seed)  # its point came from elsewhere
             points.make(run, seed)
             bar.update(run.cost)
@@ -110,12 +136,13 @@ def main() -> None:
                     print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")
                 return
             run_all(points, runs, options.seeds)
+        plan = read_plan(options.folder)
     except (ValueError, FileNotFoundError, RunFailed) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on from here; with --figures_only it draws what there is.")
     found = steady(points.read())
-    if not found:
-        sys.exit(f"error: there are no points in {options.folder}/points; leave out --figures_only to make them.")
-    write_report(found, options.folder, about(points))
+    write_report(found, options.folder, about(points, plan))
     print(summary(found))
     print(f"Figures and tables of {len(found)} points: {options.folder / 'README.md'}")
 
@@ -127,16 +154,15 @@ def summary(found: list[Point]) -> str:
     return f"{speed_table(found)}\n\nThe paper's findings here: {counts}.\n"
 
 
-def about(points: Points) -> str:
+def about(points: Points, plan: dict[str, Any]) -> str:
     """By which commands and on what the points were made."""
     made = [json.loads(path.read_text())["environment"] for path in (points.folder / "points").glob("*.json")]
     where = {f"{each['hardware']}, torch {each['torch']}, transformers {each['transformers']}" for each in made}
     commits = ", ".join(sorted({str(each["commit"]) for each in made}))
-    plan = json.loads((points.folder / "plan.json").read_text())
     command = f"python scripts/reproduce.py --recipe {plan['recipe']} --budget {plan['budget']:g}"
     return (
         f"`{command}`; {'; '.join(sorted(where))}; commit {commits}. The longest unmasked run sees "
-        f"{plan['scale']['samples']:,} pairs. Mean ± standard deviation over the seeds. Times are those of training "
+        f"{plan['samples']:,} pairs. Mean ± standard deviation over the seeds. Times are those of training "
         "steps alone, without data preparation, evaluation and saving, at the median speed of runs "
         "with the same steps.\n"
     )

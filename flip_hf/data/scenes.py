@@ -3,8 +3,8 @@
 Where `shapes` is nearly learned in minutes on a CPU, this one leaves room to tell one way of training from another.
 Each picture has two objects, side by side or one above the other, of different colours and shapes; its caption names
 both, in either order. Of the 1,568 combinations, 256 never occur in training; naming the combination is the zero-shot
-test. Most wrong answers share a colour or a shape with the right one: what is measured is which colour goes with which
-shape, at a chance of 1 in 256.
+test, at a chance of 1 in 256. Most wrong answers share a colour or a shape with the right one: two colours and two
+shapes have to be seen. Which goes with which matters less, as few of the 256 have the same four.
 """
 
 from collections.abc import Iterator

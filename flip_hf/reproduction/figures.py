@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from flip_hf.reproduction.findings import Finding, findings
 from flip_hf.reproduction.plan import LENGTHS, MASKS
 from flip_hf.reproduction.running import Point
-from flip_hf.reproduction.speedup import BASELINES, SpeedUp, best_recipe, speed_ups, summary, total_seconds
+from flip_hf.reproduction.speedup import BASELINES, SpeedUp, best_recipe, lineage, speed_ups, summary, with_waits
 
 DPI = 130
 PAPER_SPEED_UP = 3.7
@@ -30,22 +30,20 @@ def _curve(points: Sequence[Point], mask: int, over: str, tuned: bool) -> Curve:
     names = [f"mask{mask}-{length}{'-tuned' if tuned else ''}" for length in LENGTHS]
     xs, means, spreads = [], [], []
     for name in names:
-        of_name = [point for point in points if point.name == name]
-        if not of_name:
+        lines = [_lineage(point, points) for point in points if point.name == name]
+        lines = [line for line in lines if line]
+        if not lines:
             continue
-        values = [100 * point.top1 for point in of_name]
-        xs.append(float(np.mean([_x(point, points, over) for point in of_name])))
+        values = [100 * line[0].top1 for line in lines]
+        xs.append(float(np.mean([sum(getattr(each, over) for each in line) for line in lines])))
         means.append(float(np.mean(values)))
         spreads.append(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
     order = np.argsort(xs)
     return [xs[i] for i in order], [means[i] for i in order], [spreads[i] for i in order]
 
 
-def _x(point: Point, points: Sequence[Point], over: str) -> float:
-    by_name = {each.name: each for each in points if each.seed == point.seed}
-    if over == "seconds":
-        return total_seconds(point, by_name)
-    return point.samples + (by_name[point.start].samples if point.start in by_name else 0)
+def _lineage(point: Point, points: Sequence[Point]) -> list[Point]:
+    return lineage(point, {each.name: each for each in points if each.seed == point.seed})
 
 
 def _panel(axes: Axes, points: Sequence[Point], over: str) -> None:
@@ -88,7 +86,7 @@ def draw_over_time(points: Sequence[Point], path: Path) -> None:
     _arrow(left, points)
     left.set_ylabel("zero-shot accuracy, %")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), fontsize=8, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 
@@ -112,9 +110,8 @@ def draw_findings(points: Sequence[Point], path: Path) -> None:
 
 
 def _spread(found: Finding) -> float:
-    """Standard error of the difference."""
-    several = [values for values in (found.first, found.second) if len(values) > 1]
-    return float(np.sqrt(sum(np.var(values, ddof=1) / len(values) for values in several)))
+    """Standard error of the difference; none where one seed tells nothing of it."""
+    return found.standard_error or 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,16 +141,15 @@ def findings_table(points: Sequence[Point]) -> str:
 
 
 def speed_table(points: Sequence[Point]) -> str:
-    """Markdown: how much sooner each recipe is as good as unmasked runs."""
-    of_baseline = {baseline: speed_ups(points, baseline) for baseline in BASELINES}
-    lines = [
-        f"| recipe | {' | '.join(f'as good as {name}' for name in BASELINES)} |",
-        "|---" * (1 + len(BASELINES)) + "|",
-    ]
-    for recipe in of_baseline[BASELINES[-1]]:
-        cells = [_speed_cell(of_baseline[name].get(recipe, [])) for name in BASELINES]
+    """Markdown: how much sooner each recipe is as good as unmasked runs, without and with the waits for data."""
+    columns = {f"as good as {name}": speed_ups(points, name) for name in BASELINES}
+    if any(point.data_wait for point in points):
+        columns["the same, waits for data counted"] = speed_ups(with_waits(points))
+    lines = [f"| recipe | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for recipe in dict.fromkeys(recipe for found in columns.values() for recipe in found):
+        cells = [_speed_cell(found.get(recipe, [])) for found in columns.values()]
         lines.append(f"| {recipe} | {' | '.join(cells)} |")
-    return "\n".join([*lines, f"| the paper | | {PAPER_SPEED_UP}x |"])
+    return "\n".join([*lines, f"| the paper | | {PAPER_SPEED_UP}x |{' |' * (len(columns) - 2)}"])
 
 
 def _speed_cell(many: Sequence[SpeedUp]) -> str:

@@ -42,6 +42,7 @@ class Point:
         seconds: of training steps, without data preparation, evaluation and saving.
         top1: zero-shot accuracy on whole images, in [0, 1].
         inference: accuracy of `whole`, `one view` and `ensemble`, of a run that measures these.
+        data_wait: share of the time of its training in which it waited for data, which `seconds` is without.
         start: name of the run that it started from.
     """
 
@@ -52,6 +53,7 @@ class Point:
     top1: float
     inference: dict[str, float]
     start: str | None
+    data_wait: float = 0.0
 
 
 class Points:
@@ -76,7 +78,7 @@ class Points:
     def read(self) -> list[Point]:
         """All points that are there, by name and seed."""
         found = [json.loads(path.read_text()) for path in (self.folder / "points").glob("*.json")]
-        points = [Point(**{name: each[name] for name in Point.__dataclass_fields__}) for each in found]
+        points = [Point(**{name: each[name] for name in Point.__dataclass_fields__ if name in each}) for each in found]
         return sorted(points, key=lambda point: (point.name, point.seed))
 
     def make(self, run: Run, seed: int) -> None:
@@ -108,6 +110,7 @@ class Points:
             "samples": results["samples"],
             "seconds": results["samples"] / rate,
             "samples_per_second": rate,
+            "data_wait": results["data_wait"],
             "top1": results["top1"],
         }
 
@@ -137,9 +140,9 @@ def training_rate(log: Path) -> float:
 def environment() -> dict[str, Any]:
     """On what and by which code a point was made."""
     git = ["git", "-C", str(SCRIPTS), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True)
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else None
     return {
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
         "hardware": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -35,19 +35,27 @@ def _step(point: Point) -> str:
 
 
 def steady(points: Sequence[Point]) -> list[Point]:
-    """The points with times at the median speed of all that have the same steps.
+    """The points with times, and waits for data, at the median of all that have the same steps.
 
     A machine that others use, too, drifts over the hours that the runs take, by more than what is to be measured.
     """
-    speeds: dict[str, list[float]] = {}
+    alike: dict[str, list[Point]] = {}
     for point in points:
         if point.samples and not point.name.endswith("-tuned"):  # too short to be measured
-            speeds.setdefault(_step(point), []).append(point.samples / point.seconds)
-    medians = {step: float(np.median(many)) for step, many in speeds.items()}
+            alike.setdefault(_step(point), []).append(point)
+    speeds = {step: float(np.median([each.samples / each.seconds for each in many])) for step, many in alike.items()}
+    waits = {step: float(np.median([each.data_wait for each in many])) for step, many in alike.items()}
     return [
-        replace(point, seconds=point.samples / medians[_step(point)]) if _step(point) in medians else point
+        replace(point, seconds=point.samples / speeds[_step(point)], data_wait=waits[_step(point)])
+        if _step(point) in alike
+        else point
         for point in points
     ]
+
+
+def with_waits(points: Sequence[Point]) -> list[Point]:
+    """The points with times that have the waits for data in them, too."""
+    return [replace(point, seconds=point.seconds / (1 - point.data_wait), data_wait=0.0) for point in points]
 
 
 def curve(points: Sequence[Point], recipe: str, seed: int) -> list[tuple[float, float]]:
@@ -55,13 +63,16 @@ def curve(points: Sequence[Point], recipe: str, seed: int) -> list[tuple[float, 
     by_name = {point.name: point for point in points if point.seed == seed}
     mask, _, tuned = recipe.partition("-")
     names = [f"{mask}-{length}{'-' + tuned if tuned else ''}" for length in LENGTHS]
-    found = [by_name[name] for name in names if name in by_name]
-    return sorted((total_seconds(point, by_name), point.top1) for point in found)
+    lines = [lineage(by_name[name], by_name) for name in names if name in by_name]
+    return sorted((sum(each.seconds for each in line), line[0].top1) for line in lines if line)
 
 
-def total_seconds(point: Point, by_name: dict[str, Point]) -> float:
-    """Seconds of training, with those of the run that it started from."""
-    return point.seconds + (total_seconds(by_name[point.start], by_name) if point.start in by_name else 0.0)
+def lineage(point: Point, by_name: dict[str, Point]) -> list[Point]:
+    """The point and those that it started from, whose time and samples are its own, too; empty if one is not there."""
+    if point.start is None:
+        return [point]
+    before = lineage(by_name[point.start], by_name) if point.start in by_name else []
+    return [point, *before] if before else []
 
 
 def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINES[-1]) -> SpeedUp | None:
@@ -105,6 +116,7 @@ def summary(many: Sequence[SpeedUp]) -> tuple[float, str]:
 
 def best_recipe(points: Sequence[Point]) -> str | None:
     """The masked recipe that is soonest as good as the unmasked one in its end, with every seed; None if none is."""
-    found = {recipe: summary(many) for recipe, many in speed_ups(points).items()}
-    reached = [recipe for recipe, (_, bound) in found.items() if bound in ("", ">")]
+    seeds = len({point.seed for point in points if point.name == BASELINES[-1]})
+    found = {recipe: summary(many) for recipe, many in speed_ups(points).items() if len(many) == seeds}
+    reached = [recipe for recipe, (factor, bound) in found.items() if bound in ("", ">") and factor > 1]
     return max(reached, key=lambda recipe: found[recipe][0], default=None)

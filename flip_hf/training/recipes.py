@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
@@ -36,23 +37,36 @@ def option_names() -> list[str]:
     return [field.name for group in GROUPS for field in dataclasses.fields(group)]
 
 
-def _recipe_as_argv(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
-    """A recipe as command-line words, so that one parser types both (YAML reads 4e-6 as text).
+def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a recipe says, over what its `base`, another recipe of the same folder, says.
 
-    Those of its `base`, another recipe of the same folder, come first: later words win.
+    Args:
+        name: a YAML file, or the name of one in `folder`.
+        folder: where named recipes lie.
+        above: files that have this one as their base.
+
+    Raises:
+        FileNotFoundError: there is no such recipe.
+        ValueError: it is no mapping, has itself as its base, or has an unknown option.
     """
+    path = _find_recipe(name, folder)
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     require(isinstance(recipe, dict), f"{path} is not a recipe: it must map option names to values.")
     require(path not in above, f"{path} has itself as its base.")
     base = recipe.pop("base", None)
-    argv = _recipe_as_argv(_find_recipe(str(base), path.parent), (*above, path)) if base else []
-    for key, value in recipe.items():
+    for key in recipe:
         if key not in option_names():
             close = difflib.get_close_matches(str(key), option_names(), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{path}: there is no option {key!r}.{hint}")
-        if value is None:
-            continue
+    below = recipe_options(str(base), path.parent, (*above, path)) if base else {}
+    return below | {key: value for key, value in recipe.items() if value is not None}
+
+
+def _as_argv(options: dict[str, Any]) -> list[str]:
+    """Options as command-line words, so that one parser types both (YAML reads 4e-6 as text)."""
+    argv = []
+    for key, value in options.items():
         words = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         argv += [f"--{key}", *(str(word) for word in words)]
     return argv
@@ -82,7 +96,7 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
     argv = list(argv)
     names_data = any(word.split("=")[0] == "--train_data" for word in argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
-    words = _recipe_as_argv(_find_recipe(recipe, recipe_folder)) if recipe else []
+    words = _as_argv(recipe_options(recipe, recipe_folder)) if recipe else []
     return Arguments(*make_parser().parse_args_into_dataclasses(args=words + argv))
 
 

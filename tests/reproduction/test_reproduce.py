@@ -1,24 +1,19 @@
-"""The reproduction: its plan, one run of every kind for real, what it says of points, and that it goes on."""
+"""The reproduction: its plan, and what it says of points."""
 
 import json
-import runpy
-import shutil
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from flip_hf.data import shapes
 from flip_hf.reproduction.figures import findings_table, speed_table, write_report
 from flip_hf.reproduction.findings import AGREES, CLAIMS, DISAGREES, MISSING, NOISE, Claim, Finding, findings
 from flip_hf.reproduction.plan import Scale, planned_runs, words_of
-from flip_hf.reproduction.running import Point, Points, RunFailed, training_rate
+from flip_hf.reproduction.running import Point, training_rate
 from flip_hf.reproduction.speedup import SpeedUp, best_recipe, speed_up, steady, summary
 from flip_hf.training.recipes import parse_arguments
 from tests.training.conftest import ROOT
 
-SCRIPT = str(ROOT / "scripts" / "reproduce.py")
 RUNS = {run.name: run for run in planned_runs(Scale.of_recipe("scenes", 64 * 128))}
 
 
@@ -85,9 +80,21 @@ def test_a_finding_agrees_disagrees_or_is_within_noise():
     level = Claim("1f", "nothing changes", "a", "b", -0.2, 0)
     assert Finding(level, (50.0, 50.5, 51.0), (49.8, 50.3, 50.8)).verdict == AGREES
     assert Finding(level, (50.0, 50.1, 50.2), (49.0, 49.1, 49.2)).verdict == AGREES  # told apart, and close
+    assert Finding(level, (50.0, 50.5, 51.0), (48.5, 49.0, 49.5)).verdict == NOISE  # told apart, and perhaps close
     assert Finding(level, (50.0, 55.0, 60.0), (49.0, 54.0, 59.0)).verdict == NOISE  # perhaps close, perhaps not
     assert Finding(level, (50.0,), (50.0,)).verdict == NOISE
     assert Finding(level, (50.0, 51.0, 52.0), (40.0, 41.0, 42.0)).verdict == DISAGREES
+
+
+def test_a_model_is_compared_with_itself_seed_by_seed():
+    claim = Claim("1d", "whole beats half", "a", "b", 1.0, 1, paired=True)
+    assert Finding(claim, (40.0, 50.0, 60.0), (38.0, 47.5, 58.5)).verdict == AGREES
+    assert Finding(replace(claim, paired=False), (40.0, 50.0, 60.0), (38.0, 47.5, 58.5)).verdict == NOISE
+    assert Finding(replace(claim, expected=0), (40.0, 50.0), (40.0, 50.0)).verdict == AGREES  # the very same
+    made = [point("mask50-half", seed, 1, 0.4 + seed / 10) for seed in (0, 1, 2)]
+    made += [point("mask50-half-tuned", seed, 1, 0.5, "mask50-half") for seed in (2, 1)]
+    tuned = next(each for each in findings(made) if each.claim.first == "mask50-half-tuned")
+    assert tuned.second == (50.0, pytest.approx(60.0)) and tuned.difference == pytest.approx(-5)  # no tuned seed 0
 
 
 def test_accuracies_are_found_by_run_seed_and_way():
@@ -116,6 +123,25 @@ def test_the_speed_up_is_read_off_between_two_lengths_and_counts_the_tuning():
     assert best_recipe([each for each in made if "50" not in each.name]) is None  # 75 % is not as good yet
     early = [*made, point("mask0-half", 0, 300, 0.4)]
     assert speed_up(early, "mask50", 0, "mask0-half").factor == pytest.approx(300 / 200)
+    lost = [each for each in made if each.name != "mask50-quarter"]
+    assert speed_up(lost, "mask50-tuned", 0).factor == 1000 / 300  # a tuned run without its masked time says nothing
+    more = [*made, point("mask0-full", 1, 1000, 0.5)]
+    assert best_recipe(more) is None  # not known of every seed
+    slow = [replace(each, seconds=20 * each.seconds) if each.name.startswith("mask50") else each for each in made]
+    assert best_recipe(slow) is None  # as good, and not sooner
+
+
+def test_waits_for_data_are_counted_apart():
+    made = [
+        replace(point("mask0-full", 0, 90, 0.5), data_wait=0.1),
+        *(
+            replace(point(f"mask50-{name}", 0, t, a), data_wait=0.2)
+            for name, t, a in (("half", 20, 0.4), ("full", 40, 0.5))
+        ),
+    ]
+    assert "| mask50 | - | **2.25x** (2.25x) | **2.00x** (2.00x) |" in speed_table(made)
+    assert "waits" not in speed_table([replace(each, data_wait=0.0) for each in made])
+    assert [each.data_wait for each in steady([*made, replace(made[-1], seed=1, data_wait=0.4)])][1:] == [0.2] * 3  # the median
 
 
 def test_a_machine_that_drifts_does_not_move_the_times():
@@ -148,64 +174,6 @@ def test_data_preparation_is_not_in_the_time(tmp_path):
     assert training_rate(tmp_path / "log.jsonl") == 200
 
 
-# -- for real ---------------------------------------------------------------------------------------------------------
-
-TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-TINY = [
-    *("--train_data", "shapes", "--log_samples", "64", "--report_to", "none", "--text_config", json.dumps(TOWER)),
-    *("--vision_config", json.dumps({**TOWER, "image_size": 32, "patch_size": 8})),
-]
-
-
-def test_runs_of_every_kind_make_points_and_the_report_is_made_of_these_alone(tmp_path, monkeypatch, capsys):
-    points = Points(tmp_path / "made", "scenes", extra=TINY, data=shapes.DATA)
-    scale = Scale.of_recipe("scenes", 512)
-    runs = {run.name: run for run in planned_runs(scale)}
-    names = ["mask0-full", "mask50-half", "mask50-half-tuned", "mask50-half-inference", "mask50-half-reconstruction"]
-    for name in names:
-        points.make(runs[name], seed=0)
-    found = {each.name: each for each in points.read()}
-    assert set(found) == set(names)
-    assert found["mask50-half-tuned"].start == "mask50-half" and found["mask50-half"].seconds > 0
-    assert found["mask50-half-inference"].inference["whole"] == found["mask50-half"].top1
-    saved = json.loads(points.path("mask50-half", 0).read_text())
-    assert saved["command"].startswith("python scripts/pretrain.py scenes") and saved["environment"]["commit"]
-
-    (tmp_path / "made" / "plan.json").write_text(json.dumps({"recipe": "scenes", "budget": 1, "scale": asdict(scale)}))
-    monkeypatch.setattr(sys, "argv", [SCRIPT, "--figures_only", "--folder", str(tmp_path / "made"), "--budget", "1"])
-    runpy.run_path(SCRIPT, run_name="__main__")
-    assert "The paper's findings here: 16 not run, 4 within noise." in capsys.readouterr().out
-    report = (tmp_path / "made" / "README.md").read_text()
-    assert "| mask50-half-reconstruction | 256 |" in report and "**within noise**" in report and "| not run |" in report
-    assert (tmp_path / "made" / "accuracy_over_time.png").stat().st_size > 5000
-
-    # The same command goes on: what is there is not run again.
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "points").iterdir()}
-    monkeypatch.setattr(sys, "argv", [*sys.argv[:1], "--seeds", "0", "--only", "mask50-half-tuned", *sys.argv[2:]])
-    runpy.run_path(SCRIPT, run_name="__main__")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "points").iterdir()} == before
-    monkeypatch.setattr(sys, "argv", [SCRIPT, "--folder", str(tmp_path / "made"), "--budget", "2"])
-    with pytest.raises(SystemExit, match="holds runs of --recipe scenes --budget 1"):
-        runpy.run_path(SCRIPT, run_name="__main__")
-    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "1", "--list"])
-    capsys.readouterr()
-    runpy.run_path(SCRIPT, run_name="__main__")
-    assert len(capsys.readouterr().out.splitlines()) == len(runs)
-
-    # A recipe that was changed since makes other runs, which must not be mixed with these.
-    before = {"recipe": "scenes", "budget": 1, "scale": asdict(replace(scale, batch=128))}
-    (tmp_path / "made" / "plan.json").write_text(json.dumps(before))
-    with pytest.raises(SystemExit, match="'batch': 128.*'batch': 64"):
-        runpy.run_path(SCRIPT, run_name="__main__")
-
-
-def test_a_run_that_fails_is_named_with_its_log(tmp_path):
-    points = Points(tmp_path, "scenes", extra=["--train_data", "nowhere"])
-    with pytest.raises(RunFailed, match=r"(?s)pretrain.py scenes --train_data nowhere.*mask0-full-seed0.txt.*error: "):
-        points.make(RUNS["mask0-full"], seed=0)
-    assert not points.read()
-
-
 def test_the_tables_hold_what_the_points_say(tmp_path):
     means = ((0, 0.4), (75, 0.2))
     made = [point(f"mask{mask}-half", seed, 10, top1 + seed / 100) for mask, top1 in means for seed in range(3)]
@@ -213,14 +181,4 @@ def test_the_tables_hold_what_the_points_say(tmp_path):
     assert "| 1a | at the same batch, a quarter does worse | -2.8 | -20.0 | 21.0 ± 1.0 against 41.0 ± 1.0 |" in table
     write_report(made, tmp_path, "about\n")
     assert (tmp_path / "findings.png").is_file()
-
-
-@pytest.mark.parametrize("name", ["reproduce", "reproduce_coarse"])
-def test_what_is_published_is_made_of_the_published_points(tmp_path, monkeypatch, name):
-    published = ROOT / "scripts" / "results" / name
-    shutil.copytree(published, tmp_path / name, ignore=shutil.ignore_patterns("*.png", "README.md"))
-    monkeypatch.setattr(sys, "argv", [SCRIPT, "--figures_only", "--folder", str(tmp_path / name)])
-    runpy.run_path(SCRIPT, run_name="__main__")
-    assert (tmp_path / name / "README.md").read_text() == (published / "README.md").read_text()
-    for picture in ("accuracy_over_time.png", "findings.png"):
-        assert (tmp_path / name / picture).is_file() and (published / picture).is_file()
+    write_report([point("mask75-half-grid", 0, 10, 0.5)], tmp_path, "about\n")  # nothing to compare: no curves
