@@ -10,26 +10,37 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from flip_hf.reproduction.findings import Finding, findings
-from flip_hf.reproduction.plan import LENGTHS, MASKS
+from flip_hf.reproduction.plan import BEST_STRATEGY
 from flip_hf.reproduction.running import Point
-from flip_hf.reproduction.speedup import BASELINES, SpeedUp, best_recipe, lineage, speed_ups, summary, with_waits
+from flip_hf.reproduction.speedup import (
+    BASELINES,
+    CURVES,
+    SpeedUp,
+    best_recipe,
+    lineage,
+    names_of,
+    speed_ups,
+    summary,
+    with_waits,
+)
 
 DPI = 130
 PAPER_SPEED_UP = 3.7
 # Readable in grey: marker and line tell them apart, too.
-LOOKS: dict[int, dict[str, Any]] = {
-    0: {"color": "0.45", "marker": "s", "linestyle": "--"},
-    50: {"color": "tab:blue", "marker": "o"},
-    75: {"color": "tab:red", "marker": "^"},
+LOOKS: dict[str, dict[str, Any]] = {
+    "mask0": {"label": "0 % masked", "color": "0.45", "marker": "s", "linestyle": "--"},
+    "mask50": {"label": "50 %", "color": "tab:blue", "marker": "o"},
+    "mask75": {"label": "75 %", "color": "tab:red", "marker": "^"},
+    f"mask75-{BEST_STRATEGY}": {"label": f"75 %, a {BEST_STRATEGY}", "color": "tab:green", "marker": "D"},
 }
+TUNED = {"markerfacecolor": "white", "alpha": 0.6, "linestyle": ":"}
 Curve = tuple[list[float], list[float], list[float]]  # x, mean accuracy, its standard deviation
 
 
-def _curve(points: Sequence[Point], mask: int, over: str, tuned: bool) -> Curve:
-    """Mean and spread over seeds of a mask ratio's lengths, over `seconds` or `samples`."""
-    names = [f"mask{mask}-{length}{'-tuned' if tuned else ''}" for length in LENGTHS]
+def _curve(points: Sequence[Point], recipe: str, over: str) -> Curve:
+    """Mean and spread over seeds of a recipe's lengths, over `seconds` or `samples`."""
     xs, means, spreads = [], [], []
-    for name in names:
+    for name in names_of(recipe):
         lines = [_lineage(point, points) for point in points if point.name == name]
         lines = [line for line in lines if line]
         if not lines:
@@ -47,14 +58,13 @@ def _lineage(point: Point, points: Sequence[Point]) -> list[Point]:
 
 
 def _panel(axes: Axes, points: Sequence[Point], over: str) -> None:
-    for mask, look in LOOKS.items():
-        for tuned in (False, True) if mask else (False,):
-            x, mean, spread = _curve(points, mask, over, tuned)
+    for recipe, look in LOOKS.items():
+        for tuned in ("", "-tuned"):
+            x, mean, spread = _curve(points, recipe + tuned, over)
             if not x:
                 continue
-            style = {**look, "markerfacecolor": "white", "alpha": 0.6, "linestyle": ":"} if tuned else look
-            label = f"{mask} % masked" + (", tuned on whole images" if tuned else "")
-            axes.errorbar(x, mean, spread, label=label, capsize=2, linewidth=1.6, markersize=6, **style)
+            style = {**look, **TUNED, "label": f"{look['label']}, then tuned on whole images"} if tuned else look
+            axes.errorbar(x, mean, spread, capsize=2, linewidth=1.6, markersize=6, **style)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -79,14 +89,14 @@ def _arrow(axes: Axes, points: Sequence[Point]) -> None:
 
 def draw_over_time(points: Sequence[Point], path: Path) -> None:
     """Accuracy over training time and over samples seen, for each mask ratio: the paper's Figure 1."""
-    figure = Figure(figsize=(9.5, 4.1), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _panel(left, points, "seconds")
     _panel(right, points, "samples")
     _arrow(left, points)
     left.set_ylabel("zero-shot accuracy, %")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 
@@ -162,7 +172,7 @@ def _speed_cell(many: Sequence[SpeedUp]) -> str:
 def time_table(points: Sequence[Point]) -> str:
     """Markdown: every run's samples, training time against the unmasked one's, and accuracy."""
     lines = ["| run | pairs | training, s | time a pair / unmasked | accuracy, % |", "|---|---|---|---|---|"]
-    unmasked = [p.seconds / p.samples for p in points if p.name in [f"mask0-{length}" for length in LENGTHS]]
+    unmasked = [point.seconds / point.samples for point in points if point.name in names_of("mask0")]
     for name in dict.fromkeys(point.name for point in points):
         of_name = [point for point in points if point.name == name]
         if not of_name[0].samples:
@@ -189,4 +199,4 @@ def write_report(points: Sequence[Point], folder: Path, about: str) -> None:
     (folder / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-assert set(LOOKS) == set(MASKS)
+assert tuple(LOOKS) == CURVES

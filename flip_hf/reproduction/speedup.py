@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flip_hf.reproduction.plan import LENGTHS
+from flip_hf.reproduction.plan import BEST_STRATEGY, LENGTHS
 from flip_hf.reproduction.running import Point
 
+CURVES = ("mask0", "mask50", "mask75", f"mask75-{BEST_STRATEGY}")  # that are run at every length
 BASELINES = ("mask0-half", "mask0-full")  # whose accuracy is to be reached: halfway, and in the end
 
 
@@ -31,7 +32,7 @@ class SpeedUp:
 def _step(point: Point) -> str:
     """Its name without its length: points of the same have the same steps, those of tuning the unmasked ones."""
     mask, _, *rest = point.name.split("-")
-    return "mask0" if rest == ["tuned"] else "-".join((mask, *rest))
+    return "mask0" if rest[-1:] == ["tuned"] else "-".join((mask, *rest))
 
 
 def steady(points: Sequence[Point]) -> list[Point]:
@@ -61,10 +62,14 @@ def with_waits(points: Sequence[Point]) -> list[Point]:
 def curve(points: Sequence[Point], recipe: str, seed: int) -> list[tuple[float, float]]:
     """(seconds, accuracy) of a recipe's runs, by length; the time of a run that it started from is its own, too."""
     by_name = {point.name: point for point in points if point.seed == seed}
-    mask, _, tuned = recipe.partition("-")
-    names = [f"{mask}-{length}{'-' + tuned if tuned else ''}" for length in LENGTHS]
-    lines = [lineage(by_name[name], by_name) for name in names if name in by_name]
+    lines = [lineage(by_name[name], by_name) for name in names_of(recipe) if name in by_name]
     return sorted((sum(each.seconds for each in line), line[0].top1) for line in lines if line)
+
+
+def names_of(recipe: str) -> list[str]:
+    """Of a recipe's runs: `mask75-grid` has `mask75-quarter-grid` and so on."""
+    mask, *rest = recipe.split("-")
+    return ["-".join((mask, length, *rest)) for length in LENGTHS]
 
 
 def lineage(point: Point, by_name: dict[str, Point]) -> list[Point]:
@@ -80,7 +85,7 @@ def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINE
 
     Args:
         points: of all runs.
-        recipe: `mask50`, `mask75`, with `-tuned` where it was tuned on whole images.
+        recipe: one of `CURVES`, with `-tuned` where it was tuned on whole images.
         seed: its and the baseline's.
         to: name of the unmasked run whose accuracy is to be reached.
     """
@@ -102,7 +107,7 @@ def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINE
 def speed_ups(points: Sequence[Point], to: str = BASELINES[-1]) -> dict[str, list[SpeedUp]]:
     """Of every masked recipe that has runs, over the seeds."""
     seeds = sorted({point.seed for point in points})
-    recipes = [f"mask{mask}{tuned}" for mask in (50, 75) for tuned in ("", "-tuned")]
+    recipes = [f"{recipe}{tuned}" for recipe in CURVES[1:] for tuned in ("", "-tuned")]
     found = {recipe: [speed_up(points, recipe, seed, to) for seed in seeds] for recipe in recipes}
     return {recipe: [each for each in many if each is not None] for recipe, many in found.items() if any(many)}
 

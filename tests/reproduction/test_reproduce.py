@@ -141,7 +141,9 @@ def test_waits_for_data_are_counted_apart():
     ]
     assert "| mask50 | - | **2.25x** (2.25x) | **2.00x** (2.00x) |" in speed_table(made)
     assert "waits" not in speed_table([replace(each, data_wait=0.0) for each in made])
-    assert [each.data_wait for each in steady([*made, replace(made[-1], seed=1, data_wait=0.4)])][1:] == [0.2] * 3  # the median
+    assert [each.data_wait for each in steady([*made, replace(made[-1], seed=1, data_wait=0.4)])][1:] == [
+        0.2
+    ] * 3  # the median
 
 
 def test_a_machine_that_drifts_does_not_move_the_times():
@@ -182,3 +184,17 @@ def test_the_tables_hold_what_the_points_say(tmp_path):
     write_report(made, tmp_path, "about\n")
     assert (tmp_path / "findings.png").is_file()
     write_report([point("mask75-half-grid", 0, 10, 0.5)], tmp_path, "about\n")  # nothing to compare: no curves
+
+
+def test_a_recipe_of_another_mask_has_a_curve_of_its_own():
+    made = [
+        *(point("mask0-full", seed, 100, 0.5) for seed in (0, 1)),
+        *(point("mask75-half-grid", seed, 10, 0.4) for seed in (0, 1)),
+        *(point("mask75-full-grid", seed, 20, 0.6) for seed in (0, 1)),
+        *(point("mask75-full-grid-tuned", seed, 5, 0.7, "mask75-full-grid") for seed in (0, 1)),
+    ]
+    assert speed_up(made, "mask75-grid", 0).factor == pytest.approx(100 / np.sqrt(200))
+    assert str(speed_up(made, "mask75-grid-tuned", 0)) == ">4.00x" and speed_up(made, "mask75", 0) is None
+    assert best_recipe(made) == "mask75-grid" and "| mask75-grid-tuned |" in speed_table(made)
+    assert [each.seconds for each in steady(made)][-1] == 100  # tuned at the speed of whole images
+    assert {name for name in RUNS if "grid" in name} >= {"mask75-half-grid", "mask75-double-grid-tuned"}
