@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind, ttest_rel
 
-from flip_hf.reproduction.plan import MAIN
+from flip_hf.reproduction.plan import MAIN, MASKS
 from flip_hf.reproduction.running import Point
 
 SIGNIFICANT = 0.05
@@ -108,13 +108,16 @@ class Finding:
 
 
 def _claims() -> list[Claim]:
-    m0, m50, m75 = (f"mask{mask}-{MAIN}" for mask in (0, 50, 75))
+    m0, m50, m75 = (f"mask{mask}-{MAIN}" for mask in MASKS)
+    long0, long50, long75 = (f"mask{mask}-full" for mask in MASKS)
     less, more = "-batch0.5x", "-batch2x"
     return [
         Claim("1a", "half of the patches, at twice the batch, beat whole images", f"{m50}{more}", m0, 1.0, 1),
         Claim("1a", "a quarter, at four times the batch, comes close", f"{m75}{more}", f"{m0}{less}", -0.4, 0),
         Claim("1a", "at the same batch, half of the patches do as well", m50, m0, -0.1, 0),
         Claim("1a", "at the same batch, a quarter does worse", m75, m0, -2.8, -1),
+        Claim("1a", "and after twice as many pairs, half of the patches", long50, long0, -0.1, 0),
+        Claim("1a", "and after twice as many pairs, a quarter", long75, long0, -2.8, -1),
         Claim("1b", "four times the batch is better, half of the patches", f"{m50}{more}", f"{m50}{less}", 1.9, 1),
         Claim("1b", "four times the batch is better, a quarter of them", f"{m75}{more}", f"{m75}{less}", 2.4, 1),
         Claim("1c", "masking texts at random harms", f"{m75}-text-random", m75, -2.2, -1),
@@ -130,11 +133,14 @@ def _claims() -> list[Claim]:
         ),
         Claim("1e", "tuning on whole images helps, half of the patches", f"{m50}-tuned", m50, 0.5, 1, True),
         Claim("1e", "tuning on whole images helps, a quarter of them", f"{m75}-tuned", m75, 1.3, 1, True),
+        Claim("1e", "and after twice as many pairs, half of the patches", f"{long50}-tuned", long50, 0.5, 1, True),
+        Claim("1e", "and after twice as many pairs, a quarter", f"{long75}-tuned", long75, 1.3, 1, True),
         Claim("1f", "reconstruction changes little, half of the patches", f"{m50}-reconstruction", m50, -0.2, 0),
         Claim("1f", "reconstruction changes little, a quarter of them", f"{m75}-reconstruction", m75, -0.3, 0),
         Claim("CLIPA", "a smaller image beats random patches", f"{m75}-resize", m75, 1.3, 1),
         Claim("CLIPA", "a block beats random patches", f"{m75}-block", m75, 0.9, 1),
-        Claim("CLIPA", "a grid does as well as random patches", f"{m75}-grid", m75, -0.3, 0),
+        Claim("CLIPA", "a grid makes no difference", f"{m75}-grid", m75, -0.3, 0),
+        Claim("CLIPA", "nor after twice as many pairs", f"{long75}-grid", long75, -0.3, 0),
         Claim("GLIP", "patches near the centre beat random ones", f"{m75}-gaussian", m75, 1.9, 1),
     ]
 
