@@ -57,7 +57,7 @@ def scale_for(budget: float, points: Points) -> Scale:
     """
     path, scale = points.folder / "plan.json", Scale.of_recipe(points.recipe, 0)
     options, where = recipe_options(points.recipe, RECIPES), environment()
-    if any((points.folder / "points").glob("*.json")):
+    if points.read():
         plan = read_plan(points.folder)
         made = {**plan["options"], **plan["environment"], "recipe": plan["recipe"], "budget": plan["budget"]}
         asked = {**options, **where, "recipe": points.recipe, "budget": budget}

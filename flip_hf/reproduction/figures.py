@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from flip_hf.reproduction.findings import Finding, findings
+from flip_hf.reproduction.findings import findings
 from flip_hf.reproduction.plan import BEST_STRATEGY
 from flip_hf.reproduction.running import Point
 from flip_hf.reproduction.speedup import (
@@ -108,7 +108,7 @@ def draw_findings(points: Sequence[Point], path: Path) -> None:
     rows = range(len(found))
     axes.axvline(0, color="0.7", linewidth=1)
     axes.errorbar(
-        [each.difference for each in found], rows, xerr=[_spread(each) for each in found],
+        [each.difference for each in found], rows, xerr=[each.standard_error or 0.0 for each in found],
         fmt="o", color="black", capsize=2, label="here: difference of means, its standard error",
     )  # fmt: skip
     axes.plot([each.claim.paper for each in found], rows, "D", color="tab:orange", label="paper", markersize=5)
@@ -117,11 +117,6 @@ def draw_findings(points: Sequence[Point], path: Path) -> None:
     axes.set_xlabel("points of accuracy")
     axes.legend(fontsize=8, frameon=False, loc="best")
     figure.savefig(path, dpi=DPI)
-
-
-def _spread(found: Finding) -> float:
-    """Standard error of the difference; none where one seed tells nothing of it."""
-    return found.standard_error or 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ class Point:
         seconds: of training steps, without data preparation, evaluation and saving.
         top1: zero-shot accuracy on whole images, in [0, 1].
         inference: accuracy of `whole`, `one view` and `ensemble`, of a run that measures these.
-        data_wait: share of the time of its training in which it waited for data, which `seconds` is without.
         start: name of the run that it started from.
+        data_wait: share of its training's time in which steps waited for data, in [0, 1]; `seconds` is without it.
     """
 
     name: str
