@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # The version whose figures are in this repository; any >= 2.11 works, and CUDA builds may be given here.
 TORCH ?= torch==2.13.0
+# A set of versions that works together; empty for the newest of everything that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
 BIN := $(VENV)/bin
 
@@ -33,7 +35,7 @@ docs: $(VENV)/dev.installed
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/%.installed: pyproject.toml | $(BIN)/python
+$(VENV)/%.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[$*]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS:%=--constraint %) --editable ".[$*]"
 	touch $@
