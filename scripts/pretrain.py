@@ -8,27 +8,37 @@
 """
 
 import logging
+import os
 import sys
+import traceback
 from pathlib import Path
 
-from flip_hf.data.refusals import BadDataError
 from flip_hf.training.build import MISTAKES, build_trainer
-from flip_hf.training.health import RunDiverged
+from flip_hf.training.failures import explain, is_clear, lost_another
 from flip_hf.training.recipes import parse_arguments
+from flip_hf.training.resume import RunFinished
 
 
 def main() -> None:
-    """Parses, builds, trains; a mistake in arguments or data ends in one line, before training."""
+    """Parses, builds, trains; what goes wrong ends in one line that says what, and every process ends."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    rank = int(os.environ.get("RANK", "0"))
+    count = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         arguments = parse_arguments(sys.argv[1:], Path(__file__).parent / "recipes", default_recipe="shapes")
         trainer = build_trainer(arguments)
+    except RunFinished as finished:
+        return print(finished) if rank == 0 else None
     except MISTAKES as error:
         sys.exit(f"error: {error}")
     try:
         trainer.run()
-    except (BadDataError, RunDiverged) as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        if lost_another(error):
+            sys.exit(f"Process {rank} of {count} ends: it lost another one, whose message says why.")
+        if not is_clear(error):
+            traceback.print_exc()
+        sys.exit(f"error: {explain(error, arguments, rank, count)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The DataLoader around a stream: worker processes, and a state from which any number of them goes on."""
 
+import copy
 import logging
 import os
 from collections.abc import Generator, Sequence
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from flip_hf.data.positions import SourcePosition, deal_again
 from flip_hf.data.refusals import BadDataError, add_counts
 from flip_hf.data.stream import TrainStream, initial_state
-from flip_hf.data.workers import ignore_stop_signals
+from flip_hf.data.workers import open_batches, start_worker
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def make_loader(stream: IterableDataset, *, num_workers: int, pin_memory: bool =
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
     )
 
 
@@ -69,32 +70,37 @@ class TrainLoader:
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Yields `patches`, `ids_keep` and tokenized captions for ever, from the current position on.
 
+        Close the generator to end its workers: an error's traceback would keep it, and them, alive.
+
         Raises:
             BadDataError: most of the data, or all of a reader's, cannot be used.
+            WaitEnded: a signal has ended the wait for a batch.
         """
-        self._stream.workers, self._stream.first_worker = list(self._workers), self._next
-        for batch in self._loader:
-            if "error" in batch:
-                raise BadDataError(batch["error"])
-            worker = batch.pop("worker")
-            self._workers[worker] = batch.pop("state")
-            self._next = (worker + 1) % self._slots
-            add_counts(self.counts, batch.pop("counts"))
-            yield batch
+        self._stream.workers = list(self._workers)
+        self._stream.first_worker = self._next
+        with open_batches(self._loader) as batches:
+            for batch in batches:
+                if "error" in batch:
+                    raise BadDataError(batch["error"])
+                worker = batch.pop("worker")
+                self._workers[worker] = batch.pop("state")
+                self._next = (worker + 1) % self._slots
+                add_counts(self.counts, batch.pop("counts"))
+                yield batch
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch taken and the counts up to it, JSON-able."""
+        """Returns the position after the last batch taken and the counts up to it, JSON-able; it stays as it is."""
         stream = self._stream
         return {
             "processes": stream.process.count,
             "seed": stream.seed,
             "shuffle_block": stream.shuffle_block,
             "sources": {source.name: source.shards.num_shards for source in stream.sources},
-            "workers": self._workers,
+            "workers": list(self._workers),  # each of which is replaced, never changed
             "next_worker": self._next,
-            "counts": self.counts,
+            "counts": copy.deepcopy(self.counts),
         }
 
     def _restore(self, states: Sequence[dict[str, Any]]) -> None:

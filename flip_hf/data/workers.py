@@ -1,27 +1,41 @@
-"""Loader workers: how many there are, and how they take signals."""
+"""Loader workers: how many there are, how they take signals, and how they end, whatever happened."""
 
+import multiprocessing
 import os
 import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import util
 from types import FrameType
+from typing import Any
+
+import torch.multiprocessing
+
+from flip_hf.data.waits import waiting
+
+# Seconds that workers have to end by themselves, all together.
+GRACE_SECONDS = 5.0
 
 
 def cores_per_process() -> int:
-    """Processor cores that each process of this machine may use."""
+    """Returns how many processor cores each process of this machine may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def default_workers() -> int:
-    """Loader workers of each process: the cores that are left, at most eight."""
+    """Returns how many loader workers a process has by default: the cores that are left, at most eight."""
     return min(8, cores_per_process() - 1)
 
 
-def ignore_stop_signals(worker_id: int) -> None:
-    """Makes a DataLoader's worker deaf to SIGINT and to the first SIGTERM (a `worker_init_fn`); the second ends it.
+def start_worker(worker_id: int) -> None:
+    """Makes a DataLoader's worker ignore SIGINT and the first SIGTERM (a `worker_init_fn`); the second ends it.
 
     Ctrl-C goes to the whole process group and Slurm signals every process of a step; a worker that died of it would
-    end the run before it has saved. The training process tells its workers to leave through their queue, and sends
-    SIGTERM, more than once, only to those that do not; where it was killed itself they notice.
+    end the run before it has saved. The training process tells its workers to leave through their queue and kills those
+    that do not (see [`open_batches`]); where it was killed itself, the kernel kills them.
     """
     received: list[int] = []
 
@@ -32,3 +46,65 @@ def ignore_stop_signals(worker_id: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, take)
+    if sys.platform == "linux":
+        # A worker that reads from a server which says nothing would not notice that its process is gone.
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def open_batches(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Opens an iterator over a DataLoader's batches, whose workers end with the block, however it ends.
+
+    Each wait for a batch is one that a signal can end (see waits.py). Leaving it to garbage collection would not do:
+    the traceback of an error keeps the iterator alive, and the process would wait at its exit for workers that nobody
+    has told to leave.
+
+    Raises:
+        WaitEnded: a signal has ended a wait.
+    """
+    iterator = iter(loader)
+    try:
+        yield _waited_for(iterator)
+    finally:
+        _shut_down(iterator)
+
+
+def _waited_for(iterator: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        with waiting():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
+
+
+def _shut_down(iterator: Any) -> None:
+    """Tells the workers of a DataLoader's iterator to leave, and kills those that have not after `GRACE_SECONDS`."""
+    workers = getattr(iterator, "_workers", [])
+    if not workers:
+        return
+    timer = threading.Timer(GRACE_SECONDS, _kill, (workers,))
+    timer.daemon = True
+    timer.start()
+    with suppress(RuntimeError):  # how torch reports, in the middle of this, a worker that was killed
+        iterator._shutdown_workers()
+    timer.cancel()
+    _kill(workers)
+
+
+def _kill(processes: Any) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+def _kill_at_exit() -> None:
+    """Kills the children that `multiprocessing` would otherwise send one SIGTERM and then join without a limit."""
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that was killed
+    _kill(child for child in multiprocessing.active_children() if child.daemon)
+
+
+# Runs first of all that `multiprocessing` does at the exit of a process.
+util.Finalize(None, _kill_at_exit, exitpriority=1000)

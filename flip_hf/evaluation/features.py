@@ -12,6 +12,8 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from flip_hf.data.refusals import BadDataError
+from flip_hf.data.waits import WaitEnded
+from flip_hf.data.workers import open_batches
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ def extract(
 
     Raises:
         BadDataError: a process cannot read its part; on all processes, so that none waits for it.
+        WaitEnded: a signal has ended a process's wait for its part; likewise.
     """
     part = _Part()
-    with tqdm(desc=name, unit=" images", leave=False, disable=not accelerator.is_main_process) as bar:
+    disabled = not accelerator.is_main_process
+    with tqdm(desc=name, unit=" images", leave=False, disable=disabled) as bar, open_batches(batches) as opened:
         try:
-            for batch in batches:
+            for batch in opened:
                 part.refused.update(batch["refused"])
                 if batch["targets"]:
                     images = batch["images"].to(accelerator.device)
@@ -62,6 +66,8 @@ def extract(
                     bar.update(len(images) * accelerator.num_processes)
         except BadDataError as error:
             part.error = str(error)
+        except WaitEnded:
+            part.ended = True
     return _together(gather_object([part]))
 
 
@@ -74,12 +80,15 @@ class _Part:
     places: list[tuple[int, int]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     error: str | None = None
+    ended: bool = False
 
 
 def _together(parts: Sequence[_Part]) -> Features:
     for part in parts:
         if part.error is not None:
             raise BadDataError(part.error)
+    if any(part.ended for part in parts):
+        raise WaitEnded
     values = [value for part in parts for value in part.values]
     targets = [target for part in parts for target in part.targets]
     places = [place for part in parts for place in part.places]

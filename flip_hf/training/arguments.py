@@ -262,7 +262,8 @@ class RunArguments:
     seed: int = _option(0, "of initialisation, masks, order and augmentation")
     log_samples: int = _option(1_000_000, "samples between two log lines")
     eval_samples: int = _option(64_000_000, "samples between two evaluations; the end is always evaluated")
-    checkpoint_samples: int = _option(64_000_000, "samples between two checkpoints; 0: only when told to stop")
+    checkpoint_samples: int = _option(64_000_000, "samples between two checkpoints; 0: by the clock and at the end")
+    checkpoint_minutes: float = _option(30.0, "minutes between two checkpoints, whatever was seen; 0: by samples alone")
     keep_checkpoints: int = _option(2, "checkpoints kept")
     max_skipped_steps: int = _option(10, "steps in a row that are not finite before going back to a checkpoint")
     resume_from_checkpoint: str | None = _option(
@@ -274,6 +275,8 @@ class RunArguments:
         for name in ("log_samples", "eval_samples", "keep_checkpoints", "max_skipped_steps"):
             require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}.")
         require(self.checkpoint_samples >= 0, "--checkpoint_samples cannot be negative.")
+        minutes = self.checkpoint_minutes
+        require(0 <= minutes < math.inf, f"--checkpoint_minutes must be a number of at least 0, got {minutes}.")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 def make_average(
     accelerator: Accelerator, model: nn.Module, half_life: int | None, batch_size: int
 ) -> AveragedModel | None:
-    """The average, a part of the accelerator's checkpoints; None where `half_life` is.
+    """Makes the average; None where `half_life` is.
 
     Args:
         accelerator: the process layer.
@@ -29,9 +29,7 @@ def make_average(
             "scripts/accelerate/ddp.yaml."
         )
     decay = 0.5 ** (batch_size / half_life)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
-    accelerator.register_for_checkpointing(average)
-    return average
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,11 +1,10 @@
 """Builds a run, new or resumed, up to its first step; what is wrong with it is said here."""
 
-import shutil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 
@@ -15,14 +14,15 @@ from flip_hf.data.workers import cores_per_process
 from flip_hf.hub.push import HubRefused
 from flip_hf.training import models, setup
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.checkpoint import load_checkpoint, load_data_states, tidy
+from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
+from flip_hf.training.lock import FolderInUse, lock_folder
 from flip_hf.training.publishing import begin_pushing, check_publishing
-from flip_hf.training.resume import check_fit, shared_checkpoint
+from flip_hf.training.resume import check_fit, check_output, shared_checkpoint
 
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
-MISTAKES = (ValueError, FileNotFoundError, StrictDataclassError, HubRefused)
+MISTAKES = (ValueError, FileNotFoundError, FileExistsError, StrictDataclassError, HubRefused)
 
 
 def build_trainer(arguments: Arguments) -> Trainer:
@@ -30,6 +30,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
 
     Raises:
         One of `MISTAKES`: something in the arguments or the data does not fit.
+        RunFinished: there is nothing left to train.
     """
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
@@ -40,8 +41,11 @@ def build_trainer(arguments: Arguments) -> Trainer:
     evaluation = setup.open_evaluation_data(arguments.data, labels=objective.contrasts)
 
     accelerator = make_accelerator(arguments, output_dir)
-    pusher = begin_pushing(arguments, accelerator)
+    take_folder(accelerator, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
+    check_output(arguments, checkpoint)
+    start_trackers(accelerator, arguments)
+    pusher = begin_pushing(arguments, accelerator)
     context_length = config.get_text_config().max_position_embeddings
     tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
@@ -50,7 +54,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
     config = flip_of(model).config  # whose sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model)
     if checkpoint is not None:
-        check_fit(accelerator, arguments, model, checkpoint)
+        check_fit(accelerator, arguments, model, checkpoint, arguments.optimization.ema_half_life is not None)
     data_states = load_data_states(checkpoint) if checkpoint is not None else None
     loader = setup.make_train_loader(
         arguments,
@@ -63,7 +67,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
     )
     trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation, pusher)
     if checkpoint is not None:
-        trainer.state = load_checkpoint(accelerator, checkpoint)
+        trainer.restore(checkpoint)
     else:
         # From here on each process draws its own masks of texts; those of images come with them.
         set_seed(arguments.run.seed, device_specific=True)
@@ -93,19 +97,31 @@ def shared_tokenizer(
         return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
     if accelerator.num_processes == 1:
         return models.make_tokenizer(arguments, sources, context_length)
-    shared = Path(arguments.run.output_dir) / "tokenizer"
-    if accelerator.is_main_process:
-        models.make_tokenizer(arguments, sources, context_length).save_pretrained(shared)
-    accelerator.wait_for_everyone()
-    tokenizer = load_tokenizer(str(shared), context_length=context_length, special_tokens=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(shared)
+    made = models.make_tokenizer(arguments, sources, context_length) if accelerator.is_main_process else None
+    (tokenizer,) = broadcast_object_list([made])
     return tokenizer
 
 
+def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
+    """Makes the output folder and takes it for this run, on the main process; all must call it.
+
+    Raises:
+        FolderInUse: another run has it; on every process.
+    """
+    answer: list[FolderInUse | None] = [None]
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock_folder(output_dir)
+        except FolderInUse as error:
+            answer = [error]
+    (refused,) = broadcast_object_list(answer)
+    if refused is not None:
+        raise refused
+
+
 def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
-    """Accelerate's process layer, with the run's trackers; the precision is the encoder's own."""
+    """Makes Accelerate's process layer; the precision is the encoder's own."""
     trackers = [name for name in arguments.run.report_to if name != "none"]
     accelerator = Accelerator(
         mixed_precision="no",
@@ -115,12 +131,14 @@ def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
     if accelerator.device.type == "cpu":
         # `accelerate launch` leaves one thread to a process.
         torch.set_num_threads(cores_per_process())
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    if trackers:
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:
+    """Starts the run's trackers, which write into its folder."""
+    if accelerator.log_with:
         plain = {k: v for k, v in arguments.to_recipe().items() if isinstance(v, (int, float, str, bool))}
         accelerator.init_trackers("logs", config=plain)
-    return accelerator
 
 
 def split_batch(arguments: Arguments, num_processes: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
-"""Checkpoints: everything a run needs to go on; a folder is whole and checked, or it is not used.
+"""Checkpoints: everything a run needs to resume; a folder is whole and checked, or it is not used.
 
 A checkpoint is written under another name, brought to the disk with a checksum of every file, and renamed; only then
-older ones are removed. So a process may be killed at any moment. Model, optimizer and generators are Accelerate's
-`save_state`, which FSDP and DeepSpeed understand; it reads its pickled files with `weights_only`, which runs no code.
+older ones are removed. So a process may be killed at any moment. Its files are safetensors, JSON and YAML (states.py),
+none of which can run code: a checkpoint from somebody else may be resumed.
 """
 
 import itertools
@@ -10,9 +10,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +19,44 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
+from torch import nn
 from transformers import ProcessorMixin
 
+from flip_hf.training import states
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.manifest import check_manifest, sync, write_manifest
 from flip_hf.training.recipes import write_recipe
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"checkpoint-(\d+)")
+# Twelve digits: another trainer's `checkpoint-500` in the same folder is not ours, and is left alone.
+_NAME = re.compile(r"checkpoint-(\d{12,})")
 _PARTIAL = "partial-"
+_LEFT_OVER = re.compile(rf"{_PARTIAL}(old-)?checkpoint-\d{{12,}}")
+# Raised where a checkpoint written by older code cannot be read by newer code.
+FORMAT = 2
 STATE = "trainer_state.json"
 RECIPE = "recipe.yaml"
 SET_ASIDE = "set-aside"
+DEEPSPEED = "deepspeed"  # the folder of its own files
 
 
 @dataclass
 class TrainState:
-    """Where a run stands, in samples of all processes and in steps; skipped steps are steps too."""
+    """Where a run stands, in samples of all processes and in steps; skipped steps are steps too.
+
+    Attributes:
+        skipped_in_a_row: the last steps, all of which were skipped (see health.py).
+        restores: how often the run went back to a checkpoint since it wrote its last good one.
+    """
 
     samples: int = 0
     steps: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0
+    skipped_in_a_row: int = 0
+    restores: int = 0
 
 
 class DamagedCheckpointError(ValueError):
@@ -68,26 +80,57 @@ def find_checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted((int(match.group(1)), path) for match, path in numbered if match)]
 
 
-def newest_good_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint of which every file is as it was written; None where there are no checkpoints.
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Reads `trainer_state.json`: `format`, `good`, `state` and `environment`.
+
+    Raises:
+        DamagedCheckpointError: it is missing, damaged, or written by another version.
+    """
+    try:
+        read = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        found = read.get("format", 1)
+        TrainState(**read["state"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{checkpoint / STATE} cannot be read: {error!r}.") from None
+    if found != FORMAT:
+        raise DamagedCheckpointError(
+            f"{checkpoint} has format {found}, and this version of flip_hf reads format {FORMAT}. Resume with the "
+            f"version that wrote it, or start a new run from its weights: --model_name_or_path {checkpoint}."
+        )
+    return read
+
+
+def _problems(checkpoint: Path, only_good: bool) -> list[str]:
+    problems = check_manifest(checkpoint)
+    if problems or not only_good or read_state(checkpoint)["good"]:
+        return problems
+    return ["it was written while steps were being skipped"]
+
+
+def newest_good_checkpoint(output_dir: Path, only_good: bool = False) -> Path | None:
+    """Finds the newest checkpoint of which every file is as it was written; None where there are no checkpoints.
 
     Warns of each damaged one that it passes over and names the files. All files are read: let one process call it.
+
+    Args:
+        output_dir: of the run.
+        only_good: pass over those that were written while steps were being skipped, too.
 
     Raises:
         DamagedCheckpointError: none is good; the message lists what is wrong with each.
     """
     damaged = []
     for path in reversed(find_checkpoints(output_dir)):
-        problems = check_manifest(path)
+        problems = _problems(path, only_good)
         if not problems:
             for line in damaged:
-                logger.warning("Damaged checkpoint: %s. Going on from %s instead.", line, path.name)
+                logger.warning("Damaged checkpoint: %s. Resuming from %s instead.", line, path.name)
             return path
         damaged.append(f"{path.name}: {'; '.join(problems)}")
     if damaged:
         raise DamagedCheckpointError(
             f"No checkpoint in {output_dir} can be used:\n  " + "\n  ".join(damaged) + "\nRestore one of them, or "
-            "remove them to begin anew."
+            "remove them to start anew."
         )
     return None
 
@@ -103,9 +146,13 @@ def save_checkpoint(
     state: TrainState,
     data_state: dict[str, Any],
     processor: ProcessorMixin,
+    average: nn.Module | None = None,
 ) -> Path:
-    """Writes model, optimizer, generators, data positions, processor and recipe, and removes checkpoints beyond
-    `keep_checkpoints`; all processes must call it, and see the same `output_dir`.
+    """Writes model, optimizer, average, generators, data positions, processor and recipe, and removes checkpoints
+    beyond `keep_checkpoints`; all processes must call it, and see the same `output_dir`.
+
+    The weights must be finite: [`weights_are_finite`] looks. A checkpoint that is written while steps are being
+    skipped says so (`"good": false`) and never takes the place of a good one.
     """
     output_dir = Path(arguments.run.output_dir)
     final = output_dir / f"checkpoint-{state.samples:012d}"
@@ -114,25 +161,69 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    with _plain_names(accelerator):
-        accelerator.save_state(str(partial))
+    _write_tensors(accelerator, partial, average)
     (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         processor.save_pretrained(partial)
-        _models(accelerator)[0].config.save_pretrained(partial)
+        _model(accelerator).config.save_pretrained(partial)
         write_recipe(arguments, partial / RECIPE)
-        described = {"state": asdict(state), "environment": environment(accelerator)}
+        good = state.skipped_in_a_row == 0
+        described = {"format": FORMAT, "good": good, "state": asdict(state), "environment": environment(accelerator)}
         (partial / STATE).write_text(json.dumps(described, indent=1), encoding="utf-8")
         write_manifest(partial)
         if final.exists():
             _remove(final)
         partial.rename(final)
         sync(output_dir)
-        for old in find_checkpoints(output_dir)[: -arguments.run.keep_checkpoints]:
+        for old in _superseded(output_dir, arguments.run.keep_checkpoints):
             _remove(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def _write_tensors(accelerator: Accelerator, folder: Path, average: nn.Module | None) -> None:
+    main = accelerator.is_main_process
+    model = _model(accelerator)
+    states.save_random_states(folder / states.random_states_file(accelerator.process_index))
+    weights = states.whole_tensors(model.state_dict(), keep=main)
+    if main:
+        states.save_file(weights, folder / states.WEIGHTS, metadata={"format": "pt"})
+        if average is not None:
+            states.save_file(states.whole_tensors(average.state_dict(), keep=True), folder / states.AVERAGE)
+    del weights  # as large as what comes next
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator._models[0].save_checkpoint(str(folder), DEEPSPEED)
+        return
+    moments = states.whole_tensors(states.optimizer_tensors(model, _optimizer(accelerator)), keep=main)
+    if main:
+        states.save_file(moments, folder / states.OPTIMIZER)
+
+
+def _superseded(output_dir: Path, keep: int) -> list[Path]:
+    """Lists the checkpoints older than the `keep` newest good ones."""
+    good = 0
+    for index, path in reversed(list(enumerate(found := find_checkpoints(output_dir)))):
+        good += _says_good(path)
+        if good == keep:
+            return found[:index]
+    return []
+
+
+def _says_good(checkpoint: Path) -> bool:
+    try:
+        return bool(read_state(checkpoint)["good"])
+    except DamagedCheckpointError:
+        return False
+
+
+def weights_are_finite(accelerator: Accelerator, average: nn.Module | None = None) -> bool:
+    """Tells whether all weights, and those of the average, are finite on every process; each must ask."""
+    modules = [_model(accelerator), *([average] if average is not None else [])]
+    tensors = [states.local(value) for module in modules for value in module.state_dict().values()]
+    bad = [~torch.isfinite(value).all() for value in tensors if value.is_floating_point() and value.numel()]
+    count = torch.stack([value.to(accelerator.device) for value in bad]).sum().float()
+    return accelerator.reduce(count, "sum").item() == 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _remove(checkpoint: Path) -> None:
@@ -151,20 +242,26 @@ def tidy(output_dir: Path, samples: int) -> None:
     run's.
     """
     for path in output_dir.glob(f"{_PARTIAL}*checkpoint-*"):
-        shutil.rmtree(path)
+        if _LEFT_OVER.fullmatch(path.name):
+            shutil.rmtree(path)
     for path in find_checkpoints(output_dir):
         if int(path.name.removeprefix("checkpoint-")) > samples:
-            aside = output_dir / SET_ASIDE / path.name
+            aside = _free_name(output_dir / SET_ASIDE / path.name)
             aside.parent.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             logger.warning(
-                "%s is further than this run, which starts after %d samples: moved to %s. To go on from it instead, "
+                "%s is further than this run, which starts after %d samples: moved to %s. To resume from it instead, "
                 "move it back and use --resume_from_checkpoint auto.",
                 path.name,
                 samples,
                 aside,
             )
+
+
+def _free_name(path: Path) -> Path:
+    """Returns the path, with a number behind it where something has that name."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,26 +275,29 @@ def load_data_states(checkpoint: Path) -> list[dict[str, Any]]:
     return [json.loads(p.read_text(encoding="utf-8")) for p in itertools.takewhile(Path.is_file, paths)]
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> TrainState:
-    """Restores prepared model, optimizer and generators, and returns where the run stood; all processes must call it.
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: nn.Module | None = None) -> TrainState:
+    """Restores prepared model, optimizer, average and generators, and returns where the run stood; all processes must
+    call it.
 
     The checkpoint is trusted to be whole: [`newest_good_checkpoint`] looks. The optimizer keeps this run's weight decay
     and momenta. A process that the checkpoint has no generators for (it was written by fewer) is given new ones, from a
     seed that depends on nothing but the checkpoint and its rank.
+
+    Raises:
+        StateError, DamagedCheckpointError: a file does not fit this run; the message names it.
     """
-    saved = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["state"]
-    state = TrainState(**{field.name: saved[field.name] for field in fields(TrainState)})
+    state = TrainState(**read_state(checkpoint)["state"])
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        with states.restricted_unpickling():
+            accelerator._models[0].load_checkpoint(str(checkpoint), DEEPSPEED)
+    else:
+        model = _model(accelerator)
+        states.load_tensors(checkpoint / states.WEIGHTS, model.state_dict())
+        states.load_optimizer(checkpoint / states.OPTIMIZER, model, _optimizer(accelerator))
+    if average is not None:
+        states.load_tensors(checkpoint / states.AVERAGE, average.state_dict())
     set_seed(int(np.random.SeedSequence([state.samples, accelerator.process_index]).generate_state(1)[0]))
-    before = _generators(accelerator.device)
-    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
-    options = [{name: group[name] for name in ("betas", "eps", "weight_decay") if name in group} for group in groups]
-    with _plain_names(accelerator):
-        accelerator.load_state(str(checkpoint))
-    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
-    for group, kept in zip(groups, options, strict=True):
-        group.update(kept)
-    # Accelerate goes on in silence where it could not restore them.
-    if any(torch.equal(old, new) for old, new in zip(before, _generators(accelerator.device), strict=True)):
+    if not states.load_random_states(checkpoint / states.random_states_file(accelerator.process_index)):
         logger.warning(
             "%s has no random state that fits process %d; it draws its masks from a new seed.",
             checkpoint.name,
@@ -206,36 +306,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> TrainState:
     return state
 
 
-def _generators(device: torch.device) -> list[torch.Tensor]:
-    """The states of torch's generators that a run draws from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+def _model(accelerator: Accelerator) -> Any:
+    """Returns the model itself, without what wraps it: its names are those of a model folder."""
+    return accelerator.unwrap_model(accelerator._models[0]).model
 
 
-def _models(accelerator: Accelerator) -> list[Any]:
-    return [accelerator.unwrap_model(encoder).model for encoder in accelerator._models]
-
-
-@contextmanager
-def _plain_names(accelerator: Accelerator) -> Iterator[None]:
-    """Saves and loads the model's weights under its own names, without those of what wraps it: any number of processes
-    reads what any other wrote, and a checkpoint is a model folder. FSDP and DeepSpeed write their own files and are not
-    touched: the lists are empty.
-    """
-
-    def before_saving(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
-        for i, state in enumerate(weights):
-            plain = ((name.removeprefix("module.").removeprefix("model."), value) for name, value in state.items())
-            weights[i] = type(state)(plain)
-
-    def before_loading(models: list[Any], folder: str) -> None:
-        models[:] = [accelerator.unwrap_model(encoder).model for encoder in models]
-
-    handles = [
-        accelerator.register_save_state_pre_hook(before_saving),  # pyright: ignore[reportArgumentType]
-        accelerator.register_load_state_pre_hook(before_loading),  # pyright: ignore[reportArgumentType]
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _optimizer(accelerator: Accelerator) -> torch.optim.Optimizer:
+    return accelerator._optimizers[0].optimizer

@@ -1,6 +1,9 @@
 """The loop: batches, steps, and what is shown and saved on the way. Read it downwards."""
 
 import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,19 +12,22 @@ from typing import Any
 from accelerate import Accelerator
 
 from flip_hf.data.loader import TrainLoader
+from flip_hf.data.waits import WaitEnded
 from flip_hf.hub.pusher import Pusher
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import average
+from flip_hf.training.agreement import Agreement, PeerFailed, agree
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.bottleneck import bottleneck, longest_wait
-from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, weights_are_finite
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.finish import Ending, save_run, summary, total_counts
+from flip_hf.training.finish import Report, save_model, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
 from flip_hf.training.grid import Grid
 from flip_hf.training.hardware import autocast_dtype, describe
-from flip_hf.training.health import Health
+from flip_hf.training.health import Health, RunDiverged
+from flip_hf.training.lock import unlock_folder
 from flip_hf.training.measure import Step, Window
 from flip_hf.training.micro_batches import MicroBatches
 from flip_hf.training.models import image_processor_of
@@ -69,6 +75,10 @@ class Trainer:
         self.phases = plan_phases(arguments)
         self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
         self.state = TrainState()
+        self._saved_samples = 0  # seen when the last checkpoint was written: none is needed of a start
+        self._checkpoint_time = time.monotonic()
+        self._is_due = False
+        self._data_error: Exception | None = None
         self.model, self.autocast_dtype = model, autocast_dtype(self.options.precision)
         encoder = PairEncoder(model, self.autocast_dtype)
         self.flip = encoder.flip
@@ -88,57 +98,85 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, float]:
-        """Trains through all phases, evaluates and saves; or, told to stop by a signal, saves a checkpoint.
+        """Trains through all phases, saves and evaluates; or, told to stop by a signal, saves a checkpoint.
 
         Raises:
-            RunDiverged: losses or gradients stopped to be finite, and going back to a checkpoint did not help.
+            RunDiverged: losses or gradients are no longer finite, and going back to a checkpoint did not help.
+            BadDataError: the data cannot be used; a checkpoint was saved.
+            PeerFailed: another process ended the run, which says why; a checkpoint was saved.
         """
         self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
         with StopSignals() as self._signals:
             try:
                 return self._run()
             finally:
+                self._batches.close()  # its workers would otherwise live as long as an error's traceback
                 self.progress.close()  # an error begins a line of its own
+                unlock_folder(self.output_dir)
 
     def _run(self) -> dict[str, float]:
         self.window = Window(self.state.samples, self.state.steps)
         self._begin_batches()
         metrics: dict[str, float] = {}
         while not self._is_finished():
+            position = self.loader.state_dict()
             phase = self._phase()
-            with self.window.waiting():
-                batches = [next(self._batches) for _ in range(self.num_micro)]
+            batches = self._take_batches()
+            agreed = self._agree()
+            if agreed.leave or agreed.overdue or self._is_due:
+                self._checkpoint(position, at_any_rate=agreed.leave)
+            if agreed.leave:
+                return self._leave(agreed)
             step = self._step(phase, batches)
             if self.health.is_lost():
                 self._go_back()
                 continue
-            before, self.state.samples = self.state.samples, self.state.samples + self.options.batch_size
+            before = self.state.samples
+            self.state.samples += self.options.batch_size
             self.state.steps += 1
             self.progress.advance(self.options.batch_size)
             finished = self._is_finished()
+            self._is_due = self._is_due or self._passed(before, self.paths.checkpoint_samples)
             if finished or self._passed(before, self.paths.log_samples):
                 self._log(phase, step)
-            if finished or self._passed(before, self.paths.eval_samples):
-                metrics = self._evaluate()
+            if not finished and self._passed(before, self.paths.eval_samples):
+                with suppress(WaitEnded):  # told to stop, the run leaves before its next step
+                    metrics = self._evaluate()
             if self.hub.push_to_hub and not finished and self._passed(before, self.hub.hub_push_samples):
                 self._push(metrics)
             if self.objective.reconstructs and (finished or self._passed(before, self.objective.grid_samples)):
                 self._draw()
-            stop = not finished and self._signals.stop_requested(self.accelerator)
-            if stop or not finished and self._passed(before, self.paths.checkpoint_samples):
-                self._checkpoint()
-            if stop:
-                return self._leave()
-        self._finish(metrics)
-        return metrics
+        return self._finish()
 
     def _is_finished(self) -> bool:
         return self.state.samples >= self.phases[-1].end
 
     def _begin_batches(self) -> None:
-        """From where the data stand, masked as of the samples seen."""
+        """Opens the batches from where the data stand, masked as of the samples seen."""
         self.loader.begin_at(self.state.samples)
         self._batches = iter(self.loader)
+
+    def _take_batches(self) -> list[dict[str, Any]]:
+        """Waits for a step's micro-batches; none where a signal has ended the wait, or something is wrong with them."""
+        try:
+            with self.window.waiting():
+                return [next(self._batches) for _ in range(self.num_micro)]
+        except WaitEnded:
+            return []
+        except Exception as error:  # bad data, a worker that was killed: the run is saved before it is raised
+            self._data_error = error
+            return []
+
+    def _agree(self) -> Agreement:
+        limit = 60 * self.paths.checkpoint_minutes
+        # One clock for all processes.
+        overdue = self.accelerator.is_main_process and 0 < limit < time.monotonic() - self._checkpoint_time
+        return agree(
+            self.accelerator,
+            stop=self._signals.received is not None,
+            failed=self._data_error is not None,
+            overdue=overdue,
+        )
 
     def _phase(self) -> Phase:
         """The phase of the next step, made ready where it is the phase's first."""
@@ -148,13 +186,57 @@ class Trainer:
             self._begin_phase(phase)
         return phase
 
-    def _checkpoint(self) -> None:
-        with self.window.pause():
-            save_checkpoint(self.accelerator, self.arguments, self.state, self.loader.state_dict(), self.processor)
-        self.health.checkpoint_written()
+    def restore(self, checkpoint: Path) -> None:
+        """Puts the run to where a checkpoint was written; every process must call it."""
+        self.state = load_checkpoint(self.accelerator, checkpoint, self.average)
+        self.health.in_a_row = self.state.skipped_in_a_row
+        self.health.restores = self.state.restores
+        self._saved_samples = self.state.samples
 
-    def _leave(self) -> dict[str, float]:
-        self.progress.say(f"Stopped after {self.state.samples:,} samples; go on with --resume_from_checkpoint auto")
+    def _checkpoint(self, position: dict[str, Any], at_any_rate: bool) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            position: where the data stand.
+            at_any_rate: the run ends here. Otherwise one that is due while steps are being skipped waits for a step
+                that is not: it would be of no use to a run that goes back.
+
+        Raises:
+            RunDiverged: the weights are not finite, and the run ends here.
+        """
+        good = self.health.in_a_row == 0
+        if self._saved_samples == self.state.samples or not (good or at_any_rate):
+            return
+        if not weights_are_finite(self.accelerator, self.average):
+            if at_any_rate:
+                raise self._spoilt()
+            return  # the next losses are not finite, and the run goes back
+        self.state.skipped_in_a_row = self.health.in_a_row
+        self.state.restores = 0 if good else self.health.restores
+        with self.window.pause():
+            save_checkpoint(self.accelerator, self.arguments, self.state, position, self.processor, self.average)
+        self._saved_samples = self.state.samples
+        self._checkpoint_time = time.monotonic()
+        self._is_due = False
+        if good:
+            self.health.good_checkpoint_written()
+
+    def _spoilt(self) -> RunDiverged:
+        newest = shared_checkpoint(self.accelerator, "auto", self.output_dir, only_good=True)
+        kept = "there is no checkpoint" if newest is None else f"the last good checkpoint is {newest}"
+        return self.health.spoilt_weights(self.state.samples, kept)
+
+    def _leave(self, agreed: Agreement) -> dict[str, float]:
+        """Ends before the planned end, with a checkpoint written.
+
+        Raises:
+            Exception: what this process's data ended with; [`PeerFailed`] where it was another's.
+        """
+        if self._data_error is not None:
+            raise self._data_error
+        if agreed.failed:
+            raise PeerFailed("Another process ended the run; its message says why.")
+        self.progress.say(f"Stopped after {self.state.samples:,} samples; resume with --resume_from_checkpoint auto")
         self.distribution.end()
         return {}
 
@@ -164,14 +246,17 @@ class Trainer:
         Raises:
             RunDiverged: there is none.
         """
-        checkpoint = shared_checkpoint(self.accelerator, "auto", self.output_dir)
+        checkpoint = shared_checkpoint(self.accelerator, "auto", self.output_dir, only_good=True)
         if checkpoint is None:
             raise self.health.no_way_back()
-        lost, skipped = self.state.samples, self.state.skipped_steps
-        self.state = load_checkpoint(self.accelerator, checkpoint)
+        lost = self.state.samples
+        skipped = self.state.skipped_steps
+        restores = self.health.restores
+        self.restore(checkpoint)
         self.state.skipped_steps = skipped
+        self.health.restores = restores
         self.progress.say(
-            f"after {lost:,} samples: {self.paths.max_skipped_steps} steps in a row were not finite; going on from "
+            f"after {lost:,} samples: {self.paths.max_skipped_steps} steps in a row were not finite; resuming from "
             f"{checkpoint}"
         )
         self.progress.rewind(self.state.samples)
@@ -247,36 +332,63 @@ class Trainer:
             model: Any = self._encoder().model
             self.grid.draw(model, self.state.samples)
 
-    def _ending(self, metrics: dict[str, float]) -> Ending | None:
-        """What the run would leave if it ended now, on the main process; every process must ask for it."""
-        average, distribution = self.average, self.distribution
-        weights = average.module.state_dict() if average is not None else distribution.state_dict()
+    def _saver(self) -> Callable[[Path], None]:
+        """Gathers the weights that would be saved now; every process must ask, the main one can save them, once."""
+        average = self.average
+        weights = average.module.state_dict() if average is not None else self.distribution.state_dict()
+        return partial(save_model, self.model, weights, self.processor, self.arguments)
+
+    def _report(self, metrics: dict[str, float]) -> Report | None:
+        """Returns what the run comes to so far, on the main process; every process must ask for it."""
         counts = total_counts(self.loader.counts)
         if not self.accelerator.is_main_process:
             return None
         records = self.progress.records()
         data_wait, bound = bottleneck(records, self.arguments, self.accelerator)
         measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
-        results = {**metrics, **counts.results(), **measured, "hardware": describe(self.accelerator)}
-        save = partial(save_run, self.model, weights, self.processor, self.arguments, results, records)
-        return Ending(save, counts, bound)
+        hardware = describe(self.accelerator)
+        ended = {"finished": self._is_finished()}
+        results = {**metrics, **counts.results(), **measured, "hardware": hardware, **ended}
+        return Report(counts, bound, results, records)
 
     def _push(self, metrics: dict[str, float]) -> None:
         """Sends the model as it is now to the Hub, in the background."""
         with self.window.pause():
-            ending = self._ending(metrics)
-            if self.pusher is not None and ending is not None:
-                self.pusher.push(ending.save, self.state.samples)
+            if not weights_are_finite(self.accelerator, self.average):
+                return self.progress.say(f"after {self.state.samples:,} samples: not pushed, weights are not finite")
+            save = self._saver()
+            report = self._report(metrics)
+            if self.pusher is not None and report is not None:
+                self.pusher.push(lambda folder: (save(folder), report.save(self.arguments, folder)), self.state.samples)
 
-    def _finish(self, metrics: dict[str, float]) -> None:
-        """Saves the model folder, prints the summary, and pushes."""
-        ending = self._ending(metrics)
+    def _finish(self) -> dict[str, float]:
+        """Saves a checkpoint and the model folder, evaluates, prints the summary, and pushes.
+
+        Evaluation comes after saving: what goes wrong in it costs nothing, and a resumed run begins with it.
+
+        Raises:
+            RunDiverged: the weights are not finite; nothing is saved over what there is.
+        """
+        self._checkpoint(self.loader.state_dict(), at_any_rate=True)
+        self._batches.close()
+        save = self._saver()
+        if self.accelerator.is_main_process:
+            save(self.output_dir)
+        self.accelerator.wait_for_everyone()
+        try:
+            metrics = self._evaluate()
+        except WaitEnded:
+            self.progress.say("Stopped before the evaluation; resume with --resume_from_checkpoint auto to have it")
+            self.distribution.end()
+            return {}
+        report = self._report(metrics)
         self.accelerator.wait_for_everyone()
         self.progress.close()
-        if ending is not None:
-            ending.save(self.output_dir)
-            print(summary(self.flip, self.arguments, self.state, metrics, self.class_names, ending))
+        if report is not None:
+            report.save(self.arguments, self.output_dir)
+            print(summary(self.flip, self.arguments, self.state, metrics, self.class_names, report))
         self.distribution.end()  # the others need not wait for the Hub
         self.model.eval()
         if self.pusher is not None:
             print(f"Pushed    {self.pusher.finish()}")
+        return metrics

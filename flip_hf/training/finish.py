@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from flip_hf.training.validation import in_words
 
 # Of a run that contrasts and reconstructs: the model with its decoder. The FlipModel alone lies above it.
 WITH_DECODER = "with_decoder"
+RESULTS = "results.json"
 
 
 @dataclass
@@ -55,30 +55,42 @@ def total_counts(local: dict[str, dict]) -> DataCounts:
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What a run leaves.
+class Report:
+    """What a run comes to, beside its model.
 
     Attributes:
-        save: writes its folder.
         counts: of its data.
         bound: what it was bound by (see `bottleneck.py`).
+        results: for `results.json`.
+        records: of its log.
     """
 
-    save: Callable[[Path], None]
     counts: DataCounts
     bound: str
+    results: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    def save(self, arguments: Arguments, folder: Path) -> None:
+        """Writes the curves and, last, `results.json`: where it says `"finished": true`, everything is there."""
+        plot_curves(self.records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
+        write_whole(folder / RESULTS, json.dumps(self.results, indent=2) + "\n")
 
 
-def save_run(
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that is there whole or not at all, whenever the process is killed."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def save_model(
     model: FlipModel | FlipForPreTraining,
     weights: dict[str, torch.Tensor],
     processor: Any,
     arguments: Arguments,
-    results: dict[str, Any],
-    records: list[dict[str, Any]],
     folder: Path,
 ) -> None:
-    """Writes the model, its processor, the resolved recipe, `results.json` and the curves; the weights are used up.
+    """Writes the model, its processor and the resolved recipe; the weights are used up.
 
     A model that was trained on both objectives is a FlipModel, without a trace of the decoder; with it, it is saved
     once more in `with_decoder`. One that only reconstructs is saved with it alone.
@@ -91,8 +103,6 @@ def save_run(
     model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     write_recipe(arguments, folder / "recipe.yaml")
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plot_curves(records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
 
 
 def _duration(seconds: float) -> str:
@@ -107,7 +117,7 @@ def summary(
     state: TrainState,
     metrics: dict[str, float],
     class_names: tuple[str, ...],
-    ending: Ending,
+    report: Report,
 ) -> str:
     """What was read, where sources were mixed; what was trained, how well it does, what was skipped, where it lies.
 
@@ -117,13 +127,13 @@ def summary(
         state: at its end.
         metrics: of the final evaluation; empty if there was none.
         class_names: the evaluation's classes, for an example.
-        ending: its data, and what it was bound by.
+        report: its data, and what it was bound by.
     """
     vision: Any = flip.config.vision_config
     output_dir = Path(arguments.run.output_dir)
     wanted = "labelled data" if arguments.objective.contrasts else "images"
     result = in_words(metrics, class_names) or f"not evaluated: name {wanted} with --eval_data"
-    counts = ending.counts
+    counts = report.counts
     skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:
         skipped.append(f"{state.skipped_steps} steps that were not finite")
@@ -134,7 +144,7 @@ def summary(
             f"Trained   ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "
             f"{flip.num_parameters() / 1e6:.1f} M parameters, {state.samples:,} samples at mask ratio "
             f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",
-            f"Bound by  {ending.bound}",
+            f"Bound by  {report.bound}",
             f"Result    {result}",
             f"Skipped   {', '.join(skipped) or 'none'}",
             f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",

@@ -38,8 +38,8 @@ class Progress:
 
     def _forget_after(self, samples: int) -> None:
         """Drops records of samples that a resumed run sees again; a new run starts a new log."""
-        lines = self.log_path.read_text(encoding="utf-8").splitlines() if self.log_path.exists() and samples else []
-        kept = [line for line in lines if _samples_of(line) <= samples]
+        lines = _lines(self.log_path) if samples else []
+        kept = [line for line in lines if (record := _record(line)) is not None and record["samples"] <= samples]
         written = self.log_path.with_suffix(".partial")  # a run may be killed here too
         written.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         written.replace(self.log_path)
@@ -77,16 +77,24 @@ class Progress:
         self._bar.close()
 
     def records(self) -> list[dict[str, Any]]:
-        """All records of the run so far."""
-        return [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
+        """Returns all records of the run so far; a line that is none costs itself alone."""
+        return [record for line in _lines(self.log_path) if (record := _record(line)) is not None]
 
 
-def _samples_of(line: str) -> float:
-    """At how many samples a line of the log was written; beyond all where the run was killed in the middle of it."""
+def _lines(path: Path) -> list[str]:
     try:
-        return json.loads(line)["samples"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Reads a line of the log; None where it is damaged: the run was killed, or the disk full, in the middle of it."""
+    try:
+        record = json.loads(line)
+        return record if isinstance(record["samples"], (int, float)) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 # A curve: the key in the records, its name, how it is drawn.

@@ -1,26 +1,29 @@
-"""Which checkpoint a run goes on from, the same one in every process, and whether the run fits it."""
+"""Finds the checkpoint that a run resumes from, the same one in every process, and checks that the run fits it."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig
+from accelerate.utils import DistributedType, broadcast_object_list
 
-from flip_hf.modeling import FlipForPreTraining, FlipModel, FlipPreTrainingConfig
+from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import (
+    DEEPSPEED,
     RECIPE,
     STATE,
     DamagedCheckpointError,
     environment,
     newest_good_checkpoint,
+    read_state,
 )
+from flip_hf.training.finish import RESULTS
 from flip_hf.training.manifest import check_manifest
+from flip_hf.training.optimization import plan_phases
+from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +31,17 @@ Model = FlipModel | FlipForPreTraining
 
 # Options that may change in a resumed run and leave its losses as they are.
 HARMLESS = {
-    *("output_dir", "log_samples", "eval_samples", "checkpoint_samples", "keep_checkpoints", "resume_from_checkpoint"),
+    *("output_dir", "log_samples", "eval_samples", "checkpoint_samples", "checkpoint_minutes", "keep_checkpoints"),
+    *("resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_push_samples", "export_clip"),
     *("report_to", "eval_data", "eval_config", "eval_split", "eval_image_column", "label_column", "class_names"),
     *("templates", "eval_batch_size", "max_bad_fraction", "max_skipped_steps", "grid_samples"),
 }
+# What a run leaves in its folder beside checkpoints and logs, and so would write over.
+OUTPUTS = (
+    *("config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "recipe.yaml"),
+    *("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", RESULTS),
+    *("training_curves.png", "with_decoder"),
+)
 # Options that a checkpoint has its own answer to.
 STARTING = {
     *("model_name_or_path", "init_vision_from"),
@@ -39,13 +49,14 @@ STARTING = {
 }
 
 
-def resolve_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
-    """The checkpoint to resume from, checked; None for a new run. Reads all of it: let one process call it.
+def resolve_checkpoint(wanted: str | None, output_dir: Path, only_good: bool = False) -> Path | None:
+    """Finds and checks the checkpoint to resume from; None for a new run. Reads all of it: let one process call it.
 
     Args:
         wanted: a checkpoint's folder; `latest` for the newest good one of the run; `auto` for the same, or a new run
             where there is none; None for a new run.
         output_dir: the run's folder.
+        only_good: see [`newest_good_checkpoint`].
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -54,7 +65,7 @@ def resolve_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
     if wanted is None:
         return None
     if wanted in ("auto", "latest"):
-        found = newest_good_checkpoint(output_dir)
+        found = newest_good_checkpoint(output_dir, only_good)
         if found is None and wanted == "latest":
             raise FileNotFoundError(
                 f"There is no checkpoint in {output_dir} to resume from. --resume_from_checkpoint auto begins a new "
@@ -66,11 +77,14 @@ def resolve_checkpoint(wanted: str | None, output_dir: Path) -> Path | None:
     problems = check_manifest(Path(wanted))
     if problems:
         raise DamagedCheckpointError(f"The checkpoint {wanted} cannot be used: {'; '.join(problems)}.")
+    read_state(Path(wanted))
     return Path(wanted)
 
 
-def shared_checkpoint(accelerator: Accelerator, wanted: str | None, output_dir: Path) -> Path | None:
-    """[`resolve_checkpoint`] for all processes: the main one reads and checks, the others are told.
+def shared_checkpoint(
+    accelerator: Accelerator, wanted: str | None, output_dir: Path, only_good: bool = False
+) -> Path | None:
+    """Calls [`resolve_checkpoint`] for all processes: the main one reads and checks, the others are told.
 
     Raises:
         FileNotFoundError, DamagedCheckpointError: as there, in every process.
@@ -78,7 +92,7 @@ def shared_checkpoint(accelerator: Accelerator, wanted: str | None, output_dir: 
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            answer = [resolve_checkpoint(wanted, output_dir)]
+            answer = [resolve_checkpoint(wanted, output_dir, only_good)]
         except (FileNotFoundError, DamagedCheckpointError) as error:
             answer = [error]
     (found,) = broadcast_object_list(answer)
@@ -87,30 +101,66 @@ def shared_checkpoint(accelerator: Accelerator, wanted: str | None, output_dir: 
     return found
 
 
-def check_fit(accelerator: Accelerator, arguments: Arguments, model: Model, checkpoint: Path) -> None:
-    """Looks whether a run fits a checkpoint before anything of it is loaded.
+def check_fit(
+    accelerator: Accelerator, arguments: Arguments, model: Model, checkpoint: Path, averaged: bool = False
+) -> None:
+    """Checks that a run fits a checkpoint before anything of it is loaded.
 
     Warns, in the main process, of everything because of which the run will not repeat the bits of an uninterrupted one.
 
+    Args:
+        accelerator: the process layer.
+        arguments: of the run.
+        model: the run's, not wrapped.
+        checkpoint: to resume from.
+        averaged: whether the run keeps an average of the weights.
+
     Raises:
-        ValueError: the checkpoint holds a model of other shapes.
+        ValueError: the checkpoint holds a model of other shapes, has no average where the run wants one or one where it
+            wants none, or was written by another kind of distribution.
     """
     changes = recipe_changes(arguments, checkpoint)
     _check_shapes(model, checkpoint, changes)
-    saved = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["environment"]
+    _check_files(accelerator, checkpoint, averaged)
+    saved = read_state(checkpoint)["environment"]
     now = environment(accelerator)
     changes |= {name: (saved.get(name), now[name]) for name in now if saved.get(name) != now[name]}
     if changes and accelerator.is_main_process:
         logger.warning(
-            "This run is not the one that wrote %s; it goes on from there, but not as that one would have: %s.",
+            "This run is not the one that wrote %s; it resumes from there, but not as that one would have: %s.",
             checkpoint.name,
             _in_words(changes),
         )
 
 
+def _check_files(accelerator: Accelerator, checkpoint: Path, averaged: bool) -> None:
+    there = (checkpoint / AVERAGE).is_file()
+    if there != averaged:
+        has = "no moving average" if averaged else "a moving average"
+        fix = "leave --ema_half_life out" if averaged else "give the --ema_half_life that it was written with"
+        raise ValueError(
+            f"{checkpoint} has {has} of the weights: to resume from it, {fix}. To start anew from its weights instead: "
+            f"--model_name_or_path {checkpoint}."
+        )
+    needs = DEEPSPEED if accelerator.distributed_type == DistributedType.DEEPSPEED else OPTIMIZER
+    if not (checkpoint / needs).exists():
+        raise ValueError(
+            f"{checkpoint} has no {needs}: only DeepSpeed reads DeepSpeed's checkpoints, and it reads no others. "
+            f"Resume with the launcher that it was written with, or start anew from its weights: "
+            f"--model_name_or_path {checkpoint}."
+        )
+
+
 def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
-    """Options that change a run's course and differ from the checkpoint's recipe: `{name: (there, here)}`."""
-    there = yaml.safe_load((checkpoint / RECIPE).read_text(encoding="utf-8"))
+    """Finds options that change a run's course and differ from the checkpoint's recipe: `{name: (there, here)}`.
+
+    Raises:
+        DamagedCheckpointError: the recipe cannot be read.
+    """
+    try:
+        there = dict(yaml.safe_load((checkpoint / RECIPE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise DamagedCheckpointError(f"{checkpoint / RECIPE} cannot be read: {error!r}.") from None
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
     names = [name for name in {**here, **there} if name not in HARMLESS | STARTING]
     return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
@@ -121,11 +171,9 @@ def _in_words(changes: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[Any, Any]]) -> None:
-    config: Any = AutoConfig.from_pretrained(checkpoint)
-    with torch.device("meta"):
-        saved = FlipForPreTraining(config) if isinstance(config, FlipPreTrainingConfig) else FlipModel(config)
-    there, here = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (saved, model))
-    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    there = shapes_of(checkpoint / WEIGHTS)
+    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if differing:
         name = differing[0]
         raise ValueError(
@@ -133,3 +181,56 @@ def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[Any, 
             f"{here.get(name, 'absent')} here ({len(differing)} tensors differ). {_in_words(changes)}. Resume with the "
             f"options in {checkpoint / RECIPE}."
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder that a run writes to
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class RunFinished(Exception):
+    """The run that is asked for has been trained to its end; the message says where it is."""
+
+
+def check_output(arguments: Arguments, checkpoint: Path | None) -> None:
+    """Checks that a run writes over nothing but its own, and is not finished; the folder need not exist.
+
+    Args:
+        arguments: of the run.
+        checkpoint: what it resumes from; None for a new run.
+
+    Raises:
+        RunFinished: it resumes a run that has been trained to its end.
+        FileExistsError: a new run would write over a model, or what another run left.
+    """
+    output_dir = Path(arguments.run.output_dir)
+    if arguments.run.resume_from_checkpoint in ("auto", "latest"):
+        _check_finished(arguments, output_dir)
+    if checkpoint is not None:
+        return
+    found = [path.name for pattern in OUTPUTS for path in sorted(output_dir.glob(pattern))]
+    if found:
+        raise FileExistsError(
+            f"{output_dir} holds {', '.join(found[:3])} already, which a new run would write over. Name another "
+            "--output_dir, or move what is there."
+        )
+
+
+def _check_finished(arguments: Arguments, output_dir: Path) -> None:
+    try:
+        results = json.loads((output_dir / RESULTS).read_text(encoding="utf-8"))
+        done = results["samples"] if results["finished"] else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if done < plan_phases(arguments)[-1].end or not (output_dir / RECIPE).is_file():
+        return
+    changes = recipe_changes(arguments, output_dir)
+    changes.pop("train_samples", None)  # fewer of them are done, too
+    if changes:
+        raise FileExistsError(
+            f"{output_dir} holds a finished run with other options: {_in_words(changes)}. Name another --output_dir."
+        )
+    raise RunFinished(
+        f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To train it on, give more "
+        "--train_samples; to train anew, name another --output_dir."
+    )

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks a run to save and leave after its step, the second ends it as ever."""
+"""SIGTERM and SIGINT: the first asks a run to save and leave before its next step, the second ends it as ever."""
 
 import os
 import signal
@@ -7,8 +7,7 @@ import time
 from types import FrameType
 from typing import Any
 
-import torch
-from accelerate import Accelerator
+from flip_hf.data.waits import allow_waits, end_waits
 
 # torchrun passes a signal on to processes that Slurm has already sent it to: what follows the first one so closely is
 # no second wish.
@@ -18,7 +17,11 @@ ECHO_SECONDS = 2.0
 class StopSignals:
     """Takes SIGTERM and SIGINT while it is entered; outside the main thread, where Python cannot, it takes none.
 
-    The first signal is noted. Another one, later than `ECHO_SECONDS`, does what it did before: it ends the process.
+    The first signal is noted, and ends a wait for data (see `data/waits.py`). Another one, later than `ECHO_SECONDS`,
+    does what it did before: it ends the process.
+
+    Attributes:
+        received: the first signal's name, None until there was one.
     """
 
     def __init__(self) -> None:
@@ -28,6 +31,7 @@ class StopSignals:
         self._process = os.getpid()
 
     def __enter__(self) -> "StopSignals":
+        allow_waits()
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -35,22 +39,17 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        allow_waits()
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked loader worker that has not set its own handlers yet
         if self.received is None:
-            self.received, self._first = signal.Signals(number).name, time.monotonic()
+            self.received = signal.Signals(number).name
+            self._first = time.monotonic()
             # A handler may interrupt a print; only the bare write is safe here.
             os.write(2, f"\n{self.received}: saving after this step; once more ends it at once.\n".encode())
+            end_waits()
         elif time.monotonic() - self._first > ECHO_SECONDS:
             self.__exit__()
             signal.raise_signal(number)
-
-    def stop_requested(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; every process must call it, once a step, and gets the same answer."""
-        flag = self.received is not None
-        if accelerator.num_processes == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=accelerator.device)
-        return accelerator.reduce(flags, "sum").item() > 0  # pyright: ignore[reportAttributeAccessIssue]

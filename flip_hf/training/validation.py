@@ -50,7 +50,7 @@ class Validator:
 
         Returns:
             The number of `images`; `top1` and `top5` in [0, 1]; `reconstruction_error` and the baselines' errors (see
-            [`measure_reconstruction`]).
+            [`measure_reconstruction`]). Where no image can be used, `images` alone, 0: nothing was measured.
         """
         encoder.eval()
         metrics = self._classify(encoder) if self.objective.contrasts else {}
@@ -61,7 +61,7 @@ class Validator:
                 found = measure_reconstruction(
                     model, self._batches(encoder), self.accelerator, ratio, to_patches=self.normalize
                 )
-            metrics |= found if found["images"] else {}
+            metrics |= found if found["images"] else {"images": 0.0}
         encoder.train()
         return metrics
 
@@ -81,14 +81,17 @@ class Validator:
         if features.refused:
             logger.warning("The evaluation skipped images: %s", dict(features.refused))
         if not features.targets:
-            return {"top1": 0.0, "top5": 0.0, "images": 0.0}
-        scores, labels = features.values @ weights.cpu().numpy().T, np.array(features.targets)
+            return {"images": 0.0}
+        scores = features.values @ weights.cpu().numpy().T
+        labels = np.array(features.targets)
         top1, top5 = (top_k_accuracy(scores, labels, k) for k in (1, 5))
         return {"top1": top1, "top5": top5, "images": float(len(labels))}
 
 
 def in_words(metrics: dict[str, float], class_names: tuple[str, ...]) -> str:
-    """What a [`Validator`] has measured, in a sentence without an end."""
+    """Says what a [`Validator`] has measured, in a sentence without an end; nothing where there was no evaluation."""
+    if metrics.get("images") == 0:
+        return "not measured: none of the evaluation's images can be used (the log says why)"
     said = []
     if "top1" in metrics:
         said.append(

@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 
 from flip_hf import FlipModel
 from flip_hf.training.build import build_trainer
+from flip_hf.training.checkpoint import find_checkpoints
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.recipes import parse_arguments
 from tests.training.conftest import ROOT, SHORT, TINY
@@ -65,7 +67,7 @@ def test_a_lost_run_goes_back_to_its_checkpoint(tar_folder, tmp_path, capsys):
     trainer = make_trainer(tmp_path, tar_folder, *options)
     spoil_steps(trainer, {4, 5})
     trainer.run()
-    assert "after 160 samples: 2 steps in a row were not finite; going on from" in capsys.readouterr().out
+    assert "after 160 samples: 2 steps in a row were not finite; resuming from" in capsys.readouterr().out
     logged = records(tmp_path)
     assert [record["samples"] for record in logged] == [32, 64, 96, 128, 160, 192]
     assert all(math.isfinite(record["loss"]) for record in logged)
@@ -87,7 +89,7 @@ def test_a_new_checkpoint_allows_going_back_again():
     health = Health(max_skipped=1, max_restores=1)
     for _ in range(3):
         assert not health.is_good(float("inf")) and health.is_lost()
-        health.checkpoint_written()
+        health.good_checkpoint_written()
     assert health.is_good(1.0) and not health.is_lost()
 
 
@@ -110,7 +112,11 @@ def test_the_average_is_what_is_evaluated_and_saved(tar_folder, tmp_path):
         assert (p.double() - expected[name]).abs().max() < 1e-6, name
     assert not torch.equal(saved.visual_projection.weight, trainer.flip.visual_projection.weight)
 
+    # As if it had been killed after its checkpoint at 96 samples.
+    (tmp_path / "a" / "results.json").unlink()
+    shutil.rmtree(find_checkpoints(tmp_path / "a")[-1])
     resumed = make_trainer(tmp_path / "a", tar_folder, "--ema_half_life", "32", "--resume_from_checkpoint", "latest")
+    assert resumed.state.samples == 96
     resumed.run()
     again = FlipModel.from_pretrained(tmp_path / "a")
     assert all(torch.equal(p, q) for p, q in zip(saved.parameters(), again.parameters(), strict=True))

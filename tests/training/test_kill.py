@@ -208,7 +208,7 @@ def test_two_processes_told_to_stop_save_at_the_same_step(to, straight, shards, 
         os.killpg(run.pids()[1], signal.SIGINT)
     code = end_of(process)
     assert (code == 0) == (to != "launcher")  # the launcher reports the signal that it was sent itself
-    assert "go on with --resume_from_checkpoint auto" in run.output(), run.output()[-3000:]
+    assert "resume with --resume_from_checkpoint auto" in run.output(), run.output()[-3000:]
     assert "DataLoader worker" not in run.output() and 5 <= len(run.losses()) < STEPS
     assert find_checkpoints(run.folder)[-1].name == f"checkpoint-{max(run.losses()):012d}"
     assert_same(run.finish(), straight)
@@ -240,8 +240,8 @@ def flip_a_bit(path: Path) -> None:
 
 DAMAGE = {
     "truncated weights": ("model.safetensors", truncate, "model.safetensors has .* bytes instead of"),
-    "flipped bit": ("optimizer.bin", flip_a_bit, "optimizer.bin is not as it was written"),
-    "missing generators": ("random_states_1.pkl", Path.unlink, "random_states_1.pkl is missing"),
+    "flipped bit": ("optimizer.safetensors", flip_a_bit, "optimizer.safetensors is not as it was written"),
+    "missing generators": ("random_states_1.safetensors", Path.unlink, "random_states_1.safetensors is missing"),
     "missing manifest": ("manifest.json", Path.unlink, "manifest.json is missing"),
     "torn manifest": ("manifest.json", truncate, "manifest.json cannot be read"),
 }
@@ -318,7 +318,7 @@ def test_a_process_that_a_checkpoint_does_not_know_gets_a_seed_and_says_so(strai
     state = load_checkpoint(accelerator, checkpoint)
     assert state.samples == int(find_checkpoints(straight.folder)[-1].name[-12:]) and not caplog.records
     assert model.logit_scale.item() == FlipModel.from_pretrained(checkpoint).logit_scale.item() and prepared
-    (checkpoint / "random_states_0.pkl").unlink()
+    (checkpoint / "random_states_0.safetensors").unlink()
     draws = []
     for _ in range(2):
         torch.rand(3)

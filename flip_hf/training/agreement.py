@@ -1,0 +1,44 @@
+"""What all processes agree on before each step: one small reduction, so that none waits for the others in vain.
+
+A process that is told to stop, or whose data end, must not leave alone: the others would wait for it in the loss until
+a timeout. It says so here instead, where every process comes once a step with its batch in hand, and all of them save
+and leave together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+
+class PeerFailed(RuntimeError):
+    """Another process of the run has ended it, and says why."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Says what at least one process of a run wants.
+
+    Attributes:
+        stop: the run saves and leaves: a signal has asked for it.
+        failed: the same: a process cannot get its next batch.
+        overdue: the time since the last checkpoint is up.
+    """
+
+    stop: bool
+    failed: bool
+    overdue: bool
+
+    @property
+    def leave(self) -> bool:
+        """Tells whether the run ends here."""
+        return self.stop or self.failed
+
+
+def agree(accelerator: Accelerator, *, stop: bool, failed: bool, overdue: bool) -> Agreement:
+    """Joins what each process wants; all must call it, once a step, and get the same answer."""
+    if accelerator.num_processes == 1:
+        return Agreement(stop, failed, overdue)
+    wishes = torch.tensor([stop, failed, overdue], dtype=torch.float32, device=accelerator.device)
+    total = accelerator.reduce(wishes, "sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    return Agreement(*(count > 0 for count in total))

@@ -1,0 +1,67 @@
+"""One run a folder: a lock that dies with its process, however that ends, and says who holds it."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = "run.lock"
+# Locks of this process, kept open until it ends: closing one, or collecting it as garbage, would give it up.
+_held: dict[Path, IO[str]] = {}
+
+
+class FolderInUse(ValueError):
+    """Another run writes to the folder; the message says which process, and where."""
+
+
+def lock_folder(folder: Path) -> None:
+    """Takes a folder for this process until it ends; a process may take it again.
+
+    The kernel gives the lock up when the process ends, by `kill -9` too, so nothing is left to clean up. It is a POSIX
+    record lock: forked loader workers do not inherit it, and NFS knows it. Where the operating system has none, nothing
+    is locked.
+
+    Raises:
+        FolderInUse: another process has it.
+    """
+    path = (folder / LOCK).resolve()
+    if fcntl is None or path in _held:
+        return
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(file)
+        file.close()
+        raise FolderInUse(
+            f"{folder} is in use by another run ({holder}). Wait for it or end it, or name another --output_dir."
+        ) from None
+    except OSError:  # a file system without locks
+        return file.close()
+    file.truncate(0)
+    me = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    file.write(json.dumps(me) + "\n")
+    file.flush()
+    _held[path] = file
+
+
+def unlock_folder(folder: Path) -> None:
+    """Gives a folder up, if this process has it."""
+    file = _held.pop((folder / LOCK).resolve(), None)
+    if file is not None:
+        file.close()
+
+
+def _holder(file: IO[str]) -> str:
+    try:
+        file.seek(0)
+        return ", ".join(f"{name} {value}" for name, value in json.loads(file.read(4096)).items())
+    except (OSError, ValueError, AttributeError):
+        return "it does not say which"

@@ -1,0 +1,225 @@
+"""A run's weights, optimizer, average and random states as safetensors: names and tensors, which run no code.
+
+Accelerate's `save_state` and torch's distributed checkpoints read parts of theirs by pickle (registered objects, the
+metadata of shards), so that a checkpoint from somebody else could run what it liked. Here every file is a safetensors
+file of whole tensors under the model's own names; each process takes its shard of them. Any number of processes reads
+what any other number wrote. DeepSpeed keeps its optimizer to itself and is read by its own code, under torch's
+restricted unpickler (see [`restricted_unpickling`]).
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+AVERAGE = "average.safetensors"
+
+
+class StateError(ValueError):
+    """A checkpoint's file is not what this run can load; the message names the file and what differs."""
+
+
+def random_states_file(rank: int) -> str:
+    """Names the file of a process's random states."""
+    return f"random_states_{rank}.safetensors"
+
+
+def whole(value: Any) -> torch.Tensor:
+    """Gathers a tensor that may be sharded; every process must ask for it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: torch.Tensor) -> torch.Tensor:
+    """Returns this process's shard of a tensor that may be sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def whole_tensors(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """Gathers tensors one by one, on the CPU where `keep`; every process must ask for it.
+
+    Returns:
+        All of them where `keep`, else nothing.
+    """
+    kept = {}
+    for name, value in tensors.items():
+        gathered = whole(value.detach())
+        if keep:
+            kept[name] = gathered.cpu().contiguous().clone()  # what shares memory, safetensors would refuse
+    return kept
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Returns an optimizer's state as `{parameter/kind: tensor}`, shards as they are, such as `logit_scale/exp_avg`."""
+    state = optimizer.state
+    return {
+        f"{name}/{kind}": value
+        for name, parameter in module.named_parameters()
+        for kind, value in state.get(parameter, {}).items()
+    }
+
+
+def save_random_states(path: Path) -> None:
+    """Writes the states of Python's, NumPy's and torch's generators of this process."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    tensors = {
+        "python": torch.tensor(numbers, dtype=torch.int64),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    plain = {"python": [version, gauss], "numpy": [name, int(position), int(has_gauss), float(cached)]}
+    save_file(tensors, path, metadata={"states": json.dumps(plain)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file.
+
+    Raises:
+        StateError: it is none, or cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise StateError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from None
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Reads the names and shapes of a safetensors file's tensors from its header.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    with open_tensors(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+
+
+@torch.no_grad()
+def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
+    """Copies a file's tensors into others of the same names and shapes, of which a process may hold shards.
+
+    Raises:
+        StateError: names or shapes differ; nothing is copied then.
+    """
+    with open_tensors(path) as file:
+        _check(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, targets)
+        for name, target in targets.items():
+            target.copy_(_shard(file.get_tensor(name), target))
+
+
+def _check(path: Path, there: dict[str, tuple[int, ...]], targets: dict[str, torch.Tensor]) -> None:
+    here = {name: tuple(value.shape) for name, value in targets.items()}
+    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if differing:
+        name = differing[0]
+        raise StateError(
+            f"{path} does not fit this run: {name} is {there.get(name, 'absent')} there and "
+            f"{here.get(name, 'absent')} here ({len(differing)} tensors differ)."
+        )
+
+
+def _shard(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Takes this process's shard of a whole tensor, as `target` is sharded."""
+    if not isinstance(target, DTensor):
+        return value
+    # Each process has read the same file: nothing need be sent.
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+
+
+def load_optimizer(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restores an optimizer's state; learning rate, weight decay and momenta stay this run's.
+
+    Raises:
+        StateError: the file has a tensor of a parameter that is not there, or is not of its shape.
+    """
+    parameters = dict(module.named_parameters())
+    numbers = {id(parameter): index for index, parameter in enumerate(_in_groups(optimizer))}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    with open_tensors(path) as file:
+        for key in file.keys():
+            name, _, kind = key.rpartition("/")
+            parameter = parameters.get(name)
+            number = numbers.get(id(parameter))
+            value = file.get_tensor(key)
+            if parameter is None or number is None or value.shape not in (parameter.shape, torch.Size([])):
+                raise StateError(f"{path} does not fit this run: it has no place for {key} {tuple(value.shape)}.")
+            of_parameter = value.shape == parameter.shape and kind != "step"
+            state.setdefault(number, {})[kind] = _shard(value, parameter) if of_parameter else value
+    own = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": own})
+
+
+def _in_groups(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Lists the parameters in the order of an optimizer's own `state_dict`."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def load_random_states(path: Path) -> bool:
+    """Restores what [`save_random_states`] wrote.
+
+    Returns:
+        False where there is no such file, or it is of another kind of machine.
+    """
+    if not path.is_file():
+        return False
+    with open_tensors(path) as file:
+        try:
+            plain = json.loads((file.metadata() or {})["states"])
+            version, gauss = plain["python"]
+            name, position, has_gauss, cached = plain["numpy"]
+            keys = file.get_tensor("numpy").numpy().astype(np.uint32)
+            random.setstate((version, tuple(file.get_tensor("python").tolist()), gauss))
+            np.random.set_state((name, keys, position, has_gauss, cached))
+            torch.set_rng_state(file.get_tensor("torch"))
+            if torch.cuda.is_available():
+                states = [file.get_tensor(f"cuda.{i}") for i in range(torch.cuda.device_count())]
+                torch.cuda.set_rng_state_all(states)
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError):
+            return False
+    return True
+
+
+@contextmanager
+def restricted_unpickling() -> Iterator[None]:
+    """Makes every `torch.load` within read tensors and plain values alone, whatever it was called with.
+
+    For DeepSpeed, whose own code reads its checkpoints and asks for everything.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
+            yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
