@@ -55,7 +55,7 @@ def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bo
     Raises:
         ValueError: the tokenizer has no fast backend, or no padding token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"The tokenizer {name_or_path!r} has no fast version; FLIP needs one (tokenizer.json).")
     if tokenizer.pad_token is None:

@@ -14,12 +14,12 @@ from flip_hf.data.workers import cores_per_process
 from flip_hf.hub.push import HubRefused
 from flip_hf.training import models, setup
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.checkpoint import load_data_states, tidy
+from flip_hf.training.checkpoint import DamagedCheckpointError, load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
 from flip_hf.training.lock import FolderInUse, lock_folder
 from flip_hf.training.publishing import begin_pushing, check_publishing
-from flip_hf.training.resume import check_fit, check_output, shared_checkpoint
+from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, StrictDataclassError, HubRefused)
@@ -35,6 +35,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
     objective = arguments.objective
+    check_finished(arguments)
     config = models.make_config(arguments.model, objective)
     check_publishing(arguments, config)
     sources = setup.open_training_data(arguments.data, captions=objective.contrasts)
@@ -43,7 +44,8 @@ def build_trainer(arguments: Arguments) -> Trainer:
     accelerator = make_accelerator(arguments, output_dir)
     take_folder(accelerator, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
-    check_output(arguments, checkpoint)
+    if checkpoint is None:
+        check_output(output_dir)
     start_trackers(accelerator, arguments)
     pusher = begin_pushing(arguments, accelerator)
     context_length = config.get_text_config().max_position_embeddings
@@ -94,12 +96,20 @@ def shared_tokenizer(
                 f"{checkpoint} is of a run that read no texts. Resume it with --objective reconstruction, or give a "
                 f"new model its vision tower with --init_vision_from {checkpoint}."
             )
-        return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
+        return _saved_tokenizer(checkpoint, context_length)
     if accelerator.num_processes == 1:
         return models.make_tokenizer(arguments, sources, context_length)
     made = models.make_tokenizer(arguments, sources, context_length) if accelerator.is_main_process else None
     (tokenizer,) = broadcast_object_list([made])
     return tokenizer
+
+
+def _saved_tokenizer(checkpoint: Path, context_length: int) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
+    except Exception as error:  # damaged files end in many kinds
+        why = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise DamagedCheckpointError(f"The tokenizer of {checkpoint} cannot be read: {why[0]}") from None
 
 
 def take_folder(accelerator: Accelerator, output_dir: Path) -> None:

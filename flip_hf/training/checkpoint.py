@@ -188,16 +188,16 @@ def _write_tensors(accelerator: Accelerator, folder: Path, average: nn.Module | 
     states.save_random_states(folder / states.random_states_file(accelerator.process_index))
     weights = states.whole_tensors(model.state_dict(), keep=main)
     if main:
-        states.save_file(weights, folder / states.WEIGHTS, metadata={"format": "pt"})
+        states.write_tensors(weights, folder / states.WEIGHTS, {"format": "pt"})
         if average is not None:
-            states.save_file(states.whole_tensors(average.state_dict(), keep=True), folder / states.AVERAGE)
+            states.write_tensors(states.whole_tensors(average.state_dict(), keep=True), folder / states.AVERAGE)
     del weights  # as large as what comes next
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator._models[0].save_checkpoint(str(folder), DEEPSPEED)
         return
     moments = states.whole_tensors(states.optimizer_tensors(model, _optimizer(accelerator)), keep=main)
     if main:
-        states.save_file(moments, folder / states.OPTIMIZER)
+        states.write_tensors(moments, folder / states.OPTIMIZER)
 
 
 def _superseded(output_dir: Path, keep: int) -> list[Path]:
@@ -270,9 +270,19 @@ def _free_name(path: Path) -> Path:
 
 
 def load_data_states(checkpoint: Path) -> list[dict[str, Any]]:
-    """The data positions of all processes that wrote the checkpoint, by rank."""
+    """Reads the data positions of all processes that wrote the checkpoint, by rank.
+
+    Raises:
+        DamagedCheckpointError: one is no JSON.
+    """
     paths = (checkpoint / f"data_{rank}.json" for rank in itertools.count())
-    return [json.loads(p.read_text(encoding="utf-8")) for p in itertools.takewhile(Path.is_file, paths)]
+    found = []
+    for path in itertools.takewhile(Path.is_file, paths):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error}.") from None
+    return found
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: nn.Module | None = None) -> TrainState:

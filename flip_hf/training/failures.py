@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from flip_hf.data.refusals import BadDataError
 from flip_hf.training.agreement import PeerFailed
@@ -56,8 +57,10 @@ def _in_words(error: BaseException) -> str | None:
         )
     if isinstance(error, torch.OutOfMemoryError):
         return f"The device is out of memory: {str(error).splitlines()[0]} Use a smaller --micro_batch_size"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full{_named(error)}. Free some space"
+    if isinstance(error, SafetensorError) and "os error" in str(error):
+        return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror}{_named(error)}"
     return None

@@ -23,7 +23,7 @@ from flip_hf.training.checkpoint import (
 from flip_hf.training.finish import RESULTS
 from flip_hf.training.manifest import check_manifest
 from flip_hf.training.optimization import plan_phases
-from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, shapes_of
+from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, differing_names, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def _in_words(changes: dict[str, tuple[Any, Any]]) -> str:
 def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[Any, Any]]) -> None:
     there = shapes_of(checkpoint / WEIGHTS)
     here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    differing = differing_names(there, here)
     if differing:
         name = differing[0]
         raise ValueError(
@@ -192,22 +192,12 @@ class RunFinished(Exception):
     """The run that is asked for has been trained to its end; the message says where it is."""
 
 
-def check_output(arguments: Arguments, checkpoint: Path | None) -> None:
-    """Checks that a run writes over nothing but its own, and is not finished; the folder need not exist.
-
-    Args:
-        arguments: of the run.
-        checkpoint: what it resumes from; None for a new run.
+def check_output(output_dir: Path) -> None:
+    """Checks that a new run would write over nothing; the folder need not exist.
 
     Raises:
-        RunFinished: it resumes a run that has been trained to its end.
-        FileExistsError: a new run would write over a model, or what another run left.
+        FileExistsError: it would write over a model, or what another run left.
     """
-    output_dir = Path(arguments.run.output_dir)
-    if arguments.run.resume_from_checkpoint in ("auto", "latest"):
-        _check_finished(arguments, output_dir)
-    if checkpoint is not None:
-        return
     found = [path.name for pattern in OUTPUTS for path in sorted(output_dir.glob(pattern))]
     if found:
         raise FileExistsError(
@@ -216,7 +206,16 @@ def check_output(arguments: Arguments, checkpoint: Path | None) -> None:
         )
 
 
-def _check_finished(arguments: Arguments, output_dir: Path) -> None:
+def check_finished(arguments: Arguments) -> None:
+    """Checks whether a run that is to be resumed has been trained to its end.
+
+    Raises:
+        RunFinished: it has; nothing is left to do.
+        FileExistsError: one with other options has.
+    """
+    output_dir = Path(arguments.run.output_dir)
+    if arguments.run.resume_from_checkpoint not in ("auto", "latest"):
+        return
     try:
         results = json.loads((output_dir / RESULTS).read_text(encoding="utf-8"))
         done = results["samples"] if results["finished"] else 0

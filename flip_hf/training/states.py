@@ -10,6 +10,7 @@ restricted unpickler (see [`restricted_unpickling`]).
 import json
 import os
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
+# How safetensors tells of what the operating system said.
+_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 class StateError(ValueError):
@@ -75,6 +78,22 @@ def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: the disk is full, or the folder gone.
+    """
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        code = int(number.group(1))
+        raise OSError(code, os.strerror(code), str(path)) from None
+
+
 def save_random_states(path: Path) -> None:
     """Writes the states of Python's, NumPy's and torch's generators of this process."""
     version, numbers, gauss = random.getstate()
@@ -87,7 +106,7 @@ def save_random_states(path: Path) -> None:
     if torch.cuda.is_available():
         tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     plain = {"python": [version, gauss], "numpy": [name, int(position), int(has_gauss), float(cached)]}
-    save_file(tensors, path, metadata={"states": json.dumps(plain)})
+    write_tensors(tensors, path, {"states": json.dumps(plain)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,9 +151,15 @@ def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
             target.copy_(_shard(file.get_tensor(name), target))
 
 
+def differing_names(there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> list[str]:
+    """Lists the tensors whose shapes differ between a file and a model, those that both have first."""
+    shared = [name for name in here if name in there and there[name] != here[name]]
+    return [*shared, *(name for name in there if name not in here), *(name for name in here if name not in there)]
+
+
 def _check(path: Path, there: dict[str, tuple[int, ...]], targets: dict[str, torch.Tensor]) -> None:
     here = {name: tuple(value.shape) for name, value in targets.items()}
-    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    differing = differing_names(there, here)
     if differing:
         name = differing[0]
         raise StateError(

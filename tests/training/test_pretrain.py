@@ -115,8 +115,9 @@ def test_a_resumed_run_ends_in_the_same_weights(tar_folder, tmp_path):
     """Checkpoints every 96 samples; going on from the first gives bit-identical losses and weights."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     argv = ["--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "2", "--checkpoint_samples", "96"]
+    argv += ["--keep_checkpoints", "3"]
     assert pretrain(*argv, "--output_dir", str(whole)).returncode == 0
-    assert sorted(path.name[-3:] for path in whole.glob("checkpoint-*")) == ["096", "192"]
+    assert sorted(path.name[-3:] for path in whole.glob("checkpoint-*")) == ["096", "192", "256"]
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-000000000096", resumed / "checkpoint-000000000096")
     run = launch(*argv, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest")

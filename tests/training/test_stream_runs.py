@@ -48,7 +48,8 @@ def test_a_run_on_damaged_data_uses_every_good_sample_once_and_reports_every_bad
     loader = make_train_loader(data, workers=2, block=128, batch_size=50)
     batches = iter(loader)
     seen = numbers(itertools.islice(batches, len(usable) // 50 - 1))
-    (checkpoint,) = out.glob("checkpoint-*")
+    checkpoint, end = sorted(out.glob("checkpoint-*"))
+    assert end.name == f"checkpoint-{len(usable):012d}"
     assert json.loads((checkpoint / "data_0.json").read_text()) == json.loads(json.dumps(loader.state_dict()))
     assert sorted(seen + numbers([next(batches)])) == usable
 
