@@ -192,8 +192,8 @@ def check_loaded(name: str | Path, model: Any, report: dict[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelUnreadable(
-            f"{name} holds no weights for {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...), which "
-            "would be random. Copy or download it again, or name another."
+            f"{name} holds no weights for {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...): what "
+            "comes of it would be random. Give a folder with both towers, or one of a whole vision tower."
         )
     parts = {part for part, _ in model.named_children()}
     left = [key for key in report["unexpected_keys"] if key.split(".")[0] in parts and "position_ids" not in key]

@@ -51,8 +51,8 @@ def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dic
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: it is no mapping of plain values, has itself as its base, or has an option that is unknown, of another type
-            or out of range.
+        ValueError: it is no mapping of plain values, has itself as its base, or has an option that is unknown, of
+            another type or out of range.
     """
     path = _find_recipe(name, folder)
     recipe = read_yaml(read_text(path, "a recipe", MAX_RECIPE_BYTES), str(path))
