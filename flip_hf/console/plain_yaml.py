@@ -37,26 +37,26 @@ def read_yaml(text: str, name: str) -> dict[str, Plain]:
     Raises:
         ValueError: it is not YAML, no mapping, has a key twice, a tag, or more values than [`MAX_VALUES`].
     """
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return {}
-        _bounded(node, name)
-        if not isinstance(node, yaml.MappingNode):
-            raise ValueError(f"{name} is not a recipe: it must map option names to values.")
-        loader.flatten_mapping(node)
-        found = {str(key.value): _plain(loader, value) for key, value in node.value}
+        return _read(yaml.SafeLoader(text), name)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
         raise ValueError(f"{name}{where}: {_in_words(error)}.") from error
-    except (yaml.YAMLError, OverflowError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}.") from error
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply for a recipe.") from None
-    finally:
-        loader.dispose()
-    return found
+
+
+def _read(loader: yaml.SafeLoader, name: str) -> dict[str, Plain]:
+    node = loader.get_single_node()
+    if node is None:
+        return {}
+    _bounded(node, name)
+    if not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{name} is not a recipe: it must map option names to values.")
+    loader.flatten_mapping(node)
+    return {str(key.value): _plain(loader, value, name) for key, value in node.value}
 
 
 def _in_words(error: yaml.MarkedYAMLError) -> str:
@@ -66,9 +66,14 @@ def _in_words(error: yaml.MarkedYAMLError) -> str:
     return said
 
 
-def _plain(loader: yaml.SafeLoader, node: yaml.Node) -> Plain:
+def _plain(loader: yaml.SafeLoader, node: yaml.Node, name: str) -> Plain:
     written = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    value = loader.construct_object(node, deep=True)
+    try:
+        value = loader.construct_object(node, deep=True)
+    except (ValueError, OverflowError) as error:  # a 13th month, a number of 5000 digits
+        if not isinstance(node, yaml.ScalarNode):
+            raise ValueError(f"{name}, line {node.start_mark.line + 1}: {error}.") from error
+        value = node.value
     return Plain(value, [each.value if isinstance(each, yaml.ScalarNode) else None for each in written])
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 # Of a count: far above any run, and exactly represented as a float.
 MAX_COUNT = 10**15
+# Characters of a value in a message.
+MAX_QUOTED = 80
 
 
 def _written(bound: float) -> str:
@@ -67,6 +69,7 @@ class Range:
             words = f"{noun} of {words}" if words.startswith("at least") else f"{noun} {words}"
         said = self.says if self._is_number(value) else "must be {range}"
         got = value if isinstance(value, (int, float)) else repr(value)
+        got = str(got) if len(str(got)) <= MAX_QUOTED else f"{str(got)[:MAX_QUOTED]}..."
         return f"{said.format(range=words)}, got {got}{f': {self.note}' if self.note else ''}."
 
     def __call__(self, text: str) -> Any:

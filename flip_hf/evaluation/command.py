@@ -8,6 +8,9 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.console.endings import end_with
+from flip_hf.console.fields import OptionError
+from flip_hf.console.files import try_folder
 from flip_hf.data.workers import cores_per_process
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import check_tasks, evaluate
@@ -45,11 +48,14 @@ def main() -> None:
     try:
         options = parse_options(rest)
         if model is None:
-            raise ValueError(
+            raise OptionError(
                 "Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a FLIP vision tower."
             )
         if options.card and not Path(model).is_dir():
-            raise ValueError(f"--card writes into a model folder, and {model} is none.")
+            raise OptionError(f"--card writes into a model folder, and {model} is none.")
+        try_folder(results_folder(model, options), "--output_dir")
+        if options.card:
+            try_folder(model, "--card")
         data_sets = options.data_sets()
         accelerator = Accelerator()
         if accelerator.device.type == "cpu":
@@ -58,7 +64,7 @@ def main() -> None:
         encoder = Encoder.from_pretrained(model, device=accelerator.device, dtype=dtype)
         check_tasks(encoder, options.tasks)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
     results, skipped = evaluate(encoder, data_sets, options, accelerator)
     if accelerator.is_main_process:
         folder = results_folder(model, options)
@@ -69,4 +75,4 @@ def main() -> None:
         print(f"\n{table(results, skipped)}\nWritten to {folder}")
     accelerator.end_training()
     if not results:
-        sys.exit("error: nothing could be measured.")
+        end_with("nothing could be measured.")

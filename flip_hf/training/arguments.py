@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import nearest
 from flip_hf.console.ranges import POSITIVE, SEED, integer, number
+from flip_hf.evaluation.labels import fault_of
 from flip_hf.modeling import FlipDecoderConfig, FlipTextConfig, FlipVisionConfig
 
 # ImageNet's statistics, which the official FLIP normalises with.
@@ -243,6 +244,8 @@ class DataArguments:
         )
         for template in self.templates:
             require("{}" in template, f"--templates: {template!r} has no {{}} for the class name.")
+            fault = fault_of(template)
+            require(fault is None, f"--templates: {template!r} {fault}")
 
     def _check_sources(self, names: list[str]) -> None:
         twice = next((name for name in names if names.count(name) > 1), None)
