@@ -39,7 +39,7 @@ def loading(name: str | Path, what: str = "model") -> Iterator[None]:
 
     Args:
         name: folder or Hub id.
-        what: "model", "tokenizer" or "image processor", for messages.
+        what: "tokenizer" or "image processor", or what begins with "model", for messages.
 
     Raises:
         ModelUnreadable: of whatever is raised within.
@@ -114,6 +114,7 @@ def _fault(error: Exception) -> str:
 
 def _fault_of_folder(folder: Path, what: str) -> str | None:
     """The first damaged or missing file of a folder; None if all look whole."""
+    is_model = what.startswith("model")
     for path in sorted(folder.glob("*.json")):
         try:
             fields = json.loads(read_text(path, "settings", MAX_JSON_BYTES))
@@ -121,15 +122,15 @@ def _fault_of_folder(folder: Path, what: str) -> str | None:
             return f"{path.name} is damaged ({one_line(error)}). Copy or download it again."
         if not isinstance(fields, dict) and path.name == "config.json":
             return "its config.json holds no JSON object. Copy or download it again."
-        if path.name == "config.json" and what == "model":
+        if path.name == "config.json" and is_model:
             kind = fields.get("model_type")
             if kind is None:
                 return "its config.json does not say which model it is (model_type)."
             if kind not in map(str, CONFIG_MAPPING):
                 return f"its config.json is of a model of type {kind!r}, which is not known here."
-    if what == "model" and not (folder / "config.json").is_file():
+    if is_model and not (folder / "config.json").is_file():
         return "it has no config.json, so that it is no model folder."
-    return _fault_of_weights(folder) if what == "model" else None
+    return _fault_of_weights(folder) if is_model else None
 
 
 def _fault_of_weights(folder: Path) -> str | None:

@@ -55,14 +55,14 @@ class ScriptParser(argparse.ArgumentParser):
             kwargs.setdefault("metavar", "N")
         return super().add_argument(*names, **kwargs)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
         """Parses as `ArgumentParser` does, with negative numbers of any form."""
         try:
             return super().parse_known_args(self._marked(sys.argv[1:] if args is None else args), namespace)
         except argparse.ArgumentError as error:
             self.error(self._in_words(error))
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
         """Parses all arguments; an unknown one is an error."""
         found, rest = self.parse_known_args(args, namespace)
         self.refuse(rest)
@@ -79,7 +79,7 @@ class ScriptParser(argparse.ArgumentParser):
         known = [each for action in self._actions for each in action.option_strings[:1]]
         self.error(f"there is no option {name}.{nearest('--' + name[2:].replace('-', '_'), known)}")
 
-    def _marked(self, words: Sequence[str]) -> list[str]:
+    def _marked(self, words: Iterable[str]) -> list[str]:
         """The words, with a space before negative numbers that argparse would take for options; Python's ignore it."""
         numeric = {name for action in self._actions if isinstance(action.type, Range) for name in action.option_strings}
         marked: list[str] = []
@@ -108,7 +108,7 @@ def _sentence(message: str) -> str:
     return message if message.endswith((".", "?", "!")) else f"{message}."
 
 
-class OptionsParser(ScriptParser, HfArgumentParser):
+class OptionsParser(ScriptParser, HfArgumentParser):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A parser of dataclasses made of [`option`](flip_hf.console.fields.option); its mistakes are [`OptionError`]s."""
 
     def parse(self, words: Sequence[str]) -> tuple[Any, ...]:

@@ -87,7 +87,7 @@ class Range:
         return value
 
 
-def integer(low: int = 0, high: int | None = MAX_COUNT, **words: str) -> Range:
+def integer(low: int = 0, high: int | None = MAX_COUNT, **words: Any) -> Range:
     """The integers between two bounds, both included."""
     return Range(int, low, high, **words)
 

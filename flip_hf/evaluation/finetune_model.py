@@ -31,7 +31,8 @@ def _load_tower(name: str, config: Any) -> FlipVisionModel:
     model_class = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else FlipVisionModel
     options: Any = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     with loading(name):
-        model, report = model_class.from_pretrained(name, **options)
+        loaded: Any = model_class.from_pretrained(name, **options)
+    model, report = loaded
     missing = report["missing_keys"]
     if isinstance(model, FlipForPreTraining):
         missing = [each for each in missing if each.startswith("flip.vision_model.")]

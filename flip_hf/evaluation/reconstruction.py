@@ -32,7 +32,9 @@ def load_pretraining(name_or_path: str | Path) -> tuple[FlipForPreTraining, Any]
             "FlipForPreTraining."
         )
     with loading(name_or_path):
-        model, report = FlipForPreTraining.from_pretrained(name_or_path, use_safetensors=True, output_loading_info=True)
+        options: Any = {"use_safetensors": True, "output_loading_info": True}
+        loaded: Any = FlipForPreTraining.from_pretrained(name_or_path, **options)
+    model, report = loaded
     check_loaded(name_or_path, model, report)
     with loading(name_or_path, "image processor"):
         return model.eval(), AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)

@@ -202,9 +202,9 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         saved = FlipPreTrainingConfig.get_config_dict(name)[0]
     if not arguments.objective.reconstructs or saved.get("model_type") != FlipPreTrainingConfig.model_type:
         with loading(name):
-            made, report = FlipModel.from_pretrained(name, config=config, **options)
-        check_loaded(name, made, report)
-        return made
+            loaded: Any = FlipModel.from_pretrained(name, config=config, **options)
+        check_loaded(name, *loaded)
+        return loaded[0]
     new_shape = [n for n in ("decoder_config", "image_size", "patch_size") if _given(arguments, n)]
     if new_shape:
         raise ValueError(
@@ -213,9 +213,9 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         )
     with loading(name):
         whole = FlipPreTrainingConfig.from_pretrained(name, flip_config=config)
-        made, report = FlipForPreTraining.from_pretrained(name, config=whole, **options)
-    check_loaded(name, made, report)
-    return made
+        loaded: Any = FlipForPreTraining.from_pretrained(name, config=whole, **options)
+    check_loaded(name, *loaded)
+    return loaded[0]
 
 
 def _given(arguments: Arguments, name: str) -> bool:

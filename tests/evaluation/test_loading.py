@@ -14,6 +14,8 @@ from flip_hf.console.loading import ModelUnreadable
 from flip_hf.demo.model import DemoModel
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.finetune_model import make_classifier
+from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.reconstruction import load_pretraining
 
 WEIGHTS = "model.safetensors"
@@ -108,3 +110,37 @@ def test_an_id_that_is_not_here_offline_is_one_line_with_the_way_to_get_it(tmp_p
     shutil.copyfile(__file__, tmp_path / "model.py")
     with pytest.raises(ModelUnreadable, match="it is a file; name the folder"):
         Encoder.from_pretrained(tmp_path / "model.py")
+
+
+# -- class names -------------------------------------------------------------------------------------------------------
+
+
+def test_class_names_are_read_within_bounds(tmp_path):
+    (tmp_path / "bom.txt").write_bytes("\ufeffa cat\r\n\r\n a dog \n".encode())
+    assert read_class_names(tmp_path / "bom.txt") == ("a cat", "a dog")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "null.txt").write_bytes(b"a\0b\n")
+    with open(tmp_path / "huge.txt", "wb") as file:
+        file.truncate(2**30)  # sparse
+    os.mkfifo(tmp_path / "pipe.txt")
+    cases = {
+        "empty.txt": "has no class names",
+        "binary.txt": "no text in UTF-8",
+        "null.txt": "is a binary file",
+        "huge.txt": "is too large for class names",
+        "pipe.txt": "is no plain file but a pipe",
+        ".": "is a folder; name the file",
+        "none.txt": "There is no file .*none.txt with class names",
+    }
+    for name, message in cases.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            read_class_names(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["{} {x}", "{} {}", "{} {0}", "{} {", "{} }", "{} {0.a}", "{} {:>9999999}"])
+def test_templates_with_other_braces_are_refused(template):
+    with pytest.raises(ValueError, match="has braces other than {}"):
+        resolve_templates(template)
+    assert resolve_templates("{{a}} {}") == ("{{a}} {}",)
