@@ -24,7 +24,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _boolean(text: str) -> bool:
+def boolean(text: str) -> bool:
+    """Reads yes, no, true, false, 1 or 0, as argparse's type."""
     try:
         return string_to_bool(text)
     except argparse.ArgumentTypeError:
@@ -50,7 +51,7 @@ class ScriptParser(argparse.ArgumentParser):
         if within is not None:
             kwargs["type"] = within
         elif kwargs.get("type") is string_to_bool:
-            kwargs["type"] = _boolean
+            kwargs["type"] = boolean
         if isinstance(kwargs.get("type"), Range):
             kwargs.setdefault("metavar", "N")
         return super().add_argument(*names, **kwargs)

@@ -6,6 +6,7 @@ of them, and an unknown key is an error.
 
 import dataclasses
 import json
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,7 +14,7 @@ import yaml
 
 from flip_hf.console.fields import JSON, complaint, kind_of
 from flip_hf.console.files import read_text
-from flip_hf.console.parsers import OptionsParser, nearest
+from flip_hf.console.parsers import OptionsParser, boolean, nearest
 from flip_hf.console.plain_yaml import Plain, read_yaml
 from flip_hf.training.arguments import (
     Arguments,
@@ -100,8 +101,9 @@ def _checked(path: Path, key: str, plain: Plain) -> Any:
     found: list[Any] = []
     for value, written in zip(given, plain.written, strict=True):
         # YAML reads 010 as 8, and 4e-6 as text; what is meant is what is written.
-        read = _number(kind, written) if kind in (int, float) else written if kind is str else value
-        fault = f"must be one value, got {value!r}." if written is None else complaint(field, kind, read)
+        read = _as_written(kind, written, value)
+        no_value = written is None or value is None
+        fault = f"must be one value, got {value!r}." if no_value else complaint(field, kind, read)
         if fault is not None:
             raise ValueError(f"{path}: {key} {fault}")
         same = not isinstance(value, (int, float)) or isinstance(value, bool) or read == value
@@ -109,11 +111,15 @@ def _checked(path: Path, key: str, plain: Plain) -> Any:
     return found if isinstance(plain.value, list) else found[0]
 
 
-def _number(kind: type, written: str | None) -> Any:
-    """The number as Python reads it; the text where it is none."""
+def _as_written(kind: type, written: str | None, value: Any) -> Any:
+    """What is written, as the command line reads it; the text where that is of another kind."""
+    if kind is str or written is None:
+        return written
     try:
-        return kind({".inf": "inf", "-.inf": "-inf", ".nan": "nan"}.get((written or "").lower(), written))
-    except (TypeError, ValueError):
+        if kind is bool:
+            return value if isinstance(value, bool) else boolean(written)
+        return kind({".inf": "inf", "-.inf": "-inf", ".nan": "nan"}.get(written.lower(), written))
+    except (ValueError, ArgumentTypeError):
         return written
 
 

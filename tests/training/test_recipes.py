@@ -50,6 +50,7 @@ BOMB = "".join(
         ("report_to: []\n", "r.yaml: report_to takes at least one value"),
         ("report_to: [[x]]\n", "r.yaml: report_to must be one value"),
         ("output_dir: {a: 1}\n", "r.yaml: output_dir must be one value"),
+        ("templates: ['a {}', ~]\n", "r.yaml: templates must be one value, got None"),
         ("compile: maybe\n", "r.yaml: compile must be true or false"),
         ("vision_config: {hidden_size: 2001-01-01}\n", "r.yaml: vision_config must hold numbers and texts"),
         ("vision_config: {hidden_sice: 8}\n", "no field 'hidden_sice'. Did you mean 'hidden_size'"),
@@ -106,14 +107,15 @@ def test_bases_end(tmp_path):
 
 def test_text_is_what_is_written_and_good_recipes_are_as_before(tmp_path):
     (tmp_path / "r.yaml").write_bytes(
-        b"\xef\xbb\xbfbase_: &x 1\n".replace(b"base_: &x 1\n", b"")
-        + b"train_data: [on, 1.10]\ntrain_split: 012\neval_split: yes\ncompile: on\nseed: 010\nbase_lr: 4e-6\n"
-        b"class_names: ~\nreport_to: &r [none]\nvision_config: &v {hidden_size: 96}\ndecoder_config: *v\n"
+        b"\xef\xbb\xbftrain_data: [on, 1.10]\ntrain_split: 012\neval_split: yes\ncompile: on\nseed: 010\nbase_lr: 4e-6\n"
+        b"special_tokens: 1\nflip: '0.25'\ngradient_checkpointing: 'no'\nclass_names: ~\nreport_to: &r [none]\n"
+        b"vision_config: &v {hidden_size: 96}\ndecoder_config: *v\n"
     )
     arguments = parse(tmp_path / "r.yaml")
     assert arguments.data.train_data == ["on", "1.10"] and arguments.data.train_split == "012"
     assert arguments.data.eval_split == "yes" and arguments.data.class_names is None
-    assert arguments.optimization.compile is True and arguments.run.seed == 10
+    assert arguments.optimization.compile is True and arguments.data.special_tokens is True
+    assert arguments.data.flip == 0.25 and arguments.model.gradient_checkpointing is False and arguments.run.seed == 10
     assert arguments.optimization.base_lr == 4e-6 and arguments.model.tower_configs()["vision_config"] == {
         "hidden_size": 96
     }
