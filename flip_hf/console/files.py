@@ -46,9 +46,18 @@ def read_text(path: str | Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     return text
 
 
+def _is_there(path: str | Path) -> bool:
+    """Whether there is something at a path; an `OSError` where no file can have such a name."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def _try_to_write_below(folder: Path, path: str | Path, option: str) -> None:
     """Makes and removes a file in the folder, or in the nearest folder above it that exists."""
-    while not os.path.lexists(folder) and folder != folder.parent:
+    while not _is_there(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
         raise ValueError(f"{option} {path} cannot be written: {folder} is not a folder.")
@@ -86,7 +95,7 @@ def try_file(path: str | Path, option: str) -> None:
     try:
         if os.path.isdir(path):
             raise ValueError(f"{option} {path} is a folder; name a file.")
-        if os.path.exists(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):
+        if _is_there(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):
             raise ValueError(f"{option} {path} cannot be written over; name another file.")
         _try_to_write_below(Path(os.path.abspath(path)).parent, path, option)
     except OSError as error:

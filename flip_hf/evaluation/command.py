@@ -17,8 +17,9 @@ from flip_hf.evaluation.evaluate import check_tasks, evaluate
 from flip_hf.evaluation.model_index import eval_results, write_card
 from flip_hf.evaluation.options import EvaluationOptions, parse_options
 from flip_hf.evaluation.pictures import draw
-from flip_hf.evaluation.registry import all_data_sets, data_set
+from flip_hf.evaluation.registry import DataSet, all_data_sets, data_set
 from flip_hf.evaluation.report import table, to_json, write_report
+from flip_hf.evaluation.result import Result
 
 
 def list_data_sets() -> None:
@@ -35,6 +36,22 @@ def results_folder(model: str, options: EvaluationOptions) -> Path:
         return Path(options.output_dir)
     folder = Path(model)
     return folder / "evaluation" if folder.is_dir() else Path("runs") / "evaluation" / folder.name
+
+
+def _report(
+    model: str, options: EvaluationOptions, data_sets: list[DataSet], results: list[Result], skipped: dict[str, str]
+) -> None:
+    """Prints the results, and writes them; printed first, they are not lost with the disk."""
+    print(f"\n{table(results, skipped)}")
+    folder = results_folder(model, options)
+    try:
+        write_report(folder, to_json(model, options, results, skipped), table(results, skipped))
+        draw(results, folder, Path(model).name)
+        if options.card and results:
+            write_card(Path(model), eval_results(results, data_sets))
+    except OSError as error:
+        end_with(f"The results above could not be written: {error}.")
+    print(f"Written to {folder}")
 
 
 def main() -> None:
@@ -67,12 +84,7 @@ def main() -> None:
         end_with(error)
     results, skipped = evaluate(encoder, data_sets, options, accelerator)
     if accelerator.is_main_process:
-        folder = results_folder(model, options)
-        write_report(folder, to_json(model, options, results, skipped), table(results, skipped))
-        draw(results, folder, Path(model).name)
-        if options.card and results:
-            write_card(Path(model), eval_results(results, data_sets))
-        print(f"\n{table(results, skipped)}\nWritten to {folder}")
+        _report(model, options, data_sets, results, skipped)
     accelerator.end_training()
     if not results:
         end_with("nothing could be measured.")

@@ -8,9 +8,12 @@ import runpy
 import sys
 
 import pytest
+from PIL import Image
 
+from flip_hf import FlipPreTrainingConfig
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import Range
+from tests.conftest import tiny_config
 from tests.programs import ROOT
 
 SCRIPTS = ["benchmark", "demo", "plan", "push_to_hub", "reconstruct", "reproduce", "zero_shot"]
@@ -141,3 +144,28 @@ def test_parsers_are_the_scripts_own(monkeypatch):
         source = (ROOT / "scripts" / f"{name}.py").read_text()
         assert "argparse.ArgumentParser(" not in source and "sys.exit(f" not in source, name
     assert issubclass(ScriptParser, argparse.ArgumentParser)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("zero_shot", ["MODEL", "IMAGE", "--labels", "a", "b"]),
+        ("reconstruct", ["MODEL", "IMAGE", "--output", "OUT.png"]),
+        ("evaluate", ["MODEL", "--data", "shapes", "--output_dir", "OUT"]),
+        ("demo", ["MODEL"]),
+        ("demo", ["MODEL", "--space", "OUT"]),
+    ],
+)
+def test_damaged_weights_are_one_line_in_every_script(script, words, saved, tmp_path, monkeypatch, capsys):
+    if script == "demo":
+        pytest.importorskip("gradio")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:-50])
+    if script == "reconstruct":  # which asks for a model with a decoder first
+        FlipPreTrainingConfig(flip_config=tiny_config()).save_pretrained(saved)
+    names = {"MODEL": str(saved), "IMAGE": str(tmp_path / "a.png")}
+    capsys.readouterr()
+    words = [names.get(word, word.replace("OUT", str(tmp_path / "out"))) for word in words]
+    line, code = run(monkeypatch, script, *words)
+    assert code == 1 and "model.safetensors is damaged" in line, line
+    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.glob("out*"))

@@ -107,9 +107,9 @@ def test_bases_end(tmp_path):
 
 def test_text_is_what_is_written_and_good_recipes_are_as_before(tmp_path):
     (tmp_path / "r.yaml").write_bytes(
-        b"\xef\xbb\xbftrain_data: [on, 1.10]\ntrain_split: 012\neval_split: yes\ncompile: on\nseed: 010\nbase_lr: 4e-6\n"
-        b"special_tokens: 1\nflip: '0.25'\ngradient_checkpointing: 'no'\nclass_names: ~\nreport_to: &r [none]\n"
-        b"vision_config: &v {hidden_size: 96}\ndecoder_config: *v\n"
+        b"\xef\xbb\xbftrain_data: [on, 1.10]\ntrain_split: 012\neval_split: yes\ncompile: on\nseed: 010\n"
+        b"base_lr: 4e-6\nspecial_tokens: 1\nflip: '0.25'\ngradient_checkpointing: 'no'\nclass_names: ~\n"
+        b"report_to: &r [none]\nvision_config: &v {hidden_size: 96}\ndecoder_config: *v\n"
     )
     arguments = parse(tmp_path / "r.yaml")
     assert arguments.data.train_data == ["on", "1.10"] and arguments.data.train_split == "012"
