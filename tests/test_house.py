@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "console": {"console"},
     "redaction": set(),
     "evaluation": {"evaluation", "data", "modeling", "console"},
-    "conversion": {"conversion", "modeling"},
+    "conversion": {"conversion", "console", "modeling"},
     "demo": {"demo", "evaluation", "data", "modeling", "console"},  # a Space of it holds these rooms alone
     "hub": {"hub", "console", "conversion", "evaluation", "data", "modeling"},
     "training": {
