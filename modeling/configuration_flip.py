@@ -17,8 +17,8 @@ from transformers.activations import ACT2FN
 # The temperature of 0.07 that CLIP and FLIP start from, as the logarithm of its inverse.
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 
-# The least and the greatest of each number of a configuration: far around any model, so that a damaged file, or a slip of
-# the pen, is refused before memory is asked for. Ratios and what depends on other fields have checks of their own.
+# The least and the greatest of each number of a configuration: far around any model, so that a damaged file or a slip
+# is refused before memory is asked for. Ratios and what depends on other fields have checks of their own.
 RANGES: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 2**24),
     "hidden_size": (1, 2**16),
@@ -233,8 +233,8 @@ class FlipVisionConfig(PreTrainedConfig):
             )
         if self.num_patches > MAX_PATCHES:
             raise ValueError(
-                f"image_size ({self.image_size}) and patch_size ({self.patch_size}) make {self.num_patches:,} patches of "
-                f"an image; at most {MAX_PATCHES:,} are possible."
+                f"image_size ({self.image_size}) and patch_size ({self.patch_size}) make {self.num_patches:,} "
+                f"patches of an image; at most {MAX_PATCHES:,} are possible."
             )
         if self.position_embedding_type == "sincos2d" and self.hidden_size % 4 != 0:
             raise ValueError(f"2D sin-cos positions need a hidden_size divisible by 4, got {self.hidden_size}.")

@@ -110,7 +110,7 @@ def _sentence(message: str) -> str:
 
 
 class OptionsParser(ScriptParser, HfArgumentParser):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """A parser of dataclasses made of [`option`](flip_hf.console.fields.option); its mistakes are [`OptionError`]s."""
+    """A parser of dataclasses made of `option`; its mistakes are [`OptionError`]s."""
 
     def parse(self, words: Sequence[str]) -> tuple[Any, ...]:
         """The dataclasses, filled from the command line's words.

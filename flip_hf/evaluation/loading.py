@@ -24,7 +24,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no names, or cannot be read: see [`read_text`](flip_hf.console.files.read_text).
+        ValueError: it has no names, or cannot be read: see `read_text`.
     """
     names = tuple(line.strip() for line in read_text(path, "class names").splitlines() if line.strip())
     if not names:

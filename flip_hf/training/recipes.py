@@ -157,7 +157,7 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
     Raises:
         FileNotFoundError: there is no such recipe.
         ValueError: an unknown option, or a value that is out of range or of the wrong type; of the command line, it is
-            an [`OptionError`](flip_hf.console.fields.OptionError).
+            an `OptionError`.
     """
     argv = list(argv)
     names_data = any(word.split("=")[0] == "--train_data" for word in argv)
