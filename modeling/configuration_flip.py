@@ -12,9 +12,51 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 # The temperature of 0.07 that CLIP and FLIP start from, as the logarithm of its inverse.
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
+
+# The least and the greatest of each number of a configuration: far around any model, so that a damaged file or a slip
+# is refused before memory is asked for. Ratios and what depends on other fields have checks of their own.
+RANGES: dict[str, tuple[float, float]] = {
+    "vocab_size": (1, 2**24),
+    "hidden_size": (1, 2**16),
+    "intermediate_size": (1, 2**20),
+    "projection_dim": (1, 2**16),
+    "num_hidden_layers": (1, 1024),
+    "num_attention_heads": (1, 2**12),
+    "max_position_embeddings": (1, 2**20),
+    "num_channels": (1, 2**12),
+    "image_size": (1, 2**14),
+    "patch_size": (1, 2**14),
+    "layer_norm_eps": (0, 1),
+    "attention_dropout": (0, 1),
+    "initializer_range": (0, 1e3),
+    "initializer_factor": (0, 1e3),
+    "pad_token_id": (0, 2**31),
+    "bos_token_id": (0, 2**31),
+    "eos_token_id": (0, 2**31),
+    "logit_scale_init_value": (-80, 80),  # whose exponential a float32 holds
+    "max_logit_scale": (1, 1e30),
+    "reconstruction_weight": (0, 1e6),
+}
+# Of an image: the square of a side of 512.
+MAX_PATCHES = 2**18
+
+
+def check_numbers(config: Any) -> None:
+    """Checks the numbers of a configuration against [`RANGES`], and its activation.
+
+    Raises:
+        ValueError: one is NaN, infinite or out of range, or there is no such activation; the message names the field.
+    """
+    for name, (low, high) in RANGES.items():
+        value = getattr(config, name, None)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must be between {low:,} and {high:,}, got {value}.")
+    if getattr(config, "hidden_act", "gelu") not in ACT2FN:
+        raise ValueError(f"hidden_act is one of {', '.join(sorted(ACT2FN))}, got {config.hidden_act!r}.")
 
 
 @as_validated_field
@@ -105,6 +147,7 @@ class FlipTextConfig(PreTrainedConfig):
         Raises:
             ValueError: they do not; the message names the fields.
         """
+        check_numbers(self)
         check_heads(self.hidden_size, self.num_attention_heads)
         if self.pooling_type == "eos" and self.eos_token_id is None:
             raise ValueError('pooling_type="eos" needs eos_token_id.')
@@ -180,12 +223,18 @@ class FlipVisionConfig(PreTrainedConfig):
         Raises:
             ValueError: they do not; the message names the fields.
         """
+        check_numbers(self)
         check_heads(self.hidden_size, self.num_attention_heads)
         if self.image_size % self.patch_size != 0:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}); the nearest are "
                 f"{self.image_size // self.patch_size * self.patch_size} and "
                 f"{-(-self.image_size // self.patch_size) * self.patch_size}."
+            )
+        if self.num_patches > MAX_PATCHES:
+            raise ValueError(
+                f"image_size ({self.image_size}) and patch_size ({self.patch_size}) make {self.num_patches:,} "
+                f"patches of an image; at most {MAX_PATCHES:,} are possible."
             )
         if self.position_embedding_type == "sincos2d" and self.hidden_size % 4 != 0:
             raise ValueError(f"2D sin-cos positions need a hidden_size divisible by 4, got {self.hidden_size}.")
@@ -255,6 +304,14 @@ class FlipConfig(PreTrainedConfig):
             for tower in (self.text_config, self.vision_config):
                 if isinstance(tower, PreTrainedConfig):
                     setattr(tower, name, value)
+
+    def validate_architecture(self):
+        """Checks the fields' values; part of `@strict`.
+
+        Raises:
+            ValueError: one is out of range; the message names it.
+        """
+        check_numbers(self)
 
     mask_ratio = _of_vision_tower("mask_ratio")
     mask_strategy = _of_vision_tower("mask_strategy")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_flip import FlipConfig, check_heads
+from .configuration_flip import FlipConfig, check_heads, check_numbers
 
 OBJECTIVES = ("contrastive", "reconstruction", "both")
 
@@ -50,6 +50,7 @@ class FlipDecoderConfig(PreTrainedConfig):
         Raises:
             ValueError: they do not; the message names the fields.
         """
+        check_numbers(self)
         check_heads(self.hidden_size, self.num_attention_heads)
         if self.hidden_size % 4 != 0:
             raise ValueError(f"2D sin-cos positions need a hidden_size divisible by 4, got {self.hidden_size}.")
@@ -92,6 +93,14 @@ class FlipPreTrainingConfig(PreTrainedConfig):
     def _build(value: Any, config_class: type) -> Any:
         """A part's configuration as an object; a copy, as the caller may give one to two configurations."""
         return copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
+
+    def validate_architecture(self):
+        """Checks the fields' values; part of `@strict`.
+
+        Raises:
+            ValueError: one is out of range; the message names it.
+        """
+        check_numbers(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Without the path that the FlipModel within came from, which is nobody else's business."""

@@ -45,6 +45,10 @@ from benchmarks.models import ARCHITECTURES
 from benchmarks.step import benchmark_step, step_markdown
 from benchmarks.zero_shot import benchmark_zero_shot, zero_shot_markdown
 
+from flip_hf.console.endings import end_with
+from flip_hf.console.files import try_file
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import FRACTION, integer, number
 from flip_hf.losses import TILE_SIZE
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,18 +63,27 @@ QUESTIONS = {
 }
 
 
+def device(text: str) -> str:
+    """A device that is here, as argparse's type."""
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
+        raise argparse.ArgumentTypeError(f"{text} is no device of this machine: {str(error).splitlines()[0]}") from None
+    return text
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The benchmark's options."""
-    parser = argparse.ArgumentParser(description="Speed against peers, as ratios in one run.")
+    parser = ScriptParser(description="Speed against peers, as ratios in one run.")
     parser.add_argument("question", choices=sorted(QUESTIONS), help="what is measured")
-    parser.add_argument("--repeats", type=int, default=7, help="counted runs of each candidate")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=integer(1, 100_000), default=7, help="counted runs of each candidate")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", help="name of the result files; not written if not given")
     installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
     step = parser.add_argument_group("step, inference, end-to-end, mae")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
-    step.add_argument("--mask_ratios", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="of step, mae")
-    step.add_argument("--batch_size", type=int, default=16)
+    step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="of step, mae")
+    step.add_argument("--batch_size", type=integer(1, 2**20), default=16)
     step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     step.add_argument("--compile", action="store_true", help="step: also flip_hf compiled; end-to-end: both compiled")
     step.add_argument(
@@ -81,28 +94,38 @@ def make_parser() -> argparse.ArgumentParser:
         help="who is measured beside, where the question has them",
     )
     loader = parser.add_argument_group("loader", "also takes --mask_ratios and --batch_size")
-    loader.add_argument("--seconds", type=float, default=3.0, help="a turn lasts at least so long")
+    loader.add_argument(
+        "--seconds", type=number(0, 100_000, open_low=True), default=3.0, help="a turn lasts at least so long"
+    )
     end_to_end = parser.add_argument_group("end-to-end")
-    end_to_end.add_argument("--steps", type=int, default=10, help="counted steps of a run")
-    end_to_end.add_argument("--workers", type=int, help="loader workers; by the cores if not given")
+    end_to_end.add_argument("--steps", type=integer(1, 1_000_000), default=10, help="counted steps of a run")
+    end_to_end.add_argument("--workers", type=integer(1, 1024), help="loader workers; by the cores if not given")
     mae = parser.add_argument_group("mae")
-    mae.add_argument("--decoder_blocks", type=int, default=8, help="depth of MAE's decoder; the paper also has 1")
+    mae.add_argument(
+        "--decoder_blocks", type=integer(1, 1024), default=8, help="depth of MAE's decoder; the paper also has 1"
+    )
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--pairs", type=int, nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])
-    loss.add_argument("--tile_sizes", type=int, nargs="+", default=[TILE_SIZE])
+    loss.add_argument("--pairs", type=integer(2, 2**24), nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])
+    loss.add_argument("--tile_sizes", type=integer(1, 2**24), nargs="+", default=[TILE_SIZE])
     return parser
 
 
 def main() -> None:
-    """Measures, prints, and writes what was measured."""
+    """Measures, prints, and writes what was measured; a mistake ends in one line, before anything is measured."""
     options = make_parser().parse_args()
     torch.manual_seed(0)
     measure, to_markdown = QUESTIONS[options.question]
-    result = {**measure(options), **environment(options.device)}
+    try:
+        if options.output:
+            for suffix in (".json", ".md"):
+                try_file(RESULTS / f"{options.output}{suffix}", "--output")
+        result = {**measure(options), **environment(options.device)}
+    except (ValueError, OSError, ImportError) as error:
+        end_with(error)
     table = to_markdown(result)
     print(table)
     if options.output:
-        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / options.output).parent.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{options.output}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (RESULTS / f"{options.output}.md").write_text(table, encoding="utf-8")
 

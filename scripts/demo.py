@@ -11,11 +11,14 @@ MODEL is a FlipModel, a CLIPModel (no masks) or a FlipForPreTraining (reconstruc
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.console.endings import end_with
+from flip_hf.console.files import try_folder
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import integer
 from flip_hf.conversion.folder import new_folder
 from flip_hf.demo.model import DemoModel
 from flip_hf.demo.page import make_page, serve
@@ -25,10 +28,10 @@ from flip_hf.demo.space import write_space
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="model folder or Hub id")
     parser.add_argument("--images", metavar="FOLDER", help="pictures to search; by default the embedded test images")
-    parser.add_argument("--server_port", type=int, help="by default 7860, or the next one that is free")
+    parser.add_argument("--server_port", type=integer(1, 65535), help="by default 7860, or the next one that is free")
     parser.add_argument("--share", action="store_true", help="also serve it on a public link, through Gradio's tunnel")
     parser.add_argument("--space", metavar="OUT", type=Path, help="write a Space of it, and stop there")
     parser.add_argument("--license", help="identifier for the Space's card; by default that of the model's card")
@@ -43,6 +46,7 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     try:
         if options.space is not None:
+            try_folder(options.space, "--space")
             with new_folder(options.space) as folder:
                 write_space(folder, options.model, images=options.images, license=options.license)
             print(f"{options.space}: a Space; `hf upload OWNER/NAME {options.space} --repo-type space`")
@@ -54,7 +58,7 @@ def main() -> None:
             share=options.share,
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
 
 
 if __name__ == "__main__":

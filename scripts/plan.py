@@ -23,6 +23,12 @@ from benchmarks.step import model_flops
 from tqdm import tqdm
 
 from flip_hf import FlipConfig
+from flip_hf.console.endings import end_with
+from flip_hf.console.fields import require as _require
+from flip_hf.console.files import read_text, try_file
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import FRACTION, integer, number
+from flip_hf.evaluation.plots import try_picture
 from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.build import MISTAKES
@@ -39,33 +45,29 @@ DEFAULT_MFU = 0.25
 DEFAULT_MFU_SOURCE = (
     "a cautious default: open_clip's H/14 reached 0.24, 32 G samples in 5,600 A100-days; give your own with --mfu"
 )
+_POSITIVE = number(0, 1e12, open_low=True)
 DEFAULT_CORE, DEFAULT_CORE_SOURCE = 250.0, "a guess for JPEGs of 256 pixels; measure yours"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The plan's own options."""
-    parser = argparse.ArgumentParser(
-        description="Plans a run. Options of pretrain.py are understood too.", allow_abbrev=False
-    )
+    parser = ScriptParser(description="Plans a run. Options of pretrain.py are understood too.")
     parser.add_argument("recipe", nargs="?", default="vit_l16", help="name or YAML file")
     parser.add_argument("--gpu", default="H100-SXM", help=", ".join(a.name for a in ACCELERATORS))
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs of a node")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--masks", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="mask ratios to plan")
+    parser.add_argument("--gpus", type=integer(1, 1_000_000), default=8, help="GPUs of a node")
+    parser.add_argument("--nodes", type=integer(1, 1_000_000), default=1)
+    parser.add_argument("--masks", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="mask ratios to plan")
     parser.add_argument("--mfu", help=f"a fraction ({DEFAULT_MFU}), or a result file of `benchmark.py step`")
-    parser.add_argument("--text_tokens", type=int, help="length texts are padded to; the context if not given")
-    parser.add_argument("--samples_per_core", type=float, help=f"loaded by a core in a second ({DEFAULT_CORE:g})")
-    parser.add_argument("--sample_kilobytes", type=float, default=25.0, help="an image and its caption in storage")
-    parser.add_argument("--dollars_per_gpu_hour", type=float, default=2.5)
+    parser.add_argument(
+        "--text_tokens", type=integer(1, 2**20), help="length texts are padded to; the context if not given"
+    )
+    parser.add_argument("--samples_per_core", type=_POSITIVE, help=f"loaded by a core in a second ({DEFAULT_CORE:g})")
+    parser.add_argument("--sample_kilobytes", type=_POSITIVE, default=25.0, help="an image and its caption in storage")
+    parser.add_argument("--dollars_per_gpu_hour", type=number(0, 1_000_000), default=2.5)
     parser.add_argument("--check", action="store_true", help="compare with measured memory on the device at hand")
     parser.add_argument("--plot", help="draw days and memory by mask ratio into this picture")
     parser.add_argument("--output", help="file stem; writes STEM.json and STEM.md")
     return parser
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def read_mfu(text: str | None) -> tuple[dict[float, float], str]:
@@ -83,7 +85,18 @@ def read_mfu(text: str | None) -> tuple[dict[float, float], str]:
             raise ValueError(f"--mfu {text!r} is no number and no file.") from None
         _require(0 < mfu <= 1, f"--mfu is a fraction of the GPU's peak, in (0, 1], got {mfu}.")
         return {0.0: mfu}, "given"
-    result = json.loads(Path(text).read_text(encoding="utf-8"))
+    try:
+        return measured_mfu(json.loads(read_text(text, "a benchmark's result")), text)
+    except (KeyError, TypeError, AttributeError, RecursionError):  # JSON of something else
+        raise ValueError(f"--mfu {text} is no result of `benchmark.py step`.") from None
+
+
+def measured_mfu(result: dict[str, Any], text: str) -> tuple[dict[float, float], str]:
+    """MFU by mask ratio of a result of `benchmark.py step`, and where it is from; `text` names its file.
+
+    Raises:
+        ValueError: it is of another question, or of hardware that is not in the table.
+    """
     _require(result.get("question") == "step", f"--mfu {text} is no result of `benchmark.py step`.")
     gpu = find_accelerator(result["hardware"])
     peak = gpu.peak(result["precision"]) if gpu else None
@@ -121,10 +134,8 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> Run:
 
 def plan(options: argparse.Namespace, rest: list[str]) -> None:
     """Plans and prints."""
-    for name in ("gpus", "nodes", "sample_kilobytes"):
-        _require(getattr(options, name) > 0, f"--{name} must be above 0, got {getattr(options, name)}.")
+    try_outputs(options)
     core = options.samples_per_core
-    _require(core is None or core > 0, f"--samples_per_core must be above 0, got {core}.")
     gpu = named_accelerator(options.gpu)
     mfu, mfu_source = read_mfu(options.mfu)
     run = make_run(read_arguments(options.recipe, rest), options.text_tokens)
@@ -156,6 +167,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """The plan's memory against measurement, B/16, three configurations."""
+    try_outputs(options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hardware = device_name(device)
     rows: list[dict[str, Any]] = []
@@ -183,6 +195,18 @@ def check(options: argparse.Namespace) -> None:
             f"| {row['planned'] / 1e6:,.0f} | {row['measured'] / 1e6:,.0f} | {row['deviation']:+.1%} |"
         )
     write(options.output, {**about, "rows": rows}, "\n".join(lines) + "\n")
+
+
+def try_outputs(options: argparse.Namespace) -> None:
+    """Tries the files that are asked for, before anything is computed.
+
+    Raises:
+        ValueError: one cannot be written.
+    """
+    for suffix in (".json", ".md") if options.output else ():
+        try_file(f"{options.output}{suffix}", "--output")
+    if options.plot:
+        try_picture(options.plot, "--plot")
 
 
 def write(stem: str | None, report: dict, page: str) -> None:
@@ -216,7 +240,7 @@ def main() -> None:
     try:
         check(options) if options.check else plan(options, rest)
     except MISTAKES as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from flip_hf.console.endings import end_with
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.failures import explain, is_clear, lost_another
 from flip_hf.training.recipes import parse_arguments
@@ -30,7 +31,7 @@ def main() -> None:
     except RunFinished as finished:
         return print(finished) if rank == 0 else None
     except MISTAKES as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
     try:
         trainer.run()
     except Exception as error:
@@ -38,7 +39,7 @@ def main() -> None:
             sys.exit(f"Process {rank} of {count} ends: it lost another one, whose message says why.")
         if not is_clear(error):
             traceback.print_exc()
-        sys.exit(f"error: {explain(error, arguments, rank, count)}")
+        end_with(explain(error, arguments, rank, count))
 
 
 if __name__ == "__main__":

@@ -10,20 +10,21 @@ FOLDER is what pretrain.py or convert.py left, or a checkpoint. Log in with `hf 
 
 import argparse
 import logging
-import sys
 import tempfile
 from pathlib import Path
 
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.console.endings import end_with
+from flip_hf.console.parsers import ScriptParser
 from flip_hf.hub.folder import FolderError, prepare
 from flip_hf.hub.push import HubError, HubUnreachable, create, push
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="model folder")
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub, or the name of one of your own")
     parser.add_argument(
@@ -54,9 +55,9 @@ def main() -> None:
             folder = prepare(options.folder, Path(scratch) / "ready", repo_id=repo_id, link=True, **asked)
             print(push(folder, repo_id, private=not options.public))
     except HubUnreachable as error:
-        sys.exit(f"error: {error} The same command goes on later; --dry_run OUT makes the folder without the network.")
+        end_with(f"{error} The same command goes on later; --dry_run OUT makes the folder without the network.")
     except (FolderError, HubError) as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
 
 
 if __name__ == "__main__":

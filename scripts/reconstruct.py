@@ -13,7 +13,6 @@ python scripts/reconstruct.py runs/mae --data my/images --split validation --sam
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,16 @@ from accelerate import Accelerator
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
+from flip_hf.console.endings import end_with
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import FRACTION, POSITIVE, SEED
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
 from flip_hf.data.targets import nothing
 from flip_hf.evaluation.encoder import ImageTransform
+from flip_hf.evaluation.plots import try_picture
 from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining, plot_reconstructions
 from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 
@@ -37,17 +40,17 @@ DRAWN = 8  # images of a data set in the picture
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id of a FlipForPreTraining with its image processor")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; or give --data")
     parser.add_argument("--data", help="a data set: shapes, a folder, tar or parquet files, or a Hub id")
     parser.add_argument("--split", default="test", help="its split")
     parser.add_argument("--image_column", help="its image column; found by its usual names if not given")
-    parser.add_argument("--samples", type=int, default=1024, help="how many of its images are measured, at most")
-    parser.add_argument("--mask_ratios", nargs="+", type=float, default=[0.5, 0.75, 0.9], help="patches dropped")
+    parser.add_argument("--samples", type=POSITIVE, default=1024, help="how many of its images are measured, at most")
+    parser.add_argument("--mask_ratios", nargs="+", type=FRACTION, default=[0.5, 0.75, 0.9], help="patches dropped")
     parser.add_argument("--baselines", action="store_true", help="draw the two other fillings, too")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the picture's file")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the masks")
     return parser
 
 
@@ -138,17 +141,18 @@ def main() -> None:
     """Draws the picture, or ends with a sentence that says why not."""
     parser = make_parser()
     arguments = parser.parse_args()
-    if bool(arguments.images) == bool(arguments.data) or arguments.samples < 1:
-        parser.error("give image files, or --data and at least one of its --samples.")
+    if bool(arguments.images) == bool(arguments.data):
+        parser.error("give image files, or --data.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        try_picture(arguments.output, "--output")
         if arguments.images:
             draw(arguments)
         else:
             measure(arguments)
     except (OSError, ValueError, BadDataError) as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
     what = f"{len(arguments.images)} images" if arguments.images else f"the first images of {arguments.data}"
     print(f"{arguments.output}: {what} at mask ratios {arguments.mask_ratios}")
 

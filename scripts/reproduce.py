@@ -24,6 +24,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flip_hf.console.endings import end_with
+from flip_hf.console.files import try_folder
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import SEED, number
 from flip_hf.reproduction.figures import speed_table, write_report
 from flip_hf.reproduction.findings import findings
 from flip_hf.reproduction.plan import RECIPES, SEEDS, Run, Scale, planned_runs, words_of
@@ -36,11 +40,16 @@ FOLDER = Path("runs/reproduce")
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=240, help="seconds of training of the longest unmasked run")
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--budget",
+        type=number(0, 1e9, open_low=True),
+        default=240,
+        help="seconds of training of the longest unmasked run",
+    )
     parser.add_argument("--recipe", default="scenes", help="of every run; one that trains on `scenes`")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of points, models, logs and figures")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS))
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
     parser.add_argument("--figures_only", action="store_true", help="draw from what has been run")
     parser.add_argument("--list", action="store_true", help="name the runs and their samples, and stop there")
@@ -129,6 +138,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way ends, too
     points = Points(options.folder, options.recipe)
     try:
+        try_folder(options.folder, "--folder")
         if not options.figures_only:
             runs = chosen(planned_runs(scale_for(options.budget, points)), options.only)
             if options.list:
@@ -137,8 +147,8 @@ def main() -> None:
                 return
             run_all(points, runs, options.seeds)
         plan = read_plan(options.folder)
-    except (ValueError, FileNotFoundError, RunFailed) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, RunFailed) as error:
+        end_with(error)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from here; with --figures_only it draws what there is.")
     found = steady(points.read())

@@ -6,20 +6,21 @@ python scripts/zero_shot.py runs/shapes *.jpg --labels "red circle" "blue square
 """
 
 import argparse
-import sys
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from flip_hf import ZeroShotClassifier
+from flip_hf.console.endings import end_with
+from flip_hf.console.parsers import ScriptParser
 
 BAR_WIDTH = 30
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
-    parser = argparse.ArgumentParser(description="Zero-shot classification of images.")
+    parser = ScriptParser(description="Zero-shot classification of images.")
     parser.add_argument("model", help="folder or Hub id of a FLIP or CLIP model")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--labels", nargs="+", required=True, help="what may be in the image")
@@ -33,9 +34,9 @@ def open_image(path: str) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except UnidentifiedImageError:
-        sys.exit(f"error: {path} is not an image.")
+        end_with(f"{path} is not an image.")
     except OSError as error:
-        sys.exit(f"error: {path} cannot be read: {error.strerror or error}.")
+        end_with(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def format_answer(path: str, scores: list[dict]) -> str:
@@ -57,11 +58,11 @@ def main() -> None:
     try:
         classify = ZeroShotClassifier.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {arguments.model} cannot be loaded: {error}")
+        end_with(error)
     try:
         answers: Any = classify(images, arguments.labels, arguments.template)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
     for path, scores in zip(arguments.images, answers, strict=True):
         print(format_answer(path, scores))
 

@@ -28,14 +28,35 @@ MAY_IMPORT = {
     "flip_hf": {"modeling", "evaluation"},
     "data": {"data"},
     "losses": set(),
+    "console": {"console"},
     "redaction": set(),
-    "evaluation": {"evaluation", "data", "modeling"},
-    "conversion": {"conversion", "modeling"},
-    "demo": {"demo", "evaluation", "data", "modeling"},  # a Space of it holds these rooms alone
-    "hub": {"hub", "conversion", "evaluation", "data", "modeling"},
-    "training": {"training", "hub", "evaluation", "data", "losses", "modeling", "conversion"},  # to start from a ViTMAE
-    "reproduction": {"reproduction", "training", "data"},
-    "scripts": {"flip_hf", "reproduction", "training", "evaluation", "conversion", "demo", "hub", "data", "losses"},
+    "evaluation": {"evaluation", "data", "modeling", "console"},
+    "conversion": {"conversion", "console", "modeling"},
+    "demo": {"demo", "evaluation", "data", "modeling", "console"},  # a Space of it holds these rooms alone
+    "hub": {"hub", "console", "conversion", "evaluation", "data", "modeling"},
+    "training": {
+        "training",
+        "console",
+        "hub",
+        "evaluation",
+        "data",
+        "losses",
+        "modeling",
+        "conversion",
+    },  # to start from a ViTMAE
+    "reproduction": {"reproduction", "training", "data", "console"},
+    "scripts": {
+        "flip_hf",
+        "console",
+        "reproduction",
+        "training",
+        "evaluation",
+        "conversion",
+        "demo",
+        "hub",
+        "data",
+        "losses",
+    },
 }
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = {"modeling_flip.py": 1060}

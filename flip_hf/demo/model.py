@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
+from flip_hf.console.loading import loading
 from flip_hf.evaluation.encoder import Encoder, ImageTransform
 from flip_hf.evaluation.labels import resolve_templates
 from flip_hf.evaluation.reconstruction import grey_out, load_pretraining, reconstruct, to_colours, visible_pixels
@@ -52,19 +53,23 @@ class DemoModel:
             title: what the page calls it; the id, or the folder's name.
 
         Raises:
-            OSError: there is no such folder or repository, or its processor was not saved with it.
+            ModelUnreadable: there is no such folder or repository, it is damaged, or its processor was not saved with
+                it.
             ValueError: it is no whole model of images and texts, nor one with a decoder.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         path = Path(name_or_path)
         title = title or (path.name if path.is_absolute() else str(name_or_path))
-        config = AutoConfig.from_pretrained(name_or_path)
+        with loading(name_or_path):
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         if isinstance(config, FlipPreTrainingConfig):
             pretraining, image_processor = load_pretraining(name_or_path)
             pretraining.to(device)  # pyright: ignore[reportArgumentType]
             encoder = None
             if config.objective != "reconstruction":
-                encoder = Encoder(pretraining.flip, FlipProcessor.from_pretrained(name_or_path), title)
+                with loading(name_or_path, "processor"):
+                    processor = FlipProcessor.from_pretrained(name_or_path)
+                encoder = Encoder(pretraining.flip, processor, title)
             decodes = config.objective != "contrastive"  # or nothing has trained the decoder
             return cls(title, encoder, pretraining if decodes else None, image_processor)
         encoder = Encoder.from_pretrained(name_or_path, device=device)

@@ -13,7 +13,7 @@ from flip_hf.demo.search import pictures_below
 CODE_LICENCE = "apache-2.0"
 PACKAGE = Path(__file__).parents[1]
 # The page's own room and those that it may use; no other is imported.
-ROOMS = ("data", "demo", "evaluation", "modeling")
+ROOMS = ("console", "data", "demo", "evaluation", "modeling")
 # Those of pyproject.toml, with `demo`; Gradio comes with the Space, in the version of its card.
 REQUIREMENTS = (
     "accelerate>=1.10",

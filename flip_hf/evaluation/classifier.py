@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 from transformers.image_utils import load_image
 
+from flip_hf.console.loading import check_loaded, loading
 from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings, resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
 
@@ -58,10 +59,19 @@ class ZeroShotClassifier:
             name_or_path: the folder or id.
             device, cache_dir: see [`ZeroShotClassifier`].
             kwargs: `dtype`, `revision`, `attn_implementation`, ... for the model's `from_pretrained`.
+
+        Raises:
+            ModelUnreadable: there is no such model, or it is damaged, or has no processor with it.
         """
-        model = AutoModelForZeroShotImageClassification.from_pretrained(name_or_path, **kwargs)
-        shared = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
-        return cls(model, AutoProcessor.from_pretrained(name_or_path, **shared), device=device, cache_dir=cache_dir)
+        # Without a word about code, Transformers asks at the terminal whether to run it.
+        options: Any = {"trust_remote_code": False, "use_safetensors": True, **kwargs, "output_loading_info": True}
+        shared = {name: options[name] for name in ("revision", "token", "trust_remote_code") if name in options}
+        with loading(name_or_path):
+            model, report = AutoModelForZeroShotImageClassification.from_pretrained(name_or_path, **options)
+        check_loaded(name_or_path, model, report)
+        with loading(name_or_path, "processor"):
+            processor = AutoProcessor.from_pretrained(name_or_path, **shared)
+        return cls(model, processor, device=device, cache_dir=cache_dir)
 
     # -- labels -------------------------------------------------------------------------------------------------------
 

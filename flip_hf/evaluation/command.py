@@ -8,14 +8,18 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.console.endings import end_with
+from flip_hf.console.fields import OptionError
+from flip_hf.console.files import try_folder
 from flip_hf.data.workers import cores_per_process
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import check_tasks, evaluate
 from flip_hf.evaluation.model_index import eval_results, write_card
 from flip_hf.evaluation.options import EvaluationOptions, parse_options
 from flip_hf.evaluation.pictures import draw
-from flip_hf.evaluation.registry import all_data_sets, data_set
+from flip_hf.evaluation.registry import DataSet, all_data_sets, data_set
 from flip_hf.evaluation.report import table, to_json, write_report
+from flip_hf.evaluation.result import Result
 
 
 def list_data_sets() -> None:
@@ -34,6 +38,22 @@ def results_folder(model: str, options: EvaluationOptions) -> Path:
     return folder / "evaluation" if folder.is_dir() else Path("runs") / "evaluation" / folder.name
 
 
+def _report(
+    model: str, options: EvaluationOptions, data_sets: list[DataSet], results: list[Result], skipped: dict[str, str]
+) -> None:
+    """Prints the results, and writes them; printed first, they are not lost with the disk."""
+    print(f"\n{table(results, skipped)}")
+    folder = results_folder(model, options)
+    try:
+        write_report(folder, to_json(model, options, results, skipped), table(results, skipped))
+        draw(results, folder, Path(model).name)
+        if options.card and results:
+            write_card(Path(model), eval_results(results, data_sets))
+    except OSError as error:
+        end_with(f"The results above could not be written: {error}.")
+    print(f"Written to {folder}")
+
+
 def main() -> None:
     """Parses, loads, measures, reports; a mistake ends in one line, before anything is measured."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -45,11 +65,14 @@ def main() -> None:
     try:
         options = parse_options(rest)
         if model is None:
-            raise ValueError(
+            raise OptionError(
                 "Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a FLIP vision tower."
             )
         if options.card and not Path(model).is_dir():
-            raise ValueError(f"--card writes into a model folder, and {model} is none.")
+            raise OptionError(f"--card writes into a model folder, and {model} is none.")
+        try_folder(results_folder(model, options), "--output_dir")
+        if options.card:
+            try_folder(model, "--card")
         data_sets = options.data_sets()
         accelerator = Accelerator()
         if accelerator.device.type == "cpu":
@@ -58,15 +81,10 @@ def main() -> None:
         encoder = Encoder.from_pretrained(model, device=accelerator.device, dtype=dtype)
         check_tasks(encoder, options.tasks)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        end_with(error)
     results, skipped = evaluate(encoder, data_sets, options, accelerator)
     if accelerator.is_main_process:
-        folder = results_folder(model, options)
-        write_report(folder, to_json(model, options, results, skipped), table(results, skipped))
-        draw(results, folder, Path(model).name)
-        if options.card and results:
-            write_card(Path(model), eval_results(results, data_sets))
-        print(f"\n{table(results, skipped)}\nWritten to {folder}")
+        _report(model, options, data_sets, results, skipped)
     accelerator.end_training()
     if not results:
-        sys.exit("error: nothing could be measured.")
+        end_with("nothing could be measured.")

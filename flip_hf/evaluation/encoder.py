@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
+from flip_hf.console.loading import check_loaded, loading
 from flip_hf.evaluation.zero_shot import TextInputs, normalized
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipVisionModel
 
@@ -75,24 +76,24 @@ class Encoder:
             kwargs: `revision`, `cache_dir`, `token` or `trust_remote_code`, for both.
 
         Raises:
-            OSError: there is no such folder or repository, or its processor was not saved with it.
+            ModelUnreadable: there is no such folder or repository, it is damaged, or its processor was not saved with
+                it.
             ValueError: it is neither a whole model of images and texts nor a whole vision tower of FLIP, or does not
                 take plain images.
         """
-        config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-        model_class: Any = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else AutoModel
-        model, loading = model_class.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
-        missing = sorted(loading["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"{name_or_path} holds no weights for {len(missing)} tensors of {type(model).__name__} "
-                f"({missing[0]}, ...): what is measured would be random. Give a folder with both "
-                "towers, or one of a whole vision tower."
-            )
+        kwargs.setdefault("trust_remote_code", False)  # or Transformers asks at the terminal
+        weights: Any = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        with loading(name_or_path):
+            config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+            model_class: Any = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else AutoModel
+            model, report = model_class.from_pretrained(name_or_path, **weights, **kwargs)
+        check_loaded(name_or_path, model, report)
         if isinstance(model, FlipForPreTraining):
             model = model.flip.vision_model
         processor_class = AutoImageProcessor if isinstance(model, FlipVisionModel) else AutoProcessor
-        return cls(model.to(device), processor_class.from_pretrained(name_or_path, **kwargs), str(name_or_path))
+        with loading(name_or_path, "processor"):
+            processor = processor_class.from_pretrained(name_or_path, **kwargs)
+        return cls(model.to(device), processor, str(name_or_path))
 
     @property
     def knows_masks(self) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, CLIPConfig
 
+from flip_hf.console.loading import loading
 from flip_hf.modeling import (
     FlipConfig,
     FlipForImageClassification,
@@ -28,7 +29,9 @@ def _load_tower(name: str, config: Any) -> FlipVisionModel:
         ValueError: it is not complete.
     """
     model_class = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else FlipVisionModel
-    loaded: Any = model_class.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    options: Any = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    with loading(name):
+        loaded: Any = model_class.from_pretrained(name, **options)
     model, report = loaded
     missing = report["missing_keys"]
     if isinstance(model, FlipForPreTraining):
@@ -51,12 +54,15 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
         num_labels: classes.
 
     Raises:
+        ModelUnreadable: there is none, or it is damaged.
         ValueError: it is another architecture, or the vision tower is not complete.
     """
     name = str(name_or_path)
-    config: Any = AutoConfig.from_pretrained(name)
+    with loading(name):
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if isinstance(config, CLIPConfig):
-        flip = FlipModel.from_clip(name, dtype=torch.float32)
+        with loading(name):
+            flip = FlipModel.from_clip(name, dtype=torch.float32)
         config, tower = flip.config, flip.vision_model
     elif isinstance(config, (FlipConfig, FlipVisionConfig, FlipPreTrainingConfig)):
         tower = _load_tower(name, config)

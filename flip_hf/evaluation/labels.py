@@ -22,6 +22,15 @@ def prompt_set(name: str) -> tuple[str, ...]:
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
+def fault_of(template: str) -> str | None:
+    """What keeps a template with `{}` from taking a label, or None: other braces name what is not there."""
+    try:
+        template.format("label")
+    except (IndexError, KeyError, ValueError, AttributeError):
+        return "has braces other than {}; write {{ and }} for those of the text."
+    return None
+
+
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """Templates from the name of a set, one template, or several.
 
@@ -36,6 +45,9 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
                 f"The template {template!r} has no {{}} for the label, and is not a set of templates "
                 f"({', '.join(PROMPT_SETS)})."
             )
+        fault = fault_of(template)
+        if fault is not None:
+            raise ValueError(f"The template {template!r} {fault}")
     if not templates:
         raise ValueError("Give at least one template.")
     return tuple(templates)

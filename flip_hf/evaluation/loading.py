@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from huggingface_hub import hf_hub_download
 from torch.utils.data import DataLoader
 
+from flip_hf.console.files import read_text
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import files_below
 from flip_hf.data.loader import make_loader
@@ -22,10 +23,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Class names of a file with one a line, in the order of the labels.
 
     Raises:
-        ValueError: the file is empty.
+        FileNotFoundError: there is no such file.
+        ValueError: it has no names, or cannot be read: see `read_text`.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in read_text(path, "class names").splitlines() if line.strip())
     if not names:
         raise ValueError(f"{path} has no class names: write one a line, in the order of the labels.")
     return names

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from PIL import Image
+
+from flip_hf.console.files import try_file
 
 DPI = 120
 MARKERS = "osD^vP*X"
@@ -25,6 +28,19 @@ MAX_NUMBERED_CLASSES = 20
 MAX_MATRIX, LABEL = 9.0, 0.115
 # Letters of a class's name.
 MAX_NAME = 24
+
+
+def try_picture(path: str | Path, option: str) -> None:
+    """Checks that a picture can be written to a file, by its name and its folder.
+
+    Raises:
+        ValueError: it cannot; the message names the option.
+    """
+    formats = FigureCanvasBase.get_supported_filetypes()
+    suffix = Path(path).suffix.lower()[1:]
+    if suffix and suffix not in formats:  # without one, Matplotlib writes a PNG
+        raise ValueError(f"{option} {path}: a picture is one of {', '.join(sorted(formats))}, not {suffix}.")
+    try_file(path, option)
 
 
 def _percent(what: str, values: Mapping[Any, float]) -> dict[Any, float]:

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoImageProcessor
 
+from flip_hf.console.loading import check_loaded, loading
 from flip_hf.evaluation.plots import DPI
 from flip_hf.evaluation.reconstruction_error import draw_masks, fill_in, target_scale
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig
@@ -20,16 +21,23 @@ def load_pretraining(name_or_path: str | Path) -> tuple[FlipForPreTraining, Any]
     """A model with its decoder, in evaluation mode, and its image processor, from a folder or Hub id.
 
     Raises:
-        ValueError, OSError: there is none, or it has no decoder.
+        ModelUnreadable: there is none, or it is damaged.
+        ValueError: it has no decoder.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
+    with loading(name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     if not isinstance(config, FlipPreTrainingConfig):
         raise ValueError(
             f"{name_or_path} is a checkpoint of type {config.model_type!r}, which has no decoder; expected a "
             "FlipForPreTraining."
         )
-    model = FlipForPreTraining.from_pretrained(name_or_path, use_safetensors=True).eval()
-    return model, AutoImageProcessor.from_pretrained(name_or_path)
+    with loading(name_or_path):
+        options: Any = {"use_safetensors": True, "output_loading_info": True}
+        loaded: Any = FlipForPreTraining.from_pretrained(name_or_path, **options)
+    model, report = loaded
+    check_loaded(name_or_path, model, report)
+    with loading(name_or_path, "image processor"):
+        return model.eval(), AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def join_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:

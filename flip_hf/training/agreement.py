@@ -5,10 +5,15 @@ a timeout. It says so here instead, where every process comes once a step with i
 and leave together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
 
 
 class PeerFailed(RuntimeError):
@@ -42,3 +47,21 @@ def agree(accelerator: Accelerator, *, stop: bool, failed: bool, overdue: bool) 
     wishes = torch.tensor([stop, failed, overdue], dtype=torch.float32, device=accelerator.device)
     total = accelerator.reduce(wishes, "sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
     return Agreement(*(count > 0 for count in total))
+
+
+def from_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Calls a function on the main process, and gives what it returns to all; each must call this.
+
+    Raises:
+        Exception: what the function raised, on every process, so that none waits for the main one in vain.
+    """
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer = [function(), None]
+        except Exception as error:
+            answer = [None, error]
+    result, raised = broadcast_object_list(answer)
+    if raised is not None:
+        raise raised
+    return result

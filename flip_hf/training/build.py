@@ -1,23 +1,27 @@
 """Builds a run, new or resumed, up to its first step; what is wrong with it is said here."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 
+from flip_hf.console.files import try_folder
+from flip_hf.console.loading import loading
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.data.workers import cores_per_process
 from flip_hf.hub.push import HubRefused
 from flip_hf.training import models, setup
+from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.checkpoint import DamagedCheckpointError, load_data_states, tidy
+from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
-from flip_hf.training.lock import FolderInUse, lock_folder
+from flip_hf.training.lock import lock_folder
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 
@@ -35,6 +39,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
     objective = arguments.objective
+    try_folder(output_dir, "--output_dir")
     check_finished(arguments)
     config = models.make_config(arguments.model, objective)
     check_publishing(arguments, config)
@@ -96,20 +101,11 @@ def shared_tokenizer(
                 f"{checkpoint} is of a run that read no texts. Resume it with --objective reconstruction, or give a "
                 f"new model its vision tower with --init_vision_from {checkpoint}."
             )
-        return _saved_tokenizer(checkpoint, context_length)
+        with loading(checkpoint, "tokenizer"):
+            return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
     if accelerator.num_processes == 1:
         return models.make_tokenizer(arguments, sources, context_length)
-    made = models.make_tokenizer(arguments, sources, context_length) if accelerator.is_main_process else None
-    (tokenizer,) = broadcast_object_list([made])
-    return tokenizer
-
-
-def _saved_tokenizer(checkpoint: Path, context_length: int) -> PreTrainedTokenizerBase:
-    try:
-        return load_tokenizer(str(checkpoint), context_length=context_length, special_tokens=True)
-    except Exception as error:  # damaged files end in many kinds
-        why = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise DamagedCheckpointError(f"The tokenizer of {checkpoint} cannot be read: {why[0]}") from None
+    return from_main(accelerator, partial(models.make_tokenizer, arguments, sources, context_length))
 
 
 def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
@@ -118,16 +114,12 @@ def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
     Raises:
         FolderInUse: another run has it; on every process.
     """
-    answer: list[FolderInUse | None] = [None]
-    if accelerator.is_main_process:
+
+    def take() -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            lock_folder(output_dir)
-        except FolderInUse as error:
-            answer = [error]
-    (refused,) = broadcast_object_list(answer)
-    if refused is not None:
-        raise refused
+        lock_folder(output_dir)
+
+    from_main(accelerator, take)
 
 
 def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, ViTMAEConfig
 
+from flip_hf.console.loading import loading
 from flip_hf.conversion.mae import convert_from_mae, vision_fields
 from flip_hf.conversion.processors import find_image_processor
 from flip_hf.modeling import (
@@ -47,24 +48,24 @@ def tower_fields(source: str) -> dict[str, Any]:
 
 
 def _read_config(source: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--init_vision_from {source} cannot be read: {str(error).splitlines()[0]}") from error
+    with loading(source, "model of --init_vision_from"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def _read_tower(source: str) -> FlipVisionModel:
     """The source's vision tower.
 
     Raises:
-        ValueError: weights are missing.
+        ValueError: weights are missing or damaged.
     """
     config = _read_config(source)
     if isinstance(config, ViTMAEConfig):
-        return convert_from_mae(source).model
+        with loading(source, "model of --init_vision_from"):
+            return convert_from_mae(source).model
     classes = {FlipVisionConfig: FlipVisionModel, FlipPreTrainingConfig: FlipForPreTraining}
     model_class: Any = classes.get(type(config), FlipModel)
-    model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    with loading(source, "model of --init_vision_from"):
+        model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     if isinstance(model, FlipVisionModel):
         tower, missing = model, sorted(report["missing_keys"])
     else:

@@ -6,19 +6,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from flip_hf.console.endings import one_line
+from flip_hf.console.fields import OptionError
+from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
-from flip_hf.modeling import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingConfig, FlipProcessor
+from flip_hf.modeling import (
+    FlipConfig,
+    FlipDecoderConfig,
+    FlipForPreTraining,
+    FlipModel,
+    FlipPreTrainingConfig,
+    FlipProcessor,
+    FlipTextConfig,
+    FlipVisionConfig,
+)
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
 from flip_hf.training.encoder import flip_of
+from flip_hf.training.fit import check_memory
 from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
+# What `--model_name_or_path` takes.
+_GONE_ON_WITH = (FlipConfig.model_type, FlipPreTrainingConfig.model_type)
 # The text tower of a new model that only reconstructs: nothing trains it, and it should not weigh much.
 UNUSED_TEXT = {
     "hidden_size": 16,
@@ -40,12 +56,18 @@ def _read_captions(sources: list[Source], limit: int) -> Iterator[str]:
 
 
 def make_tokenizer(arguments: Arguments, sources: list[Source], context_length: int) -> PreTrainedTokenizerBase:
-    """The named tokenizer, else that of the model gone on with, else one learned from the captions."""
+    """The named tokenizer, else that of the model gone on with, else one learned from the captions.
+
+    Raises:
+        ValueError: it cannot be loaded; the message names it, and what to do.
+    """
     data, saved = arguments.data, arguments.model.model_name_or_path
     if data.tokenizer is None and saved is not None:
-        return load_tokenizer(saved, context_length=context_length, special_tokens=True)
+        with loading(saved, "tokenizer"):
+            return load_tokenizer(saved, context_length=context_length, special_tokens=True)
     if data.tokenizer is not None:
-        return load_tokenizer(data.tokenizer, context_length=context_length, special_tokens=data.special_tokens)
+        with loading(data.tokenizer, "tokenizer"):
+            return load_tokenizer(data.tokenizer, context_length=context_length, special_tokens=data.special_tokens)
     captions = _read_captions(sources, data.tokenizer_samples)
     return train_wordpiece(captions, vocab_size=data.tokenizer_vocab_size, context_length=context_length)
 
@@ -57,18 +79,24 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
     """The configuration of the run's model, without a decoder.
 
     Raises:
-        ValueError: a field has the wrong type, fields do not fit together, or there is no vision tower to start with.
+        ValueError: a field has the wrong type, fields do not fit together, or there is no model or vision tower to
+            start with.
     """
+    if objective is not None and objective.reconstructs:
+        _check_fields("decoder_config", FlipDecoderConfig, objective.decoder_fields())
     if model.model_name_or_path is not None:
-        masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
-        config = FlipConfig.from_pretrained(model.model_name_or_path, **masking)
+        config = _saved_config(model)
     else:
         towers = model.tower_configs()
         tower = tower_fields(model.init_vision_from) if model.init_vision_from is not None else {}
         unused = UNUSED_TEXT if objective is not None and not objective.contrasts else {}
+        text_config = towers["text_config"] or unused
+        vision_config = {**tower, **towers["vision_config"]}
+        _check_fields("text_config", FlipTextConfig, text_config)
+        _check_fields("vision_config", FlipVisionConfig, vision_config)
         config = FlipConfig(
-            text_config=towers["text_config"] or unused,
-            vision_config={**tower, **towers["vision_config"]},
+            text_config=text_config,
+            vision_config=vision_config,
             projection_dim=model.projection_dim,
             logit_scale_init_value=model.logit_scale_init_value,
         )
@@ -78,18 +106,51 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
     return config
 
 
+def _check_fields(option: str, config_class: Any, fields: dict[str, Any]) -> None:
+    """Makes a configuration of its own, so that the option can be named in which something is wrong.
+
+    Raises:
+        OptionError: a field has the wrong type or is out of range, or fields do not fit together.
+    """
+    try:
+        config_class(**fields)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise OptionError(f"--{option}: {one_line(error)}") from error
+
+
+def _saved_config(model: ModelArguments) -> FlipConfig:
+    """The configuration of the model that is gone on with, with the run's masks.
+
+    Raises:
+        ModelUnreadable: it cannot be read.
+        ValueError: it is a model of another kind.
+    """
+    name = str(model.model_name_or_path)
+    masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
+    with loading(name):
+        kind = FlipConfig.get_config_dict(name)[0].get("model_type")
+        config = FlipConfig.from_pretrained(name, **masking) if kind in _GONE_ON_WITH else None
+    if config is None:
+        raise ValueError(
+            f"--model_name_or_path {name} is a model of type {kind!r}, not a FLIP. scripts/convert.py makes FLIPs of "
+            "some others."
+        )
+    return config
+
+
 def make_model(
     arguments: Arguments, config: FlipConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> FlipModel | FlipForPreTraining:
     """The model, in training mode, with a decoder where the objective asks for one.
 
     Raises:
-        ValueError: the tokenizer has more tokens than the model's table, or the vision tower or the decoder to start
-            with is of another shape.
+        ValueError: the tokenizer has more tokens than the model's table, the vision tower or the decoder to start
+            with is of another shape or damaged, or the model does not fit into this machine's memory.
     """
     model, objective = arguments.model, arguments.objective
     if tokenizer is not None:
         _fit_vocabulary(model, config.get_text_config(), tokenizer)
+    check_memory(config)
     if model.model_name_or_path is None:
         flip = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
         if model.init_vision_from is not None:
@@ -128,20 +189,33 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
 
     Raises:
         ValueError: its decoder is to be of another shape.
+        ModelUnreadable: its weights are damaged, or not those of its configuration.
     """
     model, name = arguments.model, str(arguments.model.model_name_or_path)
-    options: Any = {"attn_implementation": model.attn_implementation, "dtype": torch.float32}
-    saved = FlipPreTrainingConfig.get_config_dict(name)[0]
+    options: Any = {
+        "attn_implementation": model.attn_implementation,
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    with loading(name):
+        saved = FlipPreTrainingConfig.get_config_dict(name)[0]
     if not arguments.objective.reconstructs or saved.get("model_type") != FlipPreTrainingConfig.model_type:
-        return FlipModel.from_pretrained(name, config=config, **options)
+        with loading(name):
+            loaded: Any = FlipModel.from_pretrained(name, config=config, **options)
+        check_loaded(name, *loaded)
+        return loaded[0]
     new_shape = [n for n in ("decoder_config", "image_size", "patch_size") if _given(arguments, n)]
     if new_shape:
         raise ValueError(
             f"{name} has a decoder, made for its own images and patches: leave out --{new_shape[0]}, or start from its "
             f"vision tower alone with --init_vision_from {name}."
         )
-    whole = FlipPreTrainingConfig.from_pretrained(name, flip_config=config)
-    return FlipForPreTraining.from_pretrained(name, config=whole, **options)
+    with loading(name):
+        whole = FlipPreTrainingConfig.from_pretrained(name, flip_config=config)
+        loaded: Any = FlipForPreTraining.from_pretrained(name, config=whole, **options)
+    check_loaded(name, *loaded)
+    return loaded[0]
 
 
 def _given(arguments: Arguments, name: str) -> bool:
@@ -191,10 +265,8 @@ def make_processor(config: FlipConfig, tokenizer: Any, model: ModelArguments | N
 
 
 def _saved_image_processor(name: str) -> Any:
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(f"{name!r} has no image processor; save one beside the model.") from error
+    with loading(name, "image processor"):
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
 
 
 def image_processor_of(processor: Any) -> Any:

@@ -5,14 +5,17 @@ of them, and an unknown key is an error.
 """
 
 import dataclasses
-import difflib
 import json
+from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
+from flip_hf.console.fields import JSON, complaint, kind_of
+from flip_hf.console.files import read_text
+from flip_hf.console.parsers import OptionsParser, boolean, nearest
+from flip_hf.console.plain_yaml import Plain, read_yaml
 from flip_hf.training.arguments import (
     Arguments,
     DataArguments,
@@ -21,15 +24,17 @@ from flip_hf.training.arguments import (
     ObjectiveArguments,
     OptimizationArguments,
     RunArguments,
-    require,
 )
 
 GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments, HubArguments)
+# Of a recipe; the longest one here has 2 kB. And of recipes that are each other's base.
+MAX_RECIPE_BYTES = 2**18
+MAX_BASES = 16
 
 
-def make_parser() -> HfArgumentParser:
+def make_parser() -> OptionsParser:
     """The parser of all options."""
-    return HfArgumentParser(GROUPS, description="Pre-trains FLIP.", allow_abbrev=False)  # pyright: ignore
+    return OptionsParser(GROUPS, description="Pre-trains FLIP.")  # pyright: ignore
 
 
 def option_names() -> list[str]:
@@ -47,20 +52,75 @@ def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dic
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: it is no mapping, has itself as its base, or has an unknown option.
+        ValueError: it is no mapping of plain values, has itself as its base, or has an option that is unknown, of
+            another type or out of range.
     """
     path = _find_recipe(name, folder)
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    require(isinstance(recipe, dict), f"{path} is not a recipe: it must map option names to values.")
-    require(path not in above, f"{path} has itself as its base.")
+    recipe = read_yaml(read_text(path, "a recipe", MAX_RECIPE_BYTES), str(path))
+    seen = [each.resolve() for each in above]
+    if path.resolve() in seen or len(seen) >= MAX_BASES:
+        raise ValueError(f"{path} has itself as its base." if path.resolve() in seen else f"{path} has too many bases.")
     base = recipe.pop("base", None)
-    for key in recipe:
-        if key not in option_names():
-            close = difflib.get_close_matches(str(key), option_names(), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path}: there is no option {key!r}.{hint}")
-    below = recipe_options(str(base), path.parent, (*above, path)) if base else {}
-    return below | {key: value for key, value in recipe.items() if value is not None}
+    if base is not None and not isinstance(base.value, str):
+        raise ValueError(f"{path}: base must be the name of a recipe, got {base.value!r}.")
+    options = {key: _checked(path, key, plain) for key, plain in recipe.items() if plain.value is not None}
+    below = recipe_options(base.value, path.parent, (*above, path)) if base is not None and base.value else {}
+    return below | options
+
+
+def _declared(name: str) -> tuple[dataclasses.Field, type, bool] | None:
+    """An option's field, its type, and whether it takes several values."""
+    for group in GROUPS:
+        for field in dataclasses.fields(group):
+            if field.name == name:
+                return field, *kind_of(get_type_hints(group)[name])[:2]
+    return None
+
+
+def _checked(path: Path, key: str, plain: Plain) -> Any:
+    """The value of an option, checked where its file can be named.
+
+    Text is taken as it is written: YAML would read `on` as true, and 1.10 as 1.1.
+
+    Raises:
+        ValueError: there is no such option, or the value is of another type or out of range.
+    """
+    declared = _declared(key)
+    if declared is None:
+        raise ValueError(f"{path}: there is no option {key!r}.{nearest(key, option_names())}")
+    field, kind, several = declared
+    if field.metadata[JSON] and isinstance(plain.value, dict):
+        try:
+            json.dumps(plain.value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {key} must hold numbers and texts alone: {error}.") from error
+        return plain.value
+    given = plain.value if isinstance(plain.value, list) else [plain.value]
+    if isinstance(plain.value, list) and not (several and plain.value):
+        raise ValueError(f"{path}: {key} takes {'at least one value' if several else 'one value'}, got {plain.value}.")
+    found: list[Any] = []
+    for value, written in zip(given, plain.written, strict=True):
+        # YAML reads 010 as 8, and 4e-6 as text; what is meant is what is written.
+        read = _as_written(kind, written, value)
+        no_value = written is None or value is None
+        fault = f"must be one value, got {value!r}." if no_value else complaint(field, kind, read)
+        if fault is not None:
+            raise ValueError(f"{path}: {key} {fault}")
+        same = not isinstance(value, (int, float)) or isinstance(value, bool) or read == value
+        found.append(value if kind is not str and same else read)
+    return found if isinstance(plain.value, list) else found[0]
+
+
+def _as_written(kind: type, written: str | None, value: Any) -> Any:
+    """What is written, as the command line reads it; the text where that is of another kind."""
+    if kind is str or written is None:
+        return written
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else boolean(written)
+        return kind({".inf": "inf", "-.inf": "-inf", ".nan": "nan"}.get(written.lower(), written))
+    except (ValueError, ArgumentTypeError):
+        return written
 
 
 def _as_argv(options: dict[str, Any]) -> list[str]:
@@ -73,9 +133,14 @@ def _as_argv(options: dict[str, Any]) -> list[str]:
 
 
 def _find_recipe(name: str, folder: Path) -> Path:
-    for path in (Path(name), folder / f"{name}.yaml"):
-        if path.is_file():
-            return path
+    named = folder / f"{name}.yaml"
+    try:
+        if named.is_file() and not Path(name).is_file():
+            return named
+        if Path(name).exists():
+            return Path(name)
+    except OSError:  # no name that a file can have
+        pass
     known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise FileNotFoundError(f"There is no recipe {name!r}. Give a YAML file, or one of: {known}.")
 
@@ -91,13 +156,14 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: an unknown option, or a value that is out of range or of the wrong type.
+        ValueError: an unknown option, or a value that is out of range or of the wrong type; of the command line, it is
+            an `OptionError`.
     """
     argv = list(argv)
     names_data = any(word.split("=")[0] == "--train_data" for word in argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
     words = _as_argv(recipe_options(recipe, recipe_folder)) if recipe else []
-    return Arguments(*make_parser().parse_args_into_dataclasses(args=words + argv))
+    return Arguments(*make_parser().parse(words + argv))
 
 
 def write_recipe(arguments: Arguments, path: Path) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 
+from flip_hf.console.files import read_text
+from flip_hf.console.plain_yaml import read_yaml
 from flip_hf.modeling import FlipForPreTraining, FlipModel
+from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import (
     DEEPSPEED,
@@ -23,6 +27,7 @@ from flip_hf.training.checkpoint import (
 from flip_hf.training.finish import RESULTS
 from flip_hf.training.manifest import check_manifest
 from flip_hf.training.optimization import plan_phases
+from flip_hf.training.recipes import MAX_RECIPE_BYTES
 from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, differing_names, shapes_of
 
 logger = logging.getLogger(__name__)
@@ -89,16 +94,7 @@ def shared_checkpoint(
     Raises:
         FileNotFoundError, DamagedCheckpointError: as there, in every process.
     """
-    answer: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            answer = [resolve_checkpoint(wanted, output_dir, only_good)]
-        except (FileNotFoundError, DamagedCheckpointError) as error:
-            answer = [error]
-    (found,) = broadcast_object_list(answer)
-    if isinstance(found, Exception):
-        raise found
-    return found
+    return from_main(accelerator, partial(resolve_checkpoint, wanted, output_dir, only_good))
 
 
 def check_fit(
@@ -158,8 +154,9 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[An
         DamagedCheckpointError: the recipe cannot be read.
     """
     try:
-        there = dict(yaml.safe_load((checkpoint / RECIPE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        text = read_text(checkpoint / RECIPE, "a recipe", MAX_RECIPE_BYTES)
+        there = {name: read.value for name, read in read_yaml(text, str(checkpoint / RECIPE)).items()}
+    except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{checkpoint / RECIPE} cannot be read: {error!r}.") from None
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
     names = [name for name in {**here, **there} if name not in HARMLESS | STARTING]

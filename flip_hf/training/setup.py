@@ -1,7 +1,6 @@
 """Opens a run's data and makes its batches; what is wrong with them is said here, first. The model: models.py."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
 from flip_hf.data.targets import ClassIndex, nothing
 from flip_hf.data.transforms import EvalTransform, TrainTransform
+from flip_hf.evaluation.loading import read_class_names
 from flip_hf.modeling import FlipConfig
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments
@@ -71,8 +71,7 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     if not labels:
         return source, ()
     if data.class_names is not None:
-        lines = Path(data.class_names).read_text(encoding="utf-8").splitlines()
-        return source, tuple(line.strip() for line in lines if line.strip())
+        return source, read_class_names(data.class_names)
     if source.class_names is None:
         raise ValueError(
             f"The data set {name!r} does not name its classes in {source.target_column!r}. Give --class_names FILE, "

@@ -289,7 +289,10 @@ def test_bad_input_is_named_or_counted(clip, labelled, tmp_path, caplog):
         ([clip, *own, "--class_names", tmp_path / "none.txt"], "has no class names"),
         ([clip, *own, *names, "--test_split", "validation"], "Not measured: "),
         ([clip, *own], "Give --class_names FILE"),
-        ([clip, *own, *names, "--tasks", "sing"], "choose from zero-shot"),
+        (
+            [clip, *own, *names, "--tasks", "sing"],
+            "--tasks is one of zero-shot, masked, retrieval, linear-probe, few-shot",
+        ),
         ([clip, *own, *names, "--tasks", "masked"], "encodes whole images only"),
         (["some/model", *own, *names, "--card"], "--card writes into a model folder"),
         ([clip, "--datasets", "food10"], "food101"),

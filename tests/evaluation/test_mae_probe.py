@@ -137,7 +137,7 @@ def test_maes_towers_are_tuned_by_maes_recipes_and_those_of_the_contrast_by_flip
 def test_what_makes_no_batch_is_named(pretraining, colours, tmp_path, caplog):
     for argv, message in (
         (["--probe", "flip"], "100 training samples make no batch of 16384"),
-        (["--probe", "dino"], "--probe is one of clip, mae, flip, not 'dino'"),
+        (["--probe", "dino"], "--probe is one of clip, mae, flip, got 'dino'"),
     ):
         with pytest.raises(SystemExit) as ended:
             evaluated(tmp_path / "out", pretraining[1], "--tasks", "linear-probe", *colours, *argv)

@@ -1,10 +1,14 @@
 import json
+import math
+from typing import get_args
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from flip_hf import FlipConfig, FlipTextConfig, FlipVisionConfig
+from flip_hf import FlipConfig, FlipPreTrainingConfig, FlipTextConfig, FlipVisionConfig
+from flip_hf.modeling import FlipDecoderConfig
+from flip_hf.modeling.configuration_flip import RANGES
 
 
 def test_defaults_are_the_papers_base_model():
@@ -83,3 +87,36 @@ def test_config_equals_itself_after_json(tmp_path):
     config = FlipConfig(vision_config={"patch_size": 14}, max_logit_scale=None)
     config.save_pretrained(tmp_path)
     assert FlipConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+CLASSES = [FlipTextConfig, FlipVisionConfig, FlipConfig, FlipDecoderConfig, FlipPreTrainingConfig]
+NUMBERS = [
+    (config_class, name)
+    for config_class in CLASSES
+    for name, hint in config_class.__annotations__.items()
+    if {int, float} & {hint, *get_args(hint)}
+]
+
+
+@pytest.mark.parametrize(("config_class", "name"), NUMBERS, ids=lambda each: getattr(each, "__name__", each))
+def test_every_number_has_a_range(config_class, name):
+    assert name in RANGES or name == "mask_ratio"
+    low, high = RANGES.get(name, (0, 1))
+    outside = [low - 1, high + 1 if high < 2**31 else high * 2, "1", True, math.nan, math.inf, -math.inf, 10**40]
+    for value in outside:
+        with pytest.raises(StrictDataclassError) as caught:
+            config_class(**{name: value})
+        assert name in str(caught.value)
+
+
+def test_what_does_not_fit_together_is_named_before_anything_is_divided_by_it():
+    for fields, message in (
+        ({"num_attention_heads": 0}, "num_attention_heads must be between 1"),
+        ({"num_attention_heads": 7}, "hidden_size .768. must be a multiple of num_attention_heads .7."),
+        ({"patch_size": 0}, "patch_size must be between 1"),
+        ({"patch_size": 15}, "the nearest are 210 and 225"),
+        ({"patch_size": 1, "image_size": 16384}, "make 268,435,456 patches"),
+        ({"hidden_act": "gelus"}, "hidden_act is one of gelu, .*, got 'gelus'"),
+    ):
+        with pytest.raises(StrictDataclassError, match=message):
+            FlipVisionConfig(**fields)

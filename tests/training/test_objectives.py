@@ -320,7 +320,7 @@ def test_a_start_that_does_not_fit_is_named(model, vit_mae, tmp_path):
     wide = json.dumps({"hidden_size": 64})
     with pytest.raises(ValueError, match=r"--vision_config does not fit .* \(32,\) there and \(64,\) here"):
         start_from(tmp_path, "--vision_config", wide)
-    with pytest.raises(ValueError, match="--init_vision_from .*nowhere cannot be read"):
+    with pytest.raises(ValueError, match="--init_vision_from .*nowhere cannot be loaded: there is no such folder"):
         start_from(tmp_path / "nowhere")
     model.text_model.save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match="of type 'flip_text_model'; give a ViTMAE, a FlipModel"):

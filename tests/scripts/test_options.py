@@ -1,0 +1,171 @@
+"""The options of every script: numbers have ranges, mistakes are one line and exit code 2, outputs are tried first."""
+
+import argparse
+import importlib
+import os
+import re
+import runpy
+import sys
+
+import pytest
+from PIL import Image
+
+from flip_hf import FlipPreTrainingConfig
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import Range
+from tests.conftest import tiny_config
+from tests.programs import ROOT
+
+SCRIPTS = ["benchmark", "demo", "plan", "push_to_hub", "reconstruct", "reproduce", "zero_shot"]
+FIRST = {
+    "benchmark": ["step"],
+    "demo": ["MODEL"],
+    "plan": [],
+    "push_to_hub": ["FOLDER", "OWNER/NAME"],
+    "reconstruct": ["MODEL", "IMAGE"],
+    "reproduce": [],
+    "zero_shot": ["MODEL", "IMAGE", "--labels", "x"],
+}
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request, monkeypatch):
+    if request.param == "demo":
+        pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module(request.param)
+
+
+def test_every_number_of_a_script_has_a_range_and_refuses_all_else(script, capsys):
+    parser = script.make_parser()
+    assert isinstance(parser, ScriptParser)
+    words = FIRST[script.__name__]
+    parser.parse_args(words)
+    for action in parser._actions:
+        # No bare int or float: they take NaN, infinity and what is out of range.
+        assert action.type not in (int, float), action.dest
+        if not isinstance(action.type, Range):
+            continue
+        within = action.type
+        bounds = [within.low if within.open_low else within.low - 1]
+        if within.high is not None:
+            bounds.append(within.high if within.open_high else within.high + 1)
+        for value in (*bounds, "nan", "inf", "-inf", "-1e300", "abc", "9" * 5000):
+            for given in ([action.option_strings[0], str(value)], [f"{action.option_strings[0]}={value}"]):
+                with pytest.raises(SystemExit) as end:
+                    parser.parse_args([*words, *given])
+                printed = capsys.readouterr().err
+                assert end.value.code == 2 and printed.count("\n") == 1, (action.dest, value)
+                assert printed.startswith(f"error: {action.option_strings[0]} ")
+
+
+def test_unknown_options_get_the_nearest_known_one(script, capsys):
+    if script.__name__ == "plan":
+        pytest.skip("hands them on to the parser of pretrain.py")
+    parser, words = script.make_parser(), FIRST[script.__name__]
+    known = next(
+        name for action in parser._actions for name in action.option_strings if len(name) > 5 and name != "--help"
+    )
+    for given in (f"{known}x", known[:-1], f"{known.replace('_', '-')}s=3"):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([*words, given])
+        printed = capsys.readouterr().err
+        assert end.value.code == 2 and printed.count("\n") == 1
+        assert f"there is no option {given.split('=')[0]}. Did you mean {known!r}?" in printed
+
+
+def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
+    """What a script that must not go on says, and its exit code; in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+    return str(end.value), end.value.code
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said", "code"),
+    [
+        ("demo", ["MODEL", "--server_port", "70000"], "--server_port must be between 1 and 65,535, got 70000.", 2),
+        ("benchmark", ["steps"], "question is one of end-to-end, .*, got 'steps'.", 2),
+        ("benchmark", ["step", "--batch_size"], "--batch_size needs a value.", 2),
+        ("benchmark", ["loss", "--device", "gpu"], "--device gpu is no device of this machine: ", 2),
+        ("zero_shot", ["MODEL", "IMAGE"], "the following arguments are required: --labels.", 2),
+        ("reconstruct", ["MODEL"], "give image files, or --data.", 2),
+        ("plan", ["vit_b16", "--mask-ration", "0.5"], "there is no option --mask-ration. Did you mean", 2),
+        ("plan", ["vit_b16", "--base_lr", "-inf"], "--base_lr must be a number between 0 and 1,000, got -inf.", 2),
+        ("plan", ["vit_b17"], "There is no recipe 'vit_b17'", 1),
+        ("plan", ["vit_b16", "--mfu", "nan"], "--mfu is a fraction", 2),
+        ("evaluate", ["MODEL", "--batch_size", "abc"], "--batch_size must be an integer between 1 and", 2),
+        ("evaluate", ["--tasks", "zero-shot", "--datasets", "cifar10"], "Name the model first", 2),
+        ("reproduce", ["--budget", "nan"], "--budget must be a number above 0 and at most 1e.09, got nan.", 2),
+        ("zero_shot", ["no/such/model", ROOT / "docs" / "x.png", "--labels", "a"], ".*x.png cannot be read", 1),
+    ],
+)
+def test_mistakes_are_one_line_with_an_exit_code(script, words, said, code, monkeypatch, capsys):
+    if script == "demo":
+        pytest.importorskip("gradio")
+    line, ended = run(monkeypatch, script, *words)
+    assert ended == code and re.match(f"error: {said}", line), line
+    assert "\n" not in line and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "option"),
+    [
+        ("benchmark", ["step", "--output", "OUT/x"], "--output"),
+        ("demo", ["MODEL", "--space", "OUT"], "--space"),
+        ("plan", ["vit_b16", "--output", "OUT/x"], "--output"),
+        ("plan", ["vit_b16", "--plot", "OUT/x.png"], "--plot"),
+        ("plan", ["--check", "--output", "OUT/x"], "--output"),
+        ("reconstruct", ["MODEL", "--data", "x", "--output", "OUT/x.png"], "--output"),
+        ("reproduce", ["--folder", "OUT"], "--folder"),
+        ("evaluate", ["MODEL", "--datasets", "cifar10", "--output_dir", "OUT"], "--output_dir"),
+    ],
+)
+def test_where_the_output_goes_is_tried_before_anything_else(script, words, option, tmp_path, monkeypatch):
+    """MODEL is none: what is said is about the output, so that it came first."""
+    if script == "demo":
+        pytest.importorskip("gradio")
+    (tmp_path / "file").write_text("x")
+    for where, why in ((tmp_path / "file" / "in", "is not a folder"), ("/proc/none", "cannot be written")):
+        line, code = run(monkeypatch, script, *(word.replace("OUT", str(where)) for word in words))
+        assert code == 1 and line.startswith(f"error: {option} ") and why in line, line
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_picture_of_no_known_kind_is_refused_first(monkeypatch, tmp_path):
+    line, _ = run(monkeypatch, "reconstruct", "MODEL", "--data", "x", "--output", tmp_path / "a.doc")
+    assert "--output" in line and "a picture is one of" in line and "not doc." in line
+
+
+def test_parsers_are_the_scripts_own(monkeypatch):
+    for name in SCRIPTS:
+        source = (ROOT / "scripts" / f"{name}.py").read_text()
+        assert "argparse.ArgumentParser(" not in source and "sys.exit(f" not in source, name
+    assert issubclass(ScriptParser, argparse.ArgumentParser)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("zero_shot", ["MODEL", "IMAGE", "--labels", "a", "b"]),
+        ("reconstruct", ["MODEL", "IMAGE", "--output", "OUT.png"]),
+        ("evaluate", ["MODEL", "--data", "shapes", "--output_dir", "OUT"]),
+        ("demo", ["MODEL"]),
+        ("demo", ["MODEL", "--space", "OUT"]),
+    ],
+)
+def test_damaged_weights_are_one_line_in_every_script(script, words, saved, tmp_path, monkeypatch, capsys):
+    if script == "demo":
+        pytest.importorskip("gradio")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:-50])
+    if script == "reconstruct":  # which asks for a model with a decoder first
+        FlipPreTrainingConfig(flip_config=tiny_config()).save_pretrained(saved)
+    names = {"MODEL": str(saved), "IMAGE": str(tmp_path / "a.png")}
+    capsys.readouterr()
+    words = [names.get(word, word.replace("OUT", str(tmp_path / "out"))) for word in words]
+    line, code = run(monkeypatch, script, *words)
+    assert code == 1 and "model.safetensors is damaged" in line, line
+    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.glob("out*"))

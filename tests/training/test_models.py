@@ -1,0 +1,110 @@
+"""What a run starts from and cannot be had: one line, before anything is computed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from flip_hf import FlipModel
+from flip_hf.training.fit import check_memory, parameters_at_least
+from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
+from flip_hf.training.recipes import parse_arguments
+from tests.conftest import tiny_config
+from tests.modeling.test_parity import tiny_clip
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+
+
+def parse(*argv: object):
+    return parse_arguments(["--train_data", "x", *map(str, argv)], RECIPES, default_recipe="shapes")
+
+
+def start(*argv: object) -> None:
+    """All that a run does with what it starts from."""
+    arguments = parse(*argv)
+    config = make_config(arguments.model, arguments.objective)
+    tokenizer = make_tokenizer(arguments, [], 16) if "--init_vision_from" not in argv else None
+    make_model(arguments, config, tokenizer)
+    make_processor(config, tokenizer, arguments.model)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def fewer_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it has no weights"),
+        (lambda folder: cut(folder / "config.json"), "config.json is damaged"),
+        (fewer_layers, "config.json has no place for|has another shape|has no weights|does not fit"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--model_name_or_path", "--init_vision_from"])
+def test_a_damaged_start_is_named(saved, spoil, message, option):
+    start(option, saved)
+    spoil(saved)
+    if option == "--init_vision_from" and spoil is fewer_layers:
+        return  # a tower of fewer blocks is one
+    with pytest.raises(ValueError, match=message) as caught:
+        start(option, saved)
+    assert "\n" not in str(caught.value) and str(saved) in str(caught.value)
+
+
+def test_a_damaged_tokenizer_or_processor_is_named(saved):
+    text = (saved / "processor_config.json").read_text()
+    (saved / "processor_config.json").write_text("{")
+    with pytest.raises(ValueError, match="processor_config.json is damaged"):
+        start("--model_name_or_path", saved)
+    (saved / "processor_config.json").write_text(text)
+    cut(saved / "tokenizer.json")
+    with pytest.raises(ValueError, match="The tokenizer .* cannot be loaded: tokenizer.json is damaged"):
+        start("--model_name_or_path", saved)
+
+
+def test_a_model_of_another_kind_is_not_taken_for_a_flip(tmp_path):
+    tiny_clip(99).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'clip', not a FLIP. scripts/convert.py"):
+        make_config(parse("--model_name_or_path", tmp_path).model)
+
+
+@pytest.mark.parametrize("option", ["--model_name_or_path", "--init_vision_from", "--tokenizer"])
+def test_what_is_not_here_offline_is_one_line_with_the_way_to_get_it(option):
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE.*`hf download some-body/something`") as caught:
+        start(option, "some-body/something")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot be loaded: there is no such folder.$"):
+        start(option, "/nowhere/something")
+
+
+def test_every_recipe_of_the_paper_says_in_one_line_that_its_tokenizer_is_not_here():
+    said = set()
+    for path in RECIPES.glob("vit_*.yaml"):
+        arguments = parse_arguments([path.stem, "--train_data", "x"], RECIPES, default_recipe="shapes")
+        if arguments.data.tokenizer is None:
+            continue
+        with pytest.raises(ValueError, match="HF_HUB_OFFLINE.*`hf download ") as caught:
+            make_tokenizer(arguments, [], 32)
+        said.add("\n" in str(caught.value))
+    assert said == {False}
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made():
+    config = tiny_config()
+    small = parameters_at_least(config)
+    assert 0.8 < small / FlipModel(config).num_parameters() < 1.05
+    check_memory(config)
+    wide = json.dumps({"hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 1000})
+    arguments = parse("--vision_config", json.dumps({**json.loads(wide), "num_attention_heads": 64}))
+    config = make_config(arguments.model)
+    assert parameters_at_least(config) * 4 > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with pytest.raises(ValueError, match="billion parameters takes .* GB for its weights; this machine has"):
+        make_model(arguments, config, None)
