@@ -315,9 +315,7 @@ class RunArguments:
     seed: int = option(0, "of initialisation, masks, order and augmentation", SEED)
     log_samples: int = option(1_000_000, "samples between two log lines", POSITIVE)
     eval_samples: int = option(64_000_000, "samples between two evaluations; the end is always evaluated", POSITIVE)
-    checkpoint_samples: int = option(
-        64_000_000, "samples between two checkpoints; 0: by the clock and at the end", _SAMPLES
-    )
+    checkpoint_samples: int = option(64_000_000, "samples between two checkpoints; 0: by the clock alone", _SAMPLES)
     checkpoint_minutes: float = option(30.0, "minutes between two checkpoints; 0: by samples alone", number(0, 525_600))
     keep_checkpoints: int = option(2, "checkpoints kept", integer(1, 1_000_000))
     max_skipped_steps: int = option(

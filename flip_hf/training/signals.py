@@ -2,10 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
 from typing import Any
+
+import torch.multiprocessing
 
 from flip_hf.data.waits import allow_waits, end_waits
 
@@ -32,6 +35,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         allow_waits()
+        _stop_with_launcher()
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -53,3 +57,9 @@ class StopSignals:
         elif time.monotonic() - self._first > ECHO_SECONDS:
             self.__exit__()
             signal.raise_signal(number)
+
+
+def _stop_with_launcher() -> None:
+    """Asks the kernel for a SIGTERM when torchrun is killed: its processes would otherwise train on, unwatched."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # pyright: ignore[reportAttributeAccessIssue]

@@ -225,6 +225,19 @@ def test_one_process_told_to_stop_saves_and_exits_with_0(shards, tmp_path):
     assert_same(run.finish(), whole)
 
 
+def test_processes_whose_launcher_is_killed_save_and_leave(straight, shards, tmp_path):
+    run = Run(tmp_path / "run", shards, STEPS)
+    process = run.start()
+    run.wait_for(lambda: len(run.losses()) >= 5, process)
+    ranks = [psutil.Process(pid) for pid in run.pids()]
+    family = [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]
+    process.kill()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive and "resume with --resume_from_checkpoint auto" in run.output(), run.output()[-3000:]
+    assert find_checkpoints(run.folder)[-1].name == f"checkpoint-{max(run.losses()):012d}"
+    assert_same(run.finish(), straight)
+
+
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
