@@ -46,6 +46,7 @@ from benchmarks.step import benchmark_step, step_markdown
 from benchmarks.zero_shot import benchmark_zero_shot, zero_shot_markdown
 
 from flip_hf.losses import TILE_SIZE
+from flip_hf.redaction import install
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = {
@@ -95,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Measures, prints, and writes what was measured."""
+    install()
     options = make_parser().parse_args()
     torch.manual_seed(0)
     measure, to_markdown = QUESTIONS[options.question]

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from flip_hf.hub.folder import FolderError, prepare
 from flip_hf.hub.push import HubError, HubUnreachable, create, push
+from flip_hf.redaction import install
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Prepares a complete folder, and uploads it; a mistake ends in one line."""
+    install()
     options = make_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     hub_logging.set_verbosity_error()

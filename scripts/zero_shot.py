@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from flip_hf import ZeroShotClassifier
+from flip_hf.redaction import install
 
 BAR_WIDTH = 30
 
@@ -50,6 +51,7 @@ def format_answer(path: str, scores: list[dict]) -> str:
 
 def main() -> None:
     """Loads the model once and answers for each image."""
+    install()
     arguments = make_parser().parse_args()
     images = [open_image(path) for path in arguments.images]
     logging.set_verbosity_error()

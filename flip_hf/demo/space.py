@@ -12,7 +12,7 @@ from flip_hf.demo.search import pictures_below
 
 CODE_LICENCE = "apache-2.0"
 PACKAGE = Path(__file__).parents[1]
-# The page's own room and those that it may use; no other is imported.
+# The page's own room and those that it may use; of the others, only `redaction.py` is imported.
 ROOMS = ("data", "demo", "evaluation", "modeling")
 # Those of pyproject.toml, with `demo`; Gradio comes with the Space, in the version of its card.
 REQUIREMENTS = (
@@ -84,7 +84,7 @@ def write_space(folder: Path, name_or_path: str, *, images: str | None = None, l
 
 def _copy_package(target: Path) -> None:
     target.mkdir()
-    for path in (PACKAGE / "__init__.py", PACKAGE.parent / "LICENSE"):
+    for path in (PACKAGE / "__init__.py", PACKAGE / "redaction.py", PACKAGE.parent / "LICENSE"):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
     for room in ROOMS:

@@ -11,8 +11,8 @@ from transformers import AutoImageProcessor
 
 from flip_hf.conversion.clip import convert_to_clip
 from flip_hf.hub.card import CARD, forget_text, write_card
-from flip_hf.hub.redaction import redact
 from flip_hf.modeling import FlipForPreTraining, FlipModel, FlipProcessor
+from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 

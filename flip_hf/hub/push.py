@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
-from flip_hf.hub.redaction import redact
+from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipForPreTraining, FlipModel
+from flip_hf.redaction import redacted
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.optimization import plan_phases
@@ -91,7 +92,7 @@ def save_run(
     model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     write_recipe(arguments, folder / "recipe.yaml")
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(redacted(results), indent=2) + "\n", encoding="utf-8")
     plot_curves(records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
 
 

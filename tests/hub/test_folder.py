@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from flip_hf import FlipForImageClassification, FlipModel
 from flip_hf.hub.folder import FolderError, prepare
-from flip_hf.hub.redaction import redact
+from flip_hf.redaction import redact
 from flip_hf.training.build import build_trainer
 from flip_hf.training.recipes import parse_arguments
 from tests.conftest import tiny_config
