@@ -74,8 +74,7 @@ def _form(name: str, pattern: str, source: str, *hints: str) -> Form:
 # In a file of binary data any byte may stand before a token; only what is a part of common words looks at it.
 TOKENS = (
     _form("Hugging Face token", r"(?:hf|api_org)_[A-Za-z0-9]{20,}", "gitleaks huggingface-*", "hf_", "api_org_"),
-    _form("GitHub token", r"gh[pousr]_[A-Za-z0-9]{20,}", "GitHub, token formats; gitleaks github-*", "gh"),
-    _form("GitHub token", r"github_pat_\w{20,}", "gitleaks github-fine-grained-pat", "github_pat_"),
+    _form("GitHub token", r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}", "gitleaks github", "gh", "_pat_"),
     _form("GitLab token", r"gl(?:pat|rt|cbt|agent|[a-z]{1,6}t|oas)-[\w-]{18,}", "gitleaks gitlab-*", "gl"),
     _form("Slack token", r"xox[abeoprs][.-][\w.-]{10,}|xapp-\d-[\w-]{10,}", "gitleaks slack-*", "xox", "xapp-"),
     _form(
