@@ -193,7 +193,7 @@ _USER_IN_NAME = ("abfs", "abfss", "ftp", "git+ssh", "scp", "sftp", "ssh", "wasb"
 def _is_login(match: re.Match[str]) -> bool:
     """Whether what stands before the @ of a URL is more than the name of a place."""
     login = match.group("login")
-    if re.fullmatch(rf"{_VARIABLE}(?::{_VARIABLE})?", login):
+    if re.fullmatch(rf"(?:[^:]*:)?{_VARIABLE}", login):
         return False
     return ":" in login or match.group("scheme").lower() not in _USER_IN_NAME
 

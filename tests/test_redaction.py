@@ -60,7 +60,12 @@ HARMLESS = [
     *("Bearer authentication is", "Basic authentication, basic CLIPModel", "author: me", "tokens = {'a': 1}"),
     *("risk-averse-portfolio-management-systems", "task-12345678901234567890", "hf_hub_download", "hf_transfer"),
     *("ssh://git@github.com/u/r", "abfs://container@account.dfs.core.windows.net/x", "--hub_private_repo False"),
-    *("https://${USER}:${PASSWORD}@host/x?token=${TOKEN}", "password: ${PASSWORD}", "a photo of a {}."),
+    *(
+        "https://${USER}:${PASSWORD}@host/x?token=${TOKEN}",
+        "https://me:${PASSWORD}@host/x",
+        "password: ${PASSWORD}",
+        "a photo of a {}.",
+    ),
     f"https://huggingface.co/u/m/resolve/{'0a' * 20}/x?download=true",
     "100%|███| 1.02k/1.02k [00:03<00:00, 312 samples/s, loss=3.55, acc=0.0469, scale=19.9, lr=0.001]",
 ]
