@@ -11,13 +11,12 @@ FOLDER is what pretrain.py or convert.py left, or a checkpoint. Log in with `hf 
 import argparse
 import logging
 import sys
-import tempfile
 from pathlib import Path
 
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
-from flip_hf.hub.folder import FolderError, prepare
+from flip_hf.hub.folder import FolderError, prepare, scratch_beside
 from flip_hf.hub.push import HubError, HubUnreachable, create, push
 from flip_hf.redaction import install
 
@@ -52,8 +51,8 @@ def main() -> None:
             print(f"{options.dry_run}: complete, {size / 1e6:,.1f} MB; `hf upload {options.repo_id} {options.dry_run}`")
             return
         repo_id = create(options.repo_id, private=not options.public)  # first: what it refuses, it refuses at once
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = prepare(options.folder, Path(scratch) / "ready", repo_id=repo_id, link=True, **asked)
+        with scratch_beside(options.folder) as scratch:
+            folder = prepare(options.folder, scratch / "ready", repo_id=repo_id, link=True, **asked)
             print(push(folder, repo_id, private=not options.public))
     except HubUnreachable as error:
         sys.exit(f"error: {error} The same command goes on later; --dry_run OUT makes the folder without the network.")
