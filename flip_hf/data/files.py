@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import fsspec
 
-from flip_hf.redaction import redact, remember, shown
+from flip_hf.redaction import REMOVED, redact, remember, shown
 
 # A larger image file or member of an archive is refused unread: nothing that a model is trained on has this size.
 MAX_FILE_BYTES = 64 * 2**20
@@ -30,10 +30,15 @@ def fill_in_variables(name: str) -> str:
     a name out of data could send a variable anywhere.
 
     Raises:
-        ValueError: a variable is not set.
+        ValueError: a variable is not set; or the name has no credentials any more, out of a recipe that a run wrote.
     """
     if not is_remote(name):
         return name
+    if REMOVED in name:
+        raise ValueError(
+            f"{name!r} is out of a recipe that a run wrote, without its credentials. Give the whole URL again, or name a "
+            "variable of the environment in their place: ${PASSWORD}."
+        )
     missing = [variable for variable in _VARIABLE.findall(name) if variable not in os.environ]
     if missing:
         raise ValueError(f"{shown(name)!r} names ${{{missing[0]}}}, and there is no such variable of the environment.")

@@ -139,5 +139,8 @@ def test_a_recipe_that_names_variables_runs_again_as_it_is(guarded, pretrain, tm
     assert leaks(run, tmp_path / "one") == leaks(again, tmp_path / "two") == []
     losses = [(tmp_path / name / "results.json").read_text() for name in ("one", "two")]
     assert json.loads(losses[0])["sources"] == json.loads(losses[1])["sources"]
+    (tmp_path / "removed.yaml").write_text(recipe.read_text().replace(f"{USER}:${{DATA_PASSWORD}}", "[removed]"))
+    removed = pretrain("--output_dir", str(tmp_path / "three"), recipe=str(tmp_path / "removed.yaml"))
+    assert removed.returncode == 1 and "without its credentials. Give the whole URL again" in removed.stderr
     without = pretrain("--output_dir", str(tmp_path / "three"), recipe=str(recipe))
     assert without.returncode == 1 and "${DATA_PASSWORD}, and there is no such variable" in without.stderr
