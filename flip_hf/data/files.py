@@ -36,8 +36,8 @@ def fill_in_variables(name: str) -> str:
         return name
     if REMOVED in name:
         raise ValueError(
-            f"{name!r} is out of a recipe that a run wrote, without its credentials. Give the whole URL again, or name a "
-            "variable of the environment in their place: ${PASSWORD}."
+            f"{name!r} is out of a recipe that a run wrote, without its credentials. Give the whole URL again, or name "
+            "a variable of the environment in their place: ${PASSWORD}."
         )
     missing = [variable for variable in _VARIABLE.findall(name) if variable not in os.environ]
     if missing:
