@@ -156,7 +156,9 @@ TOKENS = (
 
 # No secrets: a variable to be filled in, what was removed before, switches, markers such as [PAD], and masks.
 _VARIABLE = r"(?:\$\{\w+\}|\$\w+|\[removed\])"
-_HARMLESS = rf"(?:{_VARIABLE}|(?i:null|none|true|false|yes|no)|\[[\w ]*\]|<[^<>\s]*>|\*+|\.\.\.)"
+_HARMLESS = (
+    rf"(?:(?i:bearer|basic)\s+)?(?:{_VARIABLE}|(?i:null|none|true|false|yes|no)|\[[\w ]*\]|<[^<>\s]*>|\*+|\.\.\.)"
+)
 _NO_HARMLESS = rf"(?!{_HARMLESS}(?:[\s'\"\\,;&#)}}\]]|$))"
 # Names of which the values are secrets, by their ends: `db_password`, `HF_TOKEN`, `secretAccessKey`.
 _ENDS = (

@@ -64,6 +64,7 @@ HARMLESS = [
         "https://${USER}:${PASSWORD}@host/x?token=${TOKEN}",
         "https://me:${PASSWORD}@host/x",
         "password: ${PASSWORD}",
+        '"Authorization": "Bearer ${TOKEN}"',
         "a photo of a {}.",
     ),
     f"https://huggingface.co/u/m/resolve/{'0a' * 20}/x?download=true",
