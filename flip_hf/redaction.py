@@ -24,7 +24,6 @@ REMOVED = "[removed]"
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _SHORTEST = 8  # a shorter value is a switch such as `TOKENIZERS_PARALLELISM=false`
 _SHORTEST_GIVEN = 6  # a shorter password would also be a part of innocent words
-
 _COMMON = re.compile(r"^\d+$|\.[a-z]{2,7}$")  # numbers and names of files come again where they are no secret
 
 
@@ -156,9 +155,8 @@ TOKENS = (
 
 # No secrets: a variable to be filled in, what was removed before, switches, markers such as [PAD], and masks.
 _VARIABLE = r"(?:\$\{\w+\}|\$\w+|\[removed\])"
-_HARMLESS = (
-    rf"(?:(?i:bearer|basic)\s+)?(?:{_VARIABLE}|(?i:null|none|true|false|yes|no)|\[[\w ]*\]|<[^<>\s]*>|\*+|\.\.\.)"
-)
+_SWITCH = r"(?i:null|none|true|false|yes|no)"
+_HARMLESS = rf"(?:(?i:bearer|basic)\s+)?(?:{_VARIABLE}|{_SWITCH}|\[[\w ]*\]|<[^<>\s]*>|\*+|\.\.\.)"
 _NO_HARMLESS = rf"(?!{_HARMLESS}(?:[\s'\"\\,;&#)}}\]]|$))"
 # Names of which the values are secrets, by their ends: `db_password`, `HF_TOKEN`, `secretAccessKey`.
 _ENDS = (
