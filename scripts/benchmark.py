@@ -50,6 +50,7 @@ from flip_hf.console.files import try_file
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, integer, number
 from flip_hf.losses import TILE_SIZE
+from flip_hf.redaction import install
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = {
@@ -112,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Measures, prints, and writes what was measured; a mistake ends in one line, before anything is measured."""
+    install()
     options = make_parser().parse_args()
     torch.manual_seed(0)
     measure, to_markdown = QUESTIONS[options.question]

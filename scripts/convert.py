@@ -20,6 +20,7 @@ from flip_hf.conversion.folder import new_folder
 from flip_hf.conversion.mae import convert_from_mae
 from flip_hf.conversion.official import convert_official
 from flip_hf.conversion.open_clip import convert_from_open_clip, write_open_clip
+from flip_hf.redaction import install
 
 # Sub-command, what it does, what SOURCE is.
 COMMANDS = {
@@ -76,6 +77,7 @@ def convert(command: str, source: str, folder: Path, options: dict[str, Any]) ->
 
 def main() -> None:
     """Converts one model into a new folder, which appears only when it is whole."""
+    install()
     arguments = vars(make_parser().parse_args())
     command, source, output = (arguments.pop(name) for name in ("command", "source", "output"))
     logging.set_verbosity_error()

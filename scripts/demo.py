@@ -24,6 +24,7 @@ from flip_hf.demo.model import DemoModel
 from flip_hf.demo.page import make_page, serve
 from flip_hf.demo.search import embedded_pictures, pictures_below
 from flip_hf.demo.space import write_space
+from flip_hf.redaction import install
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Serves the page or writes the Space; a mistake ends in one line."""
+    install()
     options = make_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.set_verbosity_error()

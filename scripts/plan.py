@@ -29,6 +29,7 @@ from flip_hf.console.files import read_text, try_file
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, integer, number
 from flip_hf.evaluation.plots import try_picture
+from flip_hf.redaction import install, redact
 from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.build import MISTAKES
@@ -148,7 +149,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
     shape = (vision.num_hidden_layers, vision.hidden_size, vision.patch_size, vision.image_size)
     head = {
         "recipe": options.recipe,
-        "command": "python scripts/plan.py " + " ".join(sys.argv[1:]),
+        "command": redact("python scripts/plan.py " + " ".join(sys.argv[1:])),
         "model": f"ViT of {shape[0]} x {shape[1]}, patch {shape[2]}, {model_bytes(run.config).trainable / 4e6:.0f} M "
         f"parameters, {shape[3]} pixels, batch {run.batch_size:,}, {precision}",
         "hardware": f"{options.nodes} x {options.gpus} {gpu.name}: {gpu.memory / 1e9:g} GB, "
@@ -175,7 +176,7 @@ def check(options: argparse.Namespace) -> None:
         planned, measured = planned_bytes(FlipConfig(), step), measure(FlipConfig(), step, device)
         rows.append({**vars(step), "planned": planned, "measured": measured, "deviation": planned / measured - 1})
     about = {
-        "command": "python scripts/plan.py " + " ".join(sys.argv[1:]),
+        "command": redact("python scripts/plan.py " + " ".join(sys.argv[1:])),
         **{"hardware": hardware, "python": platform.python_version()},
         **{"torch": torch.__version__, "transformers": transformers.__version__},
         "measure": "torch.cuda.max_memory_allocated" if device == "cuda" else "highest resident memory (ru_maxrss)",
@@ -236,6 +237,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Plans or checks; a mistake ends in one line."""
+    install()
     options, rest = make_parser().parse_known_args()
     try:
         check(options) if options.check else plan(options, rest)

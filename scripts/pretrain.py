@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from flip_hf.console.endings import end_with
+from flip_hf.redaction import install
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.failures import explain, is_clear, lost_another
 from flip_hf.training.recipes import parse_arguments
@@ -22,6 +23,7 @@ from flip_hf.training.resume import RunFinished
 
 def main() -> None:
     """Parses, builds, trains; what goes wrong ends in one line that says what, and every process ends."""
+    install()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     rank = int(os.environ.get("RANK", "0"))
     count = int(os.environ.get("WORLD_SIZE", "1"))

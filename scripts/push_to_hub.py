@@ -10,7 +10,6 @@ FOLDER is what pretrain.py or convert.py left, or a checkpoint. Log in with `hf 
 
 import argparse
 import logging
-import tempfile
 from pathlib import Path
 
 from huggingface_hub.utils import logging as hub_logging
@@ -18,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.parsers import ScriptParser
-from flip_hf.hub.folder import FolderError, prepare
+from flip_hf.hub.folder import FolderError, prepare, scratch_beside
 from flip_hf.hub.push import HubError, HubUnreachable, create, push
+from flip_hf.redaction import install
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Prepares a complete folder, and uploads it; a mistake ends in one line."""
+    install()
     options = make_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     hub_logging.set_verbosity_error()
@@ -51,8 +52,8 @@ def main() -> None:
             print(f"{options.dry_run}: complete, {size / 1e6:,.1f} MB; `hf upload {options.repo_id} {options.dry_run}`")
             return
         repo_id = create(options.repo_id, private=not options.public)  # first: what it refuses, it refuses at once
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = prepare(options.folder, Path(scratch) / "ready", repo_id=repo_id, link=True, **asked)
+        with scratch_beside(options.folder) as scratch:
+            folder = prepare(options.folder, scratch / "ready", repo_id=repo_id, link=True, **asked)
             print(push(folder, repo_id, private=not options.public))
     except HubUnreachable as error:
         end_with(f"{error} The same command goes on later; --dry_run OUT makes the folder without the network.")

@@ -33,6 +33,7 @@ from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.plots import try_picture
 from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining, plot_reconstructions
 from flip_hf.evaluation.reconstruction_error import measure_reconstruction
+from flip_hf.redaction import install
 
 BATCH_SIZE = 64
 DRAWN = 8  # images of a data set in the picture
@@ -139,6 +140,7 @@ def draw(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Draws the picture, or ends with a sentence that says why not."""
+    install()
     parser = make_parser()
     arguments = parser.parse_args()
     if bool(arguments.images) == bool(arguments.data):

@@ -28,6 +28,7 @@ from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_folder
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import SEED, number
+from flip_hf.redaction import install
 from flip_hf.reproduction.figures import speed_table, write_report
 from flip_hf.reproduction.findings import findings
 from flip_hf.reproduction.plan import RECIPES, SEEDS, Run, Scale, planned_runs, words_of
@@ -134,6 +135,7 @@ def run_all(points: Points, runs: list[Run], seeds: list[int]) -> None:
 
 def main() -> None:
     """Plans, runs, draws; an interruption loses at most the run under way."""
+    install()
     options = make_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way ends, too
     points = Points(options.folder, options.recipe)

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from flip_hf import ZeroShotClassifier
 from flip_hf.console.endings import end_with
 from flip_hf.console.parsers import ScriptParser
+from flip_hf.redaction import install
 
 BAR_WIDTH = 30
 
@@ -51,6 +52,7 @@ def format_answer(path: str, scores: list[dict]) -> str:
 
 def main() -> None:
     """Loads the model once and answers for each image."""
+    install()
     arguments = make_parser().parse_args()
     images = [open_image(path) for path in arguments.images]
     logging.set_verbosity_error()

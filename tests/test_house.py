@@ -26,36 +26,23 @@ SOURCES = sorted(
 MAY_IMPORT = {
     "modeling": set(),
     "flip_hf": {"modeling", "evaluation"},
-    "data": {"data"},
+    "data": {"data", "redaction"},
     "losses": set(),
     "console": {"console"},
     "redaction": set(),
-    "evaluation": {"evaluation", "data", "modeling", "console"},
-    "conversion": {"conversion", "console", "modeling"},
-    "demo": {"demo", "evaluation", "data", "modeling", "console"},  # a Space of it holds these rooms alone
-    "hub": {"hub", "console", "conversion", "evaluation", "data", "modeling"},
+    "evaluation": {"evaluation", "data", "modeling", "console", "redaction"},
+    "conversion": {"conversion", "console", "modeling", "redaction"},
+    # A Space of it holds these rooms alone.
+    "demo": {"demo", "evaluation", "data", "modeling", "console", "redaction"},
+    "hub": {"hub", "console", "conversion", "evaluation", "data", "modeling", "redaction"},
+    # `conversion` to start from a ViTMAE
     "training": {
-        "training",
-        "console",
-        "hub",
-        "evaluation",
-        "data",
-        "losses",
-        "modeling",
-        "conversion",
-    },  # to start from a ViTMAE
+        *("training", "hub", "evaluation", "data", "losses", "modeling", "conversion", "console", "redaction"),
+    },
     "reproduction": {"reproduction", "training", "data", "console"},
     "scripts": {
-        "flip_hf",
-        "console",
-        "reproduction",
-        "training",
-        "evaluation",
-        "conversion",
-        "demo",
-        "hub",
-        "data",
-        "losses",
+        *("flip_hf", "reproduction", "training", "evaluation", "conversion", "demo", "hub", "data", "losses"),
+        *("console", "redaction"),
     },
 }
 MAX_FUNCTION_LINES = 60

@@ -8,15 +8,48 @@ from typing import IO, Any
 
 import fsspec
 
+from flip_hf.redaction import REMOVED, redact, remember, shown
+
 # A larger image file or member of an archive is refused unread: nothing that a model is trained on has this size.
 MAX_FILE_BYTES = 64 * 2**20
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_WEB = ("http://", "https://")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def is_remote(name: str) -> bool:
     """Whether a name is a URL of another place than this machine's disks."""
     return "://" in name and not name.startswith(("file://", "local://"))
+
+
+def fill_in_variables(name: str) -> str:
+    """Fills variables of the environment into a URL: `https://${USER}:${PASSWORD}@host/a.tar`.
+
+    So recipes and logs hold the names of credentials instead of credentials. It is for names that the user gave alone:
+    a name out of data could send a variable anywhere.
+
+    Raises:
+        ValueError: a variable is not set; or the name has no credentials any more, out of a recipe that a run wrote.
+    """
+    if not is_remote(name):
+        return name
+    if REMOVED in name:
+        raise ValueError(
+            f"{name!r} is out of a recipe that a run wrote, without its credentials. Give the whole URL again, or name "
+            "a variable of the environment in their place: ${PASSWORD}."
+        )
+    missing = [variable for variable in _VARIABLE.findall(name) if variable not in os.environ]
+    if missing:
+        raise ValueError(f"{shown(name)!r} names ${{{missing[0]}}}, and there is no such variable of the environment.")
+    filled = _VARIABLE.sub(lambda match: os.environ[match.group(1)], name)
+    remember(filled)
+    return filled
+
+
+def has_extension(name: str, extension: str | tuple[str, ...]) -> bool:
+    """Whether a path or URL names a file with the extension; a web address may have parameters behind it."""
+    return (re.split("[?#]", name, maxsplit=1)[0] if name.startswith(_WEB) else name).endswith(extension)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -38,7 +71,7 @@ def find_file_system(name: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(name)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{name!r} cannot be opened: {error}.") from error
+        raise ValueError(f"{shown(name)!r} cannot be opened: {redact(str(error))}.") from error
 
 
 def list_files(pattern: str) -> list[str]:
@@ -58,7 +91,7 @@ def list_files(pattern: str) -> list[str]:
         else:
             files += sorted(glob.glob(name, recursive=True))
     if not files:
-        raise FileNotFoundError(f"There is no file {pattern!r}.")
+        raise FileNotFoundError(f"There is no file {shown(pattern)!r}.")
     return files
 
 

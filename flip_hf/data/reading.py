@@ -15,6 +15,7 @@ import numpy as np
 from datasets import IterableDataset
 
 from flip_hf.data.refusals import BadDataError
+from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def _read_shard(
                 yield index, row
             return
         except Exception as error:  # archives, connections, schemas: any kind
-            told = f"{type(error).__name__}: {error}"
+            told = redact(f"{type(error).__name__}: {error}")  # the client's own words may have the whole URL
             if failures == len(RETRY_WAITS) or not _may_pass(shards, error):
                 damage("unreadable shard", f": {told}")
                 return

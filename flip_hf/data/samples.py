@@ -18,6 +18,7 @@ from flip_hf.data.positions import Piece, SourcePosition, whole_epoch
 from flip_hf.data.reading import Place, Reader, read_rows
 from flip_hf.data.refusals import BadDataError, Refusals
 from flip_hf.data.sources import Source
+from flip_hf.redaction import shown
 
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
 Sample = tuple[torch.Tensor, str | None]
@@ -140,7 +141,7 @@ class SourceReader:
 def sample_key(row: dict, source: Source) -> str:
     """What to call a row in a message: its key and shard, or the image's file name."""
     if isinstance(row.get("__key__"), str):
-        return f"{row['__key__']} of {row['__url__']}" if "__url__" in row else row["__key__"]
+        return f"{row['__key__']} of {shown(str(row['__url__']))}" if "__url__" in row else row["__key__"]
     try:
         image = source.image(row)
     except RefusedSample:

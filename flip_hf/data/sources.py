@@ -12,9 +12,10 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from flip_hf.data import scenes, shapes
 from flip_hf.data.decode import RefusedSample
-from flip_hf.data.files import files_below, is_remote, list_files
+from flip_hf.data.files import files_below, fill_in_variables, has_extension, is_remote, list_files
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
 from flip_hf.data.tar import TarShards
+from flip_hf.redaction import redact, shown
 
 EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
 USUAL_COLUMNS = {
@@ -35,7 +36,7 @@ class Source:
         shards: its rows, images undecoded.
         image_column: where the image is; dots lead into nested values (`json.url`), `;` parts alternatives.
         target_column: where the caption, or in evaluation the label, is; None of data that are opened as images alone.
-        name: what the user called it.
+        name: what the user called it, without its credentials: messages, results and checkpoints name it so.
         class_names: names of the classes, if `target_column` has them.
     """
 
@@ -98,16 +99,16 @@ def _nested_value(row: dict, column: str) -> Any:
 def _open(data: str, config: str | None, split: str) -> Shards:
     if os.path.isdir(data):
         return _open_folder(data, split)
-    if data.endswith(SHARD_EXTENSIONS):
+    if has_extension(data, SHARD_EXTENSIONS):
         return _open_files(list_files(data), split)
     if is_remote(data):
         for extension in SHARD_EXTENSIONS:
             files = files_below(data, extension)
             if files:
                 return _open_files(files, split)
-        raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {data!r}.")
+        raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {shown(data)!r}.")
     if data.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"There is no file or folder {data!r}.")
+        raise FileNotFoundError(f"There is no file or folder {shown(data)!r}.")
     return open_named(data, config, split)
 
 
@@ -124,7 +125,7 @@ def _open_folder(path: str, split: str) -> Shards:
 
 
 def _open_files(files: Sequence[str], split: str) -> Shards:
-    if files[0].endswith(".tar"):
+    if has_extension(files[0], ".tar"):
         return TarShards(files)
     options: dict[str, Any] = {"data_files": {split: list(files)}, "split": split, "streaming": True}
     # One sound file tells the columns; a damaged one is met, and counted, when it is read.
@@ -137,12 +138,14 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
     try:
         builder = load_dataset_builder(data, config)
     except ConnectionError as error:
-        raise FileNotFoundError(f"There is no {data!r} here, and the Hub cannot be asked for it: {error}.") from error
+        raise FileNotFoundError(
+            f"There is no {shown(data)!r} here, and the Hub cannot be asked for it: {redact(str(error))}."
+        ) from error
     if not isinstance(builder, WebDataset):
         return _as_shards(builder.as_streaming_dataset(split=split), remote=True)
     files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
     if split not in files:
-        raise ValueError(f"The data set {data!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
+        raise ValueError(f"The data set {shown(data)!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
     return TarShards(files[split])
 
 
@@ -194,7 +197,7 @@ def open_source(
         data: `shapes` or `scenes` (embedded), a Hub id, a folder (tar or parquet shards, an image folder, or what
             `save_to_disk` wrote), or tar or parquet files as a path, URL or pattern (`*`, `{0000..0099}`), or several
             such files. URLs are whatever fsspec opens: `https://`, `hf://`, `s3://` with s3fs installed, and so on; all
-            but `http(s)://` may name a folder of shards.
+            but `http(s)://` may name a folder of shards. Variables in a URL, `${TOKEN}`, are filled in.
         split: name of the split.
         config: name of the Hub data set's configuration.
         image_column: column of the image; found by its usual names if None.
@@ -205,7 +208,8 @@ def open_source(
         FileNotFoundError: nothing is there.
         ValueError: the split is unknown, there is no sample, or a column is missing; the message lists the columns.
     """
-    name = data if isinstance(data, str) else f"{data[0]} and {len(data) - 1} more"
+    name = shown(data) if isinstance(data, str) else f"{shown(data[0])} and {len(data) - 1} more"
+    data = fill_in_variables(data) if isinstance(data, str) else [fill_in_variables(each) for each in data]
     if isinstance(data, str) and data in EMBEDDED:
         shards = _as_shards(EMBEDDED[data].load(split), remote=False)
     elif isinstance(data, str):

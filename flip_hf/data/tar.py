@@ -14,6 +14,7 @@ from typing import Any
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.files import MAX_FILE_BYTES, is_remote, open_at
 from flip_hf.data.reading import Reader
+from flip_hf.redaction import shown
 
 # What `tarfile` reads into memory before it names a member; a longer one is an attack or damage.
 _MAX_HEADER_BYTES = 2**20
@@ -104,7 +105,7 @@ class TarShards:
 
     def name(self, shard: int) -> str:
         """What to call a shard in a message."""
-        return self.urls[shard]
+        return shown(self.urls[shard])
 
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]

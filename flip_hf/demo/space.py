@@ -9,10 +9,11 @@ from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 
 from flip_hf.demo.model import DemoModel
 from flip_hf.demo.search import pictures_below
+from flip_hf.redaction import redact
 
 CODE_LICENCE = "apache-2.0"
 PACKAGE = Path(__file__).parents[1]
-# The page's own room and those that it may use; no other is imported.
+# The page's own room and those that it may use; of the others, only `redaction.py` is imported.
 ROOMS = ("console", "data", "demo", "evaluation", "modeling")
 # Those of pyproject.toml, with `demo`; Gradio comes with the Space, in the version of its card.
 REQUIREMENTS = (
@@ -59,11 +60,13 @@ def write_space(folder: Path, name_or_path: str, *, images: str | None = None, l
     if copied:
         model.save_pretrained(folder / "model")
         if card.is_file():
-            shutil.copyfile(card, folder / "model" / card.name)
+            _check_no_link(card, Path(name_or_path))
+            (folder / "model" / card.name).write_text(redact(card.read_text(encoding="utf-8")), encoding="utf-8")
     for picture in pictures:
         path = Path(picture.value["path"])
         target = folder / "images" / path.relative_to(images or "")
         target.parent.mkdir(parents=True, exist_ok=True)
+        _check_no_link(path, Path(images or ""))
         shutil.copyfile(path, target)
     (folder / "app.py").write_text(
         APP.format(
@@ -82,9 +85,16 @@ def write_space(folder: Path, name_or_path: str, *, images: str | None = None, l
     _card(model.title, None if copied else name_or_path, license or CODE_LICENCE).save(folder / "README.md")
 
 
+def _check_no_link(path: Path, root: Path) -> None:
+    """Raises a ValueError if a file or a folder on the way to it is a link: a Space would publish what it leads to."""
+    links = [each for each in (path, *path.parents) if each != root and root in each.parents and each.is_symlink()]
+    if links:
+        raise ValueError(f"{links[0]} is a link, and what it leads to would be published: put a copy in its place.")
+
+
 def _copy_package(target: Path) -> None:
     target.mkdir()
-    for path in (PACKAGE / "__init__.py", PACKAGE.parent / "LICENSE"):
+    for path in (PACKAGE / "__init__.py", PACKAGE / "redaction.py", PACKAGE.parent / "LICENSE"):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
     for room in ROOMS:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flip_hf.evaluation.encoder import Encoder, ImageTransform
 from flip_hf.evaluation.zero_shot import TextInputs
+from flip_hf.redaction import install
 
 MODEL_TYPE = "flip_hf"
 # What --pretrained says in CLIP_benchmark when nobody gave it: a name of open_clip's, and no revision of a folder.
@@ -122,6 +123,7 @@ def register() -> Any:
 
 def main() -> None:
     """CLIP_benchmark's command, which then takes `--model_type flip_hf`."""
+    install()
     try:
         cli = register()
     except ImportError as error:

@@ -20,6 +20,7 @@ from flip_hf.evaluation.pictures import draw
 from flip_hf.evaluation.registry import DataSet, all_data_sets, data_set
 from flip_hf.evaluation.report import table, to_json, write_report
 from flip_hf.evaluation.result import Result
+from flip_hf.redaction import install
 
 
 def list_data_sets() -> None:
@@ -56,6 +57,7 @@ def _report(
 
 def main() -> None:
     """Parses, loads, measures, reports; a mistake ends in one line, before anything is measured."""
+    install()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
     argv = sys.argv[1:]

@@ -11,6 +11,7 @@ from flip_hf.evaluation.labels import prompt_set, resolve_templates
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.metrics import METRICS
 from flip_hf.evaluation.registry import DataSet, data_set, data_set_names
+from flip_hf.redaction import shown
 
 TASKS = ("zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune")
 FINE_TUNE_RECIPES = ("mae_b", "mae_l", "mae_h", "flip")
@@ -108,8 +109,8 @@ class EvaluationOptions:
         is_retrieval = self.tasks == ["retrieval"]
         splits = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         return DataSet(
-            name=Path(path).name,
-            title=path,
+            name=Path(shown(path)).name,
+            title=shown(path),
             task="retrieval" if is_retrieval else "classification",
             groups=(),
             path=path,

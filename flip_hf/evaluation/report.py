@@ -11,6 +11,7 @@ import transformers
 from flip_hf.evaluation.model_index import task_name
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.result import Result
+from flip_hf.redaction import redact, redacted
 
 
 def to_json(model: str, options: EvaluationOptions, results: list[Result], skipped: dict[str, str]) -> dict[str, Any]:
@@ -50,8 +51,8 @@ def table(results: list[Result], skipped: dict[str, str]) -> str:
 
 
 def write_report(folder: Path, report: dict[str, Any], markdown: str) -> None:
-    """Writes `results.json` and `results.md`."""
+    """Writes `results.json` and `results.md`, without credentials of the command line or of URLs."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(redacted(report), indent=2) + "\n", encoding="utf-8")
     lines = [f"# {report['model']}", "", markdown, f"`{report['command']}`", ""]
-    (folder / "results.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "results.md").write_text(redact("\n".join(lines)), encoding="utf-8")

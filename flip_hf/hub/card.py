@@ -12,8 +12,8 @@ from flip_hf.conversion.folder import card_data
 from flip_hf.evaluation.model_index import read_eval_results
 from flip_hf.hub import facts
 from flip_hf.hub.carbon import GRID_SOURCE, Compute
-from flip_hf.hub.redaction import redact
 from flip_hf.hub.run import Run, is_hub_id, short_name
+from flip_hf.redaction import redact
 
 CARD = "README.md"
 MODELS = ("FlipModel", "FlipForPreTraining", "CLIPModel")

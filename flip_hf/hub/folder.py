@@ -1,36 +1,36 @@
 """A folder that is complete and ready to upload, made from one that a run or a conversion left."""
 
 import json
-import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor
 
 from flip_hf.conversion.clip import convert_to_clip
-from flip_hf.hub.card import CARD, forget_text, write_card
-from flip_hf.hub.redaction import redact
+from flip_hf.hub.card import forget_text, write_card
+from flip_hf.hub.code import is_ours, named_classes, write_code
+from flip_hf.hub.records import clean_text, copy_records
+from flip_hf.hub.regular import NotRegularError, RegularFiles
+from flip_hf.hub.weights import INDEX, check_weights, weight_files
 from flip_hf.modeling import FlipForPreTraining, FlipModel, FlipProcessor
+from flip_hf.redaction import found_tokens, redact
 
-logger = logging.getLogger(__name__)
-
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+# What is published is listed by name, with the largest size, here and in records.py. Nothing else of the folder is:
+# optimizer states, other people's scripts, keys.
+MIB = 2**20
 IMAGE_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-# What makes the model. Anything else in the folder is not published: optimizer states, other people's scripts.
-MODEL = (
-    *("config.json", "model.safetensors.index.json", "*_flip.py", *IMAGE_PROCESSOR, *TOKENIZER),
-    *("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"),
-)
-# What tells how it came about.
-LOGS = ("log.jsonl", "logs/**/events.out.tfevents.*", CARD, "LICENSE*")
-RECORDS = (
-    *("recipe.yaml", "results.json", "training_curves.png", "evaluation/**/*.json", "evaluation/**/*.md"),
-    *("evaluation/**/*.png", *LOGS),
-)
-TEXT = {".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ""}
+# JSON that says what the model is.
+CONFIGURATION = {
+    **{"config.json": MIB, INDEX: 64 * MIB, "tokenizer_config.json": 16 * MIB, "special_tokens_map.json": MIB},
+    **dict.fromkeys(IMAGE_PROCESSOR, MIB),
+}
+# Where every word counts.
+VOCABULARY = dict.fromkeys(("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"), 256 * MIB)
 OURS = "flip"
 
 
@@ -50,8 +50,8 @@ def prepare(
 ) -> Path:
     """Makes a folder that is complete and ready to upload: model, processor, code, card, recipe, curves, logs, results.
 
-    Checkpoints and whatever else lies in the folder stay behind. Tokens, passwords and signed URLs are taken out of
-    every text; any other file that has one is left out, with a warning.
+    Checkpoints and whatever else lies in the folder stay behind, and no link is followed. Tokens, passwords and signed
+    URLs are taken out of every text; any other file that has one is left out. Both are said in a warning.
 
     Args:
         folder: a saved model; what a run or a conversion left, or a checkpoint of a run.
@@ -60,79 +60,124 @@ def prepare(
         license: identifier of the weights' licence, for the card.
         export_clip: make a stock CLIPModel of it, which needs no code of ours.
         logs: where logs and a card are, if not in the folder: that of a run under way.
-        link: link the weights instead of copying them, for a target that does not outlive the folder.
+        link: make hard links to the weights instead of copies, for a target that does not outlive the folder.
 
     Returns:
         The target.
 
     Raises:
-        FolderError: the folder holds no complete model, CLIPModel has not its architecture, or a name does not fit.
+        FolderError: the folder holds no complete and finite model, or code of others, CLIPModel has not its
+            architecture, or a name does not fit. The target is empty then.
     """
-    folder, target = Path(folder), Path(target)
+    folder = Path(folder)
+    target = Path(target)
     if repo_id is not None and "/" not in repo_id:
         raise FolderError(
             f"{repo_id!r} names no owner, and the card could not say where the model is: OWNER/{repo_id}."
         )
     if target.exists() and any(target.iterdir()):
         raise FolderError(f"{target} is not empty. Choose another name or remove it.")
-    _check(folder)
+    files = RegularFiles(folder)
+    _check(files)
     target.mkdir(parents=True, exist_ok=True)
     try:
-        _copy_model(folder, target, export_clip, link)
-        for path, name in (*_found(Path(logs or folder), LOGS), *_found(folder, RECORDS)):
-            _copy(path, target / name)
+        _copy_model(files, target, export_clip, link)
+        copy_records(files, RegularFiles(Path(logs or folder)), target)
         if export_clip:
             forget_text(target)  # it is about the FlipModel
         write_card(target, repo_id=repo_id, license=license)
-    except (ValueError, OSError) as error:
-        raise FolderError(str(error)) from error
+    except Exception as error:
+        _empty(target)  # half a folder could be taken for a whole one
+        if isinstance(error, FolderError) or not isinstance(error, (ValueError, OSError)):
+            raise
+        raise FolderError(redact(str(error))) from error
     return target
 
 
-def _copy_model(folder: Path, target: Path, export_clip: bool, link: bool) -> None:
+@contextmanager
+def scratch_beside(folder: Path) -> Iterator[Path]:
+    """A folder that vanishes, on the file system of another one, where that allows it: links lead no farther."""
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".push-", dir=folder.absolute().parent)
+    except OSError:
+        scratch = tempfile.TemporaryDirectory()
+    with scratch as path:
+        yield Path(path)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _copy_model(files: RegularFiles, target: Path, export_clip: bool, link: bool) -> None:
     """Weights, configuration, processor and code; made of the model where they are not all there."""
-    if export_clip:
-        return convert_to_clip(str(folder)).save(target)
-    if _has_code(folder):
-        for path, name in _found(folder, MODEL):
-            _copy(path, target / name)
-        for path, name in _found(folder, WEIGHTS):
-            _place(path, target / name, link)
-        return
-    # A checkpoint, which holds no code.
-    reconstructs = _read(folder / "config.json")["model_type"] == "flip_pretraining"
-    (FlipForPreTraining if reconstructs else FlipModel).from_pretrained(folder).save_pretrained(target)
-    with_text = any((folder / name).is_file() for name in TOKENIZER)
-    (FlipProcessor if with_text else AutoImageProcessor).from_pretrained(folder).save_pretrained(target)
-
-
-def _found(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
-    for pattern in patterns:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file():
-                yield path, path.relative_to(folder)
-
-
-def _copy(path: Path, target: Path) -> None:
-    """Copies a small file without what looks like a token."""
-    data = path.read_bytes()
-    # Of other files than texts, every byte is looked at as a character.
-    text = data.decode("utf-8" if path.suffix in TEXT else "latin-1", errors="surrogateescape")
-    clean = redact(text)
-    if clean != text and path.suffix not in TEXT:
-        logger.warning("%s holds something like a token and is left out.", path)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(clean.encode("utf-8", errors="surrogateescape") if clean != text else data)
-
-
-def _place(path: Path, target: Path, link: bool) -> None:
-    if link:
+    if not export_clip and _is_whole(files):
+        return _copy_files(files, target, link)
+    # What loads a model follows links: it is given checked copies.
+    with scratch_beside(target) as scratch:
+        _copy_files(files, scratch, link=True)
         try:
-            return target.symlink_to(path.resolve())
-        except OSError:
-            pass  # not every file system has links
-    shutil.copyfile(path, target)
+            if export_clip:
+                return convert_to_clip(str(scratch)).save(target)
+            # A checkpoint, which holds no code.
+            reconstructs = _json(files, "config.json")["model_type"] == "flip_pretraining"
+            (FlipForPreTraining if reconstructs else FlipModel).from_pretrained(scratch).save_pretrained(target)
+            with_text = any(files.has(name) for name in TOKENIZER)
+            (FlipProcessor if with_text else AutoImageProcessor).from_pretrained(scratch).save_pretrained(target)
+        except (ValueError, OSError) as error:
+            raise FolderError(str(error).replace(str(scratch), str(files.root))) from error
+
+
+def _copy_files(files: RegularFiles, target: Path, link: bool) -> None:
+    """The files of a model as they are, looked through."""
+    classes: set[str] = set()
+    for name, limit in CONFIGURATION.items():
+        data = _model_file(files, name, limit)
+        if data is not None:
+            clean = clean_text(data, files.root / name)
+            classes.update(named_classes(_parsed(clean, files.root / name)))
+            (target / name).write_bytes(clean)
+    _check_classes(classes, files.root)
+    write_code(classes, files, target)
+    for name, limit in VOCABULARY.items():
+        data = _model_file(files, name, limit)
+        if data is not None:
+            found = found_tokens(data.decode("utf-8", errors="replace"))
+            if found:
+                raise FolderError(
+                    f"{files.root / name} holds something like a {found[0]}, and a vocabulary without a word of it is "
+                    "another one. Learn the tokenizer from texts without it."
+                )
+            (target / name).write_bytes(data)
+    index = target / INDEX
+    for name, tensors in weight_files(index.read_bytes() if index.is_file() else None).items():
+        files.place(name, target / name, link=link)
+        check_weights(target / name, tensors)
+
+
+def _model_file(files: RegularFiles, name: str, limit: int) -> bytes | None:
+    """A file of the model; None where there is none. A link is an error: without the file, the model is another."""
+    try:
+        return files.read(name, limit)
+    except FileNotFoundError:
+        return None
+    except NotRegularError as error:
+        raise FolderError(f"{error} Only plain files are published: put a copy in its place.") from error
+
+
+def _check_classes(classes: set[str], folder: Path) -> None:
+    foreign = sorted(named for named in classes if not is_ours(named))
+    if foreign:
+        raise FolderError(
+            f"The configuration in {folder} names code that this package does not have: {', '.join(foreign[:3])}. Who "
+            "loads the model would run it, and it is not published. Remove it from auto_map or custom_pipelines."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,23 +185,40 @@ def _place(path: Path, target: Path, link: bool) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _json(files: RegularFiles, name: str) -> dict[str, Any]:
+    """A JSON object of the model; empty where there is no such file."""
+    data = _model_file(files, name, CONFIGURATION[name])
+    return {} if data is None else _parsed(data, files.root / name)
 
 
-def _check(folder: Path) -> None:
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FolderError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{path} is damaged: it is not a JSON object.")
+    return value
+
+
+def _check(files: RegularFiles) -> None:
     """Raises a FolderError if model, weights or processor are missing."""
-    config = _read(folder / "config.json")
-    if "model_type" not in config:
+    folder = files.root
+    config = _json(files, "config.json") if folder.is_dir() else {}
+    if not isinstance(config.get("model_type"), str):
         raise FolderError(f"{folder} is no model folder: it has no config.json that names a model type.")
-    index = _read(folder / "model.safetensors.index.json")
-    weights = set(index.get("weight_map", {}).values()) or {"model.safetensors"}
-    missing = sorted(name for name in weights if not (folder / name).is_file())
+    try:
+        weights = weight_files(_model_file(files, INDEX, CONFIGURATION[INDEX]))
+    except ValueError as error:
+        raise FolderError(f"{folder}: {error}") from error
+    missing = sorted(name for name in weights if not (folder / name).exists())
     if missing:
         raise FolderError(
             f"{folder} has no {', '.join(missing)}. Only safetensors are published, and the checkpoints of sharded "
             "runs have none: publish the folder that the run leaves at its end."
         )
+    for name in weights:
+        _check_regular(files, name)
     if "text_config" in config:
         for names, what in ((IMAGE_PROCESSOR, "image processor"), (TOKENIZER, "tokenizer")):
             if not any((folder / name).is_file() for name in names):
@@ -166,11 +228,18 @@ def _check(folder: Path) -> None:
                 )
 
 
-def _has_code(folder: Path) -> bool:
-    """Whether the files are there that the model's classes are in; other models than ours need none."""
-    config, processor = _read(folder / "config.json"), _read(folder / "processor_config.json")
+def _check_regular(files: RegularFiles, name: str) -> None:
+    try:
+        with files.open(name):
+            return
+    except NotRegularError as error:
+        raise FolderError(f"{error} Only plain files are published: put a copy in its place.") from error
+
+
+def _is_whole(files: RegularFiles) -> bool:
+    """Whether the configuration names the model's class: a checkpoint's does not. Others than ours need not."""
+    config = _json(files, "config.json")
     if not config["model_type"].startswith(OURS):
         return True
-    auto_map = {**processor.get("auto_map", {}), **config.get("auto_map", {})}
-    files = {f"{name.split('.')[0]}.py" for name in auto_map.values()}
-    return any(name.startswith("AutoModel") for name in auto_map) and all((folder / name).is_file() for name in files)
+    auto_map = config.get("auto_map")
+    return isinstance(auto_map, dict) and any(name.startswith("AutoModel") for name in auto_map)

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
-from flip_hf.hub.redaction import redact
+from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def push(
     """Uploads a folder that [`prepare`] made, in one commit, and removes what older weights would leave behind.
 
     Args:
-        folder: everything in it is uploaded, what has not changed excepted.
+        folder: everything in it is uploaded, what has not changed excepted. It holds no links: the client follows them.
         repo_id: see [`create`], as for `private`, `api` and `waits`. `private=False` makes a private repository public,
             once everything is there.
         message: the commit's.
@@ -120,6 +120,9 @@ def push(
         HubRefused, HubUnreachable: see [`create`].
     """
     api = api or HfApi()
+    links = sorted(str(path) for path in Path(folder).rglob("*") if path.is_symlink())
+    if links:
+        raise HubRefused(f"Links would publish what they lead to, and {_few(links)} is one: put a copy in its place.")
     before: dict[str, str] | None = None
 
     def attempt() -> Pushed:

@@ -12,7 +12,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from flip_hf.hub.folder import prepare
 from flip_hf.hub.push import WAITS, HubError, HubUnreachable, Pushed, create, push
-from flip_hf.hub.redaction import redact
+from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 

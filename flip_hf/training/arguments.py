@@ -15,6 +15,7 @@ from flip_hf.console.parsers import nearest
 from flip_hf.console.ranges import POSITIVE, SEED, integer, number
 from flip_hf.evaluation.labels import fault_of
 from flip_hf.modeling import FlipDecoderConfig, FlipTextConfig, FlipVisionConfig
+from flip_hf.redaction import redacted
 
 # ImageNet's statistics, which the official FLIP normalises with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -376,8 +377,12 @@ class Arguments:
         )
 
     def to_recipe(self) -> dict[str, Any]:
-        """All values under their option names: what a recipe file holds."""
+        """All values under their option names: what a recipe file holds, and trackers are told.
+
+        Credentials in URLs are removed. A recipe that names a variable instead, `https://${USER}:${PASSWORD}@host/...`,
+        keeps it, and can be run again as it is.
+        """
         groups = (getattr(self, field.name) for field in dataclasses.fields(self))
         values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
         fields = {**self.model.tower_configs(), "decoder_config": self.objective.decoder_fields()}
-        return {**values, **{name: given or None for name, given in fields.items()}}
+        return redacted({**values, **{name: given or None for name, given in fields.items()}})

@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import nn
 from transformers import ProcessorMixin
 
+from flip_hf.redaction import redacted
 from flip_hf.training import states
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.manifest import check_manifest, sync, write_manifest
@@ -279,7 +280,7 @@ def load_data_states(checkpoint: Path) -> list[dict[str, Any]]:
     found = []
     for path in itertools.takewhile(Path.is_file, paths):
         try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
+            found.append(redacted(json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}.") from None
     return found

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipForPreTraining, FlipModel
+from flip_hf.redaction import redacted
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.optimization import plan_phases
@@ -73,7 +74,7 @@ class Report:
     def save(self, arguments: Arguments, folder: Path) -> None:
         """Writes the curves and, last, `results.json`: where it says `"finished": true`, everything is there."""
         plot_curves(self.records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
-        write_whole(folder / RESULTS, json.dumps(self.results, indent=2) + "\n")
+        write_whole(folder / RESULTS, json.dumps(redacted(self.results), indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

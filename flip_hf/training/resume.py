@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from flip_hf.console.files import read_text
 from flip_hf.console.plain_yaml import read_yaml
 from flip_hf.modeling import FlipForPreTraining, FlipModel
+from flip_hf.redaction import redacted
 from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import (
@@ -155,7 +156,7 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[An
     """
     try:
         text = read_text(checkpoint / RECIPE, "a recipe", MAX_RECIPE_BYTES)
-        there = {name: read.value for name, read in read_yaml(text, str(checkpoint / RECIPE)).items()}
+        there = {name: redacted(read.value) for name, read in read_yaml(text, str(checkpoint / RECIPE)).items()}
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{checkpoint / RECIPE} cannot be read: {error!r}.") from None
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))

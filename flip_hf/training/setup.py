@@ -1,5 +1,6 @@
 """Opens a run's data and makes its batches; what is wrong with them is said here, first. The model: models.py."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from flip_hf.data.eval_stream import EvalStream
+from flip_hf.data.files import has_extension
 from flip_hf.data.loader import TrainLoader, make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
@@ -17,6 +19,7 @@ from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.modeling import FlipConfig
 from flip_hf.modeling.masking_flip import cut_patches
+from flip_hf.redaction import shown, shown_apart
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments
 from flip_hf.training.hardware import num_workers
 from flip_hf.training.optimization import plan_phases
@@ -34,11 +37,11 @@ def open_training_data(data: DataArguments, captions: bool = True) -> list[Sourc
     """
     names = data.train_data or []  # its arguments require it
     options = (data.train_config or [None], data.image_column or [None], data.caption_column or [None])
-    one_kind = any(all(name.endswith(extension) for name in names) for extension in SHARD_EXTENSIONS)
+    one_kind = any(all(has_extension(name, extension) for name in names) for extension in SHARD_EXTENSIONS)
     groups = [names] if len(names) > 1 and one_kind and data.train_weights is None else names
     configs, images, targets = (values * len(groups) if len(values) == 1 else values for values in options)
     kind = "caption" if captions else "image"
-    return [
+    sources = [
         open_source(
             name,
             split=data.train_split,
@@ -49,6 +52,9 @@ def open_training_data(data: DataArguments, captions: bool = True) -> list[Sourc
         )
         for name, config, image, target in zip(groups, configs, images, targets, strict=False)
     ]
+    if len(sources) == 1:
+        return sources
+    return [replace(source, name=name) for source, name in zip(sources, shown_apart(names), strict=True)]
 
 
 def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation | None:
@@ -74,8 +80,8 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
         return source, read_class_names(data.class_names)
     if source.class_names is None:
         raise ValueError(
-            f"The data set {name!r} does not name its classes in {source.target_column!r}. Give --class_names FILE, "
-            "one name a line in the order of the labels."
+            f"The data set {shown(name)!r} does not name its classes in {source.target_column!r}. Give "
+            "--class_names FILE, one name a line in the order of the labels."
         )
     return source, source.class_names
 

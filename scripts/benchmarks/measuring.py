@@ -9,6 +9,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from flip_hf.redaction import redact
 from flip_hf.training.hardware import device_name
 
 
@@ -30,7 +31,7 @@ def alternate(steps: dict[str, Callable[[], None]], repeats: int, warm_up: int =
 def environment(device: str) -> dict:
     """What a figure depends on."""
     return {
-        "command": "python scripts/benchmark.py " + " ".join(sys.argv[1:]),
+        "command": redact("python scripts/benchmark.py " + " ".join(sys.argv[1:])),
         "hardware": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

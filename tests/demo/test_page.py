@@ -253,3 +253,17 @@ def test_what_cannot_be_served_ends_in_a_sentence(tmp_path):
         run(tmp_path / "none")
     with pytest.raises(SystemExit, match="error: There is no folder"):
         run(tmp_path, "--images", tmp_path / "none")
+
+
+def test_a_space_does_not_publish_what_links_lead_to(whole, tmp_path):
+    (tmp_path / "key.png").write_text("a private key")
+    (tmp_path / "outside").mkdir()
+    shutil.copy(tmp_path / "key.png", tmp_path / "outside" / "key.png")
+    for name, target in (("link.png", tmp_path / "key.png"), ("inner", tmp_path / "outside")):
+        images = tmp_path / f"images-{name}"
+        images.mkdir()
+        Image.new("RGB", (8, 8)).save(images / "a.png")
+        (images / name).symlink_to(target)
+        with pytest.raises(SystemExit, match=f"{name} is a link, and what it leads to would be published"):
+            run(whole, "--images", images, "--space", tmp_path / "space")
+        assert not (tmp_path / "space").exists()

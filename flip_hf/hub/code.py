@@ -1,0 +1,68 @@
+"""The Python files that are published beside weights: this package's own, and nothing else."""
+
+import importlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+import flip_hf.modeling
+from flip_hf.hub.regular import RegularFiles
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(flip_hf.modeling.__file__).parent
+NAMES = frozenset(path.name for path in PACKAGE.glob("*_flip.py"))
+_MAX_BYTES = 2**20
+
+
+def named_classes(value: Any) -> Iterator[str]:
+    """All that a configuration names under `auto_map` or `custom_pipelines`, at any depth: `module.Class`."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if name in ("auto_map", "custom_pipelines"):
+                yield from _texts(entry)
+            else:
+                yield from named_classes(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from named_classes(entry)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(entry)
+
+
+def is_ours(named: str) -> bool:
+    """Whether `module.Class` is a class of the files that are published."""
+    module, _, name = named.partition(".")
+    if f"{module}.py" not in NAMES:
+        return False
+    return isinstance(getattr(importlib.import_module(f"flip_hf.modeling.{module}"), name, None), type)
+
+
+def write_code(classes: set[str], folder: RegularFiles, target: Path) -> None:
+    """Writes the files that the classes are in and those that they import, as this package has them.
+
+    What the folder has under these names is not read by anybody before it would be run by everybody: where it differs,
+    that is said, and it stays behind.
+
+    Args:
+        classes: `module.Class` of each, all of them ours.
+        folder: that is published.
+        target: where the files go.
+    """
+    modules = {PACKAGE / f"{named.partition('.')[0]}.py" for named in classes}
+    needed = {Path(path) for module in modules for path in get_relative_import_files(module)} | modules
+    for path in sorted(needed):
+        data = path.read_bytes()
+        if folder.has(path.name) and folder.read(path.name, _MAX_BYTES) != data:
+            logger.warning(
+                "%s is not this package's file of that name; this package's is published.", folder.root / path.name
+            )
+        (target / path.name).write_bytes(data)
