@@ -285,7 +285,7 @@ def chunk(data: bytes):
             lambda folder: (folder / "target.img_mlp1.kernel" / "0.0").rename(folder / "target.img_mlp1.kernel" / "1"),
             "0.0 is missing",
         ),
-        (lambda folder: (folder / "target.img_mlp1.kernel" / ".zarray").write_text("{"), "does not describe"),
+        (lambda folder: (folder / "target.img_mlp1.kernel" / ".zarray").write_text("{"), "cannot be read as JSON"),
         (lambda folder: (folder / "checkpoint").write_bytes(b"\x80\x04\x95."), "not the structure of a T5X checkpoint"),
         (lambda folder: (folder / "checkpoint").write_bytes(b"\x91" * 5000), "not the structure of a T5X checkpoint"),
         (lambda folder: (folder / "checkpoint").unlink(), "no T5X checkpoint"),
