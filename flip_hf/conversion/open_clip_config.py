@@ -34,6 +34,7 @@ _SIZES = {
     **{"heads": 2**12, "context_length": 2**17, "vocab_size": 2**22},
 }
 _IDS = ("pad_id", "eos_id")
+_SWITCHES = ("quick_gelu", "no_ln_pre", "no_causal_mask")
 _OBJECTS = ("act_kwargs", "norm_kwargs")
 MAX_MLP_RATIO = 64
 
@@ -46,6 +47,8 @@ def _check_tower(part: str, fields: Mapping[str, Any]) -> None:
             whole_number(where, value, _SIZES[name])
         elif name in _IDS and value is not None:
             whole_number(where, value, _SIZES["vocab_size"], least=-1)
+        elif name in _SWITCHES and value is not None and type(value) is not bool:
+            raise ConversionError(f"{where} must be true or false, got {value!r:.80}.")
         elif name == "mlp_ratio":
             number(where, value, 0.0, MAX_MLP_RATIO)
         elif name in _OBJECTS and not isinstance(value or {}, dict):
@@ -92,7 +95,7 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
         _refuse_unknown(part, fields)
     if not all(isinstance(vision.get(name, 0), int) for name in ("layers", "image_size", "patch_size")):
         raise ConversionError("This open_clip model's image tower is a ResNet or takes images that are not square.")
-    for part, fields in (("vision_cfg", vision), ("text_cfg", text)):
+    for part, fields in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
         _check_tower(part, fields)
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
     pool_type, bidirectional = text.get("pool_type", "argmax"), bool(text.get("no_causal_mask", False))

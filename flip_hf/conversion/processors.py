@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def _found(kind: str, auto_class: Any, source: str, files: tuple[str, ...]) -> A
         found = auto_class.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions, Transformers nearly everything
         raise ConversionError(
-            f"{source} has an {kind} that cannot be loaded ({reason(error)}). Mend {', '.join(there)}, or remove it to "
-            "convert the model without."
+            f"The {kind} of {source} cannot be loaded ({reason(error)}). Mend {', '.join(there)}, or remove all of its "
+            "files to convert the model without."
         ) from error
     # Names of code beside the source's weights, which the result may not have.
     for fields in (found.__dict__, getattr(found, "init_kwargs", {})):
@@ -89,8 +90,11 @@ def find_tokenizer(source: str, context_length: int) -> Any:
     tokenizer = _found("tokenizer", AutoTokenizer, source, TOKENIZER_FILES)
     if tokenizer is not None:
         length = tokenizer.model_max_length
-        if type(length) not in (int, float) or not length >= 1:
+        if type(length) not in (int, float) or length < 1 or length != int(length):
             raise ConversionError(f"{source}: the tokenizer's model_max_length is {length!r:.80}, no number of tokens.")
+        names = tokenizer.model_input_names
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ConversionError(f"{source}: the tokenizer's model_input_names are {names!r:.80}, no list of names.")
         tokenizer.model_max_length = min(length, context_length)
     return tokenizer
 
@@ -108,21 +112,34 @@ def find_image_processor(source: str) -> Any:
 
 
 def _check_image_processor(found: Any, what: str) -> None:
-    """Checks the numbers of an image processor.
+    """Checks the values of an image processor.
 
     Raises:
-        ConversionError: a size, a mean or a deviation is none.
+        ConversionError: a size, a mean, a deviation or a switch is none.
     """
     for name in ("size", "crop_size"):
-        sides = getattr(found, name, None)
-        for side in dict(sides).values() if sides else ():
+        for side in dict(getattr(found, name, None) or {}).values():
             if side is not None:
                 whole_number(f"{what} {name}", side, MAX_SIDE)
     for name, least in (("image_mean", -1e4), ("image_std", 1e-6)):
         values = getattr(found, name, None)
-        for value in values if isinstance(values, (list, tuple)) else (values,):
-            if value is not None:
-                number(f"{what} {name}", value, least, 1e4)
+        if values is not None and (not isinstance(values, (list, tuple)) or len(values) not in (1, 3)):
+            raise ConversionError(f"{what} {name} must be three numbers, got {values!r:.80}.")
+        for value in values or ():
+            number(f"{what} {name}", value, least, 1e4)
+    for name, value in vars(found).items():
+        _check_switch(f"{what} {name}", name, value)
+
+
+def _check_switch(where: str, name: str, value: Any) -> None:
+    if value is None:
+        return
+    if name.startswith("do_") and type(value) is not bool:
+        raise ConversionError(f"{where} must be true or false, got {value!r:.80}.")
+    if name == "rescale_factor":
+        number(where, value, 0.0, 1e4)
+    if name == "resample":
+        whole_number(where, int(value) if isinstance(value, IntEnum) else value, 5, least=0)
 
 
 def join(image_processor: Any, tokenizer: Any, processor_class: Any = FlipProcessor) -> Any:

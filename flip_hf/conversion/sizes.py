@@ -31,6 +31,8 @@ NUMBERS = {
     "attention_dropout": (0.0, 1.0),
     "logit_scale_init_value": (-1e3, 1e3),
 }
+# Of tokens; -1 is none in older configurations.
+IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # In a configuration, these make Transformers load code, other files or other kinds of weights.
 _DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
 _OTHER_WEIGHTS = ("quantization_config", "fusion_config", "kernel_config", "transformers_weights", "compression_config")
@@ -84,12 +86,16 @@ def check_fields(fields: Mapping[str, Any], what: str) -> None:
     """
     for name, value in fields.items():
         plain = name.removeprefix("decoder_")
-        if isinstance(value, dict):
-            check_fields(value, f"{what}: {name}")
-        elif plain in SIZES and value is not None:
+        if value is None:
+            continue
+        if plain in SIZES:
             whole_number(f"{what}: {name}", value, SIZES[plain])
-        elif plain in NUMBERS and value is not None:
+        elif plain in NUMBERS:
             number(f"{what}: {name}", value, *NUMBERS[plain])
+        elif name in IDS:
+            whole_number(f"{what}: {name}", value, SIZES["vocab_size"], least=-1)
+        elif isinstance(value, dict):
+            check_fields(value, f"{what}: {name}")
     for prefix in ("", "decoder_"):
         width, heads = (fields.get(f"{prefix}{name}") for name in ("hidden_size", "num_attention_heads"))
         if width and heads and width % heads:
