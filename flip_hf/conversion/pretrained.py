@@ -20,6 +20,8 @@ from flip_hf.conversion.tables import check_dtypes, check_finite, check_names, s
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CONVERTER = "SFconvertbot"
+CONVERSION = "Adding `safetensors` variant of this model"
 # Numbers of a model that need not be in a file before room is made for them.
 MUCH = 2**27
 MODEL_FILES = (CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors")
@@ -47,11 +49,32 @@ def local_folder(source: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(source, allow_patterns=list(patterns)))
+        if WEIGHTS in patterns and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+            revision = _safetensors_revision(source)
+            if revision is not None:
+                folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+        return folder
     except Exception as error:  # no such repository, no network, no valid id: many types, one answer
         raise ConversionError(
             f"{source} is neither a folder nor a Hub repository that can be fetched: {reason(error)}."
         ) from error
+
+
+def _safetensors_revision(repo: str) -> str | None:
+    """The revision with safetensors of a repository that has older weights only: the pull request of the Hub's bot.
+
+    `from_pretrained(use_safetensors=True)` takes it, too.
+    """
+    from huggingface_hub import get_repo_discussions
+
+    try:
+        for pull in get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request"):
+            if pull.author == CONVERTER and pull.status == "open" and pull.title == CONVERSION:
+                return pull.git_reference
+    except Exception:  # no network, or discussions are closed: there is no such revision to be had
+        return None
+    return None
 
 
 def read_config(folder: Path, config_class: Any, *, model: str) -> Any:

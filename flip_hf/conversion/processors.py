@@ -48,9 +48,11 @@ def _check_files(folder: Path) -> None:
             continue
         if path.name.endswith("_config.json"):
             config = parse_json(read_file(path, MAX_CONFIG_BYTES, root=folder), str(path))
-            versions = config.get("fast_tokenizer_files") or ()  # files to choose from, by the version of Transformers
-            if any(not isinstance(name, str) or Path(name).name != name for name in versions):
-                raise ConversionError(f"{path} names files of the tokenizer outside its folder: {versions!r:.200}.")
+            for field in ("fast_tokenizer_files", "model_input_names"):
+                names = config.get(field) or []
+                # The first are files to choose from, by the version of Transformers: none of another folder.
+                if not isinstance(names, list) or any(not isinstance(n, str) or Path(n).name != n for n in names):
+                    raise ConversionError(f"{path}: {field} must be a list of plain names, got {names!r:.200}.")
         else:
             check_file(path, MAX_FILE_BYTES, root=folder)
 
@@ -92,9 +94,6 @@ def find_tokenizer(source: str, context_length: int) -> Any:
         length = tokenizer.model_max_length
         if type(length) not in (int, float) or length < 1 or length != int(length):
             raise ConversionError(f"{source}: the tokenizer's model_max_length is {length!r:.80}, no number of tokens.")
-        names = tokenizer.model_input_names
-        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ConversionError(f"{source}: the tokenizer's model_input_names are {names!r:.80}, no list of names.")
         tokenizer.model_max_length = min(length, context_length)
     return tokenizer
 
