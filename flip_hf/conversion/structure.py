@@ -1,7 +1,7 @@
 """The msgpack file of a T5X checkpoint: a tree down to arrays, or to descriptions of arrays that lie elsewhere.
 
-Only the parameters' part is built, one value after the other: msgpack's own `unpackb` makes room for as many values as
-a list claims to have, by which 1 MB grew to gigabytes. Optimizer states are skipped.
+Only the parameters' part is built, one value after the other and only so many: msgpack's own `unpackb` makes room for
+as many as a list claims to have, and takes hundreds of bytes for each empty one. Optimizer states are skipped.
 """
 
 import math

@@ -21,8 +21,9 @@ from flip_hf.conversion.structure import read_structure
 from flip_hf.conversion.tables import check_names
 
 DTYPES = {"<f4": torch.float32, "<f2": torch.float16, "bfloat16": torch.bfloat16}
-# Without arrays inside, those of the released sizes have less than 1 MB.
 MAX_STRUCTURE_BYTES = 1 << 30
+# Without arrays inside, which do not compress, those of the released sizes have less than 1 MB.
+ALWAYS_READ_STRUCTURE_BYTES = 16 * 2**20
 MAX_ZARRAY_BYTES = 1 << 16
 MAX_DIMENSIONS = 8
 MAX_SIDE = 2**40
@@ -173,7 +174,7 @@ class T5XCheckpoint(Mapping[str, Tensor]):
         files = open_files(self.path)
         prefix = _find_checkpoint(files, self.path)
         name = prefix + STRUCTURE
-        if files.sizes[name] > max(ALWAYS_READ_BYTES, MAX_RATIO * files.stored[name]):
+        if files.sizes[name] > max(ALWAYS_READ_STRUCTURE_BYTES, MAX_RATIO * files.stored[name]):
             raise ConversionError(f"{name} inflates to {files.sizes[name]:,} bytes: no structure of a checkpoint does.")
         leaves = read_structure(files.read(name, MAX_STRUCTURE_BYTES), f"{self.path}: {name}")
         folders = self._folders(files, prefix)

@@ -7,6 +7,7 @@ import shutil
 import stat
 import zipfile
 
+import msgpack
 import pytest
 import torch
 
@@ -93,6 +94,14 @@ def test_a_chunk_of_a_zip_is_measured_before_it_is_inflated(official_folder, tmp
     rezipped(official_folder, path, replace=(f"{KERNEL}/0.0", bytes(BOMB)))
     assert path.stat().st_size < 2 * BOMB / 200
     assert "inflates to 536,870,912 bytes, at most" in outcome(lambda: read_official(path, **HEADS), megabytes=256)
+
+
+def test_a_structure_of_a_zip_is_measured_before_it_is_inflated(official_folder, tmp_path):
+    """A megabyte of it was read as a gigabyte of zeros, and copied twice."""
+    array = msgpack.ExtType(1, msgpack.packb(([1 << 25], "float32", bytes(1 << 27))))
+    structure = msgpack.packb({"optimizer": {"target": {"logit_scale": array}}})
+    path = rezipped(official_folder, tmp_path / "bomb.zip", replace=("/checkpoint", structure))
+    assert "no structure of a checkpoint does" in outcome(lambda: read_official(path, **HEADS), megabytes=64)
 
 
 def test_arrays_that_hold_no_more_than_zeros_do_not_fill_the_memory(official_folder):
