@@ -16,12 +16,15 @@ from transformers.utils import logging
 
 import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
 from flip_hf.conversion.clip import convert_from_clip, convert_to_clip
+from flip_hf.conversion.errors import one_line
 from flip_hf.conversion.folder import new_folder
 from flip_hf.conversion.mae import convert_from_mae
 from flip_hf.conversion.official import convert_official
 from flip_hf.conversion.open_clip import convert_from_open_clip, write_open_clip
 from flip_hf.redaction import install
 
+# Characters of an error, which may list hundreds of tensors.
+MAX_MESSAGE = 2000
 # Sub-command, what it does, what SOURCE is.
 COMMANDS = {
     "flip-official": ("official FLIP (JAX, T5X) to Flip", "checkpoint folder, or a zip with one in it"),
@@ -86,8 +89,8 @@ def main() -> None:
     try:
         with new_folder(output) as folder:
             made = convert(command, source, folder, arguments)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        sys.exit(f"error: {one_line(str(error) or 'There is not enough memory.', MAX_MESSAGE)}")
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"{output}: {made}, {size / 1e6:,.1f} MB, in {time.monotonic() - start:.1f} s")
 

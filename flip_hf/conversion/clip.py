@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from transformers import CLIPProcessor
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
+from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.folder import Converted, card_data
+from flip_hf.conversion.pretrained import load_pretrained, local_folder, read_config
 from flip_hf.conversion.processors import find_image_processor, find_tokenizer, join
-from flip_hf.conversion.tables import ConversionError
-from flip_hf.modeling import FlipModel
+from flip_hf.conversion.sizes import check_mask_ratio, configuring
+from flip_hf.modeling import FlipConfig, FlipModel
 
 
 def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
@@ -16,8 +18,16 @@ def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
     Args:
         source: folder or Hub id; safetensors only.
         mask_ratio: fraction of the patches dropped in training.
+
+    Raises:
+        ConversionError: the source is not a complete CLIPModel with weights that are finite, or a processor's files are
+            damaged.
     """
-    flip = FlipModel.from_clip(source, mask_ratio=mask_ratio)
+    check_mask_ratio(mask_ratio)
+    folder = local_folder(source)
+    clip = load_pretrained(CLIPModel, folder, read_config(folder, CLIPConfig, model="CLIPModel"))
+    with configuring(source):
+        flip = FlipModel.from_clip(clip, mask_ratio=mask_ratio)
     text: Any = flip.config.text_config
     return Converted(
         model=flip,
@@ -31,13 +41,24 @@ def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
     )
 
 
+def load_flip(source: str) -> FlipModel:
+    """The complete FlipModel of a folder or Hub id, to be written in another format.
+
+    Raises:
+        ConversionError: the source is something else, or its weights are incomplete, damaged or not finite.
+    """
+    folder = local_folder(source)
+    return load_pretrained(FlipModel, folder, read_config(folder, FlipConfig, model="FlipModel"))
+
+
 def convert_to_clip(source: str) -> Converted:
     """A Flip folder as a stock CLIPModel's, which needs no code of ours.
 
     Raises:
-        ConversionError: CLIPModel has not this architecture; the message names the switches in the way.
+        ConversionError: CLIPModel has not this architecture, the message names the switches in the way; or the source
+            is no complete FlipModel, see [`load_flip`].
     """
-    flip = FlipModel.from_pretrained(source)
+    flip = load_flip(source)
     try:
         clip = flip.to_clip()
     except ValueError as error:

@@ -1,16 +1,18 @@
 """The folder that a conversion writes: weights, processor, card; whole or not at all."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 
-from flip_hf.conversion.tables import ConversionError
+from flip_hf.conversion.errors import ConversionError, reason
 
 # Several files of this size: the writer holds one of them in memory beside the model.
 MAX_SHARD_SIZE = "2GB"
@@ -35,11 +37,29 @@ class Converted:
     data: ModelCardData
 
     def save(self, folder: Path) -> None:
-        """Writes everything into a folder."""
-        self.model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        """Writes everything into a folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with writing(folder):
+            self.model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         ModelCard(f"---\n{self.data.to_yaml()}\n---\n\n# {self.title}\n\n{self.about}\n").save(folder / "README.md")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Makes of safetensors' own error, of a full disk for example, one that callers of file functions know.
+
+    Raises:
+        OSError: a file of weights cannot be written.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"The weights cannot be written to {folder}: {reason(error)}.") from error
 
 
 def card_data(source: str | None = None, **kwargs: Any) -> ModelCardData:
@@ -63,18 +83,32 @@ def card_data(source: str | None = None, **kwargs: Any) -> ModelCardData:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write into, which becomes `path` when all went well and vanishes when not.
 
+    Folders above it that were missing vanish likewise.
+
     Raises:
-        ConversionError: there is something at `path` already.
+        ConversionError: there is something at `path` already, or it cannot be a folder.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
         raise ConversionError(f"{path} exists already and is not an empty folder. Choose another name or remove it.")
     parent = path.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=parent))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path} cannot be made a folder: {reason(error)}.") from error
     try:
         yield scratch
         scratch.chmod(0o755)
-        scratch.replace(path)
+        try:
+            scratch.replace(path)
+        except OSError as error:
+            raise ConversionError(
+                f"{path} was made by something else in the meantime ({reason(error)}). Choose another name."
+            ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # in use by now
+                folder.rmdir()

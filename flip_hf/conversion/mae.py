@@ -6,10 +6,12 @@ FLIP then starts from masked autoencoding.
 from collections.abc import Iterable
 from typing import Any
 
-from transformers import AutoConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
+from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 
 from flip_hf.conversion.folder import Converted, card_data
+from flip_hf.conversion.pretrained import load_pretrained, local_folder, read_config
 from flip_hf.conversion.processors import find_image_processor
+from flip_hf.conversion.sizes import check_mask_ratio, configuring
 from flip_hf.conversion.tables import FLAT, ROWS, ConversionError, Entry, Layout, blocks, load, shapes_of, to_ours
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipVisionConfig, FlipVisionModel
 
@@ -164,24 +166,21 @@ def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = Fa
     Raises:
         ConversionError: it is another architecture, or tensors are missing.
     """
-    config = AutoConfig.from_pretrained(source)
-    if not isinstance(config, ViTMAEConfig):
-        raise ConversionError(f"{source} is a checkpoint of type {config.model_type!r}, not a ViTMAE.")
+    check_mask_ratio(mask_ratio)
+    folder = local_folder(source)
+    config = read_config(folder, ViTMAEConfig, model="ViTMAE")
     model_class = ViTMAEForPreTraining if decoder else ViTMAEModel
-    loaded: Any = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-    mae, report = loaded
-    surplus = [name for name in report["unexpected_keys"] if decoder or not name.startswith("decoder.")]
-    if report["missing_keys"] or surplus:
-        raise ConversionError(
-            f"{source} is no complete ViTMAE: missing {sorted(report['missing_keys'])}, left over {sorted(surplus)}."
-        )
+    may_stay = () if decoder else ("decoder.",)
+    mae = load_pretrained(model_class, folder, config, may_stay=may_stay)
     to_flip: Any = mae_to_pretraining if decoder else mae_to_vision_tower
     if decoder:
         title, note = "A ViTMAE and its decoder as a Flip model", "the text tower is a new one, not trained"
     else:
         title, note = "A ViTMAE encoder as a Flip vision tower", "the decoder is left behind"
+    with configuring(source):
+        model = to_flip(mae, mask_ratio, **flip_fields)
     return Converted(
-        model=to_flip(mae, mask_ratio, **flip_fields),
+        model=model,
         processor=find_image_processor(source),
         title=title,
         about=f"Converted with `scripts/convert.py` of flip_hf; {note}. The source's licence holds.",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from flip_hf.conversion.folder import Converted, card_data
+from flip_hf.conversion.sizes import check_fields, configuring
 from flip_hf.conversion.t5x import T5XCheckpoint
 from flip_hf.conversion.tables import (
     FLAT,
@@ -119,6 +120,38 @@ def entries_of(names: Iterable[str]) -> list[Entry]:
     return entries
 
 
+# Dimensions of the parameters that the configuration is read from.
+_RANKS = {
+    "img_encoder/posembed_encoder/pos_embedding": 3,
+    "img_encoder/embedding/kernel": 4,
+    "txt_encoder/token_embedding/embedding": 2,
+    "txt_encoder/posembed_encoder/pos_embedding": 3,
+    "img_mlp1/kernel": 2,
+    "img_encoder/Transformer/encoderblock_00/MlpBlock_0/Dense_0/kernel": 2,
+    "txt_encoder/Transformer/encoderblock_00/MlpBlock_0/Dense_0/kernel": 2,
+}
+
+
+def _check_ranks(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, rank in _RANKS.items():
+        if name not in shapes:
+            raise ConversionError(f"There is no {name}, from which the sizes of the model follow.")
+        if len(shapes[name]) != rank:
+            raise ConversionError(f"{name} has the shape {tuple(shapes[name])}, expected {rank} dimensions.")
+
+
+def _heads(option: str, given: int | None, known: int | None, width: int) -> int | None:
+    """The attention heads of a tower: those given, or the known ones; None where neither is there."""
+    if given is None:
+        return known
+    if type(given) is not int or given < 1 or width % given:
+        raise ConversionError(
+            f"{option} {given!r:.40} is no number of attention heads for the width {width}: it must be a whole number "
+            "from 1 on that divides the width."
+        )
+    return given
+
+
 def _tower(shapes: Mapping[str, tuple[int, ...]], tower: str) -> dict[str, int]:
     width, hidden = shapes[f"{tower}/Transformer/encoderblock_00/MlpBlock_0/Dense_0/kernel"]
     return {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": _num_blocks(shapes, tower)}
@@ -141,12 +174,15 @@ def config_of(
         text_pooling: `"first"` as released, or `"mean"`.
 
     Raises:
-        ConversionError: the heads are not known, or the positions are not a square grid.
+        ConversionError: the heads are not known or do not divide the width, the positions are not a square grid, or
+            sizes are out of range.
     """
+    _check_ranks(shapes)
     vision, text = _tower(shapes, "img_encoder"), _tower(shapes, "txt_encoder")
     sizes = tuple(tower[name] for tower in (vision, text) for name in ("num_hidden_layers", "hidden_size"))
     _, known_vision, known_text = RELEASED.get(sizes, (None, None, None))
-    vision_heads, text_heads = vision_heads or known_vision, text_heads or known_text
+    vision_heads = _heads("--vision_heads", vision_heads, known_vision, vision["hidden_size"])
+    text_heads = _heads("--text_heads", text_heads, known_text, text["hidden_size"])
     if vision_heads is None or text_heads is None:
         raise ConversionError(
             f"This checkpoint is of neither released size: {vision['num_hidden_layers']} blocks of width "
@@ -155,11 +191,11 @@ def config_of(
         )
     num_patches = shapes["img_encoder/posembed_encoder/pos_embedding"][1] - 1
     grid, patch_size = math.isqrt(num_patches), shapes["img_encoder/embedding/kernel"][0]
-    if grid**2 != num_patches:
+    if num_patches < 1 or grid**2 != num_patches:
         raise ConversionError(f"The image positions, {num_patches}, are not those of a square grid of patches.")
     vocab_size, _ = shapes["txt_encoder/token_embedding/embedding"]
-    return FlipConfig(
-        text_config={
+    fields = {
+        "text_config": {
             **text,
             "num_attention_heads": text_heads,
             "vocab_size": vocab_size,
@@ -167,7 +203,7 @@ def config_of(
             "pooling_type": text_pooling,
             "attend_to_padding": True,
         },
-        vision_config={
+        "vision_config": {
             **vision,
             "num_attention_heads": vision_heads,
             "image_size": grid * patch_size,
@@ -175,9 +211,12 @@ def config_of(
             "num_channels": shapes["img_encoder/embedding/kernel"][2],
             "pooling_type": image_pooling,
         },
-        projection_dim=shapes["img_mlp1/kernel"][1],
-        projection_bias="img_mlp1/bias" in shapes,
-    )
+        "projection_dim": shapes["img_mlp1/kernel"][1],
+        "projection_bias": "img_mlp1/bias" in shapes,
+    }
+    check_fields(fields, "The checkpoint")
+    with configuring("The checkpoint"):
+        return FlipConfig(**fields)
 
 
 def read_official(path: str | Path, **options: Any) -> FlipModel:

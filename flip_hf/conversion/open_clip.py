@@ -5,17 +5,19 @@ configuration must be given beside it.
 """
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from flip_hf.conversion.folder import Converted, card_data
+from flip_hf.conversion.clip import load_flip
+from flip_hf.conversion.errors import ConversionError, reason
+from flip_hf.conversion.files import read_json, regular_file
+from flip_hf.conversion.folder import Converted, card_data, writing
 from flip_hf.conversion.open_clip_config import config_from_open_clip, config_to_open_clip
+from flip_hf.conversion.pickled import check_plain, read_pickled
+from flip_hf.conversion.pretrained import read_safetensors
 from flip_hf.conversion.processors import (
     find_image_processor,
     find_tokenizer,
@@ -23,11 +25,11 @@ from flip_hf.conversion.processors import (
     image_processor_to_open_clip,
     join,
 )
+from flip_hf.conversion.sizes import check_mask_ratio
 from flip_hf.conversion.tables import (
     SCALAR,
     STACKED,
     TRANSPOSED,
-    ConversionError,
     Entry,
     blocks,
     load,
@@ -99,23 +101,18 @@ def entries_of(config: Any) -> list[Entry]:
     ]
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, *, root: Path | None = None) -> dict[str, Tensor]:
     """The weights of an open_clip checkpoint: safetensors, or a file of `torch.save` that holds tensors only.
+
+    Args:
+        path: the file.
+        root: its folder, where links must not lead out of it.
 
     Raises:
         ConversionError: the file is damaged, or there is more than data in it.
     """
-    try:
-        if path.suffix == ".safetensors":
-            checkpoint: Any = load_file(path)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ConversionError(
-            f"{path} cannot be read as weights. It is damaged, or it holds objects other than tensors (a TorchScript "
-            "archive, or pickled code, which is never run); load it with a tool you trust and save its state_dict as "
-            f"safetensors. The reason given: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+    regular_file(path, root=root)
+    checkpoint: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
         checkpoint = checkpoint["state_dict"]
     if not isinstance(checkpoint, dict):
@@ -125,10 +122,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         # Prefixes of wrappers (DDP, torch.compile), and of open_clip's models with a separate text module.
         for prefix in ("module.", "_orig_mod.", "text."):
             name = str(name).removeprefix(prefix)
-        if name not in NO_WEIGHTS:
-            if not isinstance(value, Tensor):
-                raise ConversionError(f"{path}: {name} is a {type(value).__name__}, not a tensor.")
-            state_dict[name] = value
+        if name in NO_WEIGHTS:
+            continue
+        if name in state_dict:
+            raise ConversionError(f"{path} has two tensors that are called {name} without their prefixes.")
+        state_dict[name] = check_plain(name, value, path)
     return state_dict
 
 
@@ -165,18 +163,25 @@ def flip_to_open_clip(flip: FlipModel) -> tuple[dict[str, Tensor], dict[str, Any
 def _find_files(source: str, model_config: str | None) -> tuple[Path, Path]:
     """The weights and the configuration of a folder, a file or a Hub id."""
     path = Path(source)
-    if path.is_file():
+    try:
+        is_folder = path.is_dir()
+        exists = path.exists()
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{source!r} cannot be opened: {reason(error)}.") from error
+    if is_folder:
+        there = {p.name for p in path.iterdir()}
+        weights = [path / name for name in WEIGHT_FILES if name in there]
+        if not weights or CONFIG_FILE not in there:
+            raise ConversionError(f"{source} has no {CONFIG_FILE} with {' or '.join(WEIGHT_FILES)} beside it.")
+        return weights[0], path / CONFIG_FILE
+    if exists:
+        regular_file(path)
         if model_config is None:
             raise ConversionError(
                 f"{source} is a file of weights; give --model_config with the model's JSON (open_clip's model_configs, "
                 f"or an {CONFIG_FILE})."
             )
         return path, Path(model_config)
-    if path.is_dir():
-        weights = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-        if not weights or not (path / CONFIG_FILE).is_file():
-            raise ConversionError(f"{source} has no {CONFIG_FILE} with {' or '.join(WEIGHT_FILES)} beside it.")
-        return weights[0], path / CONFIG_FILE
     from huggingface_hub import hf_hub_download
 
     try:
@@ -184,18 +189,17 @@ def _find_files(source: str, model_config: str | None) -> tuple[Path, Path]:
     except Exception as error:  # no such repository, no such file, no network: many types, one answer
         raise ConversionError(
             f"{source} is neither a file, nor a folder, nor a Hub repository with {CONFIG_FILE} and {WEIGHT_FILES[0]} "
-            f"({error})."
+            f"({reason(error)})."
         ) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ConversionError(f"{path} is no configuration of an open_clip model.")
-    return config if "model_cfg" in config else {"model_cfg": config}
+def _read_config(path: Path, root: Path | None) -> dict[str, Any]:
+    config = read_json(path, root=root)
+    config = config if "model_cfg" in config else {"model_cfg": config}
+    for name in ("model_cfg", "preprocess_cfg"):
+        if not isinstance(config.get(name, {}), dict):
+            raise ConversionError(f"{path}: {name} is {config[name]!r:.80}, no object; it is no model of open_clip.")
+    return config
 
 
 def convert_from_open_clip(
@@ -209,16 +213,26 @@ def convert_from_open_clip(
         tokenizer: folder or Hub id of the tokenizer, where the source has none (CLIP's own:
             `openai/clip-vit-base-patch32`).
         mask_ratio: fraction of the patches dropped in training.
+
+    Raises:
+        ConversionError: a file is missing, damaged or leads out of the folder; the model is not made of standard ViT
+            towers; or the weights do not fit the configuration or are not finite.
     """
+    check_mask_ratio(mask_ratio)
     weights, config_file = _find_files(source, model_config)
-    config = _read_config(config_file)
-    flip = open_clip_to_flip(read_state_dict(weights), config["model_cfg"], mask_ratio)
+    # Links of a folder must not lead out of it; a file that was named may be one.
+    root = Path(source) if Path(source).is_dir() else None
+    config = _read_config(config_file, root)
+    flip = open_clip_to_flip(read_state_dict(weights, root=root), config["model_cfg"], mask_ratio)
     text: Any = flip.config.text_config
     vision: Any = flip.config.vision_config
     image_processor = image_processor_from_open_clip(config.get("preprocess_cfg", {}), vision.image_size)
+    found = find_tokenizer(source if tokenizer is None else tokenizer, text.max_position_embeddings)
+    if tokenizer is not None and found is None:
+        raise ConversionError(f"--tokenizer {tokenizer} has no tokenizer.")
     return Converted(
         model=flip,
-        processor=join(image_processor, find_tokenizer(tokenizer or source, text.max_position_embeddings)),
+        processor=join(image_processor, found),
         title="A CLIP from open_clip, as a FlipModel",
         about="Converted from open_clip with `scripts/convert.py` of flip_hf. The licence is that of the source.",
         data=card_data(source),
@@ -229,9 +243,11 @@ def write_open_clip(source: str, folder: Path) -> None:
     """Writes a Flip folder's model as a folder of open_clip, for `create_model_and_transforms("local-dir:FOLDER")`.
 
     Raises:
-        ConversionError: open_clip has no such model or preprocessing.
+        ConversionError: open_clip has no such model or preprocessing, or the source is no complete FlipModel, see
+            [`load_flip`][flip_hf.conversion.clip.load_flip].
+        OSError: the folder cannot be written.
     """
-    flip = FlipModel.from_pretrained(source)
+    flip = load_flip(source)
     state_dict, model_cfg = flip_to_open_clip(flip)
     config: dict[str, Any] = {"model_cfg": model_cfg}
     image_processor = find_image_processor(source)
@@ -243,4 +259,5 @@ def write_open_clip(source: str, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
         model_cfg["text_cfg"]["hf_tokenizer_name"] = "."  # the folder itself, where open_clip loads it as local-dir
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(state_dict, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
+    with writing(folder):
+        save_file(state_dict, folder / WEIGHT_FILES[0], metadata={"format": "pt"})

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flip_hf.conversion.tables import ConversionError
+from flip_hf.conversion.errors import ConversionError
+from flip_hf.conversion.sizes import check_fields, configuring, number, whole_number
 from flip_hf.modeling import FlipConfig
 
 # Fields of open_clip's configuration that become ours; and those that may have any value, as they do nothing here. All
@@ -27,6 +28,31 @@ _READ = {
 }
 _OFF = {"pool_type": "tok", "block_type": "default", "proj_type": "linear"}
 _ACTIVATIONS = {"quick_gelu": {"quick_gelu": True}, "gelu": {}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
+# Whole numbers of a tower, with their largest values; others follow from them.
+_SIZES = {
+    **{"layers": 512, "width": 2**16, "head_width": 2**16, "patch_size": 2**12, "image_size": 2**13},
+    **{"heads": 2**12, "context_length": 2**17, "vocab_size": 2**22},
+}
+_IDS = ("pad_id", "eos_id")
+_SWITCHES = ("quick_gelu", "no_ln_pre", "no_causal_mask")
+_OBJECTS = ("act_kwargs", "norm_kwargs")
+MAX_MLP_RATIO = 64
+
+
+def _check_tower(part: str, fields: Mapping[str, Any]) -> None:
+    """Checks the types and ranges of a tower's fields that are read."""
+    for name, value in fields.items():
+        where = f"This open_clip model's {part}.{name}"
+        if name in _SIZES:
+            whole_number(where, value, _SIZES[name])
+        elif name in _IDS and value is not None:
+            whole_number(where, value, _SIZES["vocab_size"], least=-1)
+        elif name in _SWITCHES and value is not None and type(value) is not bool:
+            raise ConversionError(f"{where} must be true or false, got {value!r:.80}.")
+        elif name == "mlp_ratio":
+            number(where, value, 0.0, MAX_MLP_RATIO)
+        elif name in _OBJECTS and not isinstance(value or {}, dict):
+            raise ConversionError(f"{where} must be an object, got {value!r:.80}.")
 
 
 def _refuse_unknown(part: str, fields: Mapping[str, Any]) -> None:
@@ -69,13 +95,15 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
         _refuse_unknown(part, fields)
     if not all(isinstance(vision.get(name, 0), int) for name in ("layers", "image_size", "patch_size")):
         raise ConversionError("This open_clip model's image tower is a ResNet or takes images that are not square.")
+    for part, fields in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
+        _check_tower(part, fields)
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
     pool_type, bidirectional = text.get("pool_type", "argmax"), bool(text.get("no_causal_mask", False))
     if pool_type not in ("first", "argmax", "eos"):
         raise ConversionError(f"This open_clip model has text_cfg.pool_type = {pool_type!r}, which FLIP has not.")
     vision_tower = _tower(vision, width=768, layers=12, quick_gelu=quick_gelu)
-    return FlipConfig(
-        text_config={
+    fields = {
+        "text_config": {
             **_tower(text, width=512, layers=12, quick_gelu=quick_gelu),
             "num_attention_heads": text.get("heads", 8),
             "vocab_size": text.get("vocab_size", 49408),
@@ -86,7 +114,7 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
             "pad_token_id": text.get("pad_id", 0),
             "eos_token_id": text.get("eos_id", 2) if pool_type == "eos" else None,
         },
-        vision_config={
+        "vision_config": {
             **vision_tower,
             "num_attention_heads": vision_tower["hidden_size"] // vision.get("head_width", 64),
             "image_size": vision.get("image_size", 224),
@@ -97,10 +125,13 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
             "use_pre_layernorm": not vision.get("no_ln_pre", False),
             "patch_embedding_bias": False,
         },
-        projection_dim=model_cfg["embed_dim"],
-        logit_scale_init_value=model_cfg.get("init_logit_scale", FlipConfig().logit_scale_init_value),
-        max_logit_scale=None,
-    )
+        "projection_dim": model_cfg["embed_dim"],
+        "logit_scale_init_value": model_cfg.get("init_logit_scale", FlipConfig().logit_scale_init_value),
+        "max_logit_scale": None,
+    }
+    check_fields(fields, "This open_clip model")
+    with configuring("This open_clip model"):
+        return FlipConfig(**fields)
 
 
 def _tower_cfg(tower: Any) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Image processors and tokenizers of a conversion: taken over, or written in the other format's words."""
 
 import logging
+import os
 from collections.abc import Mapping
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +12,133 @@ from transformers.image_utils import PILImageResampling  # pyright: ignore[repor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from flip_hf.conversion.tables import ConversionError
+from flip_hf.conversion.errors import ConversionError, reason
+from flip_hf.conversion.files import check_file, parse_json, read_file
+from flip_hf.conversion.pretrained import local_folder
+from flip_hf.conversion.sizes import number, whole_number
 from flip_hf.modeling import FlipProcessor
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+# What Transformers may open beside them.
+OTHER_FILES = (
+    *("config.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("chat_template.json", "video_preprocessor_config.json", "sentencepiece.bpe.model", "tokenizer.model"),
+)
+CHAT_TEMPLATES = "additional_chat_templates"
+# The largest tokenizers, of 250,000 pieces, have 35 MB.
+MAX_FILE_BYTES = 128 * 2**20
+MAX_CONFIG_BYTES = 8 * 2**20
 RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
+MAX_SIDE = 2**13
+
+
+def _check_files(folder: Path) -> None:
+    """Checks the files that Transformers opens for a processor, whichever it needs.
+
+    Raises:
+        ConversionError: one is no regular file inside the folder, is too large, or no JSON object.
+    """
+    names = (*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *OTHER_FILES)
+    templates = (folder / CHAT_TEMPLATES).glob("*") if (folder / CHAT_TEMPLATES).is_dir() else ()
+    for path in (*(folder / name for name in names), *templates):
+        if not os.path.lexists(path):
+            continue
+        if path.name.endswith("_config.json"):
+            config = parse_json(read_file(path, MAX_CONFIG_BYTES, root=folder), str(path))
+            for field in ("fast_tokenizer_files", "model_input_names"):
+                names = config.get(field) or []
+                # The first are files to choose from, by the version of Transformers: none of another folder.
+                if not isinstance(names, list) or any(not isinstance(n, str) or Path(n).name != n for n in names):
+                    raise ConversionError(f"{path}: {field} must be a list of plain names, got {names!r:.200}.")
+        else:
+            check_file(path, MAX_FILE_BYTES, root=folder)
 
 
 def _found(kind: str, auto_class: Any, source: str, files: tuple[str, ...]) -> Any:
-    """The source's image processor or tokenizer, or None with a warning."""
-    reason = ""
+    """The source's image processor or tokenizer, or None with a warning.
+
+    Raises:
+        ConversionError: there are files of one, but they are damaged or need code that is not Transformers'.
+    """
     # Looked for first: without files, AutoTokenizer makes an empty tokenizer of the model's type.
-    if not Path(source).is_dir() or any((Path(source) / name).is_file() for name in files):
-        try:
-            found = auto_class.from_pretrained(source)
-            # Names of code beside the source's weights, which the result may not have.
-            for fields in (found.__dict__, getattr(found, "init_kwargs", {})):
-                fields.pop("auto_map", None)
-            return found
-        except (OSError, ValueError, KeyError) as error:
-            reason = f" that can be loaded ({str(error).splitlines()[0]})"
-    logger.warning("%s has no %s%s; the result has none either.", source, kind, reason)
-    return None
+    folder = None if Path(source).is_file() else local_folder(source, (*files, *OTHER_FILES))
+    there = [name for name in files if folder is not None and os.path.lexists(folder / name)]
+    if folder is None or not there:
+        logger.warning("%s has no %s; the result has none either.", source, kind)
+        return None
+    _check_files(folder)
+    try:
+        found = auto_class.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exceptions, Transformers nearly everything
+        raise ConversionError(
+            f"The {kind} of {source} cannot be loaded ({reason(error)}). Mend {', '.join(there)}, or remove all of its "
+            "files to convert the model without."
+        ) from error
+    # Names of code beside the source's weights, which the result may not have.
+    for fields in (found.__dict__, getattr(found, "init_kwargs", {})):
+        fields.pop("auto_map", None)
+    return found
 
 
 def find_tokenizer(source: str, context_length: int) -> Any:
-    """The tokenizer of a folder or Hub id, cut to the model's context; None with a warning if there is none."""
+    """The tokenizer of a folder or Hub id, cut to the model's context; None with a warning if there is none.
+
+    Raises:
+        ConversionError: there is one that is damaged.
+    """
     tokenizer = _found("tokenizer", AutoTokenizer, source, TOKENIZER_FILES)
     if tokenizer is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, context_length)
+        length = tokenizer.model_max_length
+        if type(length) not in (int, float) or length < 1 or length != int(length):
+            raise ConversionError(f"{source}: the tokenizer's model_max_length is {length!r:.80}, no number of tokens.")
+        tokenizer.model_max_length = min(length, context_length)
     return tokenizer
 
 
 def find_image_processor(source: str) -> Any:
-    """The image processor of a folder or Hub id; None with a warning if there is none."""
-    return _found("image processor", AutoImageProcessor, source, IMAGE_PROCESSOR_FILES)
+    """The image processor of a folder or Hub id; None with a warning if there is none.
+
+    Raises:
+        ConversionError: there is one that is damaged.
+    """
+    found = _found("image processor", AutoImageProcessor, source, IMAGE_PROCESSOR_FILES)
+    if found is not None:
+        _check_image_processor(found, f"{source}: the image processor's")
+    return found
+
+
+def _check_image_processor(found: Any, what: str) -> None:
+    """Checks the values of an image processor.
+
+    Raises:
+        ConversionError: a size, a mean, a deviation or a switch is none.
+    """
+    for name in ("size", "crop_size"):
+        for side in dict(getattr(found, name, None) or {}).values():
+            if side is not None:
+                whole_number(f"{what} {name}", side, MAX_SIDE)
+    for name, least in (("image_mean", -1e4), ("image_std", 1e-6)):
+        values = getattr(found, name, None)
+        if values is not None and (not isinstance(values, (list, tuple)) or len(values) not in (1, 3)):
+            raise ConversionError(f"{what} {name} must be three numbers, got {values!r:.80}.")
+        for value in values or ():
+            number(f"{what} {name}", value, least, 1e4)
+    for name, value in vars(found).items():
+        _check_switch(f"{what} {name}", name, value)
+
+
+def _check_switch(where: str, name: str, value: Any) -> None:
+    if value is None:
+        return
+    if name.startswith("do_") and type(value) is not bool:
+        raise ConversionError(f"{where} must be true or false, got {value!r:.80}.")
+    if name == "rescale_factor":
+        number(where, value, 0.0, 1e4)
+    if name == "resample":
+        whole_number(where, int(value) if isinstance(value, IntEnum) else value, 5, least=0)
 
 
 def join(image_processor: Any, tokenizer: Any, processor_class: Any = FlipProcessor) -> Any:
@@ -61,10 +152,17 @@ def image_processor_from_open_clip(preprocess: Mapping[str, Any], image_size: in
     """The image processor of open_clip's `preprocess_cfg`.
 
     Raises:
-        ConversionError: it resizes or interpolates in a way that CLIP's image processor has not.
+        ConversionError: it resizes or interpolates in a way that CLIP's image processor has not, or a mean or deviation
+            is no number.
     """
+    for name, least in (("mean", -1e4), ("std", 1e-6)):
+        values = preprocess.get(name, OPENAI_CLIP_MEAN)
+        if not isinstance(values, (list, tuple)) or len(values) != 3:
+            raise ConversionError(f"The preprocessing's {name} must be three numbers, got {values!r:.80}.")
+        for value in values:
+            number(f"The preprocessing's {name}", value, least, 1e4)
     mode, interpolation = preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic")
-    if mode not in ("shortest", "squash") or interpolation not in RESAMPLING:
+    if mode not in ("shortest", "squash") or interpolation not in (*RESAMPLING,):
         raise ConversionError(
             f"The preprocessing has resize_mode {mode!r} and interpolation {interpolation!r}; only shortest and "
             "squash, bicubic and bilinear can be converted."

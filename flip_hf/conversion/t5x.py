@@ -5,7 +5,6 @@ is allocated before its size is known to fit what is on disk.
 """
 
 import itertools
-import json
 import math
 import re
 import zlib
@@ -16,98 +15,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip_hf.conversion.files import Files, open_files
-from flip_hf.conversion.tables import ConversionError, check_names
+from flip_hf.conversion.errors import ConversionError, reason
+from flip_hf.conversion.files import Files, open_files, parse_json
+from flip_hf.conversion.structure import read_structure
+from flip_hf.conversion.tables import check_names
 
-DTYPES = {"<f4": torch.float32, "<f2": torch.float16, "<i4": torch.int32, "bfloat16": torch.bfloat16}
-INLINE_DTYPES = {
-    **{"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
-    **{"int32": torch.int32, "uint32": torch.int32, "int64": torch.int64},
-}
+DTYPES = {"<f4": torch.float32, "<f2": torch.float16, "bfloat16": torch.bfloat16}
 MAX_STRUCTURE_BYTES = 1 << 30
+# Without arrays inside, which do not compress, those of the released sizes have less than 1 MB.
+ALWAYS_READ_STRUCTURE_BYTES = 16 * 2**20
 MAX_ZARRAY_BYTES = 1 << 16
 MAX_DIMENSIONS = 8
-# Deflate turns one byte into at most 1,032.
+MAX_SIDE = 2**40
+# Deflate turns one byte into at most 1,032. Trained weights shrink by a tenth: a whole checkpoint that claims many
+# times what is stored of it is made to fill the memory.
 MAX_DEFLATE_RATIO = 1032
+MAX_RATIO = 32
+ALWAYS_READ_BYTES = 256 * 2**20
 STRUCTURE = "checkpoint"
-CHUNKED = "__msgpack_chunked_array__"
 
 
 def _find_checkpoint(files: Files, path: Path) -> str:
     """The prefix of the checkpoint's files: the folder of the one named `checkpoint`, the latest step of several."""
     found = [name for name in files.sizes if PurePosixPath(name).name == STRUCTURE]
     if not found:
+        refused = [why for name, why in files.refused.items() if PurePosixPath(name).name == STRUCTURE]
+        if refused:
+            raise ConversionError(refused[0])
         raise ConversionError(
             f"There is no T5X checkpoint in {path}: no file named `{STRUCTURE}`, beside folders named target.*, in it."
         )
 
     def step(name: str) -> tuple[int, str]:
-        match = re.fullmatch(r"checkpoint_(\d+)", PurePosixPath(name).parent.name)
+        match = re.fullmatch(r"checkpoint_([0-9]{1,18})", PurePosixPath(name).parent.name)
         return int(match[1]) if match else -1, name
 
     return max(found, key=step).removesuffix(STRUCTURE)
-
-
-# -- structure --------------------------------------------------------------------------------------------------------
-
-
-def _array(shape: Any, dtype: str, data: bytes) -> Tensor:
-    shape = tuple(int(n) for n in shape)
-    if dtype not in INLINE_DTYPES or len(shape) > MAX_DIMENSIONS:
-        raise ConversionError(f"The checkpoint has an array of dtype {dtype!r} and shape {shape} in it.")
-    size = math.prod(shape) * INLINE_DTYPES[dtype].itemsize
-    if size != len(data):
-        raise ConversionError(f"An array of shape {shape} needs {size:,} bytes, the checkpoint has {len(data):,}.")
-    if size == 0:
-        return torch.empty(shape, dtype=INLINE_DTYPES[dtype])
-    return torch.frombuffer(bytearray(data), dtype=INLINE_DTYPES[dtype]).reshape(shape)
-
-
-def _read_structure(data: bytes, what: str) -> Mapping[str, Any]:
-    """The tree of a T5X `checkpoint` file: dicts down to arrays, or to descriptions of zarr arrays."""
-    try:
-        import msgpack
-    except ImportError as error:
-        raise ImportError("Reading T5X checkpoints needs msgpack: pip install flip_hf[convert]") from error
-
-    def extension(code: int, payload: bytes) -> Any:
-        if code in (1, 3):  # flax's array and array scalar; both are (shape, dtype, bytes)
-            shape, dtype, values = msgpack.unpackb(payload)
-            return _array(shape, dtype, values)
-        return msgpack.ExtType(code, payload)
-
-    try:
-        tree = msgpack.unpackb(data, ext_hook=extension, strict_map_key=False)
-        target = tree["optimizer"]["target"]
-        if not isinstance(target, dict):
-            raise TypeError(f"its target is {target!r:.80}")
-        return target
-    except ConversionError:
-        raise
-    except Exception as error:  # msgpack raises many kinds, for any of which the file is not one
-        raise ConversionError(f"{what} is not the structure of a T5X checkpoint: {error!r}.") from error
-
-
-def _join_chunks(leaf: Mapping[str, Any]) -> Tensor:
-    """An array above flax's limit for one piece: flat chunks under "0", "1", ..."""
-    shape = [int(leaf["shape"][str(i)]) for i in range(len(leaf["shape"]))]
-    return torch.cat([leaf["chunks"][str(i)].flatten() for i in range(len(leaf["chunks"]))]).reshape(shape)
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor | None]]:
-    """Names of the tree's arrays, joined by "/"; None where the values lie in a zarr array."""
-    for key, value in tree.items():
-        name = (*path, str(key))
-        if isinstance(value, Tensor):
-            yield "/".join(name), value
-        elif isinstance(value, dict) and CHUNKED in value:
-            yield "/".join(name), _join_chunks(value)
-        elif isinstance(value, dict) and "driver" in value:
-            yield "/".join(name), None
-        elif isinstance(value, dict):
-            yield from _leaves(value, name)
-        else:
-            raise ConversionError(f"{'/'.join(name)} is neither an array nor a description of one: {value!r:.80}.")
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
@@ -120,6 +63,10 @@ class ZarrArray:
         files: where it lies.
         members: sizes in bytes of the files in its folder, by their names there.
         folder: the folder's name.
+
+    Attributes:
+        shape, chunks, dtype: as described in its `.zarray`.
+        claimed: bytes of all chunks, inflated.
 
     Raises:
         ConversionError: it is of another kind, or its size does not fit its files.
@@ -136,8 +83,8 @@ class ZarrArray:
         name = f"{self.folder}/.zarray"
         if not 0 < size <= MAX_ZARRAY_BYTES:
             raise ConversionError(f"{name}, the description of an array, is missing, empty or too large.")
+        meta = parse_json(self.files.read(name, MAX_ZARRAY_BYTES), name)
         try:
-            meta = json.loads(self.files.read(name))
             shape, chunks, compressor = meta["shape"], meta["chunks"], meta["compressor"]
             known = (
                 meta["zarr_format"] == 2
@@ -147,12 +94,13 @@ class ZarrArray:
                 and meta.get("dimension_separator", ".") == "."
                 and (compressor is None or compressor["id"] in ("gzip", "zlib"))
                 and len(shape) == len(chunks) <= MAX_DIMENSIONS
-                and all(isinstance(n, int) and n > 0 for n in (*shape, *chunks))
+                and all(type(n) is int and 0 < n <= MAX_SIDE for n in (*shape, *chunks))
+                and all(chunk <= side for side, chunk in zip(shape, chunks, strict=True))
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConversionError(f"{name} does not describe a zarr array: {error!r}.") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConversionError(f"{name} does not describe a zarr array: {reason(error)}.") from error
         if not known:
-            raise ConversionError(f"{name} describes an array of a kind that T5X does not write: {meta}.")
+            raise ConversionError(f"{name} describes an array of a kind that T5X does not write: {meta!r:.400}.")
         return meta
 
     def _check_size(self, chunk_sizes: Mapping[str, int]) -> None:
@@ -161,10 +109,10 @@ class ZarrArray:
         if len(chunk_sizes) != count:
             raise ConversionError(f"{self.folder} should have {count:,} chunk files, it has {len(chunk_sizes):,}.")
         held = sum(chunk_sizes.values()) * (MAX_DEFLATE_RATIO if self.compressed else 1)
-        claimed = max(math.prod(self.shape), count * math.prod(self.chunks)) * self.dtype.itemsize
-        if claimed > held:
+        self.claimed = count * math.prod(self.chunks) * self.dtype.itemsize
+        if self.claimed > held:
             raise ConversionError(
-                f"{self.folder} claims {claimed:,} bytes of values, its files can hold at most {held:,}."
+                f"{self.folder} claims {self.claimed:,} bytes of values, its files can hold at most {held:,}."
             )
 
     def _chunk(self, index: tuple[int, ...]) -> Tensor:
@@ -172,16 +120,29 @@ class ZarrArray:
         expected = math.prod(self.chunks) * self.dtype.itemsize
         if name not in self.files.sizes:
             raise ConversionError(f"The chunk {name} is missing.")
-        data = self.files.read(name)
+        # What does not compress grows by a little; a larger file is not the chunk.
+        data = self.files.read(name, expected + (expected // 64 + 4096 if self.compressed else 0))
         if self.compressed:
-            try:
-                # 32: gzip or zlib by the header; never more than what belongs here.
-                data = zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(data, expected + 1)
-            except zlib.error as error:
-                raise ConversionError(f"The chunk {name} is damaged: {error}.") from error
+            data = self._inflate(name, data, expected)
         if len(data) != expected:
             raise ConversionError(f"The chunk {name} holds {len(data):,} bytes, expected {expected:,}.")
         return torch.frombuffer(bytearray(data), dtype=self.dtype).reshape(self.chunks)
+
+    @staticmethod
+    def _inflate(name: str, data: bytes, expected: int) -> bytes:
+        """A chunk's bytes, at most one more than belong here."""
+        inflating = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: gzip or zlib by the header
+        try:
+            inflated = inflating.decompress(data, expected + 1)
+        except zlib.error as error:
+            raise ConversionError(f"The chunk {name} is damaged: {error}.") from error
+        if len(inflated) == expected and (not inflating.eof or inflating.unused_data):
+            raise ConversionError(f"The chunk {name} is damaged: it has no end, or something follows it.")
+        return inflated
+
+    def empty(self) -> Tensor:
+        """A tensor like it without values."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def read(self) -> Tensor:
         """The values."""
@@ -212,24 +173,50 @@ class T5XCheckpoint(Mapping[str, Tensor]):
         self.path = Path(path)
         files = open_files(self.path)
         prefix = _find_checkpoint(files, self.path)
-        if files.sizes[prefix + STRUCTURE] > MAX_STRUCTURE_BYTES:
-            raise ConversionError(f"{prefix + STRUCTURE} is too large for the structure of a checkpoint.")
-        tree = _read_structure(files.read(prefix + STRUCTURE), f"{self.path}: {prefix + STRUCTURE}")
-        leaves = dict(_leaves(tree))
-        folders: dict[str, dict[str, int]] = {}
-        for name, size in files.sizes.items():
-            folder, _, member = name.removeprefix(prefix).rpartition("/")
-            if name.startswith(f"{prefix}target."):
-                folders.setdefault(folder, {})[member] = size
+        name = prefix + STRUCTURE
+        if files.sizes[name] > max(ALWAYS_READ_STRUCTURE_BYTES, MAX_RATIO * files.stored[name]):
+            raise ConversionError(f"{name} inflates to {files.sizes[name]:,} bytes: no structure of a checkpoint does.")
+        leaves = read_structure(files.read(name, MAX_STRUCTURE_BYTES), f"{self.path}: {name}")
+        folders = self._folders(files, prefix)
         names = {f"target.{name.replace('/', '.')}": name for name, leaf in leaves.items() if leaf is None}
         check_names(names, folders, str(self.path))
         self._arrays: dict[str, Tensor | ZarrArray] = {name: leaf for name, leaf in leaves.items() if leaf is not None}
         for folder, name in names.items():
             self._arrays[name] = ZarrArray(files, folders[folder], prefix + folder)
+        self._check_ratio(files, prefix)
+
+    @staticmethod
+    def _folders(files: Files, prefix: str) -> dict[str, dict[str, int]]:
+        """The files of each parameter's folder, with their sizes in bytes."""
+        arrays = f"{prefix}target."
+        for name, why in files.refused.items():
+            if name.startswith(arrays):
+                raise ConversionError(why)
+        folders: dict[str, dict[str, int]] = {}
+        for name, size in files.sizes.items():
+            if name.startswith(arrays):
+                folder, _, member = name.removeprefix(prefix).rpartition("/")
+                folders.setdefault(folder, {})[member] = size
+        return folders
+
+    def _check_ratio(self, files: Files, prefix: str) -> None:
+        """Refuses a checkpoint whose arrays are many times as large as what is stored of them."""
+        claimed = sum(array.claimed for array in self._arrays.values() if isinstance(array, ZarrArray))
+        stored = sum(size for name, size in files.stored.items() if name.startswith(f"{prefix}target."))
+        if claimed > max(ALWAYS_READ_BYTES, MAX_RATIO * stored):
+            raise ConversionError(
+                f"{self.path} claims {claimed:,} bytes of weights, of which {stored:,} are stored. Trained weights do "
+                "not compress like that; nothing was read."
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter, without reading it."""
         return tuple(self._arrays[name].shape)
+
+    def empty(self, name: str) -> Tensor:
+        """A tensor like a parameter without values, on the meta device; nothing is read."""
+        array = self._arrays[name]
+        return array.empty() if isinstance(array, ZarrArray) else torch.empty_like(array, device="meta")
 
     def __getitem__(self, name: str) -> Tensor:
         array = self._arrays[name]

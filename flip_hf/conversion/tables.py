@@ -5,7 +5,8 @@ lie. Every tensor of the source is used once and every tensor of the target is f
 the error lists what is missing and what is left over.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
+from flip_hf.conversion.errors import ConversionError, reason
+
+__all__ = ["ConversionError", "Entry", "Layout", "blocks", "check_names", "load", "shapes_of", "to_ours", "to_theirs"]
+
 SHOWN = 8
 
 
-class ConversionError(ValueError):
-    """A checkpoint that cannot be converted; the message says what is wrong with it and what to do."""
+# Of weights. Whole numbers, 8-bit floats and quantized ones need scales that no table here knows.
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,83 @@ def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> Non
 
 
 def shapes_of(model_class: Any, config: PreTrainedConfig) -> dict[str, torch.Size]:
-    """Names and shapes of a model's saved tensors, without allocating them."""
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in model_class._from_config(config).state_dict().items()}
+    """Names and shapes of a model's saved tensors, without allocating them.
+
+    Raises:
+        ConversionError: no such model can be made.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in model_class._from_config(config).state_dict().items()}
+    except Exception as error:  # a model's constructor raises many kinds, all of them for its configuration
+        raise ConversionError(f"This configuration makes no {model_class.__name__}: {reason(error)}.") from error
+
+
+def check_dtypes(dtypes: Mapping[str, torch.dtype], what: str) -> None:
+    """Checks that all tensors hold floating-point numbers.
+
+    Raises:
+        ConversionError: they do not; the message names tensors.
+    """
+    others = {name: dtype for name, dtype in dtypes.items() if dtype not in FLOATS}
+    if others:
+        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in others.values()}))
+        raise ConversionError(
+            f"{what} has tensors of {kinds}, which are no plain weights: {_some(others)}. Convert the model that it "
+            "was quantized from, or save it in float32, float16 or bfloat16 first."
+        )
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
+    """Checks that all weights are finite numbers; others than floating-point numbers are.
+
+    Raises:
+        ConversionError: they are not; the message names the tensors.
+    """
+    refuse_spoilt([name for name, tensor in tensors if not tensor.isfinite().all()], what)
+
+
+def refuse_spoilt(names: Sequence[str], what: str) -> None:
+    """Refuses a checkpoint of which tensors are not finite.
+
+    Raises:
+        ConversionError: there are any.
+    """
+    if names:
+        raise ConversionError(
+            f"{what} has infinite numbers or NaN in its weights: {_some(names)}. The training that left them diverged, "
+            "or the file is damaged; convert an earlier checkpoint, or fetch it again."
+        )
+
+
+def _parts(entry: Entry, tensor: Tensor, shapes: Mapping[str, torch.Size], what: str) -> tuple[Tensor, ...]:
+    """Our tensors in one of theirs, of the shapes that they must have."""
+    try:
+        parts = entry.layout.to_ours(tensor)
+    except (RuntimeError, IndexError):  # a layout for another number of dimensions
+        parts = (tensor,)
+    found = [tuple(part.shape) for part in parts]
+    expected = [tuple(shapes[name]) for name in entry.targets]
+    if found != expected:
+        at = next((i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), 0)
+        raise ConversionError(
+            f"{what}: {entry.theirs} has the shape {found[at]} as {entry.targets[at]}, expected {expected[at]}. It "
+            "belongs to another architecture, or the given sizes do not fit it."
+        )
+    return parts
+
+
+def _check_source(
+    entries: Iterable[Entry], source: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], what: str
+) -> None:
+    """Checks every tensor's dtype and shape before one is read."""
+    empty = getattr(source, "empty", lambda name: torch.empty_like(source[name], device="meta"))
+    dtypes = {}
+    for entry in entries:
+        tensor = empty(entry.theirs)
+        dtypes[entry.theirs] = tensor.dtype
+        _parts(entry, tensor, shapes, what)
+    check_dtypes(dtypes, what)
 
 
 def to_ours(
@@ -115,29 +194,31 @@ def to_ours(
 
     Args:
         entries: the format's table.
-        source: the checkpoint; a tensor is read when it is asked for.
+        source: the checkpoint; a tensor is read when it is asked for. Where it has a method `empty`, that gives
+            a tensor without its values.
         shapes: the target's, from [`shapes_of`].
         what: the checkpoint's name in messages.
 
     Raises:
-        ConversionError: a tensor is missing, left over, or of another shape.
+        ConversionError: a tensor is missing, left over, of another shape, not of floating-point numbers, or not finite.
     """
     entries = list(entries)
     check_names((e.theirs for e in entries), source.keys(), what)
     check_names((name for e in entries for name in e.targets), shapes.keys(), "The table of names")
+    _check_source(entries, source, shapes, what)
     # The largest first: later, a transposed copy beside its source does not add to the peak of memory.
     entries.sort(key=lambda e: -shapes[e.targets[0]].numel())
     tensors: dict[str, Tensor] = {}
+    spoilt = []
     for entry in tqdm(entries, desc="tensors", unit="", disable=None, leave=False):
-        parts = entry.layout.to_ours(source[entry.theirs])
+        tensor = source[entry.theirs]
+        if not tensor.isfinite().all():
+            spoilt.append(entry.theirs)
+        parts = _parts(entry, tensor, shapes, what)
         for name, part in zip(entry.targets, parts, strict=True):
-            if part.shape != shapes[name]:
-                raise ConversionError(
-                    f"{what}: {entry.theirs} has the shape {tuple(part.shape)} as {name}, expected "
-                    f"{tuple(shapes[name])}. It belongs to another architecture, or the given sizes do not fit it."
-                )
             # A copy also where nothing moved: parts of one stacked tensor would share its memory.
             tensors[name] = part.clone(memory_format=torch.contiguous_format) if len(parts) > 1 else part.contiguous()
+    refuse_spoilt(spoilt, what)
     return tensors
 
 
@@ -153,13 +234,12 @@ def to_theirs(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[s
 
 
 def load(model_class: Any, config: PreTrainedConfig, tensors: dict[str, Tensor]) -> Any:
-    """A model in evaluation mode with exactly these tensors, not copied, in their dtype (float32 if they differ).
+    """A model in evaluation mode with exactly these tensors, not copied, in the dtype that holds all of theirs.
 
     Raises:
         ConversionError: a tensor is missing or left over.
     """
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # of mixed ones, the one that holds all
+    dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
     model, report = model_class.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )

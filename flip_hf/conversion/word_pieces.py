@@ -8,6 +8,7 @@ the vocabulary is whole characters, the longest match is the same.
 """
 
 import hashlib
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,17 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from flip_hf.conversion.tables import ConversionError
+from flip_hf.conversion.errors import ConversionError, reason
+from flip_hf.conversion.files import read_file
 
 logger = logging.getLogger(__name__)
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 CONTINUES = "##"
 MAX_WORD_BYTES = 100
+# BERT's multilingual vocabulary has 120,000 lines and 1 MB.
+MAX_VOCABULARY_BYTES = 32 * 2**20
+MAX_PIECES = 2**20
 # Of the release's vocabulary, one piece a line.
 VOCABULARY_MD5 = "64800d5d8528ce344256daf115d4965e"
 
@@ -122,24 +127,34 @@ def read_vocabulary(file_or_repo: str) -> list[str]:
         file_or_repo: the file, a folder with it, or a Hub id such as `google-bert/bert-base-uncased`.
 
     Raises:
-        ConversionError: there is no such file.
+        ConversionError: there is no such file, or it is no vocabulary.
     """
     path = Path(file_or_repo)
-    if path.is_dir():
-        path = path / "vocab.txt"
-    elif not path.is_file():
+    root = None
+    try:
+        exists = path.exists()
+        if path.is_dir():
+            root = path
+            path = path / "vocab.txt"
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"--vocab {file_or_repo!r} cannot be opened: {reason(error)}.") from error
+    if not exists:
         from huggingface_hub import hf_hub_download
 
         try:
             path = Path(hf_hub_download(file_or_repo, "vocab.txt"))
         except Exception as error:  # no such file, no such repository, no network: many types, one answer
             raise ConversionError(
-                f"--vocab {file_or_repo}: neither a file nor a Hub repository with a vocab.txt ({error})."
+                f"--vocab {file_or_repo}: neither a file nor a Hub repository with a vocab.txt ({reason(error)})."
             ) from error
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"--vocab {path} cannot be read as text: {error}.") from error
+        # Any of the ways to end a line.
+        text = io.TextIOWrapper(io.BytesIO(read_file(path, MAX_VOCABULARY_BYTES, root=root)), encoding="utf-8").read()
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"--vocab {path} cannot be read as text: {reason(error)}.") from error
+    lines = text.split("\n")
+    if len(lines) > MAX_PIECES:
+        raise ConversionError(f"--vocab {path} has {len(lines):,} lines, more than {MAX_PIECES:,}: no vocabulary.")
     return lines[:-1] if lines[-1] == "" else lines
 
 

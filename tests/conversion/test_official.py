@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import zipfile
 
@@ -285,7 +286,7 @@ def chunk(data: bytes):
             lambda folder: (folder / "target.img_mlp1.kernel" / "0.0").rename(folder / "target.img_mlp1.kernel" / "1"),
             "0.0 is missing",
         ),
-        (lambda folder: (folder / "target.img_mlp1.kernel" / ".zarray").write_text("{"), "does not describe"),
+        (lambda folder: (folder / "target.img_mlp1.kernel" / ".zarray").write_text("{"), "cannot be read as JSON"),
         (lambda folder: (folder / "checkpoint").write_bytes(b"\x80\x04\x95."), "not the structure of a T5X checkpoint"),
         (lambda folder: (folder / "checkpoint").write_bytes(b"\x91" * 5000), "not the structure of a T5X checkpoint"),
         (lambda folder: (folder / "checkpoint").unlink(), "no T5X checkpoint"),
@@ -301,4 +302,81 @@ def test_an_inline_array_must_have_its_bytes(official_folder):
     lie = msgpack.ExtType(1, msgpack.packb(((10**9,), "float32", b"1234")))
     rewrite_structure(official_folder, lambda target: target.update(logit_scale=lie))
     with pytest.raises(ConversionError, match="needs 4,000,000,000 bytes, the checkpoint has 4"):
+        read_official(official_folder, **HEADS)
+
+
+# -- the output -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_could_not_be_filled_leaves_nothing_above_it(tmp_path):
+    with pytest.raises(OSError, match="disk full"):
+        with new_folder(tmp_path / "a" / "b" / "out") as folder:
+            (folder / "config.json").write_text("{}")
+            raise OSError("disk full")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling", "link"])
+def test_nothing_is_overwritten(tmp_path, kind):
+    out = tmp_path / "out"
+    if kind == "folder":
+        (out / "kept").mkdir(parents=True)
+    elif kind == "file":
+        out.write_bytes(b"kept")
+    else:
+        if kind == "link":
+            (tmp_path / "target").mkdir()
+        out.symlink_to("target")
+    with pytest.raises(ConversionError, match="exists already and is not an empty folder"):
+        with new_folder(out):
+            pass
+    assert out.is_symlink() or out.exists()
+
+
+def test_what_appears_in_the_meantime_is_not_overwritten(tmp_path):
+    with pytest.raises(ConversionError, match="was made by something else in the meantime"):
+        with new_folder(tmp_path / "out"):
+            (tmp_path / "out" / "other").mkdir(parents=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "other").is_dir()
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_files(official_zip, vocab, tmp_path):
+    converted = convert_official(official_zip, str(vocab), **HEADS)
+    (tmp_path / "out" / "model.safetensors").mkdir(parents=True)
+    with pytest.raises(OSError):
+        converted.save(tmp_path / "out")
+
+
+def test_a_vocabulary_that_is_a_pipe_or_no_vocabulary_is_refused(official_zip, tmp_path):
+    os.mkfifo(tmp_path / "vocab.txt")
+    for vocab in (tmp_path / "vocab.txt", tmp_path):
+        with pytest.raises(ConversionError, match="is a pipe"):
+            convert_official(official_zip, str(vocab), **HEADS)
+    (tmp_path / "lines.txt").write_text("[PAD]\n[UNK]\n" + "\n" * 2_000_000)
+    with pytest.raises(ConversionError, match="has 2,000,003 lines"):
+        convert_official(official_zip, str(tmp_path / "lines.txt"), **HEADS)
+
+
+def test_a_checkpoint_without_blocks_or_with_odd_ranks_is_refused(official_folder):
+    for path in official_folder.glob("target.*encoderblock_*"):
+        shutil.rmtree(path)
+
+    def change(target):
+        for tower in ("img_encoder", "txt_encoder"):
+            blocks = target[tower]["Transformer"]
+            target[tower]["Transformer"] = {"encoder_norm": blocks["encoder_norm"]}
+
+    rewrite_structure(official_folder, change)
+    with pytest.raises(ConversionError, match="There is no img_encoder/Transformer/encoderblock_00"):
+        read_official(official_folder, **HEADS)
+
+
+def test_weights_that_are_not_finite_are_named(official_folder):
+    for name in ("img_mlp1", "txt_mlp1"):
+        folder = official_folder / f"target.{name}.kernel"
+        values = read_array(folder).copy()
+        values[0, 0] = np.nan
+        write_array(folder, values, values.shape, {"id": "gzip"})
+    with pytest.raises(ConversionError, match=r"NaN in its weights: 2 \(img_mlp1/kernel, txt_mlp1/kernel\)"):
         read_official(official_folder, **HEADS)

@@ -1,0 +1,147 @@
+"""Ranges of the numbers that describe a model, checked before anything of their size is made."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from flip_hf.conversion.errors import ConversionError, reason
+
+# Largest values, several times those of the largest vision-language models. Fields of decoders have the same names
+# after `decoder_`.
+SIZES = {
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 2**12,
+    "projection_dim": 2**16,
+    "vocab_size": 2**22,
+    "max_position_embeddings": 2**17,
+    "num_channels": 2**10,
+    "image_size": 2**13,
+    "patch_size": 2**12,
+}
+# Smallest and largest values of fields that are any number.
+NUMBERS = {
+    "layer_norm_eps": (0.0, 1.0),
+    "initializer_range": (0.0, 1e3),
+    "initializer_factor": (0.0, 1e3),
+    "attention_dropout": (0.0, 1.0),
+    "logit_scale_init_value": (-1e3, 1e3),
+}
+# Of tokens; -1 is none in older configurations.
+IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# In a configuration, these make Transformers load code, other files or other kinds of weights.
+_DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
+_OTHER_WEIGHTS = ("quantization_config", "fusion_config", "kernel_config", "transformers_weights", "compression_config")
+_NOT_OF_THE_MODEL = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
+
+
+def whole_number(name: str, value: Any, most: int, *, least: int = 1) -> int:
+    """A whole number in a range.
+
+    Raises:
+        ConversionError: it is not; the message begins with `name`.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ConversionError(f"{name} must be a whole number from {least} to {most:,}, got {value!r:.80}.")
+    return value
+
+
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A finite number in a range.
+
+    Raises:
+        ConversionError: it is not; the message begins with `name`.
+    """
+    if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+        raise ConversionError(f"{name} must be a number from {least:g} to {most:g}, got {value!r:.80}.")
+    return value
+
+
+def check_mask_ratio(value: Any) -> None:
+    """Checks the fraction of patches to drop in training.
+
+    Raises:
+        ConversionError: it is not in [0, 1).
+    """
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ConversionError(
+            f"--mask_ratio {value!r:.40} is not in [0, 1): it is the fraction of the patches that training drops, 0.5 "
+            "or 0.75 in the paper."
+        )
+
+
+def check_fields(fields: Mapping[str, Any], what: str) -> None:
+    """Checks the numbers in a configuration, also in those of its towers.
+
+    Args:
+        fields: names and values, as in a `config.json`.
+        what: the configuration's name in messages.
+
+    Raises:
+        ConversionError: a number is out of its range, heads do not divide a width, or patches an image.
+    """
+    for name, value in fields.items():
+        plain = name.removeprefix("decoder_")
+        if value is None:
+            continue
+        if plain in SIZES:
+            whole_number(f"{what}: {name}", value, SIZES[plain])
+        elif plain in NUMBERS:
+            number(f"{what}: {name}", value, *NUMBERS[plain])
+        elif name in IDS:
+            whole_number(f"{what}: {name}", value, SIZES["vocab_size"], least=-1)
+        elif isinstance(value, dict):
+            check_fields(value, f"{what}: {name}")
+    for prefix in ("", "decoder_"):
+        width, heads = (fields.get(f"{prefix}{name}") for name in ("hidden_size", "num_attention_heads"))
+        if width and heads and width % heads:
+            raise ConversionError(f"{what}: {heads} attention heads do not divide the width, {width}.")
+    image, patch = (fields.get(name) for name in ("image_size", "patch_size"))
+    if image and patch and image % patch:
+        raise ConversionError(f"{what}: patches of {patch} pixels do not divide an image of {image}.")
+
+
+@contextmanager
+def configuring(what: str) -> Iterator[None]:
+    """Turns the errors of a configuration's constructor into one that names the source.
+
+    Raises:
+        ConversionError: a field has a value that the model cannot have.
+    """
+    try:
+        yield
+    except (StrictDataclassError, TypeError) as error:
+        raise ConversionError(f"{what} cannot be a Flip model: {reason(error)}.") from error
+
+
+def make_config(config_class: Any, fields: Mapping[str, Any], what: str) -> Any:
+    """A configuration of checked fields.
+
+    Raises:
+        ConversionError: a field has a wrong type or value, or asks for code or other weights.
+    """
+    fields = _of_the_model(fields, what)
+    check_fields(fields, what)
+    try:
+        return config_class.from_dict(fields)
+    except Exception as error:  # strict dataclasses, and what Transformers does with odd values: many types
+        raise ConversionError(f"{what} describes no {config_class.__name__}: {reason(error)}.") from error
+
+
+def _of_the_model(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The fields without those that name code or a way to compute; the towers' likewise."""
+    others = [name for name in _OTHER_WEIGHTS if fields.get(name)]
+    if others:
+        raise ConversionError(f"{what} has {others[0]}: weights of another kind than plain ones, which are not read.")
+    for name in ("dtype", "torch_dtype"):
+        if fields.get(name) not in _DTYPES:
+            raise ConversionError(f"{what}: {name} must be one of {', '.join(_DTYPES[2:])}, got {fields[name]!r:.40}.")
+    return {
+        name: _of_the_model(value, f"{what}: {name}") if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in _NOT_OF_THE_MODEL
+    }
