@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 
-SCRATCH = "partial-push"
+SCRATCH = "partial-push-"
+# In a folder of that name that a pusher has made, which another one may remove: its run may have been killed.
+_MARK = ".made-by-flip_hf"
 
 
 class Pusher:
@@ -26,7 +29,7 @@ class Pusher:
 
     Args:
         output_dir: the run's folder; recipe, logs, curves and results are taken from there. What is on its way lies in
-            `partial-push` below it.
+            a `partial-push-...` below it.
         repo_id: `owner/name`, or a name alone for one of your own.
         private: see [`push`].
         export_clip: push a stock CLIPModel, see [`prepare`].
@@ -44,9 +47,11 @@ class Pusher:
         api: HfApi | None = None,
         waits: Sequence[float] = WAITS,
     ):
-        self.output_dir, self.repo_id, self.private = Path(output_dir), repo_id, private
+        self.output_dir = Path(output_dir)
+        self.repo_id = repo_id
+        self.private = private
         self._export_clip, self._api, self._waits = export_clip, api, waits
-        self._scratch = self.output_dir / SCRATCH
+        self._scratch = self.output_dir  # until a push makes one
         self._thread: threading.Thread | None = None
         self._pushed: Pushed | None = None  # of the last push; where it failed, why is in `_problem`
         self._problem = ""
@@ -58,7 +63,7 @@ class Pusher:
             HubRefused: what only the user can mend. A network that is down is no reason not to train.
         """
         disable_progress_bars()  # the run has its own
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._clear()
         try:
             self.repo_id = create(self.repo_id, private=self.private, api=self._api, waits=())
         except HubUnreachable as error:
@@ -83,9 +88,9 @@ class Pusher:
             return False
         message = f"Model after {samples:,} samples"
         try:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = self._new_scratch()
             saved = self._scratch / "saved"
-            saved.mkdir(parents=True)
+            saved.mkdir()
             save(saved)
             ready = self._prepare(saved, "ready")
         except Exception as error:
@@ -109,14 +114,26 @@ class Pusher:
         if not self.is_free():
             return f"not pushed: the push before is still under way. {later}"
         try:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = self._new_scratch()
             self._start(self._prepare(self.output_dir, "final"), "Model at the end of the run").join(limit)
         except Exception as error:  # the run itself is saved
             return f"not pushed: {redact(str(error))}"
         if not self.is_free():
             return f"not pushed: the push took longer than {limit:g} s. {later}"
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._clear()
         return f"not pushed: {self._problem} {later}" if self._pushed is None else str(self._pushed)
+
+    def _clear(self) -> None:
+        """Removes what this and earlier pushers have made, and nothing else of that name."""
+        for folder in self.output_dir.glob(f"{SCRATCH}*"):
+            if (folder / _MARK).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _new_scratch(self) -> Path:
+        self._clear()
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.output_dir))
+        (scratch / _MARK).touch()
+        return scratch
 
     def _prepare(self, folder: Path, name: str) -> Path:
         target = self._scratch / name

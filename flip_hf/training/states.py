@@ -235,13 +235,14 @@ def restricted_unpickling() -> Iterator[None]:
 
     For DeepSpeed, whose own code reads its checkpoints and asks for everything.
     """
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.runtime.fp16 import loss_scaler  # pyright: ignore[reportMissingImports]
+    from deepspeed.runtime.zero.config import ZeroStageEnum  # pyright: ignore[reportMissingImports]
 
+    allowed = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum]
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
+        with torch.serialization.safe_globals(allowed):
             yield
     finally:
         if before is None:

@@ -90,7 +90,7 @@ def script(monkeypatch, capsys):
         try:
             runpy.run_path(SCRIPT, run_name="__main__")
         except SystemExit as stop:
-            return str(stop.code)
+            return str(stop)
         return capsys.readouterr().out
 
     yield script

@@ -46,7 +46,7 @@ def test_a_push_does_not_wait_for_the_hub_and_the_next_is_dropped(hub, api, run_
     assert b'model="you/flip"' in files["README.md"]
     said = pusher.finish()
     assert said.startswith(f"{hub.endpoint}/you/flip (private)") and "changed (log.jsonl" in said
-    assert files["log.jsonl"] == b"of later steps\n" and not (run_folder / "partial-push").exists()
+    assert files["log.jsonl"] == b"of later steps\n" and not list(run_folder.glob("partial-push*"))
     assert not any("partial" in path or "checkpoint" in path for path in files)
 
 
@@ -96,3 +96,19 @@ def test_the_end_waits_but_not_for_ever(hub, api, run_folder):
     hub.gate.set()
     waited(pusher)
     assert pusher.finish().endswith("nothing changed")
+
+
+def test_only_what_a_pusher_has_made_is_removed(hub, api, run_folder, save):
+    """Folders of such names that are the user's stay; what a killed run has left goes."""
+    for name in ("partial-push", "partial-push-mine"):
+        (run_folder / name).mkdir()
+        (run_folder / name / "mine").write_text("mine")
+    killed = Pusher(run_folder, "flip", api=api)._new_scratch()
+    pusher = Pusher(run_folder, "flip", api=api)
+    pusher.begin()
+    assert not killed.exists()
+    assert pusher.push(save, 1024)
+    waited(pusher)
+    pusher.finish()
+    assert sorted(path.name for path in run_folder.glob("partial*")) == ["partial-push", "partial-push-mine"]
+    assert all((run_folder / name / "mine").read_text() == "mine" for name in ("partial-push", "partial-push-mine"))

@@ -382,12 +382,12 @@ def test_a_new_run_writes_over_nothing(name, data, tmp_path):
 def test_folders_of_others_are_left_alone(data, tmp_path):
     """Another trainer's checkpoints, and names that only look like left-overs of ours."""
     out = tmp_path / "run"
-    for name in ("checkpoint-500", "partial-my-checkpoint-1", "partial-push"):
+    for name in ("checkpoint-500", "partial-my-checkpoint-1", "partial-push-mine"):
         (out / name).mkdir(parents=True)
         (out / name / "mine").write_text("mine")
     trainer = make_trainer_of(data, out, "--train_samples", "64", "--keep_checkpoints", "1")
     trainer.run()
-    for name in ("checkpoint-500", "partial-my-checkpoint-1", "partial-push"):
+    for name in ("checkpoint-500", "partial-my-checkpoint-1", "partial-push-mine"):
         assert (out / name / "mine").read_text() == "mine"
 
 
