@@ -21,7 +21,7 @@ from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
-from flip_hf.training.lock import lock_folder
+from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 
@@ -36,6 +36,14 @@ def build_trainer(arguments: Arguments) -> Trainer:
         One of `MISTAKES`: something in the arguments or the data does not fit.
         RunFinished: there is nothing left to train.
     """
+    try:
+        return _build(arguments)
+    except BaseException:
+        unlock_folder(Path(arguments.run.output_dir))
+        raise
+
+
+def _build(arguments: Arguments) -> Trainer:
     # What can be wrong is looked at before a device is touched.
     output_dir = Path(arguments.run.output_dir)
     objective = arguments.objective

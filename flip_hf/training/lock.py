@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -34,17 +35,21 @@ def lock_folder(folder: Path) -> None:
     path = (folder / LOCK).resolve()
     if fcntl is None or path in _held:
         return
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = _holder(file)
-        file.close()
-        raise FolderInUse(
-            f"{folder} is in use by another run ({holder}). Wait for it or end it, or name another --output_dir."
-        ) from None
-    except OSError:  # a file system without locks
-        return file.close()
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(file)
+            file.close()
+            raise FolderInUse(
+                f"{folder} is in use by another run ({holder}). Wait for it or end it, or name another --output_dir."
+            ) from None
+        except OSError:  # a file system without locks
+            return file.close()
+        if _is_at(file, path):
+            break
+        file.close()  # its holder has removed it meanwhile
     file.truncate(0)
     me = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     file.write(json.dumps(me) + "\n")
@@ -54,9 +59,21 @@ def lock_folder(folder: Path) -> None:
 
 def unlock_folder(folder: Path) -> None:
     """Gives a folder up, if this process has it."""
-    file = _held.pop((folder / LOCK).resolve(), None)
-    if file is not None:
-        file.close()
+    path = (folder / LOCK).resolve()
+    file = _held.pop(path, None)
+    if file is None:
+        return
+    with suppress(OSError):  # the folder may be gone
+        path.unlink()  # before another process can have it
+    file.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Tells whether an open file is the one that a path names."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(file: IO[str]) -> str:
