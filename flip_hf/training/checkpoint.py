@@ -12,6 +12,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import accelerate
@@ -299,8 +300,14 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: nn.Modu
     """
     state = TrainState(**read_state(checkpoint)["state"])
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        with states.restricted_unpickling():
-            accelerator._models[0].load_checkpoint(str(checkpoint), DEEPSPEED)
+        try:
+            with states.restricted_unpickling():
+                accelerator._models[0].load_checkpoint(str(checkpoint), DEEPSPEED)
+        except UnpicklingError as error:
+            raise DamagedCheckpointError(
+                f"{checkpoint / DEEPSPEED} holds something other than tensors and plain values, which could run code, "
+                f"and was not loaded ({str(error).strip().splitlines()[0]})."
+            ) from None
     else:
         model = _model(accelerator)
         states.load_tensors(checkpoint / states.WEIGHTS, model.state_dict())

@@ -237,8 +237,9 @@ def restricted_unpickling() -> Iterator[None]:
     """
     from deepspeed.runtime.fp16 import loss_scaler  # pyright: ignore[reportMissingImports]
     from deepspeed.runtime.zero.config import ZeroStageEnum  # pyright: ignore[reportMissingImports]
+    from deepspeed.utils.tensor_fragment import fragment_address  # pyright: ignore[reportMissingImports]
 
-    allowed = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum]
+    allowed = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler, ZeroStageEnum, fragment_address]
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:

@@ -3,6 +3,7 @@
 What any of them wrote, any other reads; names and shapes are checked before anything is copied.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -50,6 +51,37 @@ assert before.keys() == after.keys() and all(torch.equal(before[name], after[nam
 assert torch.equal(torch.rand(3), drawn)
 distribution.end()
 """
+
+
+# The same with DeepSpeed, whose moments are its own; then with a pickle that acts in place of each of its files.
+ATTACK = """
+class Acts:
+    def __reduce__(self):
+        return Path.touch, (folder / "acted",)
+if accelerator.is_main_process:
+    for path in (folder / "deepspeed").iterdir():
+        torch.save({"x": Acts()}, path)
+accelerator.wait_for_everyone()
+try:
+    load_checkpoint(accelerator, folder)
+except ValueError as error:
+    assert "could run code, and was not loaded" in str(error)
+else:
+    raise AssertionError("loaded")
+assert not (folder / "acted").exists()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_deepspeed_reads_its_own_and_runs_nothing(tmp_path):
+    """Seen with DeepSpeed 0.19.8: its code asks torch to unpickle anything."""
+    head, _, _ = RUN.partition("encoder = distribution.whole_encoder()")
+    write = WRITE.replace("states.optimizer_tensors(model, distribution.optimizer.optimizer)", "{}")
+    write = write.replace("distribution.optimizer.state.clear()\n", "").replace("distribution.end()", ATTACK)
+    (tmp_path / "run.py").write_text(head + write)
+    environment = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "false"}
+    run = run_program(tmp_path / "run.py", "zero2", 1, tmp_path / "out.pt", 0.0, processes=2, environment=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
 
 
 def run_and_write(kind: str, folder: Path) -> Path:
