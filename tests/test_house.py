@@ -115,6 +115,40 @@ def test_only_the_loss_and_the_states_talk_to_torch_distributed():
     assert users == {"losses.py", "states.py"}
 
 
+# Methods whose unsafe forms can run what a file says, and what must be said in each call.
+SAFE_CALLS = {
+    "Auto.from_pretrained": ("trust_remote_code",),
+    "Processor.from_pretrained": ("trust_remote_code",),
+    "torch.load": ("weights_only",),
+    "np.load": ("allow_pickle",),
+    "yaml.load": ("Loader",),
+}
+UNSAFE_NAMES = {
+    *("eval", "exec", "yaml.unsafe_load", "yaml.full_load", "pickle.load", "pickle.loads", "os.system"),
+    "Accelerator.load_state",
+}
+
+
+def kind_of_call(node: ast.Call) -> str:
+    """`Auto.from_pretrained` for `AutoModel.from_pretrained(...)`, else the name as it is written."""
+    name = ast.unparse(node.func)
+    owner, _, method = name.rpartition(".")
+    if method == "from_pretrained":
+        return next((f"{kind}.{method}" for kind in ("Auto", "Processor") if kind in owner), name)
+    return f"Accelerator.{method}" if method == "load_state" else name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_that_is_loaded_can_run_code(path):
+    """Calls say that they trust nothing; `**options` in a call is taken to say it, and is looked at in review."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            kind, given = kind_of_call(node), {keyword.arg for keyword in node.keywords}
+            assert kind not in UNSAFE_NAMES, f"{path.name}:{node.lineno} {kind}"
+            for wanted in SAFE_CALLS.get(kind, ()):
+                assert wanted in given or None in given, f"{path.name}:{node.lineno} {ast.unparse(node)[:80]}"
+
+
 @pytest.mark.skipif(tomllib is None, reason="tomllib came with Python 3.11")
 def test_every_package_is_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

@@ -68,7 +68,7 @@ class DemoModel:
             encoder = None
             if config.objective != "reconstruction":
                 with loading(name_or_path, "processor"):
-                    processor = FlipProcessor.from_pretrained(name_or_path)
+                    processor = FlipProcessor.from_pretrained(name_or_path, trust_remote_code=False)
                 encoder = Encoder(pretraining.flip, processor, title)
             decodes = config.objective != "contrastive"  # or nothing has trained the decoder
             return cls(title, encoder, pretraining if decodes else None, image_processor)

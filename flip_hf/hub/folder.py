@@ -129,7 +129,8 @@ def _copy_model(files: RegularFiles, target: Path, export_clip: bool, link: bool
             reconstructs = _json(files, "config.json")["model_type"] == "flip_pretraining"
             (FlipForPreTraining if reconstructs else FlipModel).from_pretrained(scratch).save_pretrained(target)
             with_text = any(files.has(name) for name in TOKENIZER)
-            (FlipProcessor if with_text else AutoImageProcessor).from_pretrained(scratch).save_pretrained(target)
+            processor_class = FlipProcessor if with_text else AutoImageProcessor
+            processor_class.from_pretrained(scratch, trust_remote_code=False).save_pretrained(target)
         except (ValueError, OSError) as error:
             raise FolderError(str(error).replace(str(scratch), str(files.root))) from error
 

@@ -38,7 +38,7 @@ class Run:
             folder,
             yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
             json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
-            AutoConfig.from_pretrained(folder),
+            AutoConfig.from_pretrained(folder, trust_remote_code=False),
         )
 
     @property

@@ -8,12 +8,9 @@ import json
 import os
 import shutil
 import signal
-import socket
-import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,25 +22,10 @@ from flip_hf.training.lock import FolderInUse, lock_folder
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resume import RunFinished
 from tests.data.conftest import write_tar
-from tests.programs import Program, run_program
+from tests.programs import run_program
 from tests.training.conftest import PRETRAIN, ROOT, TINY
 from tests.training.test_health import make_trainer, spoil_steps
-
-# Seconds after which nothing of a failed run may be alive; loaded machines are slow, and it hung for ever before.
-LIMIT = 60
-SLOW = """
-import os, runpy, sys, time
-from flip_hf.training.engine import Trainer
-step, seen = Trainer._step, []
-def slowed(self, *batch):
-    seen.append(self.state.samples)
-    if os.environ.get("FAIL_AT") == str(len(seen)) and os.environ.get("FAIL_RANK", "0") == os.environ.get("RANK", "0"):
-        raise RuntimeError("injected, as a full device is")
-    time.sleep(float(os.environ.get("STEP_SECONDS", "0.02")))
-    return step(self, *batch)
-Trainer._step = slowed
-runpy.run_path(os.environ["PRETRAIN"], run_name="__main__")
-"""
+from tests.training.watched import Watched, serve, words
 
 
 @pytest.fixture(scope="module")
@@ -53,61 +35,6 @@ def data(samples, tmp_path_factory) -> Path:
     for shard in range(4):
         write_tar(folder / f"{shard}.tar", samples[32 * shard : 32 * (shard + 1)])
     return folder
-
-
-def words(data: Path | str, out: Path, *more: str, workers: int = 1) -> list[str]:
-    return [
-        *("--train_data", str(data), "--output_dir", str(out), *TINY, "--precision", "fp32", "--batch_size", "8"),
-        *("--train_samples", "400", "--log_samples", "8", "--checkpoint_samples", "16", "--shuffle_block", "6"),
-        *("--num_workers", str(workers), "--report_to", "none", "--base_lr", "0.01", "--warmup_samples", "32", *more),
-    ]
-
-
-class Watched:
-    """A slowed run in real processes: what it prints, and who belongs to it."""
-
-    def __init__(self, tmp_path: Path, argv: list[str], processes: int = 1, **settings: str):
-        self.out = tmp_path / "output.txt"
-        self.out.touch()
-        script = tmp_path / "slow.py"
-        script.write_text(SLOW)
-        environment = {"PRETRAIN": str(PRETRAIN), **settings}
-        self.program = Program(script, argv, (self.out, self.out), processes, environment)
-        self.log = Path(argv[argv.index("--output_dir") + 1]) / "log.jsonl"
-
-    def text(self) -> str:
-        return self.out.read_text()
-
-    def steps(self) -> int:
-        return self.log.read_text().count("loss") if self.log.exists() else 0
-
-    def wait_for_steps(self, count: int) -> None:
-        deadline = time.monotonic() + LIMIT
-        while self.steps() < count:
-            assert self.program.poll() is None and time.monotonic() < deadline, self.text()[-3000:]
-            time.sleep(0.01)
-
-    def family(self) -> list[psutil.Process]:
-        ranks = [psutil.Process(process.pid) for process in self.program.processes]
-        return [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]
-
-    def workers(self) -> list[psutil.Process]:
-        return [child for process in self.program.processes for child in psutil.Process(process.pid).children()]
-
-    def assert_all_end(self, family: list[psutil.Process]) -> int:
-        """Waits until each process has ended by itself; the exit code of the run."""
-        codes = []
-        for process in self.program.processes:
-            process.join(LIMIT)
-            codes.append(process.exitcode)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-        self.program.kill()
-        assert None not in codes and not alive, self.text()[-3000:]
-        return next(filter(None, codes), 0)
-
-    def errors(self) -> list[str]:
-        return [line for line in self.text().splitlines() if line.startswith("error: ")]
 
 
 # -- every process ends -----------------------------------------------------------------------------------------------
@@ -231,34 +158,10 @@ def _stop_after(trainer, steps: int) -> None:
 
 @pytest.fixture
 def silent_server(data):
-    """A web server that gives the first shard, and of the second one a part and then nothing more."""
-    stop = threading.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=_serve_in_silence, args=(listener, data, stop), daemon=True).start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/{{0..1}}.tar"
-    stop.set()
-    listener.close()
-
-
-def _serve_in_silence(listener: socket.socket, data: Path, stop: threading.Event) -> None:
-    def answer(connection: socket.socket) -> None:
-        request = connection.recv(65536).decode(errors="replace")
-        name = request.split()[1].strip("/") if request else "0.tar"
-        content = (data / name).read_bytes()
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nAccept-Ranges: none\r\nConnection: close\r\n\r\n"
-        connection.sendall(head.encode())
-        if not request.startswith("HEAD"):
-            connection.sendall(content if name == "0.tar" else content[: len(content) * 3 // 4])
-            if name != "0.tar":
-                stop.wait(300)
-        connection.close()
-
-    while not stop.is_set():
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=answer, args=(connection,), daemon=True).start()
+    """A web server that gives the first shard, and of the second one three quarters and then nothing more."""
+    size = (data / "1.tar").stat().st_size
+    with serve(data, lambda name: size * 3 // 4 if name == "1.tar" else None) as address:
+        yield f"{address}/{{0..1}}.tar"
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 1), (2, 1)])
