@@ -9,10 +9,11 @@ import argparse
 import sys
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers.utils import logging
 
 from flip_hf import ZeroShotClassifier
+from flip_hf.data.decode import open_picture
 
 BAR_WIDTH = 30
 
@@ -30,12 +31,9 @@ def make_parser() -> argparse.ArgumentParser:
 def open_image(path: str) -> Image.Image:
     """The image, or the end of the script with a sentence that says why not."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        sys.exit(f"error: {path} is not an image.")
-    except OSError as error:
-        sys.exit(f"error: {path} cannot be read: {error.strerror or error}.")
+        return open_picture(path)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def format_answer(path: str, scores: list[dict]) -> str:

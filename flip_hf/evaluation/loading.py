@@ -10,7 +10,7 @@ from huggingface_hub import hf_hub_download
 from torch.utils.data import DataLoader
 
 from flip_hf.data.eval_stream import EvalStream
-from flip_hf.data.files import files_below
+from flip_hf.data.files import files_below, read_file
 from flip_hf.data.loader import make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import SHARD_EXTENSIONS, Source, open_source
@@ -22,9 +22,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Class names of a file with one a line, in the order of the labels.
 
     Raises:
-        ValueError: the file is empty.
+        ValueError: the file is empty, or no text in UTF-8.
+        OSError: it cannot be read.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_file(path).decode("utf-8").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ValueError(f"{path} has no class names: write one a line, in the order of the labels.")
