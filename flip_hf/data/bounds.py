@@ -23,11 +23,9 @@ MAX_REREADS = 8
 # Scans of a JPEG; encoders make about ten. A scan that refines 64 megapixels takes some 35 ms whatever is in it.
 MAX_SCANS = 500
 MAX_SCANNED_PIXELS = 2_500_000_000
-# Metadata of a JPEG: an ICC profile and XMP may come in many segments. Pillow joins those of EXIF one by one.
-MAX_SEGMENTS = 4096
-MAX_METADATA_BYTES = 24 * 2**20
-MAX_JOINED_BYTES = 2**20
-MAX_PHOTOSHOP_BYTES = 4 * 2**20
+# Of a JPEG before its first scan: segments, and their bytes. An ICC profile and XMP come in hundreds of them at most.
+MAX_SEGMENTS = {"segments": 4096, "all": 24 * 2**20, "joined": 2**20, "photoshop": 4 * 2**20}
+MAX_EXTENSION_BYTES = 2**20  # of a GIF before its first frame
 # Each compressed text or profile of a PNG may become a mebibyte.
 MAX_COMPRESSED_TEXTS = 256
 # Numbers of one entry of a TIFF directory: rows or tiles of a picture, a colour map.
@@ -44,6 +42,7 @@ _ROWS_PER_STRIP = 278
 _OFFSETS = (273, 324)
 _BYTE_COUNTS = (279, 325)
 _PER_STRIP = (*_OFFSETS, *_BYTE_COUNTS)
+_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 # All but those without content: stuffed and fill bytes, restarts, the beginning.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
@@ -151,28 +150,24 @@ def check_exif(info: dict[Any, Any]) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     size = (0, 0)
-    count = total = joined = photoshop = 0
+    spent = {"segments": 0, "all": 0, "joined": 0, "photoshop": 0}
     exif = b""
     for marker, begin, end in _segments(data):
-        count += 1
-        total += end - begin
-        content = data[begin : min(begin + 14, end)]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            size = struct.unpack(">HH", data[begin + 1 : begin + 5])
-        elif marker == 0xDB:  # each table is a slice of what is left
-            joined += end - begin
-        elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
-            joined += end - begin
-            if joined <= MAX_JOINED_BYTES:
-                exif += data[begin + (6 if exif else 0) : end]
-        elif marker == 0xE2 and content.startswith(b"MPF\0"):
-            _check_directory(data[begin + 4 : end])  # of the pictures that follow, in an MPO file
+        spent["segments"] += 1
+        spent["all"] += end - begin
+        is_exif = marker == 0xE1 and data.startswith(b"Exif\0\0", begin)
+        if marker == 0xDB or is_exif:  # Pillow cuts each table off the rest, and joins each block to those before
+            spent["joined"] += end - begin
         elif marker == 0xED:
-            photoshop += end - begin
-        if joined > MAX_JOINED_BYTES or photoshop > MAX_PHOTOSHOP_BYTES:
+            spent["photoshop"] += end - begin
+        elif marker == 0xE2 and data.startswith(b"MPF\0", begin):
+            _check_directory(data[begin + 4 : end])  # of the pictures that follow, in an MPO file
+        elif marker in _FRAMES:
+            size = struct.unpack_from(">HH", data, begin + 1)
+        if any(spent[name] > limit for name, limit in MAX_SEGMENTS.items()):
             raise RefusedSample("oversized metadata")
-        if count > MAX_SEGMENTS or total > MAX_METADATA_BYTES:
-            raise RefusedSample("oversized metadata")
+        if is_exif:
+            exif += data[begin + (6 if exif else 0) : end]
     _check_exif_block(exif)
     if b"\xff" * 65536 in data:  # the decoder would look for their end from the first of them on, again and again
         raise RefusedSample("slow to decode")
@@ -208,7 +203,7 @@ def _count_scans(data: bytes) -> int:
             break
         scans += marker == 0xDA
         segments += 1
-        if scans > MAX_SCANS or segments > MAX_SEGMENTS:
+        if scans > MAX_SCANS or segments > MAX_SEGMENTS["segments"]:
             return MAX_SCANS + 1
         place += max(2, struct.unpack_from(">H", data, place)[0])
     return scans
@@ -233,7 +228,7 @@ def _check_gif(data: bytes) -> None:
         total += 2
         while data[place]:
             total += 1 + data[place]
-            if total > MAX_JOINED_BYTES:
+            if total > MAX_EXTENSION_BYTES:
                 raise RefusedSample("oversized metadata")
             place += 1 + data[place]
         place += 1

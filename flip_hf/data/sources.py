@@ -123,16 +123,16 @@ def _open(data: str, config: str | None, split: str) -> Shards:
 
 def _open_folder(path: str, split: str) -> Shards:
     check_regular_files(path, _TABLES)
-    files = FilesBelow(path)
+    below = FilesBelow(path)
     if os.path.exists(os.path.join(path, "dataset_dict.json")):
         path = os.path.join(path, split)
     if os.path.exists(os.path.join(path, "state.json")):
-        return _as_shards(load_from_disk(path), remote=False, files=files)
+        return _as_shards(load_from_disk(path), remote=False, files=below)
     for extension in SHARD_EXTENSIONS:
         files = files_below(path, extension)
         if files:
             return _open_files(files, split)
-    return _as_shards(load_dataset("imagefolder", data_dir=path, split=split, streaming=True), False, files)
+    return _as_shards(load_dataset("imagefolder", data_dir=path, split=split, streaming=True), False, below)
 
 
 def _open_files(files: Sequence[str], split: str) -> Shards:
@@ -151,11 +151,11 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
     except ConnectionError as error:
         raise FileNotFoundError(f"There is no {data!r} here, and the Hub cannot be asked for it: {error}.") from error
     if not isinstance(builder, WebDataset):
-        files = None
+        below = None
         if isinstance(builder, FolderBasedBuilder):  # which lists the repository's files itself
             listed: Any = builder.config.data_files
-            files = FilesBelow(_common_folder(itertools.chain.from_iterable(listed.values())))
-        return _as_shards(builder.as_streaming_dataset(split=split), remote=True, files=files)
+            below = FilesBelow(_common_folder(itertools.chain.from_iterable(listed.values())))
+        return _as_shards(builder.as_streaming_dataset(split=split), remote=True, files=below)
     files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
     if split not in files:
         raise ValueError(f"The data set {data!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
