@@ -17,12 +17,12 @@ from flip_hf.data.refusals import RefusedSample
 # Seconds that decoding one picture may take. Far more than any sound one needs, as it depends on the machine.
 DECODE_SECONDS = 20.0
 # Pillow parses chunks, blocks and runs in Python, which takes about two microseconds a read.
-MAX_READS = 500_000
+MAX_READS = 300_000
 # A decoder reads a file twice, a header more often; entries that overlap, thousands of times.
 MAX_REREADS = 8
 # Scans of a JPEG; encoders make about ten. A scan that refines 64 megapixels takes some 35 ms whatever is in it.
 MAX_SCANS = 500
-MAX_SCANNED_PIXELS = 2_500_000_000
+MAX_SCANNED_PIXELS = 1_000_000_000
 # Of a JPEG before its first scan: segments, and their bytes. An ICC profile and XMP come in hundreds of them at most.
 MAX_SEGMENTS = {"segments": 4096, "all": 24 * 2**20, "joined": 2**20, "photoshop": 4 * 2**20}
 MAX_EXTENSION_BYTES = 2**20  # of a GIF before its first frame
@@ -221,17 +221,15 @@ def _check_png(data: bytes) -> None:
 
 def _check_gif(data: bytes) -> None:
     """Extensions before the first frame: Pillow joins the blocks of a comment one by one."""
-    place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
-    total = 0
+    begin = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+    place = begin
     while data[place] == 0x21:
         place += 2
-        total += 2
-        while data[place]:
-            total += 1 + data[place]
-            if total > MAX_EXTENSION_BYTES:
-                raise RefusedSample("oversized metadata")
+        while data[place] and place - begin <= MAX_EXTENSION_BYTES:
             place += 1 + data[place]
         place += 1
+        if place - begin > MAX_EXTENSION_BYTES:
+            raise RefusedSample("oversized metadata")
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:
