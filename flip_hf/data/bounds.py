@@ -113,7 +113,7 @@ def check_tiles(tiles: list[Any], max_pixels: int) -> None:
     """Refuses an opened picture whose decoder would fill the same pixels over and over.
 
     Args:
-        tiles: `ImageFile.tile` of Pillow: (codec, (left, top, right, bottom), offset, arguments) each.
+        tiles: `tile` of an image that Pillow opened: (codec, (left, top, right, bottom), offset, arguments) each.
         max_pixels: that a picture may have; four planes may be decoded one by one.
 
     Raises:

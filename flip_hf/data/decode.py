@@ -18,6 +18,8 @@ from flip_hf.data.refusals import RefusedSample
 
 # Larger images are refused from their header alone, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
+# A row costs a decoder a tenth of a microsecond, however short it is.
+MAX_IMAGE_SIDE = 2**23
 # What pictures are opened as. Pillow knows forty formats more: some start another program (EPS, which is a program
 # itself, and Ghostscript), some are there for their own game or microscope, and what is rarely read is rarely mended.
 # Each of these (and MPO, which is opened as JPEG) is decoded in this process by a library in wide use. JPEG 2000 is not
@@ -105,7 +107,7 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     with _refusing():
         check_encoded(data, max_pixels)
         image = Image.open(BudgetedBytes(data), formats=_known_formats())
-        if image.width * image.height > max_pixels:
+        if image.width * image.height > max_pixels or max(image.size) > MAX_IMAGE_SIDE:
             raise RefusedSample("oversized image")
         check_tiles(image.tile, max_pixels)
         if image.format != "JPEG":  # others have their EXIF tag behind the pixels

@@ -138,6 +138,11 @@ def read_file(name: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
         OSError: it cannot be read; file systems of other places raise further kinds.
     """
     path = os.fspath(name)
+    if path.startswith("zip://"):  # to look for the end of a member would unpack all of it, however large
+        system, member = find_file_system(path)  # which closes the archive when it is dropped
+        with system.open(member, "rb") as file:
+            data = file.read(limit + 1)
+        return _checked(data, path, limit)
     try:
         with open_at(path) as file:
             data = file.read(limit + 1)
@@ -146,8 +151,12 @@ def read_file(name: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
             raise
         with open_at(path, in_one_go=True) as file:  # a web server that gives no ranges
             data = file.read(limit + 1)
+    return _checked(data, path, limit)
+
+
+def _checked(data: bytes, path: str, limit: int) -> bytes:
     if len(data) > limit:
-        raise OversizedFileError(f"{name} is larger than {limit:,} bytes.")
+        raise OversizedFileError(f"{path} is larger than {limit:,} bytes.")
     return data
 
 

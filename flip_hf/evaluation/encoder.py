@@ -37,7 +37,10 @@ class ImageTransform:
         if keeps_aspect(self.image_processor) and isinstance(image, (Image.Image, np.ndarray)):
             image = bounded_shape(image)
         # Asked for by name: a processor may have been saved without it, and would leave grey images (MNIST) grey.
-        return self.image_processor(images=image, do_convert_rgb=True, return_tensors="pt")["pixel_values"][0]
+        options: dict[str, Any] = {"do_convert_rgb": True}
+        if isinstance(image, np.ndarray) and image.ndim == 3:  # else one of 1 or 3 rows passes for (C, H, W)
+            options["input_data_format"] = "channels_last"
+        return self.image_processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
 
 
 class Encoder:

@@ -104,6 +104,7 @@ BOMBS = {
     ),
     "JPEG with fill bytes": ("slow to decode", lambda: encoded("JPEG")[:-2] + b"\xff" * 2_000_000 + b"\xd9"),
     "JPEG with junk": ("slow to decode", lambda: jpeg(segment(0xFE, b"x") + b"a" * 1_000_000)),
+    "PNG of 9,000,000 rows": ("oversized image", lambda: png(size=(1, 9_000_000))),
     "PNG with 300 profiles": ("oversized metadata", lambda: png(chunk(b"iCCP", b"I\0\0" + MEBIBYTE) * 300)),
     "PNG with 300 broken texts": ("oversized metadata", lambda: png(chunk(b"zTXt", b"I\0\0" + MEBIBYTE[:-3]) * 300)),
     "PNG with 200,000 texts": (
