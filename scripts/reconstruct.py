@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, POSITIVE, SEED
+from flip_hf.data.decode import open_picture
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError
@@ -53,21 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the picture's file")
     parser.add_argument("--seed", type=SEED, default=0, help="of the masks")
     return parser
-
-
-def open_image(path: str) -> Image.Image:
-    """The image in colour.
-
-    Raises:
-        ValueError: it is none, or cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image.") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def first_samples(batches: Iterable[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
@@ -132,7 +117,7 @@ def draw(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: the model, an image or a ratio is none.
     """
-    images = [open_image(path) for path in arguments.images]
+    images = [open_picture(path) for path in arguments.images]
     model, image_processor = load_pretraining(arguments.model)
     options = {"seed": arguments.seed, "baselines": arguments.baselines}
     plot_reconstructions(model, image_processor, images, arguments.mask_ratios, arguments.output, **options)

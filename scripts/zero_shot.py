@@ -8,12 +8,13 @@ python scripts/zero_shot.py runs/shapes *.jpg --labels "red circle" "blue square
 import argparse
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers.utils import logging
 
 from flip_hf import ZeroShotClassifier
 from flip_hf.console.endings import end_with
 from flip_hf.console.parsers import ScriptParser
+from flip_hf.data.decode import open_picture
 from flip_hf.redaction import install
 
 BAR_WIDTH = 30
@@ -32,12 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
 def open_image(path: str) -> Image.Image:
     """The image, or the end of the script with a sentence that says why not."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        end_with(f"{path} is not an image.")
-    except OSError as error:
-        end_with(f"{path} cannot be read: {error.strerror or error}.")
+        return open_picture(path)
+    except ValueError as error:
+        end_with(error)
 
 
 def format_answer(path: str, scores: list[dict]) -> str:

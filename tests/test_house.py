@@ -4,6 +4,7 @@ These are ratchets: a limit is raised only in a commit that says why.
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def test_files_and_functions_fit_their_size(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+def test_pictures_are_opened_in_one_place():
+    """Elsewhere no limit would hold: on formats, pixels, metadata, time. `grid.py` opens what it has drawn itself."""
+    openers = r"\bImage\.open\(|\bload_images?\b|\bimread\(|\bImageFile\.|\bdecode_jpeg|\bread_image\("
+    users = {path.name for path in SOURCES if re.search(openers, path.read_text(encoding="utf-8"))}
+    assert users == {"decode.py", "grid.py"}
 
 
 def test_published_files_are_flat_and_know_nobody():

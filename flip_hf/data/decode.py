@@ -4,53 +4,68 @@ Decoding is ours and not `datasets`' so that a damaged sample is an answer and n
 """
 
 import contextlib
-import io
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-from flip_hf.data.files import MAX_FILE_BYTES, open_at
+from flip_hf.data.bounds import BudgetedBytes, check_encoded, check_exif, check_tiles
+from flip_hf.data.files import MAX_FILE_BYTES, OversizedFileError, StoredFile, read_file
+from flip_hf.data.refusals import RefusedSample
 
 # Larger images are refused from their header alone, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
+# A row costs a decoder a tenth of a microsecond, however short it is.
+MAX_IMAGE_SIDE = 2**23
+# What pictures are opened as. Pillow knows forty formats more: some start another program (EPS, which is a program
+# itself, and Ghostscript), some are there for their own game or microscope, and what is rarely read is rarely mended.
+# Each of these (and MPO, which is opened as JPEG) is decoded in this process by a library in wide use. JPEG 2000 is not
+# among them: its decoder reserves memory by the tiles, precincts and code blocks that a header of a hundred bytes
+# claims.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "PPM", "ICO", "TGA")
+# Of a picture longer than this many times its width, or wider, the centre is cut out before it is resized.
+MAX_ASPECT = 8
 
 Box = tuple[int, int, int, int]
-
-
-class RefusedSample(Exception):
-    """A sample that cannot be used. `reason` is a short, countable phrase."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _image_bytes(value: Any) -> bytes:
-    """The encoded image in what `datasets` yields for an undecoded image column, or in plain bytes."""
+    """The encoded image in what `datasets` yields for an undecoded image column, in plain bytes, or in a file."""
+    if isinstance(value, StoredFile):
+        return _read(value.path)
     if isinstance(value, dict):
         if value.get("bytes"):
-            return value["bytes"]
-        if value.get("path"):
-            return _read(value["path"])
+            value = value["bytes"]
+        elif value.get("path"):
+            raise RefusedSample("image is a path, not bytes")
     if isinstance(value, (bytes, bytearray)):
         if not value:
             raise RefusedSample("empty image")
+        if len(value) > MAX_FILE_BYTES:
+            raise RefusedSample("oversized file")
         return bytes(value)
     raise RefusedSample("missing image" if not value or isinstance(value, dict) else "image column holds no image")
 
 
 def _read(path: str) -> bytes:
     try:
-        with open_at(path) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        return read_file(path)
+    except OversizedFileError as error:
+        raise RefusedSample("oversized file") from error
     except Exception as error:  # file systems raise many kinds
         raise RefusedSample("unreadable image file") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise RefusedSample("oversized file")
-    return data
 
 
 @contextlib.contextmanager
@@ -69,33 +84,48 @@ def _refusing() -> Iterator[None]:
         raise RefusedSample("not an image" if known else "damaged image") from error
 
 
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of [`FORMATS`] that this Pillow was built with: AVIF came with 11.3."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Opens an image; a JPEG is not decoded yet.
 
     Args:
-        value: `{"bytes", "path"}` as `datasets` yields it undecoded, or the encoded bytes.
+        value: `{"bytes", "path"}` as `datasets` yields it undecoded, of which the path is never opened; the encoded
+            bytes; or a [`StoredFile`].
         max_pixels: larger images are refused before they are decoded.
 
     Raises:
-        RefusedSample: it is missing, no image or too large, or no JPEG and damaged.
+        RefusedSample: it is missing, no image, or asks for too much memory or time (see `bounds.py`); or it is no JPEG
+            and damaged.
     """
     data = _image_bytes(value)
     with _refusing():
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > max_pixels:
+        check_encoded(data, max_pixels)
+        image = Image.open(BudgetedBytes(data), formats=_known_formats())
+        if image.width * image.height > max_pixels or max(image.size) > MAX_IMAGE_SIDE:
             raise RefusedSample("oversized image")
+        check_tiles(image.tile, max_pixels)
         if image.format != "JPEG":  # others have their EXIF tag behind the pixels
             image.load()
+            check_exif(image.info)  # a JPEG's is in its first bytes, and was checked with them
     return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image once it is turned upright."""
+    return (image.height, image.width) if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+def _orientation(image: Image.Image) -> Any:
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # as in `_upright`
-        turned = False
-    return (image.height, image.width) if turned else image.size
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a broken EXIF block is no reason to lose the picture
+        return None
 
 
 def decode_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
@@ -143,16 +173,59 @@ def _fits(box: Box, side: int) -> bool:
 
 
 def _decoded(image: Image.Image) -> Image.Image:
+    opened = getattr(image, "fp", None)
+    if isinstance(opened, BudgetedBytes):
+        opened.restart()
     with _refusing():
         image.load()
-    image = _upright(image)
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:  # most need none: a copy takes half as long as decoding
+        image = image.transpose(turn)
+        # Pillow's own function writes the EXIF block anew without the tag, and to do so reads all that is in it.
+        for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
+            image.info.pop(name, None)
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    with contextlib.suppress(Exception):  # a broken EXIF block is no reason to lose the picture
-        ImageOps.exif_transpose(image, in_place=True)  # most need no turn; a copy takes half as long as decoding
-    return image
+def central_box(width: int, height: int) -> Box:
+    """The centre of a picture of extreme shape, [`MAX_ASPECT`] to one at most; the whole of any other."""
+    short = min(width, height)
+    # An even number of pixels: then the centre stays where it is.
+    cut = -(-max(0, max(width, height) - MAX_ASPECT * short) // 2)
+    return (cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut)
+
+
+def bounded_shape(image: Any) -> Any:
+    """Cuts the centre out of a picture of extreme shape, before its short side is enlarged to what a model sees.
+
+    A picture of 2,000 x 1 pixels would take a gigabyte at a short side of 224, of which the central square is kept. Its
+    centre of [`MAX_ASPECT`] to one gives that square, but for what a resampling filter sees beyond the cut. Pictures of
+    other shapes are returned as they are.
+
+    Args:
+        image: a PIL image, or an array (H, W, C) or (H, W).
+    """
+    if isinstance(image, Image.Image):
+        box = central_box(*image.size)
+        return image if box == (0, 0, *image.size) else image.crop(box)
+    left, top, right, bottom = central_box(image.shape[1], image.shape[0])
+    return image[top:bottom, left:right]
+
+
+def open_picture(path: str) -> Image.Image:
+    """Opens a picture that the user names, by path or URL, as [`decode_image`] does.
+
+    Raises:
+        ValueError: it cannot be used; the message names it.
+    """
+    try:
+        return decode_image(StoredFile(path))
+    except RefusedSample as error:
+        cause = error.__cause__
+        if error.reason == "unreadable image file":
+            raise ValueError(f"{path} cannot be read: {getattr(cause, 'strerror', None) or cause}.") from None
+        is_none = error.reason == "not an image"
+        raise ValueError(f"{path} is not an image." if is_none else f"{path} cannot be used: {error.reason}.") from None
 
 
 def choose_caption(value: Any, rng: np.random.Generator) -> str:

@@ -1,12 +1,17 @@
 """Names of files, here or anywhere that fsspec reaches (`hf://`, `https://`, `s3://` ...), and their opening."""
 
+import errno
 import glob
 import itertools
 import os
 import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from flip_hf.redaction import REMOVED, redact, remember, shown
 
@@ -103,16 +108,109 @@ def files_below(folder: str, extension: str) -> list[str]:
     return sorted(system.unstrip_protocol(found) for found in system.find(path) if found.endswith(extension))
 
 
+class OversizedFileError(ValueError):
+    """A file that is larger than it may be."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that may be opened: the user named it, or a [`FilePolicy`] allows it. A path in data is only a text.
+
+    Attributes:
+        path: path or URL.
+    """
+
+    path: str
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Opens a regular file of this machine for reading.
+
+    A FIFO would keep its reader waiting for ever, and a device may have no end; neither is opened.
+
+    Raises:
+        OSError: it is not there, not readable, or no regular file.
+    """
+    _check_regular(os.stat(path), path)  # to open a device can have effects of its own
+    # Should it have become a FIFO since, the opening does not wait.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(os.fstat(handle), path)
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _check_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def check_regular_files(folder: str, names: Sequence[str]) -> None:
+    """Checks the files of these names in a folder and its subfolders, which another library is to open.
+
+    Raises:
+        OSError: one is a FIFO, a device or the like: the library would wait for ever.
+    """
+    for place, _, found in os.walk(folder):
+        for name in set(names).intersection(found):
+            path = os.path.join(place, name)
+            if os.path.exists(path):
+                _check_regular(os.stat(path), path)
+
+
+def read_file(name: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> bytes:
+    """Reads a whole file, given by path or URL, of at most `limit` bytes.
+
+    Raises:
+        OversizedFileError: it is larger.
+        ValueError: nothing that is installed reads such names.
+        OSError: it cannot be read; file systems of other places raise further kinds.
+    """
+    path = os.fspath(name)
+    if path.startswith("zip://"):  # to look for the end of a member would unpack all of it, however large
+        system, member = find_file_system(path)  # which closes the archive when it is dropped
+        with system.open(member, "rb") as file:
+            data = file.read(limit + 1)
+        return _checked(data, path, limit)
+    try:
+        with open_at(path) as file:
+            data = file.read(limit + 1)
+    except ValueError:
+        if not is_remote(path):
+            raise
+        with open_at(path, in_one_go=True) as file:  # a web server that gives no ranges
+            data = file.read(limit + 1)
+    return _checked(data, path, limit)
+
+
+def _checked(data: bytes, path: str, limit: int) -> bytes:
+    if len(data) > limit:
+        raise OversizedFileError(f"{path} is larger than {limit:,} bytes.")
+    return data
+
+
 def open_at(name: str, offset: int = 0, *, in_one_go: bool = False) -> IO[bytes]:
-    """Opens a file for reading from a byte on.
+    """Opens a file for reading from a byte on; on this machine's disks, a regular file alone.
 
     Args:
         name: path or URL.
         offset: bytes before the first one wanted.
         in_one_go: ask a web server for the whole file instead of for ranges of it, which some cannot give; what lies
             before `offset` is then read and thrown away.
+
+    Raises:
+        ValueError: nothing that is installed reads such names.
+        OSError: it cannot be opened; file systems of other places raise further kinds.
     """
     system, path = find_file_system(name)
+    if isinstance(system, LocalFileSystem):
+        file = open_regular(path)
+        file.seek(offset)
+        return file
     if in_one_go:
         file = system.open(path, "rb", block_size=0)
         while offset > 0:

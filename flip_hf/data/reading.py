@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from datasets import IterableDataset
 
+from flip_hf.data.paths import FilePolicy
 from flip_hf.data.refusals import BadDataError
 from flip_hf.redaction import redact
 
@@ -65,10 +66,11 @@ class DatasetShards:
     Args:
         dataset: yields rows that are not decoded.
         remote: whether reading it may fail for a while and then work again.
+        files: what its rows may name by a path; None where they hold bytes.
     """
 
-    def __init__(self, dataset: IterableDataset, remote: bool):
-        self.dataset, self.remote = dataset, remote
+    def __init__(self, dataset: IterableDataset, remote: bool, files: FilePolicy | None = None):
+        self.dataset, self.remote, self.files = dataset, remote, files
 
     @property
     def num_shards(self) -> int:

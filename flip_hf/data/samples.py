@@ -17,7 +17,7 @@ from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.positions import Piece, SourcePosition, whole_epoch
 from flip_hf.data.reading import Place, Reader, read_rows
 from flip_hf.data.refusals import BadDataError, Refusals
-from flip_hf.data.sources import Source
+from flip_hf.data.sources import Source, column_value
 from flip_hf.redaction import shown
 
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
@@ -143,8 +143,8 @@ def sample_key(row: dict, source: Source) -> str:
     if isinstance(row.get("__key__"), str):
         return f"{row['__key__']} of {shown(str(row['__url__']))}" if "__url__" in row else row["__key__"]
     try:
-        image = source.image(row)
+        image = column_value(row, source.image_column)
     except RefusedSample:
         image = None
-    path = image.get("path") if isinstance(image, dict) else None
-    return os.path.basename(path) if path else "without a name"
+    path = image.get("path") if isinstance(image, dict) else image
+    return os.path.basename(path) if path and isinstance(path, str) else "without a name"

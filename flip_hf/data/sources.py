@@ -3,16 +3,25 @@
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Image, IterableDataset, load_dataset, load_dataset_builder, load_from_disk
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from flip_hf.data import scenes, shapes
 from flip_hf.data.decode import RefusedSample
-from flip_hf.data.files import files_below, fill_in_variables, has_extension, is_remote, list_files
+from flip_hf.data.files import (
+    check_regular_files,
+    files_below,
+    fill_in_variables,
+    has_extension,
+    is_remote,
+    list_files,
+)
+from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
 from flip_hf.data.tar import TarShards
 from flip_hf.redaction import redact, shown
@@ -24,6 +33,8 @@ USUAL_COLUMNS = {
     "label": ("label", "labels", "cls"),
 }
 SHARD_EXTENSIONS = (".tar", ".parquet")
+# What `datasets` opens by itself.
+_TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "state.json", "dataset_info.json", "dataset_dict.json")
 # Tar shards have no schema: the columns are those of the first rows, any one of which may be damaged.
 _ROWS_LOOKED_AT = 32
 
@@ -38,6 +49,7 @@ class Source:
         target_column: where the caption, or in evaluation the label, is; None of data that are opened as images alone.
         name: what the user called it, without its credentials: messages, results and checkpoints name it so.
         class_names: names of the classes, if `target_column` has them.
+        files: what images may name by a path; None where they are bytes.
     """
 
     shards: Shards
@@ -45,10 +57,15 @@ class Source:
     target_column: str | None
     name: str
     class_names: tuple[str, ...] | None = None
+    files: FilePolicy | None = None
 
     def image(self, row: dict) -> Any:
-        """The encoded image of a row; see [`column_value`]."""
-        return column_value(row, self.image_column)
+        """The encoded image of a row, see [`column_value`], or the file of it.
+
+        Raises:
+            RefusedSample: it is a path that `files` does not allow; see [`permitted`].
+        """
+        return permitted(column_value(row, self.image_column), self.files)
 
     def target(self, row: dict) -> Any:
         """The caption or label of a row, see [`column_value`]; None of images alone."""
@@ -113,15 +130,17 @@ def _open(data: str, config: str | None, split: str) -> Shards:
 
 
 def _open_folder(path: str, split: str) -> Shards:
+    check_regular_files(path, _TABLES)
+    below = FilesBelow(path)
     if os.path.exists(os.path.join(path, "dataset_dict.json")):
         path = os.path.join(path, split)
     if os.path.exists(os.path.join(path, "state.json")):
-        return _as_shards(load_from_disk(path), remote=False)
+        return _as_shards(load_from_disk(path), remote=False, files=below)
     for extension in SHARD_EXTENSIONS:
         files = files_below(path, extension)
         if files:
             return _open_files(files, split)
-    return _as_shards(load_dataset("imagefolder", data_dir=path, split=split, streaming=True), remote=False)
+    return _as_shards(load_dataset("imagefolder", data_dir=path, split=split, streaming=True), False, below)
 
 
 def _open_files(files: Sequence[str], split: str) -> Shards:
@@ -142,21 +161,44 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
             f"There is no {shown(data)!r} here, and the Hub cannot be asked for it: {redact(str(error))}."
         ) from error
     if not isinstance(builder, WebDataset):
-        return _as_shards(builder.as_streaming_dataset(split=split), remote=True)
+        below = None
+        if isinstance(builder, FolderBasedBuilder):  # which lists the repository's files itself
+            listed: Any = builder.config.data_files
+            below = FilesBelow(_common_folder(itertools.chain.from_iterable(listed.values())))
+        return _as_shards(builder.as_streaming_dataset(split=split), remote=True, files=below)
     files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
     if split not in files:
         raise ValueError(f"The data set {shown(data)!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
     return TarShards(files[split])
 
 
-def _as_shards(dataset: Any, remote: bool) -> DatasetShards:
+def _common_folder(files: Iterable[str]) -> str:
+    return os.path.commonprefix([str(file) for file in files]).rpartition("/")[0]
+
+
+def _named_paths(rows: list[dict], column: str, data: str | Sequence[str]) -> FilePolicy | None:
+    """What a column that the user named may name in turn, where it holds paths: files below the data set's folder."""
+    try:
+        if not any(isinstance(column_value(row, column), str) for row in rows):
+            return None
+    except RefusedSample:  # met, and counted, when it is read
+        return None
+    first = data if isinstance(data, str) else data[0]
+    if os.path.isdir(first):
+        return FilesBelow(first)
+    if first.endswith(SHARD_EXTENSIONS):
+        return FilesBelow(os.path.dirname(list_files(first)[0]) or ".")
+    return FilesBelow(first if is_remote(first) else f"hf://datasets/{first}")
+
+
+def _as_shards(dataset: Any, remote: bool, files: FilePolicy | None = None) -> DatasetShards:
     if not isinstance(dataset, IterableDataset):
         dataset = dataset.to_iterable_dataset(num_shards=min(64, max(1, len(dataset))))
     # Plain bytes, text and numbers: what cannot be decoded is for us to count, not an error inside the stream.
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, Image):
             dataset = dataset.cast_column(name, Image(decode=False))
-    return DatasetShards(dataset, remote)
+    return DatasetShards(dataset, remote, files)
 
 
 def _first_rows(shards: Shards, data: str, split: str) -> list[dict]:
@@ -200,7 +242,8 @@ def open_source(
             but `http(s)://` may name a folder of shards. Variables in a URL, `${TOKEN}`, are filled in.
         split: name of the split.
         config: name of the Hub data set's configuration.
-        image_column: column of the image; found by its usual names if None.
+        image_column: column of the image; found by its usual names if None. Of a table, it may be named to hold paths
+            of image files, below the data set's own folder.
         target_column: column of the caption or label; found by its usual names if None.
         kind: what `target_column` holds, `caption` or `label`; or `image`: it is not looked for, images do alone.
 
@@ -216,11 +259,15 @@ def open_source(
         shards = _open(data, config, split)
     else:
         shards = _open_files([file for pattern in data for file in list_files(pattern)], split)
-    columns = list(dict.fromkeys(column for row in _first_rows(shards, name, split) for column in row))
+    rows = _first_rows(shards, name, split)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     features = shards.dataset.features if isinstance(shards, DatasetShards) else None
     target_column = None if kind == "image" else _find_column(columns, target_column, kind, name)
     feature = features.get(target_column) if features and target_column else None
     found = _find_column(columns, image_column, "image", name)
+    files = shards.files if isinstance(shards, DatasetShards) else None
+    if image_column is not None and not isinstance(shards, TarShards):
+        files = files or _named_paths(rows, found, data)
     if image_column is None and isinstance(shards, TarShards):
         found = ";".join(USUAL_COLUMNS["image"])  # each sample has an extension of its own
     return Source(
@@ -229,4 +276,5 @@ def open_source(
         target_column=target_column,
         name=name,
         class_names=tuple(feature.names) if isinstance(feature, ClassLabel) else None,
+        files=files,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flip_hf.data.decode import Box, decode_crop, open_image, upright_size
+from flip_hf.data.decode import Box, bounded_shape, decode_crop, open_image, upright_size
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
@@ -87,6 +87,7 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Returns (3, image_size, image_size), uint8."""
+        image = bounded_shape(image)
         short = min(image.size)
         width, height = (int(self.image_size * side / short) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -10,6 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.data.files import StoredFile
 from flip_hf.demo.search import Picture, fit_to_show
 
 MAX_EXAMPLES = 6
@@ -49,7 +50,7 @@ def image_input(examples: Sequence[Example]) -> gr.Image:
 
     def preprocess(payload: Any) -> Image.Image | None:
         try:
-            return None if payload is None else decode_image({"path": payload.path})
+            return None if payload is None else decode_image(StoredFile(payload.path))
         except RefusedSample as error:
             raise as_told(f"This image cannot be used: {error.reason}.") from None
 

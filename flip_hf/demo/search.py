@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from flip_hf.data.decode import RefusedSample, decode_image
-from flip_hf.data.files import files_below
+from flip_hf.data.files import StoredFile, files_below
 from flip_hf.data.shapes import CLASS_NAMES, NUM_SAMPLES, generate_test
 from flip_hf.demo.model import DemoModel
 
@@ -31,7 +31,7 @@ class Picture:
         label: its class, where that is known.
     """
 
-    value: dict[str, Any]
+    value: dict[str, Any] | StoredFile
     name: str
     label: str | None = None
 
@@ -62,7 +62,7 @@ def pictures_below(folder: str | Path) -> list[Picture]:
     paths = sorted({path for ending in endings for path in files_below(str(folder), ending)})
     if not paths:
         raise ValueError(f"{folder} has no image files ({', '.join(EXTENSIONS)}).")
-    return [Picture({"path": path}, Path(path).name) for path in paths]
+    return [Picture(StoredFile(path), Path(path).name) for path in paths]
 
 
 def fit_to_show(image: Image.Image) -> Image.Image:

@@ -7,6 +7,7 @@ from typing import Any
 import gradio
 from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 
+from flip_hf.data.files import StoredFile
 from flip_hf.demo.model import DemoModel
 from flip_hf.demo.search import pictures_below
 from flip_hf.redaction import redact
@@ -30,6 +31,7 @@ APP = '''\
 
 from pathlib import Path
 
+from flip_hf.data.files import StoredFile
 from flip_hf.demo.model import DemoModel
 from flip_hf.demo.page import make_page, serve
 from flip_hf.demo.search import {pictures}
@@ -53,7 +55,7 @@ def write_space(folder: Path, name_or_path: str, *, images: str | None = None, l
         OSError, ValueError: the model cannot be loaded, or the folder has no pictures; see
             [`DemoModel.from_pretrained`] and [`pictures_below`].
     """
-    pictures = [] if images is None else pictures_below(images)
+    pictures = [] if images is None else [picture.value for picture in pictures_below(images)]
     copied = Path(name_or_path).is_dir()
     model = DemoModel.from_pretrained(name_or_path)
     card = Path(name_or_path) / "README.md"
@@ -63,7 +65,8 @@ def write_space(folder: Path, name_or_path: str, *, images: str | None = None, l
             _check_no_link(card, Path(name_or_path))
             (folder / "model" / card.name).write_text(redact(card.read_text(encoding="utf-8")), encoding="utf-8")
     for picture in pictures:
-        path = Path(picture.value["path"])
+        assert isinstance(picture, StoredFile)
+        path = Path(picture.path)
         target = folder / "images" / path.relative_to(images or "")
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_no_link(path, Path(images or ""))

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
-from transformers.image_utils import load_image
 
 from flip_hf.console.loading import check_loaded, loading
+from flip_hf.data.decode import open_picture
+from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings, resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
 
@@ -153,9 +154,16 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def scores(self, images: Sequence[Any], weights: Tensor) -> Tensor:
-        """Probabilities (images, C) of labels (C, E) for one batch: PIL images, arrays, paths or URLs."""
-        opened = [load_image(str(i)) if isinstance(i, (str, Path)) else i for i in images]
-        pixel_values = self.processor.image_processor(images=opened, return_tensors="pt")["pixel_values"]
+        """Probabilities (images, C) of labels (C, E) for one batch: PIL images, arrays, paths or URLs.
+
+        Raises:
+            ValueError: a file cannot be read, or is no image; the message names it.
+        """
+        transform = ImageTransform(self.processor.image_processor)
+        # One by one: a batch of photographs, opened, would take gigabytes.
+        pixel_values = torch.stack(
+            [transform(open_picture(str(i)) if isinstance(i, (str, Path)) else i) for i in images]
+        )
         pixel_values = pixel_values.to(device=self.model.device, dtype=self.model.dtype)
         embeds = normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)  # (B, E)
         return label_probabilities(self.model, embeds, weights)

@@ -11,19 +11,37 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from flip_hf.console.loading import check_loaded, loading
+from flip_hf.data.decode import bounded_shape
 from flip_hf.evaluation.zero_shot import TextInputs, normalized
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipVisionModel
 
 
+def keeps_aspect(image_processor: Any) -> bool:
+    """Whether an image processor resizes the short side to a given length, however long the other one becomes."""
+    size = getattr(image_processor, "size", None)
+    if size is None:  # of another library: its pictures may be any
+        return True
+    sides = dict(size)
+    return bool(sides.get("shortest_edge")) and not sides.get("longest_edge")
+
+
 class ImageTransform:
-    """One PIL image to the (3, S, S) that a model's image processor makes of it; can be sent to loader workers."""
+    """One image to the (3, S, S) that a model's image processor makes of it; can be sent to loader workers.
+
+    Images are PIL's or arrays (H, W, C). The centre of one of extreme shape is cut out first, see [`bounded_shape`].
+    """
 
     def __init__(self, image_processor: Any):
         self.image_processor = image_processor
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Any) -> torch.Tensor:
+        if keeps_aspect(self.image_processor) and isinstance(image, (Image.Image, np.ndarray)):
+            image = bounded_shape(image)
         # Asked for by name: a processor may have been saved without it, and would leave grey images (MNIST) grey.
-        return self.image_processor(images=image, do_convert_rgb=True, return_tensors="pt")["pixel_values"][0]
+        options: dict[str, Any] = {"do_convert_rgb": True}
+        if isinstance(image, np.ndarray) and image.ndim == 3:  # else one of 1 or 3 rows passes for (C, H, W)
+            options["input_data_format"] = "channels_last"
+        return self.image_processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
 
 
 class Encoder:

@@ -10,7 +10,7 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset
 
-from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.data.decode import RefusedSample, bounded_shape, decode_image
 from flip_hf.evaluation.finetune_recipe import FineTuneOptions
 
 # isort: split
@@ -62,7 +62,8 @@ def train_transform(side: int, options: FineTuneOptions, mean: Sequence[float], 
 def eval_transform(side: int, options: FineTuneOptions, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
     """RGB images to their centres (3, side, side), normalised."""
     short_side = int(side / options.eval_crop)
-    return v2.Compose([v2.Resize(short_side, BICUBIC), v2.CenterCrop(side), *_normalize(mean, std)])
+    shape = v2.Lambda(bounded_shape)
+    return v2.Compose([shape, v2.Resize(short_side, BICUBIC), v2.CenterCrop(side), *_normalize(mean, std)])
 
 
 def make_mixing(options: FineTuneOptions, num_classes: int) -> Callable[[torch.Tensor, torch.Tensor], Any]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoImageProcessor
 
 from flip_hf.console.loading import check_loaded, loading
+from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.plots import DPI
 from flip_hf.evaluation.reconstruction_error import draw_masks, fill_in, target_scale
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig
@@ -176,6 +177,6 @@ def plot_reconstructions(
     Raises:
         ValueError: see [`draw_reconstructions`].
     """
-    pixel_values = image_processor(images=list(images), return_tensors="pt")["pixel_values"].to(model.device)
+    pixel_values = torch.stack(list(map(ImageTransform(image_processor), images))).to(model.device)
     statistics = (image_processor.image_mean, image_processor.image_std)
     return draw_reconstructions(model, pixel_values, mask_ratios, path, statistics=statistics, **options)

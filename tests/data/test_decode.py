@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from flip_hf.data.decode import RefusedSample, choose_caption, decode_image
+from flip_hf.data.files import StoredFile
 
 RNG = np.random.default_rng(0)
 
@@ -24,7 +25,7 @@ def picture() -> Image.Image:
 def test_bytes_dictionaries_and_files_are_decoded(picture, tmp_path):
     data = encoded(picture, format="PNG")
     (tmp_path / "a.png").write_bytes(data)
-    for value in (data, {"bytes": data, "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")}):
+    for value in (data, {"bytes": data, "path": None}, StoredFile(str(tmp_path / "a.png"))):
         assert np.array_equal(np.array(decode_image(value)), np.array(picture))
 
 
@@ -48,7 +49,8 @@ def test_exif_turns_the_image_and_broken_exif_does_not_lose_it(picture):
         (None, "missing image"),
         (b"", "empty image"),
         ({"bytes": None, "path": None}, "missing image"),
-        ({"bytes": None, "path": "/nowhere/at/all.jpg"}, "unreadable image file"),
+        ({"bytes": None, "path": "/nowhere/at/all.jpg"}, "image is a path, not bytes"),
+        (StoredFile("/nowhere/at/all.jpg"), "unreadable image file"),
         (17, "image column holds no image"),
         (b"this is no image", "not an image"),
     ],

@@ -1,5 +1,10 @@
 """ZeroShotClassifier: the pipeline's answers, with the labels encoded once."""
 
+import functools
+import http.server
+import os
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +14,7 @@ from transformers import CLIPModel, CLIPProcessor, SiglipConfig, SiglipModel, pi
 
 from flip_hf import FlipModel, ZeroShotClassifier
 from flip_hf.evaluation.labels import LabelEmbeddings, prompt_set, resolve_templates
+from tests.data.bombs import EPS
 from tests.modeling.test_parity import tiny_clip
 
 LABELS = ["red circle", "large striped blue star", "x", "green"]
@@ -153,3 +159,29 @@ def test_a_clip_is_served_too_and_a_siglip_is_not(processor, pictures):
     siglip = SiglipModel(SiglipConfig(text_config={**size, "vocab_size": 50}, vision_config=size))
     with pytest.raises(ValueError, match="SigLIP"):
         ZeroShotClassifier(siglip, processor)
+
+
+def test_pictures_are_opened_within_limits(classifier, tmp_path):
+    """Of extreme shape, in every form, one is cut before it is enlarged; what is no file or no picture is named."""
+    strip = Image.new("RGB", (600_000, 1), "red")
+    strip.save(tmp_path / "strip.png")
+    answers = classifier([strip, np.asarray(strip), tmp_path / "strip.png", Image.new("RGB", (8, 8), "red")], LABELS)
+    for answer in answers[:3]:
+        assert by_label(answer) == pytest.approx(by_label(answers[3]), abs=1e-6)
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "eps.jpg").write_bytes(EPS)
+    for name, message in (("fifo.png", "cannot be read: Not a regular file"), ("eps.jpg", "is not an image")):
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            classifier(tmp_path / name, LABELS)
+
+
+def test_pictures_at_an_address_are_opened_by_the_same_door(classifier, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert classifier(f"{url}/red.png", LABELS) == classifier(tmp_path / "red.png", LABELS)
+        with pytest.raises(ValueError, match="none.png cannot be read"):
+            classifier(f"{url}/none.png", LABELS)
+        server.shutdown()

@@ -1,5 +1,6 @@
 """zero_shot.py as a user runs it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.data.bombs import jpeg_of_scans
 from tests.programs import ROOT, run_program
 from tests.training.conftest import trained  # noqa: F401
 
@@ -33,9 +35,13 @@ def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):  # noqa
 
 def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noqa: F811
     (tmp_path / "text.jpg").write_text("no image")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "scans.jpg").write_bytes(jpeg_of_scans(501, 8))
     cases = [
         ([str(trained[0]), str(tmp_path / "text.jpg"), "--labels", "a"], "text.jpg is not an image"),
         ([str(trained[0]), str(tmp_path / "none.jpg"), "--labels", "a"], "none.jpg cannot be read: No such file"),
+        ([str(trained[0]), str(tmp_path / "fifo.jpg"), "--labels", "a"], "fifo.jpg cannot be read: Not a regular file"),
+        ([str(trained[0]), str(tmp_path / "scans.jpg"), "--labels", "a"], "scans.jpg cannot be used: too many scans."),
         ([str(trained[0]), picture, "--labels", "a", "--template", "x"], "no {} for the label"),
         ([str(tmp_path), picture, "--labels", "a"], "cannot be loaded"),
     ]
