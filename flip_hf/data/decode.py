@@ -13,19 +13,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from flip_hf.data.files import MAX_FILE_BYTES, open_at
+from flip_hf.data.refusals import RefusedSample
+from flip_hf.data.texts import MAX_TEXT_BYTES, bound_text, is_unicode
 
 # Larger images are refused from their header alone, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
 
 Box = tuple[int, int, int, int]
-
-
-class RefusedSample(Exception):
-    """A sample that cannot be used. `reason` is a short, countable phrase."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 def _image_bytes(value: Any) -> bytes:
@@ -156,13 +150,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def choose_caption(value: Any, rng: np.random.Generator) -> str:
-    """The caption of a row; one at random where there are several.
+    """Chooses the caption of a row, one at random where there are several, and cuts it (see [`bound_text`]).
 
     Raises:
-        RefusedSample: it is missing, empty or no text.
+        RefusedSample: it is missing, empty, no text, or of megabytes.
     """
     if isinstance(value, (list, tuple)) and value:
         value = value[int(rng.integers(len(value)))]
+    if isinstance(value, (bytes, bytearray, str)) and len(value) > MAX_TEXT_BYTES:
+        raise RefusedSample("oversized caption")
     if isinstance(value, (bytes, bytearray)):
         try:
             value = value.decode("utf-8")
@@ -174,4 +170,7 @@ def choose_caption(value: Any, rng: np.random.Generator) -> str:
         raise RefusedSample("caption is not text")
     if not value.strip():
         raise RefusedSample("empty caption")
+    value = bound_text(value)
+    if not is_unicode(value):
+        raise RefusedSample("caption is not UTF-8")
     return value

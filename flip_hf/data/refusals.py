@@ -13,6 +13,14 @@ LOG_SECONDS = 60
 WINDOW = 2048
 
 
+class RefusedSample(Exception):
+    """A sample that cannot be used. `reason` is a short, countable phrase."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
 class BadDataError(RuntimeError):
     """The data are mostly garbage, or a reader finds nothing in them; training on would be a mistake."""
 

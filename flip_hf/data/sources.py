@@ -1,7 +1,6 @@
 """Opens any data set as one kind of stream: rows with undecoded images, in shards."""
 
 import itertools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from flip_hf.data.decode import RefusedSample
 from flip_hf.data.files import files_below, is_remote, list_files
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
 from flip_hf.data.tar import TarShards
+from flip_hf.data.texts import read_json
 
 EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
 USUAL_COLUMNS = {
@@ -65,7 +65,7 @@ def column_value(row: dict, column: str) -> Any:
     Dots lead into nested dictionaries and JSON texts; of alternatives (`jpg;png`) the first that is there counts.
 
     Raises:
-        RefusedSample: the value was too large to be read, or is in a text that is no JSON.
+        RefusedSample: the value was too large to be read, or is in a text that is no JSON or too much of it.
     """
     for name in column.split(";"):
         value = _nested_value(row, name)
@@ -82,10 +82,7 @@ def _nested_value(row: dict, column: str) -> Any:
     value: Any = row
     for part in column.split("."):
         if isinstance(value, (bytes, str)):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise RefusedSample("damaged JSON") from error
+            value = read_json(value)
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
