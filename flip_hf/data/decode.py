@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from flip_hf.data.bounds import BudgetedBytes, check_encoded, check_exif, check_tiles
 from flip_hf.data.files import MAX_FILE_BYTES, OversizedFileError, StoredFile, read_file
 from flip_hf.data.refusals import RefusedSample
+from flip_hf.data.texts import MAX_TEXT_BYTES, bound_text, is_unicode
 
 # Larger images are refused from their header alone, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
@@ -229,13 +230,15 @@ def open_picture(path: str) -> Image.Image:
 
 
 def choose_caption(value: Any, rng: np.random.Generator) -> str:
-    """The caption of a row; one at random where there are several.
+    """Chooses the caption of a row, one at random where there are several, and cuts it (see [`bound_text`]).
 
     Raises:
-        RefusedSample: it is missing, empty or no text.
+        RefusedSample: it is missing, empty, no text, or of megabytes.
     """
     if isinstance(value, (list, tuple)) and value:
         value = value[int(rng.integers(len(value)))]
+    if isinstance(value, (bytes, bytearray, str)) and len(value) > MAX_TEXT_BYTES:
+        raise RefusedSample("oversized caption")
     if isinstance(value, (bytes, bytearray)):
         try:
             value = value.decode("utf-8")
@@ -247,4 +250,7 @@ def choose_caption(value: Any, rng: np.random.Generator) -> str:
         raise RefusedSample("caption is not text")
     if not value.strip():
         raise RefusedSample("empty caption")
+    value = bound_text(value)
+    if not is_unicode(value):
+        raise RefusedSample("caption is not UTF-8")
     return value

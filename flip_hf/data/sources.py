@@ -1,7 +1,6 @@
 """Opens any data set as one kind of stream: rows with undecoded images, in shards."""
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from flip_hf.data.files import (
 from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
 from flip_hf.data.tar import TarShards
+from flip_hf.data.texts import read_json
 from flip_hf.redaction import redact, shown
 
 EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
@@ -83,7 +83,7 @@ def column_value(row: dict, column: str) -> Any:
     Dots lead into nested dictionaries and JSON texts; of alternatives (`jpg;png`) the first that is there counts.
 
     Raises:
-        RefusedSample: the value was too large to be read, or is in a text that is no JSON.
+        RefusedSample: the value was too large to be read, or is in a text that is no JSON or too much of it.
     """
     for name in column.split(";"):
         value = _nested_value(row, name)
@@ -100,10 +100,7 @@ def _nested_value(row: dict, column: str) -> Any:
     value: Any = row
     for part in column.split("."):
         if isinstance(value, (bytes, str)):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise RefusedSample("damaged JSON") from error
+            value = read_json(value)
         value = value.get(part) if isinstance(value, dict) else None
     return value
 

@@ -1,12 +1,17 @@
 """What evaluation wants to know of a row: its class, its classes, its captions."""
 
 import io
-import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from flip_hf.data.decode import RefusedSample
+from flip_hf.data.refusals import RefusedSample
+from flip_hf.data.texts import MAX_CAPTIONS, MAX_TEXT_BYTES, bound_text, is_unicode, read_json
+
+# An index of more digits, or a name of more bytes, belongs to no class.
+_MAX_DIGITS = 18
+_MAX_NAME_BYTES = 2**16
 
 
 class ClassIndex:
@@ -19,7 +24,8 @@ class ClassIndex:
     def __init__(self, class_names: tuple[str, ...]):
         self.count = len(class_names)
         # Of a name that two classes have, no class can be told: such data are labelled by indices.
-        self.by_name = {name: index for index, name in enumerate(class_names) if class_names.count(name) == 1}
+        counts = Counter(class_names)
+        self.by_name = {name: index for index, name in enumerate(class_names) if counts[name] == 1}
 
     def __call__(self, value: Any) -> int:
         """The index.
@@ -27,13 +33,20 @@ class ClassIndex:
         Raises:
             RefusedSample: it is none of the classes.
         """
+        if isinstance(value, (bytes, str)) and len(value) > _MAX_NAME_BYTES:
+            raise RefusedSample("unknown label")
         if isinstance(value, bytes):  # a member of a tar file
             value = value.decode("utf-8", errors="replace").strip()
         if isinstance(value, str):
-            value = self.by_name.get(value, int(value) if value.isdecimal() else None)
+            value = self.by_name.get(value, _index_of(value))
         if isinstance(value, (int, np.integer)) and 0 <= value < self.count:
             return int(value)
         raise RefusedSample("unknown label")
+
+
+def _index_of(text: str) -> int | None:
+    """The number that a text writes in ASCII digits; None for other scripts' digits, and more than any index has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
 class ClassVector:
@@ -53,14 +66,30 @@ class ClassVector:
             RefusedSample: it is something else.
         """
         try:
-            if isinstance(value, bytes):
-                value = np.load(io.BytesIO(value), allow_pickle=False)
-            classes = np.asarray(value, dtype=np.int64)
-        except (ValueError, TypeError, EOFError, OSError) as error:
+            classes = self._read(value) if isinstance(value, bytes) else self._listed(value)
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise RefusedSample("unknown label") from error
-        if classes.shape != (self.count,) or not np.isin(classes, (-1, 0, 1)).all():
+        # Numbers alone, and whole ones: 0.5 would become 0, and what is not finite anything.
+        if classes.shape != (self.count,) or classes.dtype.kind not in "biuf" or not np.isin(classes, (-1, 0, 1)).all():
             raise RefusedSample("unknown label")
-        return classes
+        return classes.astype(np.int64)
+
+    def _listed(self, value: Any) -> np.ndarray:
+        if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != self.count:
+            raise ValueError("no list of as many numbers")
+        return np.asarray(value)
+
+    def _read(self, file: bytes) -> np.ndarray:
+        """Reads a `.npy` file; `np.load` would reserve what a header claims, and open archives."""
+        header = io.BytesIO(file)
+        version = np.lib.format.read_magic(header)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:  # 3.0 is for names of fields
+            raise ValueError(f"no array of numbers, but version {version}")
+        shape, _, dtype = read(header)
+        if shape != (self.count,) or dtype.kind not in "biuf":
+            raise ValueError(f"no {self.count} numbers, but {shape} of {dtype}")
+        return np.frombuffer(file, dtype, count=self.count, offset=header.tell())
 
 
 def nothing(value: Any) -> None:
@@ -68,23 +97,26 @@ def nothing(value: Any) -> None:
 
 
 def captions(value: Any) -> list[str]:
-    """All captions of an image: of a list, a JSON list, or a text with one a line.
+    """Reads all captions of an image: of a list, a JSON list, or a text with one a line; see [`bound_text`].
 
     Raises:
-        RefusedSample: there is none.
+        RefusedSample: there is none, one is no text, or there are more than [`MAX_CAPTIONS`].
     """
+    if isinstance(value, (bytes, str)) and len(value) > MAX_TEXT_BYTES:
+        raise RefusedSample("oversized caption")
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RefusedSample("damaged JSON") from error
+        value = read_json(value)
     if isinstance(value, str):
         value = value.splitlines()
+    if isinstance(value, (list, tuple)) and len(value) > MAX_CAPTIONS:
+        raise RefusedSample("too many captions")
     if not isinstance(value, (list, tuple)) or not all(isinstance(caption, str) for caption in value):
         raise RefusedSample("missing caption")
-    found = [caption.strip() for caption in value if caption.strip()]
+    found = [bound_text(caption.strip()) for caption in value if caption.strip()]
     if not found:
         raise RefusedSample("empty caption")
+    if not all(map(is_unicode, found)):
+        raise RefusedSample("caption is not UTF-8")
     return found

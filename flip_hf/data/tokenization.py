@@ -5,12 +5,21 @@ first word piece. `PreTrainedTokenizerFast` around a pipeline of our own keeps t
 changed `BertTokenizer` does not.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from flip_hf.data.texts import bound_text
+
 PAD, UNKNOWN = "[PAD]", "[UNK]"
+# A vocabulary is learned from so many characters at most. A longer word than this is an unknown one, whatever the
+# vocabulary, and the time that learning takes grows with its square.
+MAX_VOCABULARY_CHARACTERS = 2**28
+MAX_WORD_CHARACTERS = 100
+
+_MAY_HOLD_LONG_WORD = re.compile(rf"\S{{{MAX_WORD_CHARACTERS + 1}}}")
 
 
 def _wrap(backend: Tokenizer, context_length: int) -> PreTrainedTokenizerFast:
@@ -28,19 +37,37 @@ def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_
     """Learns a lower-cased word-piece tokenizer from captions; padding is id 0 and no special token is added.
 
     Args:
-        captions: texts to learn from.
+        captions: texts to learn from: the first [`MAX_VOCABULARY_CHARACTERS`], without words of more than
+            [`MAX_WORD_CHARACTERS`].
         vocab_size: at most this many pieces.
         context_length: the model's context in tokens; the tokenizer's `model_max_length`.
     """
-    backend = Tokenizer(models.WordPiece(unk_token=UNKNOWN))  # pyright: ignore[reportCallIssue]
+    model = models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS)  # pyright: ignore
+    backend = Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     backend.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN], show_progress=False, min_frequency=2
     )
-    backend.train_from_iterator(captions, trainer=trainer)
+    backend.train_from_iterator(_learnable(captions, backend), trainer=trainer)
     return _wrap(backend, context_length)
+
+
+def _learnable(captions: Iterable[str], backend: Tokenizer) -> Iterator[str]:
+    """Yields bounded captions without their long words, until there are enough of them."""
+    left = MAX_VOCABULARY_CHARACTERS
+    for caption in captions:
+        text = bound_text(caption)
+        left -= len(text)
+        if left < 0:
+            return
+        if _MAY_HOLD_LONG_WORD.search(text):
+            normal = backend.normalizer.normalize_str(text)  # pyright: ignore[reportOptionalMemberAccess]
+            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]  # pyright: ignore
+            if any(len(word) > MAX_WORD_CHARACTERS for word in words):
+                text = " ".join(word for word in words if len(word) <= MAX_WORD_CHARACTERS)
+        yield text
 
 
 def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bool) -> PreTrainedTokenizerBase:

@@ -4,20 +4,26 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
+from flip_hf.data.texts import is_unicode
 from flip_hf.evaluation.labels import PROMPT_SETS
 
 # More rows say nothing more.
 MAX_ROWS = 10
 # With 80 prompts each, as many texts as a visitor may have encoded at once.
 MAX_LABELS = 200
+# Characters of the labels, of the prompt and of what is looked for; the page's fields know them, its API must be told.
+MAX_LABELS_TEXT = 20_000
+MAX_PROMPT = 500
+MAX_QUERY = 1000
 
 
 def read_labels(text: str | None) -> list[str]:
     """The labels in a text, apart by commas or lines; none comes twice.
 
     Raises:
-        ValueError: there is none, or there are too many.
+        ValueError: there is none, or there are too many, or they are too long.
     """
+    _check_text(text, MAX_LABELS_TEXT, "The labels")
     labels = [part.strip() for part in re.split(r"[,\n]", text or "")]
     labels = list(dict.fromkeys(label for label in labels if label))
     if not labels:
@@ -27,12 +33,34 @@ def read_labels(text: str | None) -> list[str]:
     return labels
 
 
+def read_query(text: str | None) -> str:
+    """What to look for.
+
+    Raises:
+        ValueError: it is empty or too long.
+    """
+    _check_text(text, MAX_QUERY, "The text")
+    wanted = (text or "").strip()
+    if not wanted:
+        raise ValueError("Write what to look for.")
+    return wanted
+
+
+def _check_text(text: str | None, limit: int, name: str) -> None:
+    if len(text or "") > limit:
+        raise ValueError(f"{name} must not be longer than {limit:,} characters.")
+    if not is_unicode(text or ""):
+        raise ValueError(f"{name} must be Unicode text.")
+
+
 def read_prompt(text: str | None) -> str:
     """A prompt with one place for the label, or the name of a set of prompts.
 
     Raises:
-        ValueError: it is neither. It comes from a stranger: whatever else `str.format` understands is refused.
+        ValueError: it is neither, or too long. It comes from a stranger: whatever else `str.format` understands is
+            refused.
     """
+    _check_text(text, MAX_PROMPT, "The prompt")
     prompt = (text or "").strip()
     if prompt in PROMPT_SETS:
         return prompt

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from flip_hf.console.loading import loading
+from flip_hf.data.texts import bound_text
 from flip_hf.evaluation.encoder import Encoder, ImageTransform
 from flip_hf.evaluation.labels import resolve_templates
 from flip_hf.evaluation.reconstruction import grey_out, load_pretraining, reconstruct, to_colours, visible_pixels
@@ -200,7 +201,7 @@ class DemoModel:
     def too_long(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that do not fit into the model's context and are cut."""
         inputs = self._texts_encoder().text_inputs
-        lengths = [len(ids) for ids in inputs.tokenizer(list(texts), verbose=False)["input_ids"]]
+        lengths = [len(ids) for ids in inputs.tokenizer(list(map(bound_text, texts)), verbose=False)["input_ids"]]
         return [text for text, length in zip(texts, lengths, strict=True) if length > inputs.max_length]
 
     @torch.no_grad()

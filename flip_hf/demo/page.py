@@ -9,7 +9,15 @@ from gradio.themes import Default
 from PIL import Image
 
 from flip_hf.data.files import MAX_FILE_BYTES
-from flip_hf.demo.answers import comparison_table, read_labels, read_prompt
+from flip_hf.demo.answers import (
+    MAX_LABELS_TEXT,
+    MAX_PROMPT,
+    MAX_QUERY,
+    comparison_table,
+    read_labels,
+    read_prompt,
+    read_query,
+)
 from flip_hf.demo.model import DemoModel
 from flip_hf.demo.parts import (
     MODEL_AT_WORK,
@@ -25,7 +33,6 @@ from flip_hf.demo.search import ImageSearch, Picture, fit_to_show
 from flip_hf.evaluation.labels import resolve_templates
 
 MASK_RATIOS = (0.0, 0.5, 0.75)  # the paper's
-MAX_TEXT = 20_000  # characters of the labels
 FOUND = 12
 PROMPT = "a photo of a {}."
 CSS = """
@@ -93,9 +100,9 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
             image = image_input(examples)
             known = [example.label for example in examples if example.label is not None]
             labels = gr.Textbox(
-                ", ".join(known), label="Labels, apart by commas or lines", lines=2, max_length=MAX_TEXT
+                ", ".join(known), label="Labels, apart by commas or lines", lines=2, max_length=MAX_LABELS_TEXT
             )
-            prompt = gr.Textbox(PROMPT, label="Prompt", info="{} is the label", max_length=500)
+            prompt = gr.Textbox(PROMPT, label="Prompt", info="{} is the label", max_length=MAX_PROMPT)
             ask = gr.Button("Ask the model", variant="primary")
         with gr.Column(scale=3):
             with gr.Row():
@@ -126,15 +133,15 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
 def _search_tab(search: ImageSearch, examples: list[Example]) -> None:
     first = f"a {examples[0].label}" if examples and examples[0].label else ""
     with gr.Row(equal_height=True):
-        text = gr.Textbox(first, label="What to look for", placeholder="a photo of a dog", max_length=1000, scale=5)
+        text = gr.Textbox(
+            first, label="What to look for", placeholder="a photo of a dog", max_length=MAX_QUERY, scale=5
+        )
         ask = gr.Button("Search", variant="primary", scale=1)
     told = gr.Markdown(f"{len(search.pictures):,} pictures, which the first search encodes.")
     gallery = gr.Gallery(show_label=False, columns=6, height="auto", format="png", buttons=[])
 
     def find(text: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008 (how Gradio finds it)
-        wanted = (text or "").strip()
-        if not wanted:
-            raise ValueError("Write what to look for.")
+        wanted = read_query(text)
         _warn_of_cuts(search.model, [wanted])
         embeds = search.encode(lambda done, total: progress((done, total), desc="Encoding pictures", unit="pictures"))
         skipped = f"; {search.refused.total()} could not be used ({search.reasons()})" if search.refused else ""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flip_hf.data.texts import bound_text
+
 
 def normalized(embeds: torch.Tensor) -> torch.Tensor:
     """Embeddings (B, E) of length 1, float32."""
@@ -43,6 +45,8 @@ def label_probabilities(model: Any, image_embeds: torch.Tensor, label_embeds: to
 class TextInputs:
     """Texts to a model's token ids and mask (B, T), cut at its context; `.to(device)` works on what it returns.
 
+    Of a text of thousands of characters the beginning alone is tokenized, see [`bound_text`].
+
     Args:
         tokenizer: the model's.
         config: the model's, where it is at hand.
@@ -58,7 +62,11 @@ class TextInputs:
 
     def __call__(self, texts: Sequence[str]) -> Any:
         return self.tokenizer(
-            list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(map(bound_text, texts)),
+            padding=self.padding,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
         )
 
 
@@ -69,7 +77,7 @@ def prompt_embeddings(
     """Embeddings (C, E), normalised, float32, of one prompt about each class; see [`class_embeddings`]."""
     pieces, text_inputs = [], TextInputs(tokenizer, getattr(model, "config", None))
     for start in range(0, len(class_names), 256):
-        prompts = [template.format(name) for name in class_names[start : start + 256]]
+        prompts = [template.format(bound_text(name)) for name in class_names[start : start + 256]]
         pieces.append(normalized(model.get_text_features(**text_inputs(prompts).to(device)).pooler_output))
     return torch.cat(pieces)
 

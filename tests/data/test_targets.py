@@ -13,7 +13,10 @@ def test_a_class_is_an_index_or_a_name():
     read = ClassIndex(("cat", "7", "crane", "crane"))
     assert [read(v) for v in (0, np.int64(3), b"2\n", "cat", b"cat", "0")] == [0, 3, 2, 0, 0, 0]
     assert read("7") == 1  # a name before a number
-    for value in (4, -1, "dog", b"crane", "4", None, 1.5, b"\xff"):
+    digits = "9" * 6000  # `int` refuses them with a ValueError
+    others = ("\u0662", "\uff12", "\u00b2")  # 2 in Arabic, of full width, and as a power
+    numbers = (10**30, float("nan"), float("inf"), [1], {"label": 1})
+    for value in (4, -1, "dog", b"crane", "4", None, 1.5, b"\xff", digits, digits.encode(), *others, *numbers):
         with pytest.raises(RefusedSample, match="unknown label"):
             read(value)
 
@@ -27,6 +30,35 @@ def test_several_classes_are_a_vector():
     pickled = io.BytesIO()
     np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
     for value in ([1, 0], [0, 1, 2], b"no array", pickled.getvalue(), "cat", None):
+        with pytest.raises(RefusedSample, match="unknown label"):
+            read(value)
+
+
+def npy(header: str, data: bytes = bytes(24)) -> bytes:
+    """A `.npy` file with a header of one's own."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data
+
+
+def test_a_class_vector_cannot_ask_for_memory_or_be_read_as_something_else():
+    read = ClassVector(3)
+    assert read(npy("{'descr': '>f8', 'fortran_order': False, 'shape': (3,)}")).tolist() == [0, 0, 0]
+    archive = io.BytesIO()
+    np.savez(archive, a=np.zeros(3))
+    for value in (
+        npy(f"{{'descr': '|i1', 'fortran_order': False, 'shape': ({2**50},)}}"),
+        npy("{'descr': '|V2000000000', 'fortran_order': False, 'shape': (3,)}"),
+        npy("{'descr': '<i8', 'fortran_order': False, 'shape': (3,)}", bytes(8)),
+        npy("{'descr': '<i8', 'fortran_order': False, 'shape': (3,)}" + " " * 60_000),
+        archive.getvalue(),
+        [0, 1, 2**70],
+        [0, 1, -(10**6000)],
+        [0.5, 0, 1],
+        [float("nan"), 0, 1],
+        [[0], 1, 0],
+        [{}, 1, 0],
+        ["0", "1", "0"],
+        [0] * 10**6,
+    ):
         with pytest.raises(RefusedSample, match="unknown label"):
             read(value)
 

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig, ZeroShotClassifier
-from flip_hf.demo.answers import comparison_table, read_labels, read_prompt
+from flip_hf.demo.answers import comparison_table, read_labels, read_prompt, read_query
 from flip_hf.demo.model import DemoModel
 from flip_hf.demo.page import make_page
 from flip_hf.demo.parts import choose_examples
@@ -131,6 +131,19 @@ def test_what_a_visitor_writes_is_checked():
     for prompt in ("", "a", "{} {}", "{0}", "{:>999999999}", "{} {x}", "{{}}", "{}}", None):
         with pytest.raises(ValueError, match="Write {} once"):
             read_prompt(prompt)
+    assert read_query(" a cat ") == "a cat"
+    with pytest.raises(ValueError, match="Write what to look for"):
+        read_query(" ")
+
+
+def test_what_a_visitor_writes_is_bounded_behind_the_page_too():
+    """The fields' own limits hold in a browser alone, not for who calls the page's API."""
+    for read, text in ((read_labels, "a," * 5_000_000), (read_prompt, "{}" + "a" * 499), (read_query, "a" * 1001)):
+        with pytest.raises(ValueError, match="must not be longer than"):
+            read(text)
+    for read in (read_labels, read_prompt, read_query):
+        with pytest.raises(ValueError, match="must be Unicode text"):
+            read("{} \ud800")
 
 
 def test_a_table_has_the_best_labels_first_and_no_markup_of_a_visitor():

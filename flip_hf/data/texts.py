@@ -1,0 +1,59 @@
+"""How much of a text is read: captions, labels and JSON come from strangers, and no context takes megabytes of them."""
+
+import json
+import re
+from typing import Any
+
+from flip_hf.data.refusals import RefusedSample
+
+# Of a caption, label or prompt so many characters are tokenized: eight a token for a context of 1,024, where English
+# has four to five. Contexts of CLIP are 77 tokens and fewer.
+MAX_CAPTION_CHARACTERS = 8192
+# Captions of one image; data sets for retrieval have five, or ten.
+MAX_CAPTIONS = 1000
+# All captions of one image together, and JSON, of which Python makes objects of thirty times the size.
+MAX_TEXT_BYTES = 2**20
+MAX_JSON_BYTES = 4 * 2**20
+
+_WORD = re.compile(r"\S+\s?")
+
+
+def bound_text(text: str) -> str:
+    """Cuts a text after [`MAX_CAPTION_CHARACTERS`] characters; a shorter one is returned as it is.
+
+    White space at the beginning of a long text, and all but the first character of other white space in it, is left
+    out, so that it does not take the place of words.
+    """
+    if len(text) <= MAX_CAPTION_CHARACTERS:
+        return text
+    pieces: list[str] = []
+    room = MAX_CAPTION_CHARACTERS
+    for word in _WORD.finditer(text):
+        pieces.append(text[word.start() : min(word.end(), word.start() + room)])
+        room -= len(pieces[-1])
+        if room == 0:
+            break
+    return "".join(pieces)
+
+
+def is_unicode(text: str) -> bool:
+    r"""Tells whether a text can be encoded: JSON may hold half a character (`"\ud800"`), which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_json(text: str | bytes) -> Any:
+    """Reads a JSON text.
+
+    Raises:
+        RefusedSample: it is damaged, nested too deep, or larger than [`MAX_JSON_BYTES`].
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise RefusedSample("oversized JSON")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RefusedSample("damaged JSON") from error
