@@ -50,12 +50,15 @@ def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN], show_progress=False, min_frequency=2
     )
-    backend.train_from_iterator(_learnable(captions, backend), trainer=trainer)
+    backend.train_from_iterator(_learnable(captions), trainer=trainer)
     return _wrap(backend, context_length)
 
 
-def _learnable(captions: Iterable[str], backend: Tokenizer) -> Iterator[str]:
+def _learnable(captions: Iterable[str]) -> Iterator[str]:
     """Yields bounded captions without their long words, until there are enough of them."""
+    # Of its own: to ask the tokenizer that is being trained would wait for the end of the training.
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     left = MAX_VOCABULARY_CHARACTERS
     for caption in captions:
         text = bound_text(caption)
@@ -63,8 +66,7 @@ def _learnable(captions: Iterable[str], backend: Tokenizer) -> Iterator[str]:
         if left < 0:
             return
         if _MAY_HOLD_LONG_WORD.search(text):
-            normal = backend.normalizer.normalize_str(text)  # pyright: ignore[reportOptionalMemberAccess]
-            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]  # pyright: ignore
+            words = [word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))]
             if any(len(word) > MAX_WORD_CHARACTERS for word in words):
                 text = " ".join(word for word in words if len(word) <= MAX_WORD_CHARACTERS)
         yield text

@@ -99,7 +99,8 @@ def test_a_vocabulary_is_learned_without_words_that_no_token_can_be(monkeypatch)
     """Learning takes time that grows with the square of a word's length: a mebibyte would take hours."""
     usual = [f"a red circle {n} beside a blue square" for n in range(50)] + ["雨" * 200, f"http://{'a.b/' * 60}"]
     long = ["ab" * 2**19, "e\u0301" * 4000, f"red {'x' * 101} circle"]
-    assert train_wordpiece(usual + long).get_vocab() == train_wordpiece([*usual, "red circle"]).get_vocab()
+    learned, expected = (train_wordpiece(texts).get_vocab() for texts in (usual + long, [*usual, "red circle"]))
+    assert learned.keys() == expected.keys()  # which are numbered otherwise each time
     assert train_wordpiece(["x" * 100] * 3).tokenize("x" * 100) != ["[UNK]"]
     monkeypatch.setattr("flip_hf.data.tokenization.MAX_VOCABULARY_CHARACTERS", 60)
     assert "zebra" not in train_wordpiece(["a red circle"] * 5 + ["zebra"] * 50).get_vocab()
