@@ -84,7 +84,7 @@ def test_what_is_no_model_for_the_page_is_refused(model, processor, tmp_path):
     processor.image_processor.save_pretrained(tmp_path / "tower")
     with pytest.raises(ValueError, match="vision tower alone"):
         DemoModel.from_pretrained(tmp_path / "tower")
-    with pytest.raises(ValueError, match="Unrecognized model"):
+    with pytest.raises(ValueError, match="it has no config.json"):
         DemoModel.from_pretrained(tmp_path)
 
 
