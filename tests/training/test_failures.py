@@ -69,6 +69,41 @@ def test_an_error_of_evaluation_ends_every_process_after_the_model_is_saved(data
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_within_an_evaluation_ends_every_process(processes, data, tmp_path):
+    """While its loader's workers are at work; the model is saved already."""
+    labelled = tmp_path / "labelled"
+    for name in ("a", "b"):
+        (labelled / "test" / name).mkdir(parents=True)
+        for number in range(8):
+            shutil.copy(ROOT / "docs" / "figures" / "masks.png", labelled / "test" / name / f"{number}.png")
+    argv = words(data, tmp_path / "run", "--eval_data", str(labelled), "--eval_batch_size", "1", workers=2)
+    argv += ["--train_samples", "48", "--eval_samples", "100000"]
+    run = Watched(tmp_path, argv, processes, FAIL_EVALUATION="1")
+    run.wait_for_steps(1)
+    assert run.assert_all_end(run.family()) == 1
+    assert all("injected into the evaluation" in error for error in run.errors()) and run.errors()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_data_that_end_in_an_error_leave_a_checkpoint(processes, data, tmp_path):
+    """Shards that vanish: nothing is found in whole passes, and what was trained until then is saved first."""
+    shards = tmp_path / "shards"
+    shutil.copytree(data, shards)
+    argv = words(shards, tmp_path / "run", "--train_samples", "100000", "--checkpoint_samples", "0")
+    run = Watched(tmp_path, argv, processes, STEP_SECONDS="0.01")
+    run.wait_for_steps(3)
+    family = run.family()
+    for shard in shards.iterdir():
+        shard.unlink()
+    assert run.assert_all_end(family) == 1
+    (error,) = run.errors()
+    assert "no usable sample in 3 whole passes" in error
+    (checkpoint,) = find_checkpoints(tmp_path / "run")
+    assert int(checkpoint.name[-12:]) == 8 * run.steps() and checkpoint.name in error
+
+
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_worker_ends_the_run_with_a_checkpoint_or_before_one(processes, data, tmp_path):
     run = Watched(tmp_path, words(data, tmp_path / "run"), processes)
     run.wait_for_steps(6)

@@ -25,6 +25,11 @@ def slowed(self, *batch):
     time.sleep(float(os.environ.get("STEP_SECONDS", "0.02")))
     return step(self, *batch)
 Trainer._step = slowed
+if "FAIL_EVALUATION" in os.environ:
+    from flip_hf.training import validation
+    def failing(*features):
+        raise RuntimeError("injected into the evaluation")
+    validation.normalized = failing
 runpy.run_path(os.environ["PRETRAIN"], run_name="__main__")
 """
 
