@@ -1,5 +1,7 @@
 """What the page asks of a model, without the page: any kind of model, and what a visitor may write."""
 
+import os
+
 import pytest
 import torch
 from PIL import Image
@@ -137,3 +139,32 @@ def test_a_table_has_the_best_labels_first_and_no_markup_of_a_visitor():
     assert "<b>" not in table and table.index("&lt;b&gt;11&lt;/b&gt;") < table.index("&lt;b&gt;10&lt;/b&gt;")
     assert table.count("<tr>") == 11 and "… and 2 labels that are less probable for the whole image." in table
     assert "<th>whole image</th><th>75% dropped</th>" in table and ">16.7%<" in table
+
+
+def test_uploads_are_opened_within_limits(tmp_path):
+    """As Gradio hands them over, whether they come from the page or through its API."""
+    from types import SimpleNamespace
+
+    import gradio
+
+    from flip_hf.demo.parts import image_input
+    from tests.data.bombs import EPS, jpeg_of_scans, png
+
+    with gradio.Blocks():
+        component = image_input([])
+    os.mkfifo(tmp_path / "fifo")
+    uploads = {"scans": (jpeg_of_scans(501, 8), "too many scans"), "eps": (EPS, "not an image")}
+    uploads["rows"] = (png(size=(1, 9_000_000)), "oversized image")
+    for name, (data, _) in uploads.items():
+        (tmp_path / name).write_bytes(data)
+    reasons = {name: reason for name, (_, reason) in uploads.items()} | {"fifo": "unreadable image file"}
+    for name, reason in reasons.items():
+        with pytest.raises(gradio.Error, match=reason):
+            component.preprocess(SimpleNamespace(path=str(tmp_path / name)))
+    (tmp_path / "strip").write_bytes(png(size=(400_000, 4)))
+    assert component.preprocess(SimpleNamespace(path=str(tmp_path / "strip"))).size == (400_000, 4)
+
+
+def test_a_strip_is_seen_as_its_centre(whole):
+    model = DemoModel.from_pretrained(whole)
+    assert model.seen(Image.new("RGB", (400_000, 4), "red"), 0.5, 0).size == (32, 32)
