@@ -49,6 +49,14 @@ def agree(accelerator: Accelerator, *, stop: bool, failed: bool, overdue: bool) 
     return Agreement(*(count > 0 for count in total))
 
 
+def is_first(accelerator: Accelerator, wish: bool) -> bool:
+    """Tells whether this process is the first of those that wish something; all must call it."""
+    rank = accelerator.process_index
+    mine = torch.tensor([rank if wish else accelerator.num_processes], device=accelerator.device)
+    first = accelerator.gather(mine).min().item()  # pyright: ignore[reportAttributeAccessIssue]
+    return wish and first == rank
+
+
 def from_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
     """Calls a function on the main process, and gives what it returns to all; each must call this.
 

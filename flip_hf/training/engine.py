@@ -16,7 +16,7 @@ from flip_hf.data.waits import WaitEnded
 from flip_hf.hub.pusher import Pusher
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import average
-from flip_hf.training.agreement import Agreement, PeerFailed, agree
+from flip_hf.training.agreement import Agreement, PeerFailed, agree, is_first
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.bottleneck import bottleneck, longest_wait
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, weights_are_finite
@@ -232,8 +232,8 @@ class Trainer:
         Raises:
             Exception: what this process's data ended with; [`PeerFailed`] where it was another's.
         """
-        if self._data_error is not None:
-            raise self._data_error
+        if agreed.failed and is_first(self.accelerator, self._data_error is not None):
+            raise self._data_error  # pyright: ignore[reportGeneralTypeIssues]
         if agreed.failed:
             raise PeerFailed("Another process ended the run; its message says why.")
         self.progress.say(f"Stopped after {self.state.samples:,} samples; resume with --resume_from_checkpoint auto")
