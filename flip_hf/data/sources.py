@@ -23,7 +23,7 @@ from flip_hf.data.files import (
 from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
 from flip_hf.data.tar import TarShards
-from flip_hf.data.texts import read_json
+from flip_hf.data.texts import check_json_lines, read_json
 from flip_hf.redaction import redact, shown
 
 EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
@@ -128,6 +128,8 @@ def _open(data: str, config: str | None, split: str) -> Shards:
 
 def _open_folder(path: str, split: str) -> Shards:
     check_regular_files(path, _TABLES)
+    for table in files_below(path, "metadata.jsonl"):
+        check_json_lines(table)
     below = FilesBelow(path)
     if os.path.exists(os.path.join(path, "dataset_dict.json")):
         path = os.path.join(path, split)

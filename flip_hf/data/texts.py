@@ -15,6 +15,8 @@ MAX_CAPTIONS = 1000
 MAX_TEXT_BYTES = 2**20
 MAX_JSON_BYTES = 4 * 2**20
 
+# So many brackets cannot be nested too deep.
+_SHALLOW = 200
 _WORD = re.compile(r"\S+\s?")
 
 
@@ -57,3 +59,18 @@ def read_json(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RefusedSample("damaged JSON") from error
+
+
+def check_json_lines(path: str) -> None:
+    """Checks a file with a JSON text a line, before Arrow reads it: nested deep, it ends the process (pyarrow 26).
+
+    Raises:
+        ValueError: a line is too long, or nested too deep; the message names it.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_JSON_BYTES + 1), b""), start=1):
+            try:
+                if len(line) > MAX_JSON_BYTES or line.count(b"[") + line.count(b"{") > _SHALLOW:
+                    read_json(line)
+            except RefusedSample as refused:
+                raise ValueError(f"{path}, line {number}: {refused.reason}. Fix or remove the line.") from None

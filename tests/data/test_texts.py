@@ -8,7 +8,7 @@ import pytest
 
 from flip_hf.data.decode import choose_caption
 from flip_hf.data.refusals import RefusedSample
-from flip_hf.data.sources import column_value
+from flip_hf.data.sources import column_value, open_source
 from flip_hf.data.targets import captions
 from flip_hf.data.texts import MAX_CAPTION_CHARACTERS, MAX_CAPTIONS, MAX_JSON_BYTES, MAX_TEXT_BYTES, bound_text
 from flip_hf.data.tokenization import _learnable, train_wordpiece
@@ -104,3 +104,17 @@ def test_a_vocabulary_is_learned_without_words_that_no_token_can_be(monkeypatch)
     assert train_wordpiece(["x" * 100] * 3).tokenize("x" * 100) != ["[UNK]"]
     monkeypatch.setattr("flip_hf.data.tokenization.MAX_VOCABULARY_CHARACTERS", 60)
     assert "zebra" not in train_wordpiece(["a red circle"] * 5 + ["zebra"] * 50).get_vocab()
+
+
+def test_lines_that_arrow_would_die_of_are_named(image_folder):
+    """Twenty thousand brackets in `metadata.jsonl` end the process of pyarrow 26 by a signal."""
+    table = image_folder / "train" / "metadata.jsonl"
+    sound = table.read_text()
+    deep = '{"x": ' + "[" * 20_000 + "]" * 20_000 + "}"
+    for line, reason in ((deep, "damaged"), ("x" * (MAX_JSON_BYTES + 1), "oversized")):
+        table.write_text(sound + line + "\n")
+        with pytest.raises(ValueError, match=f"metadata.jsonl, line 161: {reason} JSON. Fix or remove the line."):
+            open_source(str(image_folder), target_column="caption")
+    boxes = json.dumps({"file_name": "00000.jpg", "caption": "a", "boxes": [[1, 2, 3, 4]] * 300})
+    table.write_text(sound + boxes + "\n")
+    open_source(str(image_folder), target_column="caption")
