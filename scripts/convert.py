@@ -7,7 +7,6 @@ python scripts/convert.py to-clip models/flip-from-clip models/clip-again
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ from typing import Any
 from transformers.utils import logging
 
 import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
+from flip_hf.console.endings import FAILURE, end_with
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import FRACTION, integer
 from flip_hf.conversion.clip import convert_from_clip, convert_to_clip
-from flip_hf.conversion.errors import one_line
 from flip_hf.conversion.folder import new_folder
 from flip_hf.conversion.mae import convert_from_mae
 from flip_hf.conversion.official import convert_official
 from flip_hf.conversion.open_clip import convert_from_open_clip, write_open_clip
 from flip_hf.redaction import install
 
-# Characters of an error, which may list hundreds of tensors.
-MAX_MESSAGE = 2000
 # Sub-command, what it does, what SOURCE is.
 COMMANDS = {
     "flip-official": ("official FLIP (JAX, T5X) to Flip", "checkpoint folder, or a zip with one in it"),
@@ -38,7 +37,7 @@ COMMANDS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """The script's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
     for name, (does, source) in COMMANDS.items():
@@ -46,14 +45,16 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("source", metavar="SOURCE", help=source)
         command.add_argument("output", metavar="OUT", type=Path, help="folder to write; must not exist")
     for name in ("clip", "open-clip", "vit-mae"):
-        parsers[name].add_argument("--mask_ratio", type=float, default=0.5, help="dropped in training (default 0.5)")
+        parsers[name].add_argument("--mask_ratio", type=FRACTION, default=0.5, help="dropped in training (default 0.5)")
     parsers["vit-mae"].add_argument(
         "--decoder", action="store_true", help="keep the decoder: a FlipForPreTraining with a new text tower"
     )
     official, open_clip = parsers["flip-official"], parsers["open-clip"]
     official.add_argument("--vocab", required=True, help="BERT's uncased vocab.txt, or a Hub repository with it")
-    official.add_argument("--vision_heads", type=int, help="attention heads, where the size is not a released one")
-    official.add_argument("--text_heads", type=int, help="likewise for the text tower")
+    official.add_argument(
+        "--vision_heads", type=integer(1, 4096), help="attention heads, where the size is not a released one"
+    )
+    official.add_argument("--text_heads", type=integer(1, 4096), help="likewise for the text tower")
     official.add_argument("--image_pooling", choices=("mean", "cls"), default="mean", help="released: mean")
     official.add_argument("--text_pooling", choices=("first", "mean"), default="first", help="released: first")
     open_clip.add_argument("--model_config", help="JSON of the model's configuration, where SOURCE is a file")
@@ -90,7 +91,7 @@ def main() -> None:
         with new_folder(output) as folder:
             made = convert(command, source, folder, arguments)
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        sys.exit(f"error: {one_line(str(error) or 'There is not enough memory.', MAX_MESSAGE)}")
+        end_with(str(error) or "There is not enough memory.", FAILURE)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     print(f"{output}: {made}, {size / 1e6:,.1f} MB, in {time.monotonic() - start:.1f} s")
 

@@ -151,7 +151,7 @@ def test_a_spoilt_file_ends_in_one_line_and_leaves_nothing(main, source, monkeyp
             shutil.rmtree(out.parent)  # what is spoilt was of no account
         except SystemExit as end:
             refused += 1
-            message = str(end.code)
+            message = str(end)
             assert message.startswith("error: ") and "\n" not in message and len(message) < 2100
             assert not out.parent.exists()
     assert refused >= 8
