@@ -161,7 +161,7 @@ def save_checkpoint(
     partial = output_dir / f"{_PARTIAL}{final.name}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()  # without its parents: a folder that was deleted does not come back half empty
     accelerator.wait_for_everyone()
     _write_tensors(accelerator, partial, average)
     (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")

@@ -50,7 +50,8 @@ def run_program(argv: list[str], folder: Path) -> None:
 def our_run(options: argparse.Namespace, folder: Path, mask_ratio: float) -> Steps:
     """A run of pretrain.py with the paper's options and a log line for every step."""
     text, vision, embed = tower_fields(options.architecture)
-    output, batch_size = folder / "ours", options.batch_size
+    output = folder / f"ours_{len(list(folder.glob('ours_*')))}"  # a run writes over no other
+    batch_size = options.batch_size
     argv = [sys.executable, str(SCRIPTS / "pretrain.py"), "--train_data", f"{folder}/*.tar"]
     argv += ["--tokenizer", str(folder / "tokenizer"), "--output_dir", str(output), "--report_to", "none"]
     argv += ["--vision_config", json.dumps(vision), "--text_config", json.dumps(text), "--projection_dim", str(embed)]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 
 def outcome(call: Callable[[], Any], *, megabytes: int = 512, seconds: int = 20) -> str:
     """What a call returns or raises, in words, where it may take so much memory more than there is now."""
@@ -29,6 +31,7 @@ def _call(call: Callable[[], Any], sender: Connection, megabytes: int, seconds: 
     limit = used + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.alarm(seconds)
+    torch.set_num_threads(1)  # the threads that the parent may have are not in a fork, and would be waited for
     try:
         sender.send(f"returned {call()!r:.200}")
     except BaseException as error:
