@@ -18,6 +18,9 @@ from flip_hf.redaction import REMOVED, redact, remember, shown
 # A larger image file or member of an archive is refused unread: nothing that a model is trained on has this size.
 MAX_FILE_BYTES = 64 * 2**20
 
+# Seconds without a byte of a web server after which a read is broken off.
+SILENT_SECONDS = 60.0
+
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WEB = ("http://", "https://")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -74,9 +77,17 @@ def find_file_system(name: str) -> tuple[Any, str]:
         ValueError: nothing that is installed reads such names.
     """
     try:
-        return fsspec.core.url_to_fs(name)
+        return fsspec.core.url_to_fs(name, **(_web_options() if name.startswith(_WEB) else {}))
     except (ImportError, ValueError) as error:
         raise ValueError(f"{shown(name)!r} cannot be opened: {redact(str(error))}.") from error
+
+
+def _web_options() -> dict[str, Any]:
+    """Returns what a web server is asked with: it may take its time with a large file, but not say nothing."""
+    import aiohttp  # comes with datasets, and so with what trains
+
+    quiet = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+    return {"client_kwargs": {"timeout": quiet}}
 
 
 def list_files(pattern: str) -> list[str]:

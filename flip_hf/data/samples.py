@@ -23,6 +23,10 @@ from flip_hf.redaction import shown
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
 Sample = tuple[torch.Tensor, str | None]
 
+# Rows that a reader holds at once, over all of its sources. Another number makes other blocks, whose positions an older
+# checkpoint does not mean: raise `FORMAT` of training/checkpoint.py with it.
+MAX_BLOCK_BYTES = 256 * 2**20
+
 # A reader that finds nothing to use in so many whole epochs in a row gives up.
 MAX_EMPTY_EPOCHS = 3
 
@@ -36,8 +40,9 @@ class SourceReader:
         reader: whose part of the rows.
         position: where to begin.
         seed: of order and augmentation.
-        shuffle_block: rows shuffled together.
+        shuffle_block: rows shuffled together, at most.
         refusals: where used and refused samples are counted.
+        block_bytes: bytes of a block, beyond which it ends sooner; a row is in one block, whatever its size.
 
     Attributes:
         image_size: S of the samples yielded from now on.
@@ -55,9 +60,16 @@ class SourceReader:
         seed: int,
         shuffle_block: int,
         refusals: Refusals,
+        block_bytes: int = MAX_BLOCK_BYTES,
     ):
-        self.source, self.transform, self.reader, self.position = source, transform, reader, position
-        self.seed, self.shuffle_block, self.refusals = seed, shuffle_block, refusals
+        self.source = source
+        self.transform = transform
+        self.reader = reader
+        self.position = position
+        self.seed = seed
+        self.shuffle_block = shuffle_block
+        self.block_bytes = block_bytes
+        self.refusals = refusals
 
     def samples(self) -> Iterator[Sample]:
         """Yields (image, caption or None) for ever; after each, `position` is the one behind it.
@@ -101,10 +113,12 @@ class SourceReader:
                     self.refusals.accept(self.source.name)
                     yield sample
             begun = 0
+            rows.clear()  # before the next block is read
 
     def _blocks(self, piece: Piece) -> Iterator[tuple[list[dict], Place, int, list[tuple[str, str]]]]:
         """Yields (rows, place of the first, shard of the last, what was wrong on the way) until the piece ends."""
         rows: list[dict] = []
+        size = 0
         problems: list[tuple[str, str]] = []
         begin = place = piece.place
 
@@ -123,9 +137,12 @@ class SourceReader:
         ):
             begin = begin if rows else place
             rows.append(row)
-            if len(rows) == self.shuffle_block:
+            size += count_bytes(row)
+            if len(rows) == self.shuffle_block or size >= self.block_bytes:
                 yield rows, begin, place[0], problems
-                rows, problems = [], []
+                rows = []
+                problems = []
+                size = 0
         yield rows, begin, place[0], problems
 
     def _sample(self, row: dict, rng: np.random.Generator) -> Sample | None:
@@ -136,6 +153,15 @@ class SourceReader:
         except RefusedSample as refused:
             self.refusals.add(self.source.name, refused.reason, f"sample {sample_key(row, self.source)}")
             return None
+
+
+def count_bytes(value: Any) -> int:
+    """Counts the bytes of pictures and texts in a row; numbers weigh little beside them."""
+    if isinstance(value, (bytes, bytearray, str)):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(count_bytes, value.values()))
+    return sum(map(count_bytes, value)) if isinstance(value, (list, tuple)) else 8
 
 
 def sample_key(row: dict, source: Source) -> str:

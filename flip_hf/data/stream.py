@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from flip_hf.data.positions import SourcePosition
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError, Refusals
-from flip_hf.data.samples import SourceReader, Transform
+from flip_hf.data.samples import MAX_BLOCK_BYTES, SourceReader, Transform
 from flip_hf.data.sources import Source
 
 _DRAWS = 1024  # drawn at once: a generator costs more than a number
@@ -149,6 +149,7 @@ class _Worker:
                 seed=stream.seed,
                 shuffle_block=stream.shuffle_block,
                 refusals=self.refusals,
+                block_bytes=MAX_BLOCK_BYTES // len(stream.sources),
             )
             for source, position in zip(stream.sources, self.positions, strict=True)
         ]

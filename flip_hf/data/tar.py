@@ -16,8 +16,17 @@ from flip_hf.data.files import MAX_FILE_BYTES, is_remote, open_at
 from flip_hf.data.reading import Reader
 from flip_hf.redaction import shown
 
-# What `tarfile` reads into memory before it names a member; a longer one is an attack or damage.
-_MAX_HEADER_BYTES = 2**20
+# What `tarfile` reads into memory before it names a member; a longer one is an attack or damage. Long names have a few
+# kilobytes, and `tarfile` takes minutes for hundreds of them (CVE-2024-6232).
+_MAX_HEADER_BYTES = 2**14
+# Headers before one member, which `tarfile` reads by recursion: a long name, a long link, attributes.
+_MAX_CHAIN = 8
+# Attributes for all that follows; `tarfile` keeps them, and gives every member a copy.
+_MAX_GLOBAL_HEADERS = 64
+# Zero blocks in a row: archives end in twenty at most, and one that never ends may come from a server.
+_MAX_ZERO_BLOCKS = 2**16
+# Members of one sample beside its key; data sets have ten.
+MAX_MEMBERS = 64
 _NAME_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
@@ -34,17 +43,50 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
         member = super().frombuf(buf, encoding, errors)
+        if member.size < 0:
+            raise tarfile.InvalidHeaderError("negative size")  # pyright: ignore[reportAttributeAccessIssue]
         if member.type in (*_NAME_HEADERS, tarfile.GNUTYPE_LONGLINK) and member.size > _MAX_HEADER_BYTES:
             raise tarfile.InvalidHeaderError("oversized header")  # pyright: ignore[reportAttributeAccessIssue]
         return member
 
     @classmethod
-    def fromtarfile(cls, tarfile: Any) -> "_Member":
+    def fromtarfile(cls, archive: Any) -> "_Member":
+        archive.chain += 1
         try:
-            return super().fromtarfile(tarfile)
+            if archive.chain > _MAX_CHAIN:
+                raise tarfile.InvalidHeaderError("chained headers")  # pyright: ignore[reportAttributeAccessIssue]
+            member = super().fromtarfile(archive)
         except Exception as error:
-            tarfile.problems.add(type(error).__name__)
+            archive.note(error)
+            # What is wrong behind a long name is no reason to give the archive up, as `tarfile` does.
+            behind = type(error).__name__ == "SubsequentHeaderError"
+            if archive.chain == 1 and behind and "InvalidHeaderError" in archive.problems:
+                raise tarfile.InvalidHeaderError(str(error)) from error  # pyright: ignore[reportAttributeAccessIssue]
             raise
+        finally:
+            archive.chain -= 1
+        archive.zero_blocks = 0
+        return member
+
+    # A sparse member is never expanded (see [`TarShards`]), and so its map, which may be long, is not kept.
+
+    def _proc_sparse(self, archive: Any) -> "_Member":
+        _, is_extended, size = self._sparse_structs  # pyright: ignore[reportAttributeAccessIssue]
+        while is_extended:
+            block = archive.fileobj.read(tarfile.BLOCKSIZE)
+            if len(block) < tarfile.BLOCKSIZE:
+                raise tarfile.TruncatedHeaderError("truncated map")  # pyright: ignore[reportAttributeAccessIssue]
+            is_extended = bool(block[504])
+        self.sparse = []
+        self.offset_data = archive.fileobj.tell()
+        archive.offset = self.offset_data + self._block(self.size)  # pyright: ignore[reportAttributeAccessIssue]
+        self.size = size
+        return self
+
+    def _proc_gnusparse_00(self, next: Any, *_: Any) -> None:
+        next.sparse = []
+
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
 
 
 class _Archive(tarfile.TarFile):
@@ -58,7 +100,21 @@ class _Archive(tarfile.TarFile):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.problems: set[str] = set()
+        self.chain = 0
+        self.zero_blocks = 0
         super().__init__(*args, **kwargs)
+
+    def note(self, error: Exception) -> None:
+        """Keeps the kind of a header's error.
+
+        Raises:
+            EOFError: zero blocks do not end.
+        """
+        name = type(error).__name__
+        self.problems.add(name)
+        self.zero_blocks = self.zero_blocks + 1 if name == "EOFHeaderError" else 0
+        if self.zero_blocks > _MAX_ZERO_BLOCKS:
+            raise EOFError("zero blocks without an end")
 
     def walk(self, damage: Callable[[str], None]) -> Iterator[tarfile.TarInfo]:
         """Yields the members; calls `damage` with a reason for each damaged place."""
@@ -69,8 +125,15 @@ class _Archive(tarfile.TarFile):
             except (tarfile.TarError, EOFError):
                 damage("truncated shard")
                 return
-            problems, self.problems = self.problems, set()
+            problems = self.problems
+            self.problems = set()
             self.members = []  # `tarfile` would keep them all
+            if len(self.pax_headers) > _MAX_GLOBAL_HEADERS:
+                self.pax_headers = {}
+            if member is not None and member.size < 0:  # as an attribute says
+                problems.add("InvalidHeaderError")
+                self.offset = max(self.offset, member.offset_data)
+                member.type = tarfile.DIRTYPE  # nothing to read
             if "InvalidHeaderError" in problems:
                 damage("damaged tar header")
             if member is None:
@@ -89,7 +152,8 @@ class TarShards:
 
     Args:
         urls: paths or URLs.
-        max_member_bytes: a larger member is not read; whoever asks for it gets a [`RefusedSample`].
+        max_member_bytes: a larger member is not read; whoever asks for it gets a [`RefusedSample`]. Nor is what goes
+            beyond twice as many bytes in one sample, or a sparse member, whose zeros are in no file.
     """
 
     def __init__(self, urls: Sequence[str], max_member_bytes: int = MAX_FILE_BYTES):
@@ -141,6 +205,7 @@ class TarShards:
         self._mark = (shard, row, offset)
         with self._open(shard, offset) as (archive, base):
             sample: dict[str, Any] = {}
+            room = 2 * self.max_member_bytes
             for member in archive.walk(damage):
                 name = split_name(member.name) if member.isreg() else None
                 if name is None:
@@ -150,15 +215,20 @@ class TarShards:
                     self._mark = (shard, row + 1, base + member.offset)
                     if _wanted(row, first, part):
                         yield row, sample
-                    row, sample = row + 1, {}
+                    row += 1
+                    sample = {}
+                    room = 2 * self.max_member_bytes
+                if len(sample) >= MAX_MEMBERS + 2:  # with the names of sample and shard
+                    continue
                 sample.update(__key__=key, __url__=self.urls[shard])
                 sample[extension] = None
                 if _wanted(row, first, part):
-                    data = self._content(archive, member)
+                    data = self._content(archive, member, room)
                     if data is None:
                         damage("truncated shard")
                         return
                     sample[extension] = data
+                    room -= len(data) if isinstance(data, bytes) else 0
             if sample and _wanted(row, first, part):
                 yield row, sample
 
@@ -177,10 +247,20 @@ class TarShards:
             with archive:
                 yield archive, offset if in_one_go else 0
 
-    def _content(self, archive: _Archive, member: tarfile.TarInfo) -> bytes | RefusedSample | None:
-        """A member's bytes, its refusal if it is too large, or None where the file ends before it does."""
+    def _content(self, archive: _Archive, member: tarfile.TarInfo, room: int) -> bytes | RefusedSample | None:
+        """Returns a member's bytes, its refusal, or None where the file ends before it does.
+
+        Args:
+            archive: where it is.
+            member: its header.
+            room: bytes that its sample may still have.
+        """
         if member.size > self.max_member_bytes:
             return RefusedSample("oversized file")
+        if member.issparse():
+            return RefusedSample("sparse tar member")
+        if member.size > room:
+            return RefusedSample("oversized sample")
         try:
             file = archive.extractfile(member)
             data = file.read() if file is not None else b""
