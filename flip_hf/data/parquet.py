@@ -6,6 +6,7 @@ a picture of 500 MB hides in 22 kB. Arrow's own reader is used here with bounds;
 
 import copy
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,9 @@ class ParquetShards:
 
     def _first_schema(self) -> tuple[list[str], dict[str, Any]]:
         """The columns and features of the first sound file; a damaged one is met, and counted, when it is read."""
+        for url in self.urls:
+            if "://" not in url and not os.path.exists(url):
+                raise FileNotFoundError(f"There is no file {shown(url)!r}.")
         problem: Exception = FileNotFoundError("There is no file.")
         for number, url in enumerate(self.urls):
             try:
@@ -148,10 +152,6 @@ class ParquetShards:
                     check_footer(file)
                     schema = _reader(GuardedFile(file)).schema_arrow
                     return schema.names, _features_of(schema)
-            except FileNotFoundError as error:
-                if not is_remote(url):
-                    raise FileNotFoundError(f"There is no file {shown(url)!r}.") from error
-                problem = error if number == 0 else problem
             except Exception as error:  # schemas, connections: any kind
                 problem = error if number == 0 else problem
         kind = FileNotFoundError if isinstance(problem, FileNotFoundError) else ValueError
@@ -215,12 +215,12 @@ def _read_group(
     while row < end:
         file.watch(chunks, rows)
         try:
-            for row, values in _read_batches(opened, group, rows, begin, row, part):
-                if row >= end:
+            for number, values in _read_batches(opened, group, rows, begin, row, part):
+                if number >= end:
                     return
                 if values is not None:
-                    yield row, values
-                row += 1
+                    yield number, values
+                row = number + 1
         except Exception as error:  # Arrow raises many kinds for damaged data
             if file.failure is not None:
                 raise
@@ -343,13 +343,21 @@ def _size(array: pa.Array) -> int:
     if isinstance(array, pa.DictionaryArray):
         if not _has_lengths(array.dictionary.type):
             return array.nbytes
-        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+        return _total(_lengths(array.dictionary).take(array.indices))
     if isinstance(array, pa.StructArray):
         return sum(_size(child) for child in array.flatten())
     if pa.types.is_nested(array.type):
         values = array.flatten() if hasattr(array, "flatten") else array
         return _OBJECT_BYTES * len(values) + (_size(values) if values is not array else array.nbytes)
-    return pc.sum(pc.binary_length(array)).as_py() or 0 if _has_lengths(array.type) else array.nbytes
+    return _total(_lengths(array)) if _has_lengths(array.type) else array.nbytes
+
+
+def _lengths(array: pa.Array) -> Any:
+    return pc.call_function("binary_length", [array])
+
+
+def _total(numbers: Any) -> int:
+    return pc.call_function("sum", [numbers]).as_py() or 0
 
 
 def _has_lengths(kind: pa.DataType) -> bool:

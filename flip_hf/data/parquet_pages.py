@@ -1,9 +1,10 @@
-"""The headers inside a parquet file, read before Arrow acts on them: a page of a few bytes can claim, or unpack to, 2 GiB.
+"""The headers inside a parquet file, read before Arrow acts on them: a page of a few kB can claim, or be, 2 GiB.
 
 A footer says how large everything is, and may lie; Arrow allocates what the page headers say. So both are looked at
 here. Sources: `parquet.thrift` of apache/parquet-format, and Thrift's compact protocol.
 """
 
+import heapq
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,10 @@ _MAX_RATIO = 20
 _MAX_PAGE_VALUES = 2**25
 # Values of a column with lists in a row group: they could all belong to one row.
 _MAX_LIST_VALUES = 2**24
-# What one batch of rows may unpack, and hold where cells can be many times as large as what is stored of them.
-BATCH_LIMIT = 256 * 2**20
+# What one batch of rows may unpack, beside its largest pages; and hold, where cells can be many times as large as what
+# is stored of them.
+_MAX_BATCH_BYTES = 256 * 2**20
+_MAX_REPEATED_BYTES = 128 * 2**20
 _MAX_HEADER_BYTES = 2**20
 
 _STOP, _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12
@@ -212,6 +215,15 @@ class Chunk:
     has_lists: bool
     place: int = -1
     seen: int = 0
+    # Bytes in memory: of the dictionary, of the page read last, and of all pages that the current batch is made of.
+    dictionary: int = 0
+    last: int = 0
+    batch: int = 0
+
+    def begin(self) -> None:
+        """Forgets what was seen of it."""
+        self.place = self.start
+        self.seen = self.dictionary = self.last = self.batch = 0
 
 
 @dataclass(frozen=True)
@@ -274,19 +286,19 @@ class GuardedFile:
         self.refusal: Exception | None = None
         self._chunks: Sequence[Chunk] = ()
         self._rows = 1
-        self._unpacked = 0
 
     def watch(self, chunks: Sequence[Chunk], rows: int) -> None:
         """Looks at the pages of these chunks from now on, of which batches of `rows` rows are read."""
         for chunk in chunks:
-            chunk.place = chunk.start
-            chunk.seen = 0
-        self._chunks, self._rows, self._unpacked = chunks, rows, 0
+            chunk.begin()
+        self._chunks = chunks
+        self._rows = rows
         self.refusal = None
 
     def begin_batch(self) -> None:
-        """Begins to count anew how much is unpacked."""
-        self._unpacked = 0
+        """Begins to count anew how much is unpacked: the pages read last are still in memory."""
+        for chunk in self._chunks:
+            chunk.batch = chunk.last
 
     def readable(self) -> bool:
         return True
@@ -358,17 +370,25 @@ class GuardedFile:
             raise OversizedPartError(f"{chunk.seen:,} values of lists")
         if chunk.is_bytes and (page.is_dictionary or page.has_prefixes):
             self._check_cells(page, chunk)
-        if self._unpacked > BATCH_LIMIT:
+        if page.is_dictionary:
+            chunk.dictionary = page.unpacked
+        else:
+            chunk.last = page.unpacked
+            chunk.batch += page.unpacked
+        # A sound column can have one large page, and a dictionary that was large before its writer gave it up.
+        held = sum(each.dictionary + each.batch for each in self._chunks)
+        largest = heapq.nlargest(2, (size for each in self._chunks for size in (each.dictionary, each.last)))
+        if held - sum(largest) > _MAX_BATCH_BYTES:
             self._ask_for_less(self._rows // 16)
-        self._unpacked += page.unpacked
 
     def _check_cells(self, page: _Page, chunk: Chunk) -> None:
         """Checks a page of which a few bits can make a cell that is as large as the page, again and again."""
+        size = page.values * page.unpacked
         if chunk.has_lists:  # which are read as indices into the dictionary
-            if page.unpacked > BATCH_LIMIT or (page.has_prefixes and page.values * page.unpacked > 4 * BATCH_LIMIT):
+            if page.unpacked > _MAX_BATCH_BYTES or (page.has_prefixes and size > 4 * _MAX_BATCH_BYTES):
                 raise OversizedPartError(f"lists of up to {page.values:,} values of up to {page.unpacked:,} bytes")
-        elif self._rows > 1 and self._rows * page.unpacked > BATCH_LIMIT:
-            self._ask_for_less(BATCH_LIMIT // page.unpacked)
+        elif self._rows > 1 and self._rows * page.unpacked > _MAX_REPEATED_BYTES:
+            self._ask_for_less(_MAX_REPEATED_BYTES // page.unpacked)
 
     def _ask_for_less(self, rows: int) -> None:
         if self._rows == 1:

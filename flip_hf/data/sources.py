@@ -172,7 +172,7 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
 def _is_plain_parquet(builder: Any) -> bool:
     """Whether a builder reads parquet files as they are: a card may ask for filters, columns or types of its own."""
     config = builder.config
-    return type(builder) is Parquet and config.columns is config.filters is config.features is None
+    return isinstance(builder, Parquet) and config.columns is config.filters is config.features is None
 
 
 def _common_folder(files: Iterable[str]) -> str:
