@@ -1,4 +1,4 @@
-"""Parquet files: the rows that `datasets` reads, of the needed columns alone, in no more memory than sound data take."""
+"""Parquet files: the rows that `datasets` reads, of the needed columns alone, in no more memory than sound data."""
 
 import json
 import multiprocessing
@@ -15,6 +15,7 @@ from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.reading import DatasetShards, Reader, read_rows
 from flip_hf.data.sources import open_named, open_source
+from tests.data.test_remote import server  # noqa: F401
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -189,7 +190,7 @@ def test_files_that_cannot_be_read_are_told_of(samples, tmp_path):
         assert why in detail
     with pytest.raises(ValueError, match="0.parquet' cannot be read as parquet: an empty file"):
         open_source(str(tmp_path / "0.parquet"))
-    with pytest.raises(FileNotFoundError, match="no file '.*9.parquet'"):
+    with pytest.raises(FileNotFoundError, match="no file '.*8.parquet'"):
         open_source(str(tmp_path / "{5..9}.parquet"))
 
 
@@ -208,6 +209,15 @@ def test_a_text_that_is_no_unicode_costs_its_row(samples, tmp_path):
     assert source.target(first) == source.target(third) == "good"
     with pytest.raises(RefusedSample, match="text is not UTF-8"):
         source.target(second)
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(server, parquet_folder, caplog):  # noqa: F811
+    source = open_source(server.url("parquet/part-{0..3}.parquet"), image_column="picture", target_column="words")
+    server.drops = ["part-0.parquet", "part-2.parquet", "part-2.parquet"]
+    told: list[tuple[str, str]] = []
+    rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *each: told.append(each))
+    assert sorted(int(source.target(row)[:5]) for _, row in rows) == list(range(160))
+    assert server.drops == [] and told == [] and caplog.text.count("broke off") == 3
 
 
 # -- what asks for much -----------------------------------------------------------------------------------------------
