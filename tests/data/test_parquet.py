@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -223,7 +224,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(server, parquet_folder,
 # -- what asks for much -----------------------------------------------------------------------------------------------
 
 
-def in_a_child(function: Callable[[], object]) -> tuple[object, int]:
+def in_a_child(function: Callable[[], Any]) -> tuple[Any, int]:
     """What a function returns in a process of its own, and by how many bytes its peak of memory rose there."""
 
     def run(connection) -> None:
