@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import ClassLabel, Image, IterableDataset, load_dataset, load_dataset_builder, load_from_disk
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from flip_hf.data import scenes, shapes
@@ -20,6 +21,7 @@ from flip_hf.data.files import (
     is_remote,
     list_files,
 )
+from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
 from flip_hf.data.tar import TarShards
@@ -99,6 +101,8 @@ def _nested_value(row: dict, column: str) -> Any:
         return row[column]
     value: Any = row
     for part in column.split("."):
+        if isinstance(value, RefusedSample):
+            return value
         if isinstance(value, (bytes, str)):
             value = read_json(value)
         value = value.get(part) if isinstance(value, dict) else None
@@ -114,12 +118,12 @@ def _open(data: str, config: str | None, split: str) -> Shards:
     if os.path.isdir(data):
         return _open_folder(data, split)
     if has_extension(data, SHARD_EXTENSIONS):
-        return _open_files(list_files(data), split)
+        return _open_files(list_files(data))
     if is_remote(data):
         for extension in SHARD_EXTENSIONS:
             files = files_below(data, extension)
             if files:
-                return _open_files(files, split)
+                return _open_files(files)
         raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {shown(data)!r}.")
     if data.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no file or folder {shown(data)!r}.")
@@ -138,17 +142,12 @@ def _open_folder(path: str, split: str) -> Shards:
     for extension in SHARD_EXTENSIONS:
         files = files_below(path, extension)
         if files:
-            return _open_files(files, split)
+            return _open_files(files)
     return _as_shards(load_dataset("imagefolder", data_dir=path, split=split, streaming=True), False, below)
 
 
-def _open_files(files: Sequence[str], split: str) -> Shards:
-    if has_extension(files[0], ".tar"):
-        return TarShards(files)
-    options: dict[str, Any] = {"data_files": {split: list(files)}, "split": split, "streaming": True}
-    # One sound file tells the columns; a damaged one is met, and counted, when it is read.
-    features: Any = load_dataset("parquet", on_bad_files="skip", **options).features
-    return _as_shards(load_dataset("parquet", features=features, **options), remote=is_remote(files[0]))
+def _open_files(files: Sequence[str]) -> Shards:
+    return TarShards(files) if has_extension(files[0], ".tar") else ParquetShards(files)
 
 
 def open_named(data: str, config: str | None, split: str) -> Shards:
@@ -159,16 +158,23 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
         raise FileNotFoundError(
             f"There is no {shown(data)!r} here, and the Hub cannot be asked for it: {redact(str(error))}."
         ) from error
-    if not isinstance(builder, WebDataset):
+    files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
+    if not isinstance(builder, WebDataset) and not _is_plain_parquet(builder):
         below = None
         if isinstance(builder, FolderBasedBuilder):  # which lists the repository's files itself
-            listed: Any = builder.config.data_files
-            below = FilesBelow(_common_folder(itertools.chain.from_iterable(listed.values())))
+            below = FilesBelow(_common_folder(itertools.chain.from_iterable(files.values())))
         return _as_shards(builder.as_streaming_dataset(split=split), remote=True, files=below)
-    files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
     if split not in files:
         raise ValueError(f"The data set {shown(data)!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
-    return TarShards(files[split])
+    if isinstance(builder, WebDataset):
+        return TarShards(files[split])
+    return ParquetShards(files[split], builder.info.features)
+
+
+def _is_plain_parquet(builder: Any) -> bool:
+    """Whether a builder reads parquet files as they are: a card may ask for filters, columns or types of its own."""
+    config = builder.config
+    return isinstance(builder, Parquet) and config.columns is config.filters is config.features is None
 
 
 def _common_folder(files: Iterable[str]) -> str:
@@ -223,6 +229,20 @@ def _find_column(columns: list[str], wanted: str | None, kind: str, data: str) -
     return wanted
 
 
+def _find_columns(
+    columns: list[str], image_column: str | None, target_column: str | None, kind: str, data: str
+) -> tuple[str | None, str]:
+    """The column of the caption or label, None of images alone, and that of the image."""
+    target = None if kind == "image" else _find_column(columns, target_column, kind, data)
+    return target, _find_column(columns, image_column, "image", data)
+
+
+def _features(shards: Shards) -> dict[str, Any] | None:
+    if isinstance(shards, DatasetShards):
+        return shards.dataset.features
+    return shards.features if isinstance(shards, ParquetShards) else None
+
+
 def open_source(
     data: str | Sequence[str],
     *,
@@ -257,13 +277,18 @@ def open_source(
     elif isinstance(data, str):
         shards = _open(data, config, split)
     else:
-        shards = _open_files([file for pattern in data for file in list_files(pattern)], split)
-    rows = _first_rows(shards, name, split)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    features = shards.dataset.features if isinstance(shards, DatasetShards) else None
-    target_column = None if kind == "image" else _find_column(columns, target_column, kind, name)
+        shards = _open_files([file for pattern in data for file in list_files(pattern)])
+    if isinstance(shards, ParquetShards):  # their schema tells the columns, and no others are ever read
+        columns = shards.columns
+        target_column, found = _find_columns(columns, image_column, target_column, kind, name)
+        shards = shards.select(found, target_column)
+        rows = _first_rows(shards, name, split)
+    else:
+        rows = _first_rows(shards, name, split)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        target_column, found = _find_columns(columns, image_column, target_column, kind, name)
+    features = _features(shards)
     feature = features.get(target_column) if features and target_column else None
-    found = _find_column(columns, image_column, "image", name)
     files = shards.files if isinstance(shards, DatasetShards) else None
     if image_column is not None and not isinstance(shards, TarShards):
         files = files or _named_paths(rows, found, data)
