@@ -28,6 +28,9 @@ _MAX_ZERO_BLOCKS = 2**16
 # Members of one sample beside its key; data sets have ten.
 MAX_MEMBERS = 64
 _NAME_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+# How `tarfile` says what is wrong with a header.
+_InvalidHeader: Any = tarfile.InvalidHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+_TruncatedHeader: Any = tarfile.TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 
@@ -44,24 +47,25 @@ class _Member(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
         member = super().frombuf(buf, encoding, errors)
         if member.size < 0:
-            raise tarfile.InvalidHeaderError("negative size")  # pyright: ignore[reportAttributeAccessIssue]
+            raise _InvalidHeader("negative size")
         if member.type in (*_NAME_HEADERS, tarfile.GNUTYPE_LONGLINK) and member.size > _MAX_HEADER_BYTES:
-            raise tarfile.InvalidHeaderError("oversized header")  # pyright: ignore[reportAttributeAccessIssue]
+            raise _InvalidHeader("oversized header")
         return member
 
     @classmethod
-    def fromtarfile(cls, archive: Any) -> "_Member":
+    def fromtarfile(cls, tarfile: Any) -> "_Member":
+        archive = tarfile
         archive.chain += 1
         try:
             if archive.chain > _MAX_CHAIN:
-                raise tarfile.InvalidHeaderError("chained headers")  # pyright: ignore[reportAttributeAccessIssue]
-            member = super().fromtarfile(archive)
+                raise _InvalidHeader("chained headers")
+            member = super().fromtarfile(tarfile)
         except Exception as error:
             archive.note(error)
             # What is wrong behind a long name is no reason to give the archive up, as `tarfile` does.
             behind = type(error).__name__ == "SubsequentHeaderError"
             if archive.chain == 1 and behind and "InvalidHeaderError" in archive.problems:
-                raise tarfile.InvalidHeaderError(str(error)) from error  # pyright: ignore[reportAttributeAccessIssue]
+                raise _InvalidHeader(str(error)) from error
             raise
         finally:
             archive.chain -= 1
@@ -75,9 +79,9 @@ class _Member(tarfile.TarInfo):
         while is_extended:
             block = archive.fileobj.read(tarfile.BLOCKSIZE)
             if len(block) < tarfile.BLOCKSIZE:
-                raise tarfile.TruncatedHeaderError("truncated map")  # pyright: ignore[reportAttributeAccessIssue]
+                raise _TruncatedHeader("truncated map")
             is_extended = bool(block[504])
-        self.sparse = []
+        self.sparse: Any = []
         self.offset_data = archive.fileobj.tell()
         archive.offset = self.offset_data + self._block(self.size)  # pyright: ignore[reportAttributeAccessIssue]
         self.size = size
