@@ -9,11 +9,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from flip_hf.data import reading
+from flip_hf.data import files, reading
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
 from tests.data.conftest import write_tar
 from tests.data.loading import make_train_loader, numbers, saved
+from tests.training.watched import serve
 
 KEYS = list(range(160))
 
@@ -171,3 +172,16 @@ def test_any_file_system_of_fsspec_is_read_with_patterns_and_folders(tar_folder)
 def test_a_url_that_nothing_opens_says_so():
     with pytest.raises(ValueError, match="'nonsense://x/a.tar' .*nonsense"):
         open_source("nonsense://x/a.tar")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_server_that_says_nothing_costs_its_shard(workers, tar_folder, monkeypatch):
+    """The connection stands and no byte comes: after a while the shard is left and counted, and the others are read."""
+    monkeypatch.setattr(files, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(reading, "RETRY_WAITS", (0,))
+    with serve(tar_folder, lambda name: 8000 if name.endswith("3.tar") else None) as address:
+        loader = make_train_loader(f"{address}/shard-{{0000..0004}}.tar", workers=workers, block=1, batch_size=32)
+        seen = numbers(itertools.islice(loader, 4))
+    assert len(set(seen)) == 128
+    # Of the silent shard some samples came; nothing of it came twice.
+    assert loader.counts["refused"] == {} or list(loader.counts["refused"].values()) == [{"unreadable shard": 1}]
