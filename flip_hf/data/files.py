@@ -2,10 +2,12 @@
 
 import errno
 import glob
+import io
 import itertools
 import os
 import re
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -17,6 +19,13 @@ from flip_hf.redaction import REMOVED, redact, remember, shown
 
 # A larger image file or member of an archive is refused unread: nothing that a model is trained on has this size.
 MAX_FILE_BYTES = 64 * 2**20
+# Of a web server: seconds that it may say nothing; in which an answer to one request must be complete; and bytes a
+# second, over as many seconds of waiting as it may say nothing, below which an answer of any length is given up.
+SILENT_SECONDS = 60.0
+REQUEST_SECONDS = 600.0
+MIN_BYTES_PER_SECOND = 1000
+
+_STREAM_BYTES = 2**18  # asked for at once of a file that comes in one go
 
 # Seconds without a byte of a web server after which a read is broken off.
 SILENT_SECONDS = 60.0
@@ -70,14 +79,28 @@ def expand_braces(pattern: str) -> list[str]:
     return list(itertools.chain.from_iterable(expand_braces(_BRACES.sub(n, pattern, count=1)) for n in numbers))
 
 
-def find_file_system(name: str) -> tuple[Any, str]:
+def find_file_system(name: str, *, in_one_go: bool = False) -> tuple[Any, str]:
     """The file system for a name, as fsspec knows it, and the path in it.
+
+    A web server is given up on after a while. aiohttp's own limit is five minutes for an answer: too few for a shard in
+    one go, and too many for a server that says nothing. `hf://` and `s3://` have limits of their own.
+
+    Args:
+        name: path or URL.
+        in_one_go: answers are read as they come, and not waited for until they are complete.
 
     Raises:
         ValueError: nothing that is installed reads such names.
     """
+    options: dict[str, Any] = {}
     try:
-        return fsspec.core.url_to_fs(name, **(_web_options() if name.startswith(_WEB) else {}))
+        if name.startswith(_WEB):
+            from aiohttp import ClientTimeout  # which fsspec imports for web addresses alone
+
+            # The limit on silence does not run while nobody takes what has come.
+            total = None if in_one_go else REQUEST_SECONDS
+            options["timeout"] = ClientTimeout(total=total, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+        return fsspec.core.url_to_fs(name, **options)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{shown(name)!r} cannot be opened: {redact(str(error))}.") from error
 
@@ -217,13 +240,13 @@ def open_at(name: str, offset: int = 0, *, in_one_go: bool = False) -> IO[bytes]
         ValueError: nothing that is installed reads such names.
         OSError: it cannot be opened; file systems of other places raise further kinds.
     """
-    system, path = find_file_system(name)
+    system, path = find_file_system(name, in_one_go=in_one_go)
     if isinstance(system, LocalFileSystem):
         file = open_regular(path)
         file.seek(offset)
         return file
     if in_one_go:
-        file = system.open(path, "rb", block_size=0)
+        file = io.BufferedReader(_Stream(system.open(path, "rb", block_size=0)), _STREAM_BYTES)
         while offset > 0:
             data = file.read(min(offset, 2**20))
             if not data:
@@ -235,3 +258,31 @@ def open_at(name: str, offset: int = 0, *, in_one_go: bool = False) -> IO[bytes]
     file.seek(0, os.SEEK_END)
     file.seek(offset)
     return file
+
+
+class _Stream(io.RawIOBase):
+    """A file that comes in one go; a sender of next to nothing is given up."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self._waited, self._received = 0.0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        began = time.monotonic()
+        data = self._file.read(len(buffer))
+        self._waited += time.monotonic() - began
+        self._received += len(data)
+        if data and self._waited > SILENT_SECONDS:
+            if self._received < MIN_BYTES_PER_SECOND * self._waited:
+                raise TimeoutError(f"only {self._received:,} bytes came in {self._waited:.0f} seconds")
+            self._waited, self._received = 0.0, 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

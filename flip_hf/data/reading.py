@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 RETRY_WAITS = (1, 2, 4, 8, 16)
 # Failures that another attempt does not mend: what is not there, and what is wrong in a file itself.
 _LASTING = (FileNotFoundError, PermissionError, ValueError, TypeError, LookupError, AssertionError)
+_PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 # So many shards in a row that give nothing but errors end the run.
 MAX_BROKEN_SHARDS = 16
@@ -186,5 +187,9 @@ def _read_shard(
         time.sleep(wait)
 
 
-def _may_pass(shards: Shards, error: Exception) -> bool:
+def _may_pass(shards: Shards, error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        # fsspec's word for whatever keeps a web server from describing a file: that it is overloaded, or says nothing
+        status = getattr(error.__cause__, "status", None)
+        return _may_pass(shards, error.__cause__) if status is None else shards.remote and status in _PASSING_STATUS
     return shards.remote and (isinstance(error, asyncio.TimeoutError) or not isinstance(error, _LASTING))

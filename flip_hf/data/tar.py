@@ -6,31 +6,19 @@ short one. Here members stay bytes until somebody needs them, and what was lost 
 """
 
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from flip_hf.data.archive import Archive, Member
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.files import MAX_FILE_BYTES, is_remote, open_at
 from flip_hf.data.reading import Reader
 from flip_hf.redaction import shown
 
-# What `tarfile` reads into memory before it names a member; a longer one is an attack or damage. Long names have a few
-# kilobytes, and `tarfile` takes minutes for hundreds of them (CVE-2024-6232).
-_MAX_HEADER_BYTES = 2**14
-# Headers before one member, which `tarfile` reads by recursion: a long name, a long link, attributes.
-_MAX_CHAIN = 8
-# Attributes for all that follows; `tarfile` keeps them, and gives every member a copy.
-_MAX_GLOBAL_HEADERS = 64
-# Zero blocks in a row: archives end in twenty at most, and one that never ends may come from a server.
-_MAX_ZERO_BLOCKS = 2**16
-# Members of one sample beside its key; data sets have ten.
-MAX_MEMBERS = 64
-_NAME_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-# How `tarfile` says what is wrong with a header.
-_InvalidHeader: Any = tarfile.InvalidHeaderError  # pyright: ignore[reportAttributeAccessIssue]
-_TruncatedHeader: Any = tarfile.TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+# Members of a sample that are kept. Their bytes are bounded, too, by twice those that one member may have.
+MAX_MEMBERS = 1024
+_OWN_COLUMNS = ("__key__", "__url__")
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 
@@ -40,112 +28,32 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match.group(1), match.group(2).lower()) if match else None
 
 
-class _Member(tarfile.TarInfo):
-    """A header that leaves word of what was wrong with it: `tarfile` itself takes most damage for the archive's end."""
+class _Draft:
+    """A sample whose members are being read; what it holds is bounded in number and in bytes."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        member = super().frombuf(buf, encoding, errors)
-        if member.size < 0:
-            raise _InvalidHeader("negative size")
-        if member.type in (*_NAME_HEADERS, tarfile.GNUTYPE_LONGLINK) and member.size > _MAX_HEADER_BYTES:
-            raise _InvalidHeader("oversized header")
-        return member
+    def __init__(self, key: str, url: str, max_bytes: int):
+        self.key = key
+        self.is_crowded = False
+        self.row: dict[str, Any] = {"__key__": key, "__url__": url}
+        self._left = max_bytes
 
-    @classmethod
-    def fromtarfile(cls, tarfile: Any) -> "_Member":
-        archive = tarfile
-        archive.chain += 1
-        try:
-            if archive.chain > _MAX_CHAIN:
-                raise _InvalidHeader("chained headers")
-            member = super().fromtarfile(tarfile)
-        except Exception as error:
-            archive.note(error)
-            # What is wrong behind a long name is no reason to give the archive up, as `tarfile` does.
-            behind = type(error).__name__ == "SubsequentHeaderError"
-            if archive.chain == 1 and behind and "InvalidHeaderError" in archive.problems:
-                raise _InvalidHeader(str(error)) from error
-            raise
-        finally:
-            archive.chain -= 1
-        archive.zero_blocks = 0
-        return member
+    def add(self, extension: str) -> bool:
+        """Makes a place for a member, if there is any left."""
+        self.is_crowded = self.is_crowded or len(self.row) == MAX_MEMBERS + 2
+        if not self.is_crowded:
+            self.row[extension] = None
+        return not self.is_crowded
 
-    # A sparse member is never expanded (see [`TarShards`]), and so its map, which may be long, is not kept.
-
-    def _proc_sparse(self, archive: Any) -> "_Member":
-        _, is_extended, size = self._sparse_structs  # pyright: ignore[reportAttributeAccessIssue]
-        while is_extended:
-            block = archive.fileobj.read(tarfile.BLOCKSIZE)
-            if len(block) < tarfile.BLOCKSIZE:
-                raise _TruncatedHeader("truncated map")
-            is_extended = bool(block[504])
-        self.sparse: Any = []
-        self.offset_data = archive.fileobj.tell()
-        archive.offset = self.offset_data + self._block(self.size)  # pyright: ignore[reportAttributeAccessIssue]
-        self.size = size
-        return self
-
-    def _proc_gnusparse_00(self, next: Any, *_: Any) -> None:
-        next.sparse = []
-
-    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
-
-
-class _Archive(tarfile.TarFile):
-    """Walks an archive's members; after a damaged header it goes on with the next sound one.
-
-    `problems` has the names of `tarfile`'s header errors met before a member. The zero blocks that end an archive are
-    among them, as `EOFHeaderError`.
-    """
-
-    tarinfo = _Member
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self.problems: set[str] = set()
-        self.chain = 0
-        self.zero_blocks = 0
-        super().__init__(*args, **kwargs)
-
-    def note(self, error: Exception) -> None:
-        """Keeps the kind of a header's error.
-
-        Raises:
-            EOFError: zero blocks do not end.
-        """
-        name = type(error).__name__
-        self.problems.add(name)
-        self.zero_blocks = self.zero_blocks + 1 if name == "EOFHeaderError" else 0
-        if self.zero_blocks > _MAX_ZERO_BLOCKS:
-            raise EOFError("zero blocks without an end")
-
-    def walk(self, damage: Callable[[str], None]) -> Iterator[tarfile.TarInfo]:
-        """Yields the members; calls `damage` with a reason for each damaged place."""
-        ended = False  # zero blocks were seen after the last member
-        while True:
-            try:
-                member = self.next()
-            except (tarfile.TarError, EOFError):
-                damage("truncated shard")
-                return
-            problems = self.problems
-            self.problems = set()
-            self.members = []  # `tarfile` would keep them all
-            if len(self.pax_headers) > _MAX_GLOBAL_HEADERS:
-                self.pax_headers = {}
-            if member is not None and member.size < 0:  # as an attribute says
-                problems.add("InvalidHeaderError")
-                self.offset = max(self.offset, member.offset_data)
-                member.type = tarfile.DIRTYPE  # nothing to read
-            if "InvalidHeaderError" in problems:
-                damage("damaged tar header")
-            if member is None:
-                ended = ended or "EOFHeaderError" in problems
-                if not ended or "TruncatedHeaderError" in problems:
-                    damage("truncated shard")
-                return
-            yield member
+    def take(self, archive: Archive, member: Member, max_bytes: int) -> bytes | RefusedSample | None:
+        """A member's bytes, its refusal, or None where the file ends before it does."""
+        if member.is_sparse:
+            return RefusedSample("sparse tar member")
+        if member.size > max_bytes:
+            return RefusedSample("oversized file")
+        if member.size > self._left:
+            return RefusedSample("oversized sample")
+        self._left -= member.size
+        return archive.content(member)
 
 
 class TarShards:
@@ -191,7 +99,7 @@ class TarShards:
         """
         marked, row, offset = self._mark
         if marked != shard or row > first:
-            row, offset = 0, 0
+            row = offset = 0
         try:
             yield from self._read(shard, first, row, offset, part, damage)
         except ValueError as error:
@@ -207,70 +115,41 @@ class TarShards:
         self, shard: int, first: int, row: int, offset: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
         self._mark = (shard, row, offset)
-        with self._open(shard, offset) as (archive, base):
-            sample: dict[str, Any] = {}
-            room = 2 * self.max_member_bytes
+        with self._open(shard, offset) as archive:
+            draft: _Draft | None = None
             for member in archive.walk(damage):
-                name = split_name(member.name) if member.isreg() else None
-                if name is None:
+                name = split_name(member.name) if member.is_file else None
+                if name is None or name[1] in _OWN_COLUMNS:
                     continue
                 key, extension = name
-                if sample and (key != sample["__key__"] or extension in sample):
-                    self._mark = (shard, row + 1, base + member.offset)
+                if draft is not None and (key != draft.key or extension in draft.row):
+                    self._mark = (shard, row + 1, member.offset)
                     if _wanted(row, first, part):
-                        yield row, sample
-                    row += 1
-                    sample = {}
-                    room = 2 * self.max_member_bytes
-                if len(sample) >= MAX_MEMBERS + 2:  # with the names of sample and shard
+                        yield row, draft.row
+                    row, draft = row + 1, None
+                draft = draft or _Draft(key, self.urls[shard], 2 * self.max_member_bytes)
+                was_crowded = draft.is_crowded
+                has_place = draft.add(extension)
+                if not _wanted(row, first, part):
                     continue
-                sample.update(__key__=key, __url__=self.urls[shard])
-                sample[extension] = None
-                if _wanted(row, first, part):
-                    data = self._content(archive, member, room)
+                if has_place:
+                    data = draft.take(archive, member, self.max_member_bytes)
                     if data is None:
                         damage("truncated shard")
                         return
-                    sample[extension] = data
-                    room -= len(data) if isinstance(data, bytes) else 0
-            if sample and _wanted(row, first, part):
-                yield row, sample
+                    draft.row[extension] = data
+                elif not was_crowded:
+                    damage("oversized sample")
+            if draft is not None and _wanted(row, first, part):
+                yield row, draft.row
 
     @contextmanager
-    def _open(self, shard: int, offset: int) -> Iterator[tuple[_Archive, int]]:
-        """The archive from a byte on, and how many bytes its own count begins late."""
+    def _open(self, shard: int, offset: int) -> Iterator[Archive]:
+        """The archive from a byte on."""
         url = self.urls[shard]
         in_one_go = url in self._in_one_go
         with open_at(url, offset, in_one_go=in_one_go) as file:
-            opener: Any = _Archive.open
-            mode = "r|" if in_one_go else "r:"
-            try:
-                archive = opener(fileobj=file, mode=mode, ignore_zeros=True, errors="replace")
-            except tarfile.ReadError as error:
-                raise ValueError(f"no tar archive: {error}") from error
-            with archive:
-                yield archive, offset if in_one_go else 0
-
-    def _content(self, archive: _Archive, member: tarfile.TarInfo, room: int) -> bytes | RefusedSample | None:
-        """Returns a member's bytes, its refusal, or None where the file ends before it does.
-
-        Args:
-            archive: where it is.
-            member: its header.
-            room: bytes that its sample may still have.
-        """
-        if member.size > self.max_member_bytes:
-            return RefusedSample("oversized file")
-        if member.issparse():
-            return RefusedSample("sparse tar member")
-        if member.size > room:
-            return RefusedSample("oversized sample")
-        try:
-            file = archive.extractfile(member)
-            data = file.read() if file is not None else b""
-        except (tarfile.ReadError, EOFError):
-            return None
-        return data if len(data) == member.size else None
+            yield Archive(file, offset, seekable=not in_one_go)
 
 
 def _wanted(row: int, first: int, part: Reader | None) -> bool:

@@ -54,7 +54,7 @@ def damaged(kind: int, number: int) -> tuple[Members, str]:
         lambda: ([("txt", text)], "missing image"),
         lambda: ([("png", _png_bomb(number)), ("txt", text)], "oversized image"),
         lambda: ([("png", _broken_png(number)), ("txt", text)], "damaged image"),
-        lambda: ([("jpg", OVERSIZED), ("txt", text)], "oversized file"),
+        lambda: ([("jpg", SPARSE), ("txt", text)], "sparse tar member"),
         lambda: ([("jpg", image)], "missing caption"),
         lambda: ([("jpg", image), ("txt", b"")], "empty caption"),
         lambda: ([("jpg", image), ("txt", b" \n")], "empty caption"),
@@ -65,31 +65,51 @@ def damaged(kind: int, number: int) -> tuple[Members, str]:
 
 KINDS = 12
 # Stand-ins that `add_sample` turns into members that the tarfile module would not write.
-OVERSIZED = b"<a member of 1 GiB>"
+SPARSE = b"<a sparse member of 1 GiB>"
 BROKEN_HEADER = b"<a header with a flipped bit>"
 
 
-def _sparse_header(name: str, size: int) -> bytes:
-    """A GNU sparse member that claims `size` bytes and stores none."""
+def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, fields: dict[int, bytes] | None = None) -> bytes:
+    """A member's header of any size, below zero too, with other bytes in some places."""
     info = tarfile.TarInfo(name)
-    info.type = tarfile.GNUTYPE_SPARSE
+    info.type = kind
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    block[483:495] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
-    return _with_checksum(block)
-
-
-def _with_checksum(block: bytearray) -> bytes:
+    for place, data in {124: tarfile.itn(size, 12, tarfile.GNU_FORMAT), **(fields or {})}.items():
+        block[place : place + len(data)] = data
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
+
+
+def sparse_header(name: str, size: int, further: bool = False) -> bytes:
+    """A GNU sparse member that claims `size` bytes and stores none; a block that goes on with it may follow."""
+    fields = {482: bytes([further]), 483: tarfile.itn(size, 12, tarfile.GNU_FORMAT)}
+    return header(name, 0, tarfile.GNUTYPE_SPARSE, fields)
+
+
+def preceding(kind: bytes, data: bytes) -> bytes:
+    """A header of further facts about the next member: a long name, or records of the pax format."""
+    return header("././@LongLink", len(data), kind) + data + bytes(-len(data) % 512)
+
+
+def pax(**records: str) -> bytes:
+    data = b""
+    for name, value in records.items():
+        rest = f" {name}={value}\n".encode()
+        data += str(len(rest) + len(str(len(rest) + 1))).encode() + rest
+    return preceding(tarfile.XHDTYPE, data)
+
+
+def member(name: str, data: bytes) -> bytes:
+    return header(name, len(data)) + data + bytes(-len(data) % 512)
 
 
 def add_sample(archive: io.BytesIO, key: str, members: Members) -> None:
     """Writes a sample's members, headers and padding included."""
     for extension, data in members:
         info = tarfile.TarInfo(f"{key}.{extension}")
-        if data == OVERSIZED:
-            archive.write(_sparse_header(info.name, 2**30))
+        if data == SPARSE:
+            archive.write(sparse_header(info.name, 2**30))
             continue
         broken, data = data.startswith(BROKEN_HEADER), data.removeprefix(BROKEN_HEADER)
         info.size = len(data)

@@ -103,13 +103,13 @@ def test_what_is_no_archive_is_told_of(tmp_path):
 
 def test_large_members_are_refused_unread(tmp_path):
     (tmp_path / "y").mkdir()
-    bomb = [("jpg", damaged.OVERSIZED), ("txt", b"t")]
+    bomb = [("jpg", damaged.SPARSE), ("txt", b"t")]
     rows, problems = read(damaged.shard(many(k2=bomb)), tmp_path)
     assert isinstance(rows[2]["jpg"], RefusedSample) and rows[2]["txt"] == b"t" and problems == []
-    with pytest.raises(RefusedSample, match="oversized file"):
+    with pytest.raises(RefusedSample, match="sparse tar member"):
         column_value(rows[2], "jpg")
     rows, _ = read(damaged.shard(many()), tmp_path / "y", max_member_bytes=699)
-    assert all(isinstance(row["jpg"], RefusedSample) for row in rows)
+    assert all(row["jpg"].reason == "oversized file" for row in rows)
 
 
 def test_a_header_cannot_ask_for_memory(tmp_path, monkeypatch):
@@ -131,6 +131,88 @@ class Recorder(io.FileIO):
     def read(self, size=-1):
         self.asked.append(size)
         return super().read(size)
+
+
+BEFORE, AFTER = damaged.shard([("a", [("jpg", b"1"), ("txt", b"t")])])[:-10240], damaged.shard(many())
+SOUND = ["a", *(f"k{n}" for n in range(6))]
+SPARSE = {
+    "old": damaged.sparse_header("x.jpg", 60 * 2**20),
+    "old, map goes on": damaged.sparse_header("x.jpg", 60 * 2**20, True) + bytes(504) + b"\1" + bytes(7) + bytes(512),
+    "pax 0.0": damaged.pax(**{"GNU.sparse.size": "62914560", "GNU.sparse.numblocks": "0"}) + damaged.header("x.jpg"),
+    "pax 0.1": damaged.pax(**{"GNU.sparse.map": "0,1", "GNU.sparse.size": "62914560"}) + damaged.member("x.jpg", b"j"),
+    "pax 1.0": damaged.pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "62914560"})
+    + damaged.member("x.jpg", b"99999999\n".ljust(512, b"0")),
+}
+
+
+@pytest.mark.parametrize("made", SPARSE.values(), ids=SPARSE.keys())
+def test_sparse_members_are_not_expanded(made, tmp_path):
+    rows, problems = read(BEFORE + made + damaged.member("x.txt", b"t") + AFTER, tmp_path)
+    assert keys(rows) == ["a", "x", *SOUND[1:]] and problems == []
+    assert rows[1]["jpg"].reason == "sparse tar member" and rows[1]["txt"] == b"t"
+
+
+LONG = damaged.preceding(tarfile.GNUTYPE_LONGNAME, b"n" * 150 + b".jpg\0")
+LIARS = {
+    "points at itself": damaged.header("x.bin", -512),
+    "points back": damaged.header("x.bin", -2048),
+    "points back, in words": damaged.pax(size="-512") + damaged.header("x.bin"),
+    "no number": damaged.pax(size="9" * 6000) + damaged.header("x.bin"),
+    "4 EiB": damaged.header("x.bin", 2**62),
+    "2000 long names": LONG * 2000,
+    "2000 pax headers": damaged.pax(path="x.jpg") * 2000,
+    "no record": damaged.preceding(tarfile.XHDTYPE, b"1" * 900_000) + damaged.header("x.bin"),
+    "record of length 0": damaged.preceding(tarfile.XHDTYPE, b"0 path=x.jpg\n") + damaged.header("x.bin"),
+    "a name of 500 kB": damaged.pax(path="n" * 500_000 + ".jpg") + damaged.header("x.bin"),
+    "damage after a long name": LONG + b"no header".ljust(512),
+}
+
+
+@pytest.mark.parametrize("made", LIARS.values(), ids=LIARS.keys())
+def test_headers_that_lie_cost_themselves(made, tmp_path):
+    rows, problems = read(BEFORE + made + AFTER, tmp_path)
+    assert [key for key in keys(rows) if key != "x"] == SOUND and problems == ["damaged tar header"]
+
+
+def test_a_header_before_a_member_is_followed(tmp_path):
+    link = damaged.preceding(tarfile.GNUTYPE_LONGLINK, b"l" * 200)
+    comment = damaged.preceding(tarfile.XGLTYPE, b"16 comment=word\n")
+    made = [comment + LONG + damaged.member("nnn", b"1"), link + LONG[:-512] + b"m.jpg".ljust(512, b"\0")]
+    made[1] += damaged.pax(path="inner.jpg", size="3") + damaged.header("mmm") + b"abc".ljust(512, b"\0")
+    rows, problems = read(b"".join(made) + AFTER, tmp_path)
+    assert problems == [] and keys(rows)[:2] == ["n" * 150, "m"] and rows[1]["jpg"] == b"abc"
+
+
+def test_a_samples_members_are_bounded_together(tmp_path):
+    large = [(f"e{n}", b"j" * 600) for n in range(4)]
+    rows, problems = read(damaged.shard(many(3, k1=large)), tmp_path, max_member_bytes=800)
+    assert [len(value) for value in list(rows[1].values())[2:4]] == [600, 600] and problems == []
+    assert [rows[1][name].reason for name in ("e2", "e3")] == ["oversized sample"] * 2
+
+
+def test_a_samples_members_are_bounded_in_number(tmp_path):
+    rows, problems = read(damaged.shard(many(3, k1=[(f"e{n}", b"") for n in range(tar.MAX_MEMBERS + 9)])), tmp_path)
+    assert keys(rows) == ["k0", "k1", "k2"] and problems == ["oversized sample"]
+    assert len(rows[1]) == tar.MAX_MEMBERS + 2
+
+
+def test_no_member_stands_in_for_the_reader(tmp_path):
+    rows, _ = read(damaged.shard(many(2, k1=[("__url__", b"u"), ("__key__", b"k"), ("txt", b"t")])), tmp_path)
+    assert keys(rows) == ["k0", "k1"] and rows[1]["__url__"] == str(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_archive_is_not_inflated(kind, tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{kind}") as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 4 * 2**20
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+    try:
+        rows, problems = read(buffer.getvalue(), tmp_path)
+        assert rows == [] and "truncated shard" in problems
+    except ValueError as error:
+        assert "no tar archive" in str(error)
 
 
 def test_reading_begins_at_a_row_and_takes_turns(tmp_path):

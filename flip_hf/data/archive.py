@@ -1,0 +1,222 @@
+"""The members of a tar archive, walked in memory and time that do not depend on what its headers claim.
+
+`tarfile` reads a header; what follows from it is done here. `tarfile` itself would expand sparse members (a header of
+512 bytes becomes gigabytes of zeros), follow a size below zero backwards, for ever, call itself once for each of a
+thousand headers that precede a member, and search a header for words in time that is quadratic.
+"""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+# Longer ones are an attack or damage: of a header that precedes a member's own; of how many do; of a name.
+_MAX_HEADER_BYTES = 2**20
+_MAX_HEADERS = 8
+_MAX_NAME_BYTES = 4096
+# No disk holds a larger member, and no seek to its end overflows.
+_MAX_SIZE = 2**43
+_SKIP_BYTES = 2**20  # read at once where nothing can be skipped
+
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+# They precede a member's own header. Global ones are passed over: reading may begin behind them.
+_PRECEDING = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_WITHOUT_DATA = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+)
+_EXTENDED, _EXTENDED_AGAIN = 482, 504  # where a sparse member's header, and the blocks after it, say that one follows
+
+
+@dataclass(frozen=True)
+class Member:
+    """What an archive says of a member.
+
+    Attributes:
+        name: its path, decoded.
+        offset: where its first header begins.
+        size: bytes stored, at least 0.
+        is_file: a regular file, no link, directory or device.
+        is_sparse: its zeros are left out of what is stored.
+    """
+
+    name: str
+    offset: int
+    size: int
+    is_file: bool
+    is_sparse: bool
+
+
+class Archive:
+    """A tar archive without compression that is read from its beginning, or from a member on.
+
+    After a damaged header the walk goes on with the next sound one.
+
+    Args:
+        file: the archive.
+        position: of the next byte that `file` gives.
+        seekable: whether `file` can skip bytes; else they are read.
+    """
+
+    def __init__(self, file: IO[bytes], position: int, seekable: bool):
+        self._file, self._position, self._seekable = file, position, seekable
+        self._end = position  # of the current member and its padding
+
+    def walk(self, damage: Callable[[str], None]) -> Iterator[Member]:
+        """Yields the members; calls `damage` with a reason for each damaged place.
+
+        Raises:
+            ValueError: the file is too short for any archive.
+        """
+        while True:
+            member, is_damaged, is_whole = self._find()
+            if is_damaged:
+                damage("damaged tar header")
+            if member is None:
+                break
+            yield member
+            is_whole = self._skip_to(self._end)
+            if not is_whole:
+                break
+        if not is_whole:
+            damage("truncated shard")
+
+    def content(self, member: Member) -> bytes | None:
+        """The bytes of the member that `walk` yielded last; None where the file ends before they do."""
+        data = self._take(member.size)
+        return data if len(data) == member.size else None
+
+    def _find(self) -> tuple[Member | None, bool, bool]:
+        """The next sound member, whether there was damage before it, and whether the archive was ended by zeros."""
+        damaged = ended = False
+        while True:
+            start = self._position
+            block = self._take(_BLOCK)
+            if len(block) < _BLOCK and start == 0:
+                raise ValueError("no tar archive: it is empty or shorter than a header")
+            if len(block) < _BLOCK:
+                return None, damaged, ended and not block
+            if block == _ZEROS:
+                ended = True
+                continue
+            try:
+                return self._member(block, start), damaged, ended
+            except tarfile.HeaderError:
+                damaged = True
+            except EOFError:
+                return None, damaged, False
+
+    def _member(self, block: bytes, start: int) -> Member:
+        """The member whose headers begin with `block`.
+
+        Raises:
+            tarfile.HeaderError: one is damaged, or there are too many.
+            EOFError: the file ends among them.
+        """
+        fields: dict[str, str] = {}
+        count = 0
+        header = self._header(block)
+        while header.type in _PRECEDING:
+            if not 0 <= header.size <= _MAX_HEADER_BYTES:
+                raise tarfile.HeaderError("oversized header")
+            data = self._take_all(_padded(header.size))[: header.size]
+            count += 1
+            if count <= _MAX_HEADERS:
+                fields = {**_fields(header.type, data), **fields}  # the outermost one counts
+            block = self._take_all(_BLOCK)
+            header = self._header(block)
+        if count > _MAX_HEADERS:
+            raise tarfile.HeaderError("too many headers")
+        return self._described(header, block, start, fields)
+
+    @staticmethod
+    def _header(block: bytes) -> tarfile.TarInfo:
+        return tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "replace")
+
+    def _described(self, header: tarfile.TarInfo, block: bytes, start: int, fields: dict[str, str]) -> Member:
+        name, size = fields.get("path", header.name), header.size
+        if "size" in fields:
+            size = int(fields["size"]) if fields["size"].isdecimal() and len(fields["size"]) < 20 else -1
+        if not 0 <= size <= _MAX_SIZE or len(name) > _MAX_NAME_BYTES:
+            raise tarfile.HeaderError("absurd header")
+        sparse = header.type == tarfile.GNUTYPE_SPARSE
+        further = sparse and block[_EXTENDED]
+        while further:
+            further = self._take_all(_BLOCK)[_EXTENDED_AGAIN]
+        self._end = self._position + (0 if header.type in _WITHOUT_DATA else _padded(size))
+        return Member(name, start, size, header.isreg(), sparse or "sparse" in fields)
+
+    def _take(self, size: int) -> bytes:
+        """So many bytes, or fewer at the file's end."""
+        data = self._file.read(size)
+        self._position += len(data)
+        return data
+
+    def _take_all(self, size: int) -> bytes:
+        data = self._take(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def _skip_to(self, position: int) -> bool:
+        """Whether the file reaches so far."""
+        if self._seekable and self._position < position:
+            self._file.seek(position - 1)
+            self._position = position - 1
+        while self._position < position:
+            if not self._take(min(position - self._position, _SKIP_BYTES)):
+                return False
+        return True
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _fields(kind: bytes, data: bytes) -> dict[str, str]:
+    """The `path`, `size` and `sparse` that a preceding header gives its member.
+
+    Raises:
+        tarfile.HeaderError: it is damaged.
+    """
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": data.partition(b"\0")[0].decode(tarfile.ENCODING, "replace")}
+    fields: dict[str, str] = {}
+    if kind not in _PAX:
+        return fields
+    for keyword, value in _records(data):
+        if keyword == b"path":
+            fields["path"] = _decoded(value).rstrip("/")
+        elif keyword == b"size":
+            fields["size"] = value.decode("ascii", "replace")
+        elif keyword.startswith(b"GNU.sparse."):
+            fields["sparse"] = "yes"
+    return fields
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records of a pax header, `"%d %s=%s\\n" % (length of the record, keyword, value)`."""
+    position = 0
+    while position < len(data) and data[position]:
+        digits, space, _ = data[position : position + 8].partition(b" ")
+        length = int(digits) if space and digits.isdigit() else 0
+        begin = position + len(digits) + 1
+        end = position + length
+        keyword, equals, value = data[begin : max(begin, end - 1)].partition(b"=")
+        if not equals or end > len(data):
+            raise tarfile.HeaderError("damaged pax header")
+        yield keyword, value
+        position = end
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode(tarfile.ENCODING, "replace")
