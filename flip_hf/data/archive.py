@@ -19,6 +19,8 @@ _MAX_NAME_BYTES = 4096
 # No disk holds a larger member, and no seek to its end overflows.
 _MAX_SIZE = 2**43
 _SKIP_BYTES = 2**20  # read at once where nothing can be skipped
+# Zero blocks in a row: archives end in twenty at most, and one that never ends may come from a server.
+_MAX_ZERO_BLOCKS = 2**16
 
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 # They precede a member's own header. Global ones are passed over: reading may begin behind them.
@@ -95,6 +97,7 @@ class Archive:
     def _find(self) -> tuple[Member | None, bool, bool]:
         """The next sound member, whether there was damage before it, and whether the archive was ended by zeros."""
         damaged = ended = False
+        zeros = 0
         while True:
             start = self._position
             block = self._take(_BLOCK)
@@ -104,7 +107,11 @@ class Archive:
                 return None, damaged, ended and not block
             if block == _ZEROS:
                 ended = True
+                zeros += 1
+                if zeros > _MAX_ZERO_BLOCKS:
+                    return None, damaged, False
                 continue
+            zeros = 0
             try:
                 return self._member(block, start), damaged, ended
             except tarfile.HeaderError:

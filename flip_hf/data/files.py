@@ -27,9 +27,6 @@ MIN_BYTES_PER_SECOND = 1000
 
 _STREAM_BYTES = 2**18  # asked for at once of a file that comes in one go
 
-# Seconds without a byte of a web server after which a read is broken off.
-SILENT_SECONDS = 60.0
-
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WEB = ("http://", "https://")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -103,14 +100,6 @@ def find_file_system(name: str, *, in_one_go: bool = False) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(name, **options)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{shown(name)!r} cannot be opened: {redact(str(error))}.") from error
-
-
-def _web_options() -> dict[str, Any]:
-    """Returns what a web server is asked with: it may take its time with a large file, but not say nothing."""
-    import aiohttp  # comes with datasets, and so with what trains
-
-    quiet = aiohttp.ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
-    return {"client_kwargs": {"timeout": quiet}}
 
 
 def list_files(pattern: str) -> list[str]:

@@ -64,8 +64,7 @@ class TarShards:
 
     Args:
         urls: paths or URLs.
-        max_member_bytes: a larger member is not read; whoever asks for it gets a [`RefusedSample`]. Nor is what goes
-            beyond twice as many bytes in one sample, or a sparse member, whose zeros are in no file.
+        max_member_bytes: a larger member is not read; whoever asks for it gets a [`RefusedSample`].
     """
 
     def __init__(self, urls: Sequence[str], max_member_bytes: int = MAX_FILE_BYTES):
