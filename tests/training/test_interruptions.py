@@ -148,7 +148,8 @@ def _fill_disk(ranks, run, out, dice):
 
 
 def _delete_folder(ranks, run, out, dice):
-    shutil.rmtree(out, ignore_errors=True)
+    gone = out.rename(out.with_name("gone"))  # at once: files that come back while others go are no deleted folder
+    shutil.rmtree(gone)
 
 
 ACTIONS = {
