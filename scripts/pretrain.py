@@ -38,7 +38,8 @@ def main() -> None:
         trainer.run()
     except Exception as error:
         if lost_another(error):
-            sys.exit(f"Process {rank} of {count} ends: it lost another one, whose message says why.")
+            why = str(error).splitlines()[0][:200]
+            sys.exit(f"Process {rank} of {count} ends: it lost another one, whose message says why ({why}).")
         if not is_clear(error):
             traceback.print_exc()
         end_with(explain(error, arguments, rank, count))
