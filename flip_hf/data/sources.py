@@ -14,6 +14,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from flip_hf.data import scenes, shapes
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.files import (
+    MAX_FILE_BYTES,
     check_regular_files,
     files_below,
     fill_in_variables,
@@ -23,7 +24,7 @@ from flip_hf.data.files import (
 )
 from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
-from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows
+from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows, take_rows
 from flip_hf.data.tar import TarShards
 from flip_hf.data.texts import check_json_lines, read_json
 from flip_hf.redaction import redact, shown
@@ -209,7 +210,7 @@ def _as_shards(dataset: Any, remote: bool, files: FilePolicy | None = None) -> D
 def _first_rows(shards: Shards, data: str, split: str) -> list[dict]:
     problems: list[str] = []
     rows = read_rows(shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: problems.append(", ".join(told)))
-    first = [row for _, row in itertools.islice(rows, _ROWS_LOOKED_AT if isinstance(shards, TarShards) else 1)]
+    first = take_rows((row for _, row in rows), _ROWS_LOOKED_AT if isinstance(shards, TarShards) else 1, MAX_FILE_BYTES)
     if not first:
         why = f" ({problems[0]})" if problems else ""
         raise ValueError(f"The data set {data!r} has no samples in its split {split!r}{why}.")

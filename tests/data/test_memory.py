@@ -15,7 +15,7 @@ from flip_hf.data import tar
 from flip_hf.data.positions import SourcePosition
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import Refusals, RefusedSample
-from flip_hf.data.samples import SourceReader, count_bytes
+from flip_hf.data.samples import SourceReader
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.tar import TarShards
 from tests.data import damaged
@@ -95,11 +95,6 @@ def test_one_block_is_held_at_a_time(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * 10**6
-
-
-def test_bytes_are_counted_wherever_they_are():
-    row = {"jpg": bytes(100), "txt": "ab", "list": [b"c", {"d": bytearray(7)}], "refused": RefusedSample("x")}
-    assert 110 <= count_bytes(row) < 200
 
 
 # -- archives ---------------------------------------------------------------------------------------------------------
