@@ -26,6 +26,8 @@ class Piece:
         last: the n-th shard where the block ends.
         step: the piece has every `step`-th shard.
         stop: the n-th shard before which it ends.
+        block_bytes: the bound of the block that was begun, see [`SourceReader`]; None where it had none, in checkpoints
+            of older releases.
     """
 
     index: int
@@ -37,6 +39,7 @@ class Piece:
     last: int
     step: int
     stop: int
+    block_bytes: int | None = None
 
     @property
     def reader(self) -> Reader:

@@ -5,9 +5,10 @@ epoch alone, so that a place in an epoch is two numbers: the reader's n-th shard
 """
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 # So many shards in a row that give nothing but errors end the run.
 MAX_BROKEN_SHARDS = 16
+
+_OTHER_BYTES = 32  # of a number and the like
 
 _STRIDE = 7919  # a prime: consecutive shards begin far from each other
 
@@ -91,6 +94,36 @@ class DatasetShards:
         for index, batch in enumerate(rows.iter(batch_size=1), start=first):
             if part is None or index % part.count == part.index:
                 yield index, {name: values[0] for name, values in batch.items()}
+
+
+def row_bytes(row: Any) -> int:
+    """About how much memory a row takes: its encoded bytes and texts, and a little for every other value."""
+    total = 0
+    values = [row]
+    while values:
+        value = values.pop()
+        if isinstance(value, (bytes, bytearray, str)):
+            total += len(value)
+        elif isinstance(value, dict):
+            values.extend(value)
+            values.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            values.extend(value)
+        elif value is not None:
+            total += _OTHER_BYTES
+    return total
+
+
+def take_rows(rows: Iterable[dict], count: int, max_bytes: int) -> list[dict]:
+    """The first so many rows, or fewer where these have `max_bytes` (the last one counted)."""
+    taken: list[dict] = []
+    held = 0
+    for row in itertools.islice(rows, count):
+        taken.append(row)
+        held += row_bytes(row)
+        if held >= max_bytes:
+            break
+    return taken
 
 
 def epoch_shards(num_shards: int, reader: Reader, epoch: int, seed: int | None) -> tuple[list[int], bool]:

@@ -3,7 +3,8 @@
 Rows are shuffled in blocks: a reader reads a block of undecoded rows, permutes it, and yields from it. A position is
 then the block's place and how many of it were used, and reading the block again restores it exactly; a rolling buffer
 would have to be saved row by row, and the libraries' own lose it. It is exact as long as the data and the size of the
-block stay what they were; a remote shard that was unreadable then and is readable now adds its rows.
+block stay what they were; a remote shard that was unreadable then and is readable now adds its rows. The block's bound
+in bytes is part of the position: it may change with the number of sources, or from one release to the next.
 """
 
 import os
@@ -15,13 +16,16 @@ import torch
 
 from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.positions import Piece, SourcePosition, whole_epoch
-from flip_hf.data.reading import Place, Reader, read_rows
+from flip_hf.data.reading import Place, Reader, read_rows, row_bytes
 from flip_hf.data.refusals import BadDataError, Refusals
 from flip_hf.data.sources import Source, column_value
 from flip_hf.redaction import shown
 
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
 Sample = tuple[torch.Tensor, str | None]
+
+# Rows of a block have at most so many bytes together, in one worker, all its sources together.
+MAX_BLOCK_BYTES = 256 * 2**20
 
 # A reader that finds nothing to use in so many whole epochs in a row gives up.
 MAX_EMPTY_EPOCHS = 3
@@ -37,6 +41,7 @@ class SourceReader:
         position: where to begin.
         seed: of order and augmentation.
         shuffle_block: rows shuffled together.
+        block_bytes: a block ends before, with the row that brings its encoded bytes to so many.
         refusals: where used and refused samples are counted.
 
     Attributes:
@@ -55,9 +60,11 @@ class SourceReader:
         seed: int,
         shuffle_block: int,
         refusals: Refusals,
+        block_bytes: int = MAX_BLOCK_BYTES,
     ):
         self.source, self.transform, self.reader, self.position = source, transform, reader, position
-        self.seed, self.shuffle_block, self.refusals = seed, shuffle_block, refusals
+        self.seed, self.refusals = seed, refusals
+        self.shuffle_block, self.block_bytes = shuffle_block, block_bytes
 
     def samples(self) -> Iterator[Sample]:
         """Yields (image, caption or None) for ever; after each, `position` is the one behind it.
@@ -88,15 +95,21 @@ class SourceReader:
         begun = piece.used
         key = (self.seed, piece.epoch, piece.index, piece.count)
         for rows, begin, last, problems in self._blocks(piece):
-            if not begun:  # else they were counted when the block was read first
+            if begun:
+                block_bytes = piece.block_bytes
+            else:  # else they were counted when the block was read first
+                block_bytes = self.block_bytes
                 for reason, detail in problems:
                     self.refusals.add(self.source.name, reason, detail)
             order = np.random.default_rng((*key, *begin)).permutation(len(rows))
-            for offset in range(begun, len(rows)):
+            # Taken from the end of a list, no row is held longer than it is needed.
+            left = [rows[number] for number in order[begun:][::-1]]
+            rows.clear()
+            for offset in range(begun, len(order)):
                 piece.shard, piece.row = begin
-                piece.used, piece.last = offset + 1, last
+                piece.used, piece.last, piece.block_bytes = offset + 1, last, block_bytes
                 rng = np.random.default_rng((*key, *begin, offset))
-                sample = self._sample(rows[order[offset]], rng)
+                sample = self._sample(left.pop(), rng)
                 if sample is not None:
                     self.refusals.accept(self.source.name)
                     yield sample
@@ -107,6 +120,8 @@ class SourceReader:
         rows: list[dict] = []
         problems: list[tuple[str, str]] = []
         begin = place = piece.place
+        held = 0
+        max_bytes = piece.block_bytes if piece.used else self.block_bytes
 
         def report(reason: str, detail: str) -> None:
             problems.append((reason, detail))
@@ -123,9 +138,13 @@ class SourceReader:
         ):
             begin = begin if rows else place
             rows.append(row)
-            if len(rows) == self.shuffle_block:
+            held += row_bytes(row)
+            del row
+            if len(rows) == self.shuffle_block or (max_bytes is not None and held >= max_bytes):
                 yield rows, begin, place[0], problems
                 rows, problems = [], []
+                held = 0
+                max_bytes = self.block_bytes
         yield rows, begin, place[0], problems
 
     def _sample(self, row: dict, rng: np.random.Generator) -> Sample | None:

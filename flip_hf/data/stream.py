@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from flip_hf.data.positions import SourcePosition
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError, Refusals
-from flip_hf.data.samples import SourceReader, Transform
+from flip_hf.data.samples import MAX_BLOCK_BYTES, SourceReader, Transform
 from flip_hf.data.sources import Source
 
 _DRAWS = 1024  # drawn at once: a generator costs more than a number
@@ -71,6 +71,7 @@ class TrainStream(IterableDataset):
 
     [`TrainLoader`] sets `workers`, the states of this process's workers to go on from (see `_Worker.state`),
     `first_worker`, whose batch comes next, and `samples`, how many the run has seen when that batch's step begins.
+    `block_bytes` bounds the rows that a worker holds to shuffle them, those of all sources together.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class TrainStream(IterableDataset):
         self.weights = np.array(weights or [1.0] * len(sources)) / sum(weights or [1.0] * len(sources))
         self.workers: list[dict] = []
         self.first_worker = self.samples = 0
+        self.block_bytes = MAX_BLOCK_BYTES
 
     def view(self, number: int) -> View:
         """What the `number`-th batch of this process shows, counted from `samples` on."""
@@ -148,6 +150,7 @@ class _Worker:
                 position,
                 seed=stream.seed,
                 shuffle_block=stream.shuffle_block,
+                block_bytes=stream.block_bytes // len(stream.sources),
                 refusals=self.refusals,
             )
             for source, position in zip(stream.sources, self.positions, strict=True)

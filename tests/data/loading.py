@@ -38,6 +38,7 @@ def make_train_loader(
     seed=5,
     view_at=half_masked,
     num_micro=1,
+    block_bytes=None,
     **options,
 ) -> TrainLoader:
     kind = options.pop("kind", "caption")
@@ -52,6 +53,7 @@ def make_train_loader(
         shuffle_block=block,
         **options,
     )
+    stream.block_bytes = block_bytes or stream.block_bytes
     return TrainLoader(stream, num_workers=workers, pin_memory=False, states=states)
 
 

@@ -33,7 +33,7 @@ def loaders_of(folder, geometry, states=None, **options):
     ]
 
 
-def run(folder, steps):
+def run(folder, steps, **options):
     """Reads in one geometry after the other; returns epoch -> samples, and the furthest epoch that all have passed.
 
     Args:
@@ -42,13 +42,13 @@ def run(folder, steps):
     seen: dict[int, Counter] = {}
     states, furthest = None, 0
     for geometry, counts in steps:
-        loaders = loaders_of(folder, geometry, states)
+        loaders = loaders_of(folder, geometry, states, **options)
         for loader, count in zip(loaders, counts, strict=True):
             for epoch, number in itertools.islice(samples_by_epoch(loader), count):
                 seen.setdefault(epoch, Counter())[number] += 1
                 furthest = max(furthest, epoch)
         states = saved(loaders)
-    for loader in loaders_of(folder, steps[-1][0], states):
+    for loader in loaders_of(folder, steps[-1][0], states, **options):
         for epoch, number in samples_by_epoch(loader):
             seen.setdefault(epoch, Counter())[number] += 1
             if min(current_epochs(loader)) > furthest:
@@ -85,6 +85,11 @@ def test_every_epoch_is_complete_whoever_reads_it(small_shards, steps):
 def test_every_epoch_is_complete_where_readers_share_shards(tar_folder, steps):
     """Five shards: four readers take one or two, six take turns row by row."""
     assert_exact(*run(tar_folder, [*steps, ((3, 2), [4, 9, 1])]))
+
+
+@pytest.mark.parametrize("steps", [CHANGES["1x0 to 2x2"], CHANGES["in different epochs"]])
+def test_every_epoch_is_complete_where_blocks_are_bounded_in_bytes(small_shards, steps):
+    assert_exact(*run(small_shards, steps, block_bytes=6000))
 
 
 def test_the_rest_of_the_epoch_comes_before_the_next_one(small_shards):
