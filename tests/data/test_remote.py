@@ -1,7 +1,9 @@
 """Data behind URLs: a real web server, with and without ranges, that drops connections."""
 
 import itertools
+import os
 import re
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from flip_hf.data import files, reading
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
+from flip_hf.data.waits import WaitEnded, allow_waits, end_waits
 from tests.data.conftest import write_tar
 from tests.data.loading import make_train_loader, numbers, saved
 from tests.training.watched import serve
@@ -27,12 +30,21 @@ class Server(ThreadingHTTPServer):
         lengths: whether it says how long they are.
         drops: names of files whose next answer of more than 4 kB ends in its middle, once for each mention.
         down: whether every answer is "503 Service Unavailable".
+        busy: names of files whose next answer is "503", once for each mention.
+        extra_length: how many bytes too long it says that files are.
+        redirect: where it sends whoever asks for `elsewhere.tar`.
+        silent: names of files of which it answers nothing at all (`head`), only headers (`body`), or half and then a
+            byte now and then (`trickle`), once for each mention.
     """
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.ranges, self.lengths, self.drops, self.down = folder, True, True, [], False
         self.requests = []
+        self.silent: list[tuple[str, str]] = []
+        self.busy: list[str] = []
+        self.extra_length, self.redirect = 0, ""
+        self.asked, self.closing = threading.Event(), threading.Event()
 
     def handle_error(self, *args):
         """Silent: a reader may leave in the middle of an answer."""
@@ -52,9 +64,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool):
         path = self.server.folder / self.path.lstrip("/")
-        if self.server.down or not path.is_file():
-            return self.send_error(503 if self.server.down else 404)
+        if self.refused(path):
+            return None
         data = path.read_bytes()
+        silence = self.silence(path.name, body)
+        if silence == "head":
+            self.close_connection = True
+            return self.server.closing.wait(30)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.ranges else None
         if wanted:
             first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
@@ -66,14 +82,47 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
         if self.server.lengths:
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + (0 if body else self.server.extra_length)))
         self.end_headers()
+        if silence:
+            return self.keep_waiting(silence, data)
         if body and len(data) > 4096 and path.name in self.server.drops:
             self.server.drops.remove(path.name)
             data = data[: len(data) // 2]
         if body:
             self.server.requests.append((path.name, len(data)))
             self.wfile.write(data)
+
+    def refused(self, path: Path) -> bool:
+        """Whether another answer was given than the file."""
+        if path.name == "elsewhere.tar":
+            self.send_response(302)
+            self.send_header("Location", self.server.redirect)
+            self.end_headers()
+        elif self.server.down or path.name in self.server.busy:
+            if not self.server.down:
+                self.server.busy.remove(path.name)
+            self.send_error(503)
+        elif not path.is_file():
+            self.send_error(404)
+        else:
+            return False
+        return True
+
+    def silence(self, name: str, body: bool) -> str | None:
+        """How to be silent about a file, if at all."""
+        for kind in ("head", "body", "trickle") if body else ("head",):
+            if (name, kind) in self.server.silent:
+                self.server.silent.remove((name, kind))
+                return kind
+        return None
+
+    def keep_waiting(self, silence: str, data: bytes) -> None:
+        if silence == "trickle":
+            self.wfile.write(data[: len(data) // 2])
+        self.server.asked.set()
+        while not self.server.closing.wait(0.02 if silence == "trickle" else 30):
+            self.wfile.write(b"x")
 
     def log_message(self, *args):
         pass
@@ -85,6 +134,7 @@ def server(tmp_path, monkeypatch):
     server = Server(tmp_path)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
+    server.closing.set()
     server.shutdown()
     server.server_close()
 
@@ -148,6 +198,66 @@ def test_a_server_that_is_gone_ends_the_run_in_words(server, tar_folder):
     server.down = True
     with pytest.raises(BadDataError, match="no usable sample.*unreadable shard"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("kind", ["head", "body", "trickle"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_server_that_falls_silent_is_asked_again(server, tar_folder, monkeypatch, caplog, ranges, kind):
+    monkeypatch.setattr(files, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(files, "REQUEST_SECONDS", 0.6)
+    server.ranges = ranges
+    loader = make_train_loader(server.url("tars/shard-{0000..0004}.tar"), batch_size=1)
+    server.silent = [("shard-0001.tar", kind), ("shard-0003.tar", kind)]
+    assert sorted(numbers(itertools.islice(loader, 160))) == KEYS
+    assert server.silent == [] and loader.counts["refused"] == {}
+    assert caplog.text.count("broke off") >= (0 if kind == "head" else 2)  # fsspec itself asks twice for the length
+
+
+@pytest.mark.parametrize("kind", ["head", "body"])
+def test_a_shard_that_never_comes_is_left_and_counted(server, tar_folder, monkeypatch, kind):
+    monkeypatch.setattr(files, "SILENT_SECONDS", 0.3)
+    url = server.url("tars/shard-{0000..0004}.tar")
+    loader = make_train_loader(url, batch_size=1, block=1)
+    server.silent = [("shard-0003.tar", kind)] * 99
+    assert set(numbers(itertools.islice(loader, 128))) == {*range(96), *range(128, 160)}
+    assert loader.counts["refused"][url] == {"unreadable shard": 1} and len(server.silent) < 99 - 3
+
+
+def test_an_overloaded_server_is_asked_again(server, tar_folder, caplog):
+    loader = make_train_loader(server.url("tars/shard-{0000..0004}.tar"), batch_size=1)
+    server.busy = ["shard-0002.tar"] * 4  # fsspec itself asks twice
+    assert sorted(numbers(itertools.islice(loader, 160))) == KEYS
+    assert "broke off (FileNotFoundError" in caplog.text and loader.counts["refused"] == {}
+
+
+def test_a_signal_ends_the_wait_for_a_silent_server(server, tar_folder):
+    """Without workers the main process reads; what waits for a server must let go."""
+    loader = make_train_loader(server.url("tars/shard-{0000..0004}.tar"), batch_size=1)
+    server.silent = [(f"shard-{n:04d}.tar", "body") for n in range(5)]
+    previous = signal.signal(signal.SIGUSR1, lambda *args: end_waits())
+    asked = threading.Thread(target=lambda: server.asked.wait(20) and os.kill(os.getpid(), signal.SIGUSR1))
+    asked.start()
+    try:
+        with pytest.raises(WaitEnded):
+            next(iter(loader))
+    finally:
+        asked.join()
+        signal.signal(signal.SIGUSR1, previous)
+        allow_waits()
+
+
+def test_no_redirect_leads_out_of_the_web(server, tar_folder):
+    """To a file of this machine, above all."""
+    server.redirect = f"file://{tar_folder}/shard-0000.tar"
+    with pytest.raises(ValueError, match="no samples"):
+        open_source(server.url("elsewhere.tar"))
+
+
+def test_a_length_that_lies_costs_nothing(server, tar_folder):
+    """A megabyte more is said to come than does: what comes is used."""
+    server.extra_length = 2**20
+    source = open_source(server.url("tars/shard-0000.tar"))
+    assert [int(source.target(row)[:5]) for row in source.rows()] == KEYS[:32]
 
 
 def test_any_file_system_of_fsspec_is_read_with_patterns_and_folders(tar_folder):
