@@ -6,13 +6,13 @@ Importing this package registers the model with Transformers' Auto classes, so t
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from flip_hf.evaluation.classifier import ZeroShotClassifier
 from flip_hf.modeling import (

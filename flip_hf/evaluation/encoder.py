@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.decode import bounded_shape

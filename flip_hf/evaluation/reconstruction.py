@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from flip_hf.console.loading import check_loaded, loading
 from flip_hf.evaluation.encoder import ImageTransform

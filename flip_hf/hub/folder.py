@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from flip_hf.conversion.clip import convert_to_clip
 from flip_hf.hub.card import forget_text, write_card
