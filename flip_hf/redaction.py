@@ -191,7 +191,7 @@ _USER_IN_NAME = ("abfs", "abfss", "ftp", "git+ssh", "scp", "sftp", "ssh", "wasb"
 
 
 def _is_login(match: re.Match[str]) -> bool:
-    """Whether what stands before the @ of a URL is more than the name of a place."""
+    """Tells whether what stands before the @ of a URL is more than the name of a place."""
     login = match.group("login")
     if re.fullmatch(rf"(?:[^:]*:)?{_VARIABLE}", login):
         return False
@@ -199,7 +199,7 @@ def _is_login(match: re.Match[str]) -> bool:
 
 
 def _is_basic(match: re.Match[str]) -> bool:
-    """Whether it is the Base64 of `user:password`."""
+    """Tells whether it is the Base64 of `user:password`."""
     code = match.group("code").rstrip("=")
     try:
         decoded = base64.urlsafe_b64decode(code.replace("+", "-").replace("/", "_") + "=" * (-len(code) % 4))
@@ -438,7 +438,7 @@ def _known_secrets() -> set[str]:
 
 
 def _looks_secret(value: str) -> bool:
-    """Whether a variable's value is a secret itself, not a switch nor the path of a file that holds one."""
+    """Tells whether a variable's value is a secret itself, not a switch nor the path of a file that holds one."""
     return len(value) >= _SHORTEST and not os.path.exists(value)
 
 

@@ -47,7 +47,7 @@ def read_text(path: str | Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
 
 
 def _is_there(path: str | Path) -> bool:
-    """Whether there is something at a path; an `OSError` where no file can have such a name."""
+    """Tells whether there is something at a path; an `OSError` where no file can have such a name."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -46,7 +46,7 @@ class Range:
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def _is_number(self, value: Any) -> bool:
-        """Whether it is a finite number of the kind; `True` is none."""
+        """Tells whether it is a finite number of the kind; `True` is none."""
         if isinstance(value, bool) or not isinstance(value, (int, float) if self.kind is float else int):
             return False
         return isinstance(value, int) or math.isfinite(value)

@@ -172,7 +172,7 @@ class Archive:
         return data
 
     def _skip_to(self, position: int) -> bool:
-        """Whether the file reaches so far."""
+        """Tells whether the file reaches so far."""
         if self._seekable and self._position < position:
             self._file.seek(position - 1)
             self._position = position - 1

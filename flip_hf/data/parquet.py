@@ -330,7 +330,7 @@ class _Cells:
 
 
 def _can_grow(kind: pa.DataType) -> bool:
-    """Whether a cell may be larger in Python than its share of Arrow's memory."""
+    """Tells whether a cell may be larger in Python than its share of Arrow's memory."""
     children = [kind.field(index).type for index in range(kind.num_fields)]
     listed = pa.types.is_dictionary(kind) or (children and not pa.types.is_struct(kind))
     return bool(listed) or any(_can_grow(child) for child in children)

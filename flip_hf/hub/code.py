@@ -39,7 +39,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def is_ours(named: str) -> bool:
-    """Whether `module.Class` is a class of the files that are published."""
+    """Tells whether `module.Class` is a class of the files that are published."""
     module, _, name = named.partition(".")
     if f"{module}.py" not in NAMES:
         return False

@@ -57,7 +57,7 @@ class RegularFiles:
             yield file
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Tells whether there is such a file."""
         try:
             with self.open(name):
                 return True

@@ -1,4 +1,4 @@
-"""Whether a model fits into this machine's memory at all, before it is asked for."""
+"""Tells whether a model fits into this machine's memory at all, before it is asked for."""
 
 import os
 from typing import Any

@@ -29,7 +29,7 @@ from flip_hf.training.finish import RESULTS
 from flip_hf.training.manifest import check_manifest
 from flip_hf.training.optimization import plan_phases
 from flip_hf.training.recipes import MAX_RECIPE_BYTES
-from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, differing_names, shapes_of
+from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, difference, shapes_in, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -169,15 +169,11 @@ def _in_words(changes: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[Any, Any]]) -> None:
-    there = shapes_of(checkpoint / WEIGHTS)
-    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    differing = differing_names(there, here)
-    if differing:
-        name = differing[0]
+    found = difference(shapes_of(checkpoint / WEIGHTS), shapes_in(model.state_dict()))
+    if found is not None:
+        options = f" {_in_words(changes)}." if changes else ""
         raise ValueError(
-            f"{checkpoint} holds another model: {name} is {there.get(name, 'absent')} there and "
-            f"{here.get(name, 'absent')} here ({len(differing)} tensors differ). {_in_words(changes)}. Resume with the "
-            f"options in {checkpoint / RECIPE}."
+            f"{checkpoint} holds another model: {found}{options} Resume with the options in {checkpoint / RECIPE}."
         )
 
 

@@ -151,21 +151,32 @@ def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
             target.copy_(_shard(file.get_tensor(name), target))
 
 
-def differing_names(there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> list[str]:
-    """Lists the tensors whose shapes differ between a file and a model, those that both have first."""
+def difference(there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> str | None:
+    """Says in which tensors a file and a model differ, those that both have first; None where they do not.
+
+    Args:
+        there, here: shapes by name, of the file and of the model.
+    """
     shared = [name for name in here if name in there and there[name] != here[name]]
-    return [*shared, *(name for name in there if name not in here), *(name for name in here if name not in there)]
+    only_there = [name for name in there if name not in here]
+    only_here = [name for name in here if name not in there]
+    differing = [*shared, *only_there, *only_here]
+    if not differing:
+        return None
+    name = differing[0]
+    shapes = f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+    return f"{name} is {shapes} ({len(differing)} tensors differ)."
+
+
+def shapes_in(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns the whole shapes of tensors, which may be sharded, by name."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def _check(path: Path, there: dict[str, tuple[int, ...]], targets: dict[str, torch.Tensor]) -> None:
-    here = {name: tuple(value.shape) for name, value in targets.items()}
-    differing = differing_names(there, here)
-    if differing:
-        name = differing[0]
-        raise StateError(
-            f"{path} does not fit this run: {name} is {there.get(name, 'absent')} there and "
-            f"{here.get(name, 'absent')} here ({len(differing)} tensors differ)."
-        )
+    found = difference(there, shapes_in(targets))
+    if found is not None:
+        raise StateError(f"{path} does not fit this run: {found}")
 
 
 def _shard(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
