@@ -3,12 +3,16 @@
 FLIP takes the text's feature at the first token and its tokenizer adds no `[CLS]` or `[SEP]`: the first token is the
 first word piece. `PreTrainedTokenizerFast` around a pipeline of our own keeps that through saving and loading, which a
 changed `BertTokenizer` does not.
+
+A learned vocabulary folds case, as CLIP's and SigLIP's do, and keeps what tells words apart in other languages than
+English. BERT's uncased normalizer, which comes with the tokenizer of the paper's recipes, drops all accents instead:
+schön becomes schon, がき かき, and Hindi and Thai lose their vowels.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flip_hf.data.texts import bound_text
@@ -19,6 +23,17 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 MAX_VOCABULARY_CHARACTERS = 2**28
 MAX_WORD_CHARACTERS = 100
 
+# Private characters, soft hyphens, marks of direction and byte order, the sign of a decoding error, and control
+# characters. Joiners stay: they tell Persian words and emoji apart.
+_INVISIBLE = (
+    r"[\p{Co}\x{AD}\x{61C}\x{180E}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}-\x{206F}\x{FEFF}\x{FFFD}]"
+    r"|[\p{Cc}&&[^\s]]"
+)
+# Thai, Lao, Myanmar, Khmer and kana write whole sentences as one word, of which a single unseen letter would make an
+# unknown one. Runs of them are cut after so many letters with their marks.
+_UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\ua9e0-\ua9ff\uaa60-\uaa7f\uff66-\uff9f]"
+_UNSPACED_LETTER = re.compile(_UNSPACED)
+_RUN_LENGTH = 16
 _MAY_HOLD_LONG_WORD = re.compile(rf"\S{{{MAX_WORD_CHARACTERS + 1}}}")
 
 
@@ -33,19 +48,37 @@ def _wrap(backend: Tokenizer, context_length: int) -> PreTrainedTokenizerFast:
     )
 
 
+def _normalizer() -> normalizers.Normalizer:
+    """Lower-cases, keeps accents as characters of their own (NFD), and drops what nobody sees."""
+    return normalizers.Sequence(
+        [
+            normalizers.NFD(),
+            normalizers.Replace(Regex(_INVISIBLE), ""),
+            normalizers.Replace("\u200b", " "),  # where Khmer and Thai may break a line: between words
+            normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=True),
+        ]
+    )
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Splits at white space, punctuation and ideographs, and cuts long runs of scripts without spaces."""
+    runs = pre_tokenizers.Split(Regex(f"(?:(?={_UNSPACED})\\X){{1,{_RUN_LENGTH}}}"), behavior="isolated")
+    return pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), runs])
+
+
 def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_length: int = 32):
     """Learns a lower-cased word-piece tokenizer from captions; padding is id 0 and no special token is added.
 
     Args:
         captions: texts to learn from: the first [`MAX_VOCABULARY_CHARACTERS`], without words of more than
             [`MAX_WORD_CHARACTERS`].
-        vocab_size: at most this many pieces.
+        vocab_size: at most this many pieces, but no fewer than the captions have characters.
         context_length: the model's context in tokens; the tokenizer's `model_max_length`.
     """
     model = models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS)  # pyright: ignore
     backend = Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.normalizer = _normalizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.pre_tokenizer = _pre_tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     backend.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN], show_progress=False, min_frequency=2
@@ -55,21 +88,25 @@ def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_
 
 
 def _learnable(captions: Iterable[str]) -> Iterator[str]:
-    """Yields bounded captions without their long words, until there are enough of them."""
+    """Yields bounded captions without their long words, up to a bound, and letters of scripts without spaces."""
     # Of its own: to ask the tokenizer that is being trained would wait for the end of the training.
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer = _normalizer()
+    pre_tokenizer = _pre_tokenizer()
+    unspaced: set[str] = set()
     left = MAX_VOCABULARY_CHARACTERS
     for caption in captions:
         text = bound_text(caption)
         left -= len(text)
         if left < 0:
-            return
+            break
         if _MAY_HOLD_LONG_WORD.search(text):
             words = [word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))]
             if any(len(word) > MAX_WORD_CHARACTERS for word in words):
                 text = " ".join(word for word in words if len(word) <= MAX_WORD_CHARACTERS)
+        unspaced.update(_UNSPACED_LETTER.findall(normalizer.normalize_str(text)))
         yield text
+    # A run with a letter that never stood first, or never stood after another, would be unknown as a whole.
+    yield from (letter + letter for letter in sorted(unspaced))
 
 
 def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bool) -> PreTrainedTokenizerBase:

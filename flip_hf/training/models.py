@@ -14,6 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from flip_hf.console.endings import one_line
 from flip_hf.console.fields import OptionError
 from flip_hf.console.loading import check_loaded, loading
+from flip_hf.data.coverage import measure_coverage
 from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
@@ -34,6 +35,8 @@ from flip_hf.training.fit import check_memory
 from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
+# So many captions tell what a tokenizer loses.
+MEASURED_CAPTIONS = 1000
 # What `--model_name_or_path` takes.
 _GONE_ON_WITH = (FlipConfig.model_type, FlipPreTrainingConfig.model_type)
 # The text tower of a new model that only reconstructs: nothing trains it, and it should not weigh much.
@@ -59,18 +62,34 @@ def _read_captions(sources: list[Source], limit: int) -> Iterator[str]:
 def make_tokenizer(arguments: Arguments, sources: list[Source], context_length: int) -> PreTrainedTokenizerBase:
     """The named tokenizer, else that of the model gone on with, else one learned from the captions.
 
+    Prints what it loses of the first captions. Remote data are not read for this alone.
+
     Raises:
         ValueError: it cannot be loaded; the message names it, and what to do.
     """
     data, saved = arguments.data, arguments.model.model_name_or_path
-    if data.tokenizer is None and saved is not None:
-        with loading(saved, "tokenizer"):
-            return load_tokenizer(saved, context_length=context_length, special_tokens=True)
-    if data.tokenizer is not None:
-        with loading(data.tokenizer, "tokenizer"):
-            return load_tokenizer(data.tokenizer, context_length=context_length, special_tokens=data.special_tokens)
-    captions = _read_captions(sources, data.tokenizer_samples)
-    return train_wordpiece(captions, vocab_size=data.tokenizer_vocab_size, context_length=context_length)
+    name = data.tokenizer or saved
+    if name is None:
+        first: list[str] = []
+        captions = _keep_first(_read_captions(sources, data.tokenizer_samples), first)
+        tokenizer = train_wordpiece(captions, vocab_size=data.tokenizer_vocab_size, context_length=context_length)
+    else:
+        special_tokens = data.tokenizer is None or data.special_tokens
+        with loading(name, "tokenizer"):
+            tokenizer = load_tokenizer(name, context_length=context_length, special_tokens=special_tokens)
+        is_local = not any(source.shards.remote for source in sources)
+        first = list(_read_captions(sources, MEASURED_CAPTIONS)) if is_local else []
+    if first:
+        print(f"Tokenizer {name or 'learned'}: {len(tokenizer):,} tokens; {measure_coverage(tokenizer, first)}.")
+    return tokenizer
+
+
+def _keep_first(captions: Iterator[str], kept: list[str]) -> Iterator[str]:
+    """Yields captions, and adds the first [`MEASURED_CAPTIONS`] to a list."""
+    for caption in captions:
+        if len(kept) < MEASURED_CAPTIONS:
+            kept.append(caption)
+        yield caption
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

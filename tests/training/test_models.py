@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flip_hf import FlipModel
+from flip_hf.data.sources import open_source
 from flip_hf.training.fit import check_memory, parameters_at_least
 from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
 from flip_hf.training.recipes import parse_arguments
@@ -108,3 +109,12 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_made():
     assert parameters_at_least(config) * 4 > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with pytest.raises(ValueError, match="billion parameters takes .* GB for its weights; this machine has"):
         make_model(arguments, config, None)
+
+
+def test_a_run_says_what_its_tokenizer_loses_of_the_captions(saved, capsys):
+    sources = [open_source("shapes")]
+    learned = make_tokenizer(parse("--tokenizer_samples", 2000), sources, 8)
+    line = capsys.readouterr().out
+    assert line.startswith(f"Tokenizer learned: {len(learned):,} tokens; of 1,000 captions, 0 hold an unknown word")
+    make_tokenizer(parse("--model_name_or_path", saved), sources, 16)
+    assert capsys.readouterr().out.startswith(f"Tokenizer {saved}: ")
