@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Image, IterableDataset, load_dataset, load_dataset_builder, load_from_disk
+from datasets import ClassLabel, Image, IterableDataset, load_dataset_builder, load_from_disk
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
@@ -25,8 +25,9 @@ from flip_hf.data.files import (
 from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows, take_rows
+from flip_hf.data.splits import UnknownSplit, check_only_split, configurations, pick_files
 from flip_hf.data.tar import TarShards
-from flip_hf.data.texts import check_json_lines, read_json
+from flip_hf.data.texts import MAX_JSON_BYTES, check_json_lines, read_json
 from flip_hf.redaction import redact, shown
 
 EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
@@ -117,34 +118,60 @@ def _nested_value(row: dict, column: str) -> Any:
 
 def _open(data: str, config: str | None, split: str) -> Shards:
     if os.path.isdir(data):
-        return _open_folder(data, split)
+        return _open_folder(data, config, split)
     if has_extension(data, SHARD_EXTENSIONS):
         return _open_files(list_files(data))
     if is_remote(data):
         for extension in SHARD_EXTENSIONS:
             files = files_below(data, extension)
             if files:
-                return _open_files(files)
+                return _open_files(pick_files(data, files, extension, config, split, shown(data)))
         raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {shown(data)!r}.")
     if data.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no file or folder {shown(data)!r}.")
     return open_named(data, config, split)
 
 
-def _open_folder(path: str, split: str) -> Shards:
+def _open_folder(path: str, config: str | None, split: str) -> Shards:
     check_regular_files(path, _TABLES)
     for table in files_below(path, "metadata.jsonl"):
         check_json_lines(table)
-    below = FilesBelow(path)
-    if os.path.exists(os.path.join(path, "dataset_dict.json")):
-        path = os.path.join(path, split)
-    if os.path.exists(os.path.join(path, "state.json")):
-        return _as_shards(load_from_disk(path), remote=False, files=below)
+    name = shown(path)
+    if any(os.path.exists(os.path.join(path, table)) for table in ("dataset_dict.json", "state.json")):
+        return _open_saved(path, split, name)
     for extension in SHARD_EXTENSIONS:
         files = files_below(path, extension)
         if files:
-            return _open_files(files)
-    return _as_shards(load_dataset("imagefolder", data_dir=path, split=split, streaming=True), False, below)
+            return _open_files(pick_files(path, files, extension, config, split, name))
+    described = configurations(path)
+    if config is not None or any("data_files" in each for each in described.values()):
+        return open_named(path, config, split)
+    builder = load_dataset_builder("imagefolder", data_dir=path)
+    splits = list(builder.config.data_files)  # pyright: ignore[reportArgumentType]
+    if splits == ["train"]:
+        check_only_split(path, split, name)
+        split = "train"
+    elif split not in splits:
+        raise UnknownSplit(name, split, list(map(str, splits)))
+    return _as_shards(builder.as_streaming_dataset(split=split), False, FilesBelow(path))
+
+
+def _open_saved(path: str, split: str, name: str) -> Shards:
+    """What `save_to_disk` wrote: several splits, or one that may know which it is."""
+    below = FilesBelow(path)
+    table = os.path.join(path, "dataset_dict.json")
+    if os.path.exists(table):
+        with open(table, "rb") as file:
+            known = list(read_json(file.read(MAX_JSON_BYTES + 1))["splits"])
+        if split not in known:
+            raise UnknownSplit(name, split, known)
+        return _as_shards(load_from_disk(os.path.join(path, split)), remote=False, files=below)
+    dataset: Any = load_from_disk(path)
+    if dataset.split is None:
+        check_only_split(path, split, name)
+    elif split != str(dataset.split):
+        raise UnknownSplit(name, split, [str(dataset.split)])
+    return _as_shards(dataset, remote=False, files=below)
 
 
 def _open_files(files: Sequence[str]) -> Shards:
@@ -166,7 +193,7 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
             below = FilesBelow(_common_folder(itertools.chain.from_iterable(files.values())))
         return _as_shards(builder.as_streaming_dataset(split=split), remote=True, files=below)
     if split not in files:
-        raise ValueError(f"The data set {shown(data)!r} has no split {split!r}, only: {', '.join(map(str, files))}.")
+        raise UnknownSplit(shown(data), split, list(map(str, files)))
     if isinstance(builder, WebDataset):
         return TarShards(files[split])
     return ParquetShards(files[split], builder.info.features)
