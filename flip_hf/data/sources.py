@@ -54,6 +54,7 @@ class Source:
         name: what the user called it, without its credentials: messages, results and checkpoints name it so.
         class_names: names of the classes, if `target_column` has them.
         files: what images may name by a path; None where they are bytes.
+        has_text_targets: whether `target_column` holds texts, as far as the first rows tell.
     """
 
     shards: Shards
@@ -62,6 +63,7 @@ class Source:
     name: str
     class_names: tuple[str, ...] | None = None
     files: FilePolicy | None = None
+    has_text_targets: bool = False
 
     def image(self, row: dict) -> Any:
         """The encoded image of a row, see [`column_value`], or the file of it.
@@ -209,12 +211,16 @@ def _common_folder(files: Iterable[str]) -> str:
     return os.path.commonprefix([str(file) for file in files]).rpartition("/")[0]
 
 
+def _has_texts(rows: list[dict], column: str, kinds: tuple[type, ...] = (str, bytes)) -> bool:
+    try:
+        return any(isinstance(column_value(row, column), kinds) for row in rows)
+    except RefusedSample:  # met, and counted, when it is read
+        return False
+
+
 def _named_paths(rows: list[dict], column: str, data: str | Sequence[str]) -> FilePolicy | None:
     """What a column that the user named may name in turn, where it holds paths: files below the data set's folder."""
-    try:
-        if not any(isinstance(column_value(row, column), str) for row in rows):
-            return None
-    except RefusedSample:  # met, and counted, when it is read
+    if not _has_texts(rows, column, (str,)):
         return None
     first = data if isinstance(data, str) else data[0]
     if os.path.isdir(first):
@@ -329,4 +335,5 @@ def open_source(
         name=name,
         class_names=tuple(feature.names) if isinstance(feature, ClassLabel) else None,
         files=files,
+        has_text_targets=target_column is not None and _has_texts(rows, target_column),
     )

@@ -34,7 +34,7 @@ def configurations(folder: str) -> MetadataConfigs:
     if is_remote(folder) or not os.path.isfile(readme):
         return MetadataConfigs()
     try:
-        return MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data)
+        return MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data)  # pyright: ignore
     except Exception as error:  # YAML's, and what `datasets` raises of fields that are not as it knows them
         raise ValueError(f"The YAML at the head of {readme} cannot be read: {error}") from error
 

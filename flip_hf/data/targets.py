@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flip_hf.data.class_names import names_an_index
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.texts import MAX_CAPTIONS, MAX_TEXT_BYTES, bound_text, is_unicode, read_json
 
@@ -17,12 +18,18 @@ _MAX_NAME_BYTES = 2**16
 class ClassIndex:
     """The class of a row, written as an index or as a name.
 
+    A number is an index. A text is a name; where no class has it, it may be an index in ASCII digits, as in the `.cls`
+    members of tar shards.
+
     Args:
         class_names: the classes, in the order of the indices.
+        texts: what a text is, where names are numbers, too: `index` or `name`. None refuses a text that could be both.
     """
 
-    def __init__(self, class_names: tuple[str, ...]):
+    def __init__(self, class_names: tuple[str, ...], texts: str | None = None):
         self.count = len(class_names)
+        self.texts = texts
+        self.is_ambiguous = texts is None and names_an_index(class_names) is not None
         # Of a name that two classes have, no class can be told: such data are labelled by indices.
         counts = Counter(class_names)
         self.by_name = {name: index for index, name in enumerate(class_names) if counts[name] == 1}
@@ -31,17 +38,29 @@ class ClassIndex:
         """The index.
 
         Raises:
-            RefusedSample: it is none of the classes.
+            RefusedSample: it is none of the classes, says that the row has no label (-1), or could be two classes.
         """
         if isinstance(value, (bytes, str)) and len(value) > _MAX_NAME_BYTES:
             raise RefusedSample("unknown label")
         if isinstance(value, bytes):  # a member of a tar file
-            value = value.decode("utf-8", errors="replace").strip()
+            value = value.decode("utf-8", errors="replace")
         if isinstance(value, str):
-            value = self.by_name.get(value, _index_of(value))
+            value = self._read(value.strip())
+        if isinstance(value, (float, np.floating)) and value.is_integer():  # a table whose column has gaps
+            value = int(value)
         if isinstance(value, (int, np.integer)) and 0 <= value < self.count:
             return int(value)
-        raise RefusedSample("unknown label")
+        raise RefusedSample(
+            "no label (-1)" if isinstance(value, (int, np.integer)) and value == -1 else "unknown label"
+        )
+
+    def _read(self, text: str) -> int | None:
+        index = -1 if text == "-1" and text not in self.by_name else _index_of(text)
+        if self.texts == "index":
+            return index
+        if self.is_ambiguous and index is not None and index >= 0:
+            raise RefusedSample("label is an index or a name")
+        return self.by_name.get(text, None if self.texts == "name" else index)
 
 
 def _index_of(text: str) -> int | None:

@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from torch.utils.data import DataLoader
 
 from flip_hf.console.files import read_text
+from flip_hf.data.class_names import check_class_names
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import files_below
 from flip_hf.data.loader import make_loader
@@ -97,24 +98,25 @@ def named_classes(data_set: DataSet, source: Source, data_dir: str | None) -> Da
     """The data set with its class names: its own, or those that the data carry or have beside them.
 
     Raises:
-        ValueError: nobody knows them, or there are not as many as labels.
+        ValueError: nobody knows them, there are not as many as labels, or they do not go with the data's own; see
+            [`check_class_names`].
     """
     if data_set.task == "retrieval":
         return data_set
-    if not data_set.class_names:
-        found = source.class_names or _class_names_file(data_set, data_dir)
-        if found is None:
-            raise ValueError(
-                f"The data set {source.name!r} does not name its classes in {source.target_column!r}. Give "
-                "--class_names FILE, one name a line in the order of the labels."
-            )
-        return replace(data_set, class_names=found)
-    if source.class_names is not None and len(source.class_names) != len(data_set.class_names):
+    names = data_set.class_names or source.class_names or _class_names_file(data_set, data_dir)
+    if not names:
         raise ValueError(
-            f"{data_set.title} is described with {len(data_set.class_names)} classes, but {source.name!r} has "
+            f"The data set {source.name!r} does not name its classes in {source.target_column!r}. Give "
+            "--class_names FILE, one name a line in the order of the labels."
+        )
+    if source.class_names is not None and len(source.class_names) != len(names):
+        raise ValueError(
+            f"{data_set.title} is described with {len(names)} classes, but {source.name!r} has "
             f"{len(source.class_names)} in {source.target_column!r}; give --class_names with one line a class."
         )
-    return data_set
+    advice = "Say which with --text_labels index or --text_labels name."
+    check_class_names(source, names, data_set.text_labels, advice)
+    return replace(data_set, class_names=names)
 
 
 def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
@@ -123,7 +125,7 @@ def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
         return captions
     if data_set.metric == "map_11_points":
         return ClassVector(len(data_set.class_names or ()))
-    return ClassIndex(data_set.class_names or ())
+    return ClassIndex(data_set.class_names or (), data_set.text_labels)
 
 
 def eval_loader(

@@ -7,6 +7,7 @@ from pathlib import Path
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import OptionsParser
 from flip_hf.console.ranges import SEED, integer, number
+from flip_hf.data.class_names import TEXTS
 from flip_hf.evaluation.labels import prompt_set, resolve_templates
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.metrics import METRICS
@@ -37,6 +38,9 @@ class EvaluationOptions:
     image_column: str | None = option(None, "its image column; found by its usual names if not given")
     target_column: str | None = option(None, "its column of labels, or of captions; found if not given")
     class_names: str | None = option(None, "file with its class names, one a line, in the order of the labels")
+    text_labels: str | None = option(
+        None, "what labels written as texts are, where class names are numbers: index or name", choices=TEXTS
+    )
     metric: str = option("accuracy", f"of its classes: {', '.join(CLASS_METRICS)}", choices=CLASS_METRICS)
     templates: list[str] = option(
         [], "prompts about classes: clip_1, clip_7, clip_80, or templates; each data set's own if not given"
@@ -123,6 +127,7 @@ class EvaluationOptions:
             licence="",
             sources=(),
             class_names=read_class_names(self.class_names) if self.class_names else None,
+            text_labels=self.text_labels,
         )
 
 

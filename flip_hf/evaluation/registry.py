@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from flip_hf.data.class_names import names_an_index
 from flip_hf.evaluation.labels import resolve_templates
 
 METRICS = {
@@ -48,6 +49,7 @@ class DataSet:
         class_names: C names in the order of the label indices at `path`. None where the data set itself says them:
             in `class_names_file`, or as the names of its label feature.
         class_names_file: file in the data set's repository with one name a line.
+        text_labels: what a label written as a text is, `index` or `name`, where class names are numbers, too.
         duplicates: names that the original gives to several classes.
         note: what differs from the papers, what to know, what was not verified.
     """
@@ -67,12 +69,13 @@ class DataSet:
     sources: tuple[str, ...]
     class_names: tuple[str, ...] | None = None
     class_names_file: str | None = None
+    text_labels: str | None = None
     duplicates: tuple[str, ...] = ()
     note: str | None = None
 
 
 _LISTS = ("groups", "sources", "class_names", "duplicates")
-_MAY_BE_NULL = ("path", "config", "class_names", "class_names_file", "note")
+_MAY_BE_NULL = ("path", "config", "class_names", "class_names_file", "text_labels", "note")
 
 
 @cache
@@ -200,7 +203,7 @@ def _check_class_names(made: DataSet) -> None:
     twice = {name for name, count in Counter(names).items() if count > 1}
     if twice != set(made.duplicates):
         raise ValueError(f"these classes are there several times: {sorted(twice)}, not {sorted(made.duplicates)}.")
-    # Readers take a text for a name if there is one, else for an index: "3" must not be the name of class 0.
-    for index, name in enumerate(names):
-        if name.isdecimal() and int(name) != index and int(name) < len(names):
-            raise ValueError(f"class {index} is named {name!r}, which is the index of another; write it out.")
+    # A text label could be either.
+    name = names_an_index(names)
+    if name is not None:
+        raise ValueError(f"class {names.index(name)} is named {name!r}, which is the index of another; write it out.")

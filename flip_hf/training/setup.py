@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from flip_hf.data.class_names import check_class_names
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import has_extension
 from flip_hf.data.loader import TrainLoader, make_loader
@@ -76,14 +77,14 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     )
     if not labels:
         return source, ()
-    if data.class_names is not None:
-        return source, read_class_names(data.class_names)
-    if source.class_names is None:
+    class_names = read_class_names(data.class_names) if data.class_names is not None else source.class_names
+    if class_names is None:
         raise ValueError(
             f"The data set {shown(name)!r} does not name its classes in {source.target_column!r}. Give "
             "--class_names FILE, one name a line in the order of the labels."
         )
-    return source, source.class_names
+    check_class_names(source, class_names, None, "Write the labels as numbers, or the names in words.")
+    return source, class_names
 
 
 def _evaluated(data: DataArguments) -> str | None:

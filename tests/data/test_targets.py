@@ -1,12 +1,17 @@
 """Labels and captions as data sets write them."""
 
 import io
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
+from flip_hf.data.class_names import check_class_names
 from flip_hf.data.decode import RefusedSample
+from flip_hf.data.sources import Source, open_source
 from flip_hf.data.targets import ClassIndex, ClassVector, captions
+from tests.conftest import shapes_rows
 
 
 def test_a_class_is_an_index_or_a_name():
@@ -15,10 +20,71 @@ def test_a_class_is_an_index_or_a_name():
     assert read("7") == 1  # a name before a number
     digits = "9" * 6000  # `int` refuses them with a ValueError
     others = ("\u0662", "\uff12", "\u00b2")  # 2 in Arabic, of full width, and as a power
-    numbers = (10**30, float("nan"), float("inf"), [1], {"label": 1})
-    for value in (4, -1, "dog", b"crane", "4", None, 1.5, b"\xff", digits, digits.encode(), *others, *numbers):
+    numbers = (10**30, float("nan"), float("inf"), [1], {"label": 1}, np.float32(2.5))
+    assert [read(v) for v in (3.0, np.float64(0), " cat ", b" 2 ")] == [3, 0, 0, 2]
+    for value in (-1, "-1", b"-1", -1.0):
+        with pytest.raises(RefusedSample, match="no label"):
+            read(value)
+    for value in (4, -2, "dog", b"crane", "4", None, 1.5, b"\xff", digits, digits.encode(), *others, *numbers):
         with pytest.raises(RefusedSample, match="unknown label"):
             read(value)
+
+
+def test_a_text_that_could_be_an_index_or_a_name_is_refused_until_it_is_said_which():
+    """Of names "1" to "5" for the classes 0 to 4; read as names first, texts "0" to "4" became 0, 0, 1, 2, 3."""
+    names = ("1", "2", "3", "4", "5")
+    for text in (b"0", "1", "4", "5"):
+        with pytest.raises(RefusedSample, match="label is an index or a name"):
+            ClassIndex(names)(text)
+    assert [ClassIndex(names, "index")(text) for text in (b"0", "1", "4")] == [0, 1, 4]
+    assert [ClassIndex(names, "name")(text) for text in (b"1", "5")] == [0, 4]
+    for texts, value in (("index", "5"), ("name", b"0"), ("name", "six"), ("index", "cat")):
+        with pytest.raises(RefusedSample, match="unknown label"):
+            ClassIndex(names, texts)(value)
+    assert [ClassIndex(names, texts)(4) for texts in (None, "index", "name")] == [4] * 3  # a number is an index
+    digits = tuple(map(str, range(10)))
+    assert [ClassIndex(digits)(value) for value in ("7", b"7", 7)] == [7] * 3  # both readings are one
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "message"),
+    [
+        (("cat", "dog", "cow"), ("dog", "cat", "cow"), "calls class 0 'cat', and the class names given call it 'dog'"),
+        (("cat", "dog", "cow", "hen"), ("a cat", "cow", "dog", "hen"), "calls class 1 'dog'"),
+        (("cat", "dog"), ("cat", "dog"), None),
+        (("n01", "n02"), ("cat", "dog"), None),
+        (("crane bird", "crane"), ("crane", "crane (machine)"), None),  # the data's names, made clearer
+    ],
+)
+def test_class_names_in_another_order_than_the_data_s_are_refused(own, given, message):
+    source = labelled_source(own, texts=False)
+    if message is None:
+        check_class_names(source, given, None, "")
+        return
+    with pytest.raises(ValueError, match=message):
+        check_class_names(source, given, None, "")
+
+
+def test_text_labels_and_numbers_for_names_are_met_before_work_starts():
+    names = ("1", "2", "3")
+    check_class_names(labelled_source(None, texts=False), names, None, "")
+    check_class_names(labelled_source(None, texts=True), names, "index", "")
+    check_class_names(labelled_source(None, texts=True), ("0", "1", "7"), None, "")
+    with pytest.raises(ValueError, match="'1' could be the name of class 0 or the index of another. Say which."):
+        check_class_names(labelled_source(None, texts=True), names, None, "Say which.")
+
+
+def labelled_source(own: tuple[str, ...] | None, texts: bool) -> Source:
+    features = Features({"image": Image(), "label": ClassLabel(names=list(own)) if own else Value("string")})
+    rows = {"image": [shapes_rows(1)[0]["image"]] * 2, "label": [0, 1] if own else ["0", "1"]}
+    if own is None and not texts:
+        features["label"] = Value("int64")
+        rows["label"] = [0, 1]
+    with TemporaryDirectory() as folder:
+        Dataset.from_dict(rows, features=features).to_parquet(f"{folder}/test.parquet")
+        source = open_source(folder, split="test", kind="label")
+    assert source.has_text_targets is texts and source.class_names == own
+    return source
 
 
 def test_several_classes_are_a_vector():
