@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from flip_hf.data.bounds import BudgetedBytes, check_encoded, check_exif, check_tiles
 from flip_hf.data.files import MAX_FILE_BYTES, OversizedFileError, StoredFile, read_file
 from flip_hf.data.refusals import RefusedSample
-from flip_hf.data.texts import MAX_TEXT_BYTES, bound_text, is_unicode
+from flip_hf.data.texts import read_caption, usable_captions
 
 # Larger images are refused from their header alone, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
@@ -230,27 +230,19 @@ def open_picture(path: str) -> Image.Image:
 
 
 def choose_caption(value: Any, rng: np.random.Generator) -> str:
-    """Chooses the caption of a row, one at random where there are several, and cuts it (see [`bound_text`]).
+    """Chooses the caption of a row: of several, one of the usable at random; see [`read_caption`].
 
     Raises:
-        RefusedSample: it is missing, empty, no text, or of megabytes.
+        RefusedSample: it cannot be used; of several, not one can.
     """
-    if isinstance(value, (list, tuple)) and value:
-        value = value[int(rng.integers(len(value)))]
-    if isinstance(value, (bytes, bytearray, str)) and len(value) > MAX_TEXT_BYTES:
-        raise RefusedSample("oversized caption")
-    if isinstance(value, (bytes, bytearray)):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RefusedSample("caption is not UTF-8") from error
-    if value is None:
-        raise RefusedSample("missing caption")
-    if not isinstance(value, str):
-        raise RefusedSample("caption is not text")
-    if not value.strip():
-        raise RefusedSample("empty caption")
-    value = bound_text(value)
-    if not is_unicode(value):
-        raise RefusedSample("caption is not UTF-8")
-    return value
+    if not isinstance(value, (list, tuple)) or not value:
+        return read_caption(value)
+    drawn = value[int(rng.integers(len(value)))]
+    try:
+        return read_caption(drawn)
+    except RefusedSample:
+        # Read only now: where all can be used, reading the others would be for nothing.
+        usable = usable_captions(value)
+        if not usable:
+            raise
+        return usable[int(rng.integers(len(usable)))]

@@ -15,7 +15,7 @@ from flip_hf.data.files import files_below
 from flip_hf.data.loader import make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import SHARD_EXTENSIONS, Source, open_source
-from flip_hf.data.targets import ClassIndex, ClassVector, captions
+from flip_hf.data.targets import Captions, ClassIndex, ClassVector
 from flip_hf.evaluation.registry import DataSet
 
 
@@ -120,7 +120,7 @@ def named_classes(data_set: DataSet, source: Source, data_dir: str | None) -> Da
 def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
     """What makes a target of a value of the data set's target column."""
     if data_set.task == "retrieval":
-        return captions
+        return Captions(data_set.caption_form)
     if data_set.metric == "map_11_points":
         return ClassVector(len(data_set.class_names or ()))
     return ClassIndex(data_set.class_names or ())

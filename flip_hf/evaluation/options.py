@@ -7,6 +7,7 @@ from pathlib import Path
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import OptionsParser
 from flip_hf.console.ranges import SEED, integer, number
+from flip_hf.data.targets import CAPTION_FORMS
 from flip_hf.evaluation.labels import prompt_set, resolve_templates
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.metrics import METRICS
@@ -36,6 +37,11 @@ class EvaluationOptions:
     test_split: str = option("test", "its split to measure on")
     image_column: str | None = option(None, "its image column; found by its usual names if not given")
     target_column: str | None = option(None, "its column of labels, or of captions; found if not given")
+    caption_form: str = option(
+        "text",
+        "of retrieval: what a text of it is: text (one caption), lines (one a line) or json (a list)",
+        choices=CAPTION_FORMS,
+    )
     class_names: str | None = option(None, "file with its class names, one a line, in the order of the labels")
     metric: str = option("accuracy", f"of its classes: {', '.join(CLASS_METRICS)}", choices=CLASS_METRICS)
     templates: list[str] = option(
@@ -123,6 +129,7 @@ class EvaluationOptions:
             licence="",
             sources=(),
             class_names=read_class_names(self.class_names) if self.class_names else None,
+            caption_form=self.caption_form,
         )
 
 
