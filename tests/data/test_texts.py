@@ -66,9 +66,10 @@ def test_texts_that_no_tokenizer_should_see_are_refused(value, reason):
 
 def test_captions_of_one_image_are_bounded_in_number():
     assert len(Captions()(["a cat"] * MAX_CAPTIONS)) == MAX_CAPTIONS
-    for many in (["a cat"] * (MAX_CAPTIONS + 1), "a\n" * 2000, json.dumps(["a"] * 2000)):
+    many = {"text": ["a cat"] * (MAX_CAPTIONS + 1), "lines": "a\n" * 2000, "json": json.dumps(["a"] * 2000)}
+    for form, value in many.items():
         with pytest.raises(RefusedSample, match="too many captions"):
-            Captions()(many)
+            Captions(form)(value)
     assert Captions()(["x" * 20_000]) == ["x" * MAX_CAPTION_CHARACTERS]
     with pytest.raises(RefusedSample, match="damaged JSON"):
         Captions("json")("[" * 200_000)
