@@ -16,6 +16,7 @@ from flip_hf.data.loader import make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import SHARD_EXTENSIONS, Source, open_source
 from flip_hf.data.targets import Captions, ClassIndex, ClassVector
+from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.registry import DataSet
 
 
@@ -129,7 +130,7 @@ def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
 def eval_loader(
     data_set: DataSet,
     source: Source,
-    transform: Callable[[Any], Any],
+    transform: ImageTransform,
     accelerator: Accelerator,
     *,
     batch_size: int,
@@ -137,5 +138,12 @@ def eval_loader(
 ) -> DataLoader:
     """One pass over this process's part of a split."""
     process = Reader(accelerator.process_index, accelerator.num_processes)
-    stream = EvalStream(source, transform, target_reader(data_set), batch_size=batch_size, process=process)
+    stream = EvalStream(
+        source,
+        transform,
+        target_reader(data_set),
+        batch_size=batch_size,
+        process=process,
+        background=transform.background,
+    )
     return make_loader(stream, num_workers=num_workers)
