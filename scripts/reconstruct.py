@@ -27,6 +27,7 @@ from flip_hf.data.decode import open_picture
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError
+from flip_hf.data.rendering import background_of
 from flip_hf.data.sources import open_source
 from flip_hf.data.targets import nothing
 from flip_hf.evaluation.encoder import ImageTransform
@@ -90,7 +91,9 @@ def measure(arguments: argparse.Namespace) -> None:
     model.to(accelerator.device)
     source = open_source(arguments.data, split=arguments.split, image_column=arguments.image_column, kind="image")
     transform = ImageTransform(image_processor)
-    stream = EvalStream(source, transform, nothing, batch_size=BATCH_SIZE, process=Reader(0, 1))
+    stream = EvalStream(
+        source, transform, nothing, batch_size=BATCH_SIZE, process=Reader(0, 1), background=transform.background
+    )
     measured = {}
     for ratio in arguments.mask_ratios:
         batches = first_samples(stream, arguments.samples)
@@ -117,8 +120,10 @@ def draw(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: the model, an image or a ratio is none.
     """
-    images = [open_picture(path) for path in arguments.images]
+    for path in arguments.images:  # before the model is loaded
+        open_picture(path)
     model, image_processor = load_pretraining(arguments.model)
+    images = [open_picture(path, background_of(image_processor)) for path in arguments.images]
     options = {"seed": arguments.seed, "baselines": arguments.baselines}
     plot_reconstructions(model, image_processor, images, arguments.mask_ratios, arguments.output, **options)
 

@@ -8,7 +8,6 @@ python scripts/zero_shot.py runs/shapes *.jpg --labels "red circle" "blue square
 import argparse
 from typing import Any
 
-from PIL import Image
 from transformers.utils import logging
 
 from flip_hf import ZeroShotClassifier
@@ -30,14 +29,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_image(path: str) -> Image.Image:
-    """The image, or the end of the script with a sentence that says why not."""
-    try:
-        return open_picture(path)
-    except ValueError as error:
-        end_with(error)
-
-
 def format_answer(path: str, scores: list[dict]) -> str:
     """One line a label, best first, with a bar."""
     width = max(len(entry["label"]) for entry in scores)
@@ -52,15 +43,16 @@ def main() -> None:
     """Loads the model once and answers for each image."""
     install()
     arguments = make_parser().parse_args()
-    images = [open_image(path) for path in arguments.images]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        for path in arguments.images:  # before the model is loaded; they are not kept, as they may be many
+            open_picture(path)
         classify = ZeroShotClassifier.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:
         end_with(error)
     try:
-        answers: Any = classify(images, arguments.labels, arguments.template)
+        answers: Any = classify(arguments.images, arguments.labels, arguments.template)
     except ValueError as error:
         end_with(error)
     for path, scores in zip(arguments.images, answers, strict=True):

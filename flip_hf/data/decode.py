@@ -14,8 +14,10 @@ from PIL import ExifTags, Image
 
 from flip_hf.data.bounds import BudgetedBytes, check_encoded, check_exif, check_tiles
 from flip_hf.data.files import MAX_FILE_BYTES, OversizedFileError, StoredFile, read_file
+from flip_hf.data.jpeg_end import ended, lacks_end
 from flip_hf.data.refusals import RefusedSample
-from flip_hf.data.texts import MAX_TEXT_BYTES, bound_text, is_unicode
+from flip_hf.data.rendering import WHITE, Colour, as_shown, load
+from flip_hf.data.texts import read_caption, usable_captions
 
 # Larger images are refused from their header alone, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
@@ -27,6 +29,8 @@ MAX_IMAGE_SIDE = 2**23
 # among them: its decoder reserves memory by the tiles, precincts and code blocks that a header of a hundred bytes
 # claims.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "PPM", "ICO", "TGA")
+# What Pillow calls a JPEG; of the second kind, which phones write, other pictures follow the first in the same file.
+_JPEGS = ("JPEG", "MPO")
 # Of a picture longer than this many times its width, or wider, the centre is cut out before it is resized.
 MAX_ASPECT = 8
 
@@ -111,9 +115,11 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         if image.width * image.height > max_pixels or max(image.size) > MAX_IMAGE_SIDE:
             raise RefusedSample("oversized image")
         check_tiles(image.tile, max_pixels)
-        if image.format != "JPEG":  # others have their EXIF tag behind the pixels
-            image.load()
+        if image.format not in _JPEGS:  # others have their EXIF tag behind the pixels
+            load(image)
             check_exif(image.info)  # a JPEG's is in its first bytes, and was checked with them
+        elif lacks_end(data):
+            image = Image.open(BudgetedBytes(ended(data, image.width * image.height)), formats=_known_formats())
     return image
 
 
@@ -129,18 +135,21 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
-def decode_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Decodes an image to RGB, turned upright by its EXIF tag where that can be read.
+def decode_image(value: Any, background: Colour = WHITE, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Decodes an image to RGB as a viewer shows it (see `rendering.py`), turned upright by its EXIF tag.
 
-    Arguments are those of [`open_image`].
+    Args:
+        value: of [`open_image`].
+        background: of transparent parts.
+        max_pixels: of [`open_image`].
 
     Raises:
         RefusedSample: it is missing, no image, truncated or too large.
     """
-    return _decoded(open_image(value, max_pixels))
+    return _decoded(open_image(value, max_pixels), background)
 
 
-def decode_crop(image: Image.Image, box: Box, side: int) -> Image.Image:
+def decode_crop(image: Image.Image, box: Box, side: int, background: Colour = WHITE) -> Image.Image:
     """Decodes a part of an opened image to RGB, as small as is still `side` x `side` pixels or more.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough: its decoder then leaves the
@@ -151,16 +160,17 @@ def decode_crop(image: Image.Image, box: Box, side: int) -> Image.Image:
         image: from [`open_image`].
         box: left, top, right and bottom, in pixels of the upright image.
         side: what the part is to be resized to.
+        background: of transparent parts.
 
     Raises:
         RefusedSample: the image is truncated or otherwise damaged.
     """
     scale = 1
-    if image.format == "JPEG":
+    if image.format in _JPEGS:
         scale = next(n for n in (8, 4, 2, 1) if n == 1 or _fits(scaled_box(box, n), side))
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
-    return _decoded(image).crop(scaled_box(box, scale))
+    return _decoded(image, background).crop(scaled_box(box, scale))
 
 
 def scaled_box(box: Box, scale: int) -> Box:
@@ -173,19 +183,20 @@ def _fits(box: Box, side: int) -> bool:
     return min(box[2] - box[0], box[3] - box[1]) >= side
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _decoded(image: Image.Image, background: Colour) -> Image.Image:
     opened = getattr(image, "fp", None)
     if isinstance(opened, BudgetedBytes):
         opened.restart()
     with _refusing():
-        image.load()
+        load(image)
+        shown = as_shown(image, background)
     turn = _TURNS.get(_orientation(image))
     if turn is not None:  # most need none: a copy takes half as long as decoding
-        image = image.transpose(turn)
+        shown = shown.transpose(turn)
         # Pillow's own function writes the EXIF block anew without the tag, and to do so reads all that is in it.
         for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
-            image.info.pop(name, None)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+            shown.info.pop(name, None)
+    return shown
 
 
 def central_box(width: int, height: int) -> Box:
@@ -213,44 +224,43 @@ def bounded_shape(image: Any) -> Any:
     return image[top:bottom, left:right]
 
 
-def open_picture(path: str) -> Image.Image:
-    """Opens a picture that the user names, by path or URL, as [`decode_image`] does.
+def open_picture(picture: str | Image.Image, background: Colour = WHITE) -> Image.Image:
+    """Opens a picture that the user names, by path or URL, or has opened with Pillow, as [`decode_image`] does.
+
+    Args:
+        picture: where it is, or the picture, of which Pillow has neither turned nor converted anything.
+        background: of transparent parts.
 
     Raises:
         ValueError: it cannot be used; the message names it.
     """
     try:
-        return decode_image(StoredFile(path))
+        if isinstance(picture, Image.Image):
+            return _decoded(picture, background)
+        return decode_image(StoredFile(picture), background)
     except RefusedSample as error:
+        name = getattr(picture, "filename", "") or "The picture" if isinstance(picture, Image.Image) else picture
         cause = error.__cause__
         if error.reason == "unreadable image file":
-            raise ValueError(f"{path} cannot be read: {getattr(cause, 'strerror', None) or cause}.") from None
+            raise ValueError(f"{name} cannot be read: {getattr(cause, 'strerror', None) or cause}.") from None
         is_none = error.reason == "not an image"
-        raise ValueError(f"{path} is not an image." if is_none else f"{path} cannot be used: {error.reason}.") from None
+        raise ValueError(f"{name} is not an image." if is_none else f"{name} cannot be used: {error.reason}.") from None
 
 
 def choose_caption(value: Any, rng: np.random.Generator) -> str:
-    """Chooses the caption of a row, one at random where there are several, and cuts it (see [`bound_text`]).
+    """Chooses the caption of a row: of several, one of the usable at random; see [`read_caption`].
 
     Raises:
-        RefusedSample: it is missing, empty, no text, or of megabytes.
+        RefusedSample: it cannot be used; of several, not one can.
     """
-    if isinstance(value, (list, tuple)) and value:
-        value = value[int(rng.integers(len(value)))]
-    if isinstance(value, (bytes, bytearray, str)) and len(value) > MAX_TEXT_BYTES:
-        raise RefusedSample("oversized caption")
-    if isinstance(value, (bytes, bytearray)):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RefusedSample("caption is not UTF-8") from error
-    if value is None:
-        raise RefusedSample("missing caption")
-    if not isinstance(value, str):
-        raise RefusedSample("caption is not text")
-    if not value.strip():
-        raise RefusedSample("empty caption")
-    value = bound_text(value)
-    if not is_unicode(value):
-        raise RefusedSample("caption is not UTF-8")
-    return value
+    if not isinstance(value, (list, tuple)) or not value:
+        return read_caption(value)
+    drawn = value[int(rng.integers(len(value)))]
+    try:
+        return read_caption(drawn)
+    except RefusedSample:
+        # Read only now: where all can be used, reading the others would be for nothing.
+        usable = usable_captions(value)
+        if not usable:
+            raise
+        return usable[int(rng.integers(len(usable)))]

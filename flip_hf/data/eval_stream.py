@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.reading import Reader, epoch_shards, read_rows
+from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
 
 
@@ -25,6 +26,7 @@ class EvalStream(IterableDataset):
         read_target: value of the source's `target_column` to a target, or [`RefusedSample`]; see `targets.py`.
         batch_size: samples a batch.
         process: this process among all.
+        background: of transparent parts.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class EvalStream(IterableDataset):
         *,
         batch_size: int,
         process: Reader,
+        background: Colour = WHITE,
     ):
         self.source, self.transform, self.read_target = source, transform, read_target
         self.batch_size, self.process = batch_size, process
+        self.background = background
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
@@ -52,7 +56,7 @@ class EvalStream(IterableDataset):
         for (nth, index), row in rows:
             try:
                 target = self.read_target(self.source.target(row))
-                image = self.transform(decode_image(self.source.image(row)))
+                image = self.transform(decode_image(self.source.image(row), self.background))
                 samples.append((image, target, (order[nth], index)))
             except RefusedSample as error:
                 refused[error.reason] += 1

@@ -2,14 +2,17 @@
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from flip_hf.data.class_names import names_an_index
 from flip_hf.data.refusals import RefusedSample
-from flip_hf.data.texts import MAX_CAPTIONS, MAX_TEXT_BYTES, bound_text, is_unicode, read_json
+from flip_hf.data.texts import MAX_CAPTIONS, MAX_TEXT_BYTES, read_caption, read_json, usable_captions
 
+# What a text may be where captions are wanted: one caption, one a line, or a JSON list of them.
+CAPTION_FORMS = ("text", "lines", "json")
 # An index of more digits, or a name of more bytes, belongs to no class.
 _MAX_DIGITS = 18
 _MAX_NAME_BYTES = 2**16
@@ -115,27 +118,40 @@ def nothing(value: Any) -> None:
     """No target: of images alone."""
 
 
-def captions(value: Any) -> list[str]:
-    """Reads all captions of an image: of a list, a JSON list, or a text with one a line; see [`bound_text`].
+class Captions:
+    """All captions of an image: a list's usable ones, or those that a text holds; see [`read_caption`].
 
-    Raises:
-        RefusedSample: there is none, one is no text, or there are more than [`MAX_CAPTIONS`].
+    Args:
+        form: what a text is: one of [`CAPTION_FORMS`].
     """
-    if isinstance(value, (bytes, str)) and len(value) > MAX_TEXT_BYTES:
-        raise RefusedSample("oversized caption")
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = read_json(value)
-    if isinstance(value, str):
-        value = value.splitlines()
-    if isinstance(value, (list, tuple)) and len(value) > MAX_CAPTIONS:
-        raise RefusedSample("too many captions")
-    if not isinstance(value, (list, tuple)) or not all(isinstance(caption, str) for caption in value):
-        raise RefusedSample("missing caption")
-    found = [bound_text(caption.strip()) for caption in value if caption.strip()]
-    if not found:
-        raise RefusedSample("empty caption")
-    if not all(map(is_unicode, found)):
-        raise RefusedSample("caption is not UTF-8")
-    return found
+
+    def __init__(self, form: str = "text"):
+        self.form = form
+
+    def __call__(self, value: Any) -> list[str]:
+        """The captions, without white space around them.
+
+        Raises:
+            RefusedSample: not one can be used, or there are more than [`MAX_CAPTIONS`].
+        """
+        if not isinstance(value, (list, tuple)):
+            value = self._parts(value)
+        if len(value) > MAX_CAPTIONS:
+            raise RefusedSample("too many captions")
+        found = [caption.strip() for caption in usable_captions(value)]
+        if not found:
+            read_caption(value[0] if value else "")  # says what is wrong
+        return found
+
+    def _parts(self, value: Any) -> Sequence[Any]:
+        if self.form == "text" or not isinstance(value, (bytes, bytearray, str)):
+            return [value]
+        if len(value) > MAX_TEXT_BYTES:
+            raise RefusedSample("oversized caption")
+        if self.form == "json":
+            listed = read_json(bytes(value) if isinstance(value, bytearray) else value)
+            if not isinstance(listed, list):
+                raise RefusedSample("captions are not a JSON list")
+            return listed
+        # Not `splitlines`, which also parts at U+2028, NEL and form feeds, as they occur inside of captions.
+        return value.split("\n") if isinstance(value, str) else bytes(value).split(b"\n")

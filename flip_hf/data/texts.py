@@ -1,7 +1,9 @@
 """How much of a text is read: captions, labels and JSON come from strangers, and no context takes megabytes of them."""
 
+import contextlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from flip_hf.data.refusals import RefusedSample
@@ -45,6 +47,40 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def read_caption(value: Any) -> str:
+    """Reads one caption, of text or UTF-8 bytes, and cuts it (see [`bound_text`]); its line breaks are white space.
+
+    Raises:
+        RefusedSample: it is missing, empty, no text, or of megabytes.
+    """
+    if isinstance(value, (bytes, bytearray, str)) and len(value) > MAX_TEXT_BYTES:
+        raise RefusedSample("oversized caption")
+    if isinstance(value, (bytes, bytearray)):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RefusedSample("caption is not UTF-8") from error
+    if value is None:
+        raise RefusedSample("missing caption")
+    if not isinstance(value, str):
+        raise RefusedSample("caption is not text")
+    if not value.strip():
+        raise RefusedSample("empty caption")
+    value = bound_text(value)
+    if not is_unicode(value):
+        raise RefusedSample("caption is not UTF-8")
+    return value
+
+
+def usable_captions(values: Sequence[Any]) -> list[str]:
+    """Those of several captions that [`read_caption`] can read."""
+    usable = []
+    for value in values:
+        with contextlib.suppress(RefusedSample):
+            usable.append(read_caption(value))
+    return usable
 
 
 def read_json(text: str | bytes) -> Any:

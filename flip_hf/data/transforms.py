@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from flip_hf.data.decode import Box, bounded_shape, decode_crop, open_image, upright_size
+from flip_hf.data.rendering import WHITE, Colour
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
@@ -57,11 +58,13 @@ class TrainTransform:
         crop_area: smallest and largest fraction of the area; (0.5, 1) in FLIP's code.
         crop_ratio: smallest and largest aspect ratio.
         flip: probability of a horizontal flip.
+        background: of transparent parts.
     """
 
     crop_area: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    background: Colour = WHITE
 
     def __call__(self, value: Any, rng: np.random.Generator, image_size: int) -> torch.Tensor:
         """An encoded image (see `open_image`) to (3, image_size, image_size), uint8.
@@ -71,7 +74,7 @@ class TrainTransform:
         """
         image = open_image(value)
         box = random_crop_box(*upright_size(image), self.crop_area, self.crop_ratio, rng)
-        pixels = resize(_to_tensor(decode_crop(image, box, image_size)), image_size)
+        pixels = resize(_to_tensor(decode_crop(image, box, image_size, self.background)), image_size)
         return pixels.flip(2) if rng.random() < self.flip else pixels
 
 

@@ -55,7 +55,7 @@ def make_page(model: DemoModel, pictures: Sequence[Picture]) -> gr.Blocks:
         model: what is tried; without texts or without a decoder, the page lacks those tabs.
         pictures: what is searched; some of them are the examples.
     """
-    examples = choose_examples(pictures)
+    examples = choose_examples(pictures, model.transform.background)
     with gr.Blocks(title=f"Try {model.title}", analytics_enabled=False) as page:
         gr.Markdown(f"# {model.title}\n{model.about()}")
         if model.encoder is not None:
@@ -97,7 +97,7 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
 def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> None:
     with gr.Row():
         with gr.Column(scale=2):
-            image = image_input(examples)
+            image = image_input(examples, model.transform.background)
             known = [example.label for example in examples if example.label is not None]
             labels = gr.Textbox(
                 ", ".join(known), label="Labels, apart by commas or lines", lines=2, max_length=MAX_LABELS_TEXT
@@ -156,7 +156,7 @@ def _search_tab(search: ImageSearch, examples: list[Example]) -> None:
 def _reconstruction_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> None:
     with gr.Row():
         with gr.Column(scale=2):
-            image = image_input(examples)
+            image = image_input(examples, model.transform.background)
             ask = gr.Button("Reconstruct", variant="primary")
         with gr.Column(scale=3):
             with gr.Row():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.files import StoredFile
+from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.demo.search import Picture, fit_to_show
 
 MAX_EXAMPLES = 6
@@ -27,19 +28,19 @@ class Example:
     label: str | None
 
 
-def choose_examples(pictures: Sequence[Picture]) -> list[Example]:
+def choose_examples(pictures: Sequence[Picture], background: Colour = WHITE) -> list[Example]:
     """A few sound pictures from all over; of those with labels, no two of one class."""
     found: list[Example] = []
     for picture in pictures[:: max(1, (len(pictures) - 1) // MAX_EXAMPLES)]:
         if picture.label is None or all(picture.label != example.label for example in found):
             try:
-                found.append(Example(fit_to_show(picture.decode()), picture.label))
+                found.append(Example(fit_to_show(picture.decode(background)), picture.label))
             except RefusedSample:
                 continue
     return found[:MAX_EXAMPLES]
 
 
-def image_input(examples: Sequence[Example]) -> gr.Image:
+def image_input(examples: Sequence[Example], background: Colour = WHITE) -> gr.Image:
     """An input whose image is decoded within this project's limits, or refused in words.
 
     Gradio's own decodes images of any size, and answers a damaged one with a traceback. The method is replaced in the
@@ -50,7 +51,7 @@ def image_input(examples: Sequence[Example]) -> gr.Image:
 
     def preprocess(payload: Any) -> Image.Image | None:
         try:
-            return None if payload is None else decode_image(StoredFile(payload.path))
+            return None if payload is None else decode_image(StoredFile(payload.path), background)
         except RefusedSample as error:
             raise as_told(f"This image cannot be used: {error.reason}.") from None
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.files import StoredFile, files_below
+from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.shapes import CLASS_NAMES, NUM_SAMPLES, generate_test
 from flip_hf.demo.model import DemoModel
 
@@ -35,13 +36,13 @@ class Picture:
     name: str
     label: str | None = None
 
-    def decode(self) -> Image.Image:
-        """The image in RGB.
+    def decode(self, background: Colour = WHITE) -> Image.Image:
+        """The image in RGB, its transparent parts on a background.
 
         Raises:
             RefusedSample: it is damaged, too large, or none.
         """
-        return decode_image(self.value)
+        return decode_image(self.value, background)
 
 
 def embedded_pictures() -> list[Picture]:
@@ -110,12 +111,13 @@ class ImageSearch:
     def _encode(self, progress: Callable[[int, int], Any]) -> torch.Tensor:
         self.refused.clear()
         self._usable, found = [], []
+        background = self.model.transform.background
         for start in range(0, len(self.pictures), BATCH_SIZE):
             progress(start, len(self.pictures))
             images = []
             for picture in self.pictures[start : start + BATCH_SIZE]:
                 try:
-                    images.append(self.model.transform(picture.decode()))  # small: a batch of photos is not
+                    images.append(self.model.transform(picture.decode(background)))  # small: a batch of photos is not
                     self._usable.append(picture)
                 except RefusedSample as error:
                     self.refused[error.reason] += 1
@@ -137,7 +139,8 @@ class ImageSearch:
         for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             picture = self._usable[index]
             try:
-                answers.append((fit_to_show(picture.decode()), picture.label or picture.name, score))
+                shown = fit_to_show(picture.decode(self.model.transform.background))
+                answers.append((shown, picture.label or picture.name, score))
             except RefusedSample:  # its file has changed since
                 continue
         return answers

@@ -47,6 +47,7 @@ class ZeroShotClassifier:
         check_alternatives(model)
         self.model = model.eval() if device is None else model.eval().to(device)
         self.processor = processor
+        self.transform = ImageTransform(processor.image_processor)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._kept: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[Tensor, int]] = {}
 
@@ -159,14 +160,15 @@ class ZeroShotClassifier:
         Raises:
             ValueError: a file cannot be read, or is no image; the message names it.
         """
-        transform = ImageTransform(self.processor.image_processor)
         # One by one: a batch of photographs, opened, would take gigabytes.
-        pixel_values = torch.stack(
-            [transform(open_picture(str(i)) if isinstance(i, (str, Path)) else i) for i in images]
-        )
+        pixel_values = torch.stack([self.transform(self._opened(image)) for image in images])
         pixel_values = pixel_values.to(device=self.model.device, dtype=self.model.dtype)
         embeds = normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)  # (B, E)
         return label_probabilities(self.model, embeds, weights)
+
+    def _opened(self, image: Any) -> Any:
+        """A picture where a path or URL is given."""
+        return open_picture(str(image), self.transform.background) if isinstance(image, (str, Path)) else image
 
     def __call__(
         self,

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from flip_hf.console.loading import check_loaded, loading
-from flip_hf.data.decode import bounded_shape
+from flip_hf.data.decode import bounded_shape, open_picture
+from flip_hf.data.rendering import background_of
 from flip_hf.evaluation.zero_shot import TextInputs, normalized
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipVisionModel
 
@@ -29,13 +30,23 @@ def keeps_aspect(image_processor: Any) -> bool:
 class ImageTransform:
     """One image to the (3, S, S) that a model's image processor makes of it; can be sent to loader workers.
 
-    Images are PIL's or arrays (H, W, C). The centre of one of extreme shape is cut out first, see [`bounded_shape`].
+    Images are PIL's, seen as [`open_picture`] sees them, or arrays (H, W, C). The centre of one of extreme shape is cut
+    out first, see [`bounded_shape`].
+
+    Attributes:
+        background: of transparent parts.
+
+    Raises:
+        ValueError: the image processor names no colour as the background; or later, a PIL image is damaged.
     """
 
     def __init__(self, image_processor: Any):
         self.image_processor = image_processor
+        self.background = background_of(image_processor)
 
     def __call__(self, image: Any) -> torch.Tensor:
+        if isinstance(image, Image.Image):
+            image = open_picture(image, self.background)
         if keeps_aspect(self.image_processor) and isinstance(image, (Image.Image, np.ndarray)):
             image = bounded_shape(image)
         # Asked for by name: a processor may have been saved without it, and would leave grey images (MNIST) grey.

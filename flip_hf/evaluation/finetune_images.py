@@ -10,7 +10,8 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset
 
-from flip_hf.data.decode import RefusedSample, bounded_shape, decode_image
+from flip_hf.data.decode import RefusedSample, bounded_shape, decode_image, open_picture
+from flip_hf.data.rendering import Colour
 from flip_hf.evaluation.finetune_recipe import FineTuneOptions
 
 # isort: split
@@ -91,10 +92,12 @@ class _Examples:
         data: the samples; images are PIL's or encoded.
         transform: what an RGB image goes through.
         num_labels: labels are below.
+        background: of transparent parts.
     """
 
-    def __init__(self, data: Any, transform: Transform, num_labels: int):
+    def __init__(self, data: Any, transform: Transform, num_labels: int, background: Colour):
         self.data, self.transform, self.num_labels = data, transform, num_labels
+        self.background = background
 
     def example(self, sample: Any, number: int) -> tuple[torch.Tensor, int]:
         """Raises a ValueError where the sample is no image with a label; it tells its number."""
@@ -104,8 +107,9 @@ class _Examples:
                 f"Sample {number} has the label {label}; the model's are 0 to {self.num_labels - 1} (num_labels)."
             )
         try:
-            rgb = image.convert("RGB") if isinstance(image, Image.Image) else decode_image(image)
-        except (RefusedSample, OSError) as error:
+            opened = open_picture if isinstance(image, Image.Image) else decode_image
+            rgb = opened(image, self.background)
+        except (RefusedSample, ValueError) as error:
             raise ValueError(
                 f"The image of sample {number} cannot be used ({error}). Leave it out or mend it."
             ) from error
@@ -123,8 +127,10 @@ class _MapExamples(_Examples, Dataset):
 class _IterableExamples(_Examples, IterableDataset):
     """Those at `start`, `start + step`, ..."""
 
-    def __init__(self, data: Any, transform: Transform, num_labels: int, start: int = 0, step: int = 1):
-        super().__init__(data, transform, num_labels)
+    def __init__(
+        self, data: Any, transform: Transform, num_labels: int, background: Colour, start: int = 0, step: int = 1
+    ):
+        super().__init__(data, transform, num_labels, background)
         self.start, self.step = start, step
 
     def set_epoch(self, epoch: int) -> None:
@@ -167,9 +173,9 @@ def make_train_loader(
         )
     dataset: Any
     if isinstance(data, IterableDataset):
-        dataset, sampler = _IterableExamples(data, transform, num_labels), None
+        dataset, sampler = _IterableExamples(data, transform, num_labels, options.background), None
     else:
-        dataset = _MapExamples(data, transform, num_labels)
+        dataset = _MapExamples(data, transform, num_labels, options.background)
         # Not the loader's generator, from which all processes' workers would take one seed for the augmentation.
         sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(options.seed))
     loader = DataLoader(
@@ -198,9 +204,10 @@ def make_test_loader(
     first, processes = accelerator.process_index, accelerator.num_processes
     dataset: Any
     if isinstance(data, IterableDataset):
-        dataset = _IterableExamples(data, transform, num_labels, first, processes)
+        dataset = _IterableExamples(data, transform, num_labels, options.background, first, processes)
     else:
-        dataset = Subset(_MapExamples(data, transform, num_labels), range(first, len(data), processes))
+        examples = _MapExamples(data, transform, num_labels, options.background)
+        dataset = Subset(examples, range(first, len(data), processes))
     pin_memory = accelerator.device.type == "cuda"
     batch_size = options.batch_size // processes
     return DataLoader(dataset, batch_size, num_workers=options.num_workers, pin_memory=pin_memory)

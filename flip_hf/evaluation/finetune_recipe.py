@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.modeling import FlipForImageClassification
 
 try:
@@ -48,6 +49,7 @@ class FineTuneOptions:
         mask_ratio: fraction of the patches dropped in training; evaluation is on whole images.
         eval_crop: side of the centre crop over the resized image's short side; MAE's is 224 / 256, above 224 pixels 1.
         num_workers: processes of each training process that read and transform images.
+        background: of transparent parts of images, as the tower was trained with.
         samples_per_epoch: for an iterable data set without length, which the schedule must know.
         seed: of the order, the augmentation, drop path and masks; the head's weights are [`make_classifier`]'s.
 
@@ -74,6 +76,7 @@ class FineTuneOptions:
     mask_ratio: float = 0.0
     eval_crop: float = 224 / 256
     num_workers: int = 8
+    background: Colour = WHITE
     samples_per_epoch: int | None = None
     seed: int = 0
 

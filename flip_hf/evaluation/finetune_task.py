@@ -14,7 +14,6 @@ from flip_hf.evaluation.finetune import fine_tune
 from flip_hf.evaluation.finetune_model import make_classifier
 from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions
 from flip_hf.evaluation.loading import target_reader
-from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject, make_result
 
@@ -30,13 +29,15 @@ def recipe_for(width: int, knows_texts: bool) -> str:
     return "mae_l" if width <= 1024 else "mae_h"
 
 
-def changed_recipe(chosen: FineTuneOptions, options: EvaluationOptions, warmup: float) -> FineTuneOptions:
+def changed_recipe(chosen: FineTuneOptions, subject: Subject, warmup: float) -> FineTuneOptions:
     """A recipe with what is asked otherwise; `warmup` is the largest share of the epochs that its warm-up may take."""
+    options = subject.options
     asked = {"epochs": options.epochs, "batch_size": options.train_batch_size, "base_lr": options.train_base_lr}
     workers = default_workers() if options.num_workers is None else options.num_workers
     changed = {name: value for name, value in asked.items() if value is not None}
     epochs = changed.get("epochs", chosen.epochs)
     changed["warmup_epochs"] = min(chosen.warmup_epochs, epochs * warmup)
+    changed["background"] = subject.encoder.transform.background
     return replace(chosen, num_workers=workers, seed=options.seed, **changed)
 
 
@@ -68,7 +69,7 @@ def fine_tuned(subject: Subject) -> Result:
     encoder, refused = subject.encoder, Counter()
     train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
     name = subject.options.recipe or recipe_for(encoder.vision_config.hidden_size, encoder.knows_texts)
-    recipe = changed_recipe(RECIPES[name], subject.options, warmup=1 / 10)
+    recipe = changed_recipe(RECIPES[name], subject, warmup=1 / 10)
     processor = encoder.image_processor
     found = fine_tune(
         make_classifier(encoder.name, len(subject.class_names)),

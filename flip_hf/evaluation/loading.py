@@ -16,7 +16,8 @@ from flip_hf.data.files import files_below
 from flip_hf.data.loader import make_loader
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import SHARD_EXTENSIONS, Source, open_source
-from flip_hf.data.targets import ClassIndex, ClassVector, captions
+from flip_hf.data.targets import Captions, ClassIndex, ClassVector
+from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.registry import DataSet
 
 
@@ -122,7 +123,7 @@ def named_classes(data_set: DataSet, source: Source, data_dir: str | None) -> Da
 def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
     """What makes a target of a value of the data set's target column."""
     if data_set.task == "retrieval":
-        return captions
+        return Captions(data_set.caption_form)
     if data_set.metric == "map_11_points":
         return ClassVector(len(data_set.class_names or ()))
     return ClassIndex(data_set.class_names or (), data_set.text_labels)
@@ -131,7 +132,7 @@ def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
 def eval_loader(
     data_set: DataSet,
     source: Source,
-    transform: Callable[[Any], Any],
+    transform: ImageTransform,
     accelerator: Accelerator,
     *,
     batch_size: int,
@@ -139,5 +140,12 @@ def eval_loader(
 ) -> DataLoader:
     """One pass over this process's part of a split."""
     process = Reader(accelerator.process_index, accelerator.num_processes)
-    stream = EvalStream(source, transform, target_reader(data_set), batch_size=batch_size, process=process)
+    stream = EvalStream(
+        source,
+        transform,
+        target_reader(data_set),
+        batch_size=batch_size,
+        process=process,
+        background=transform.background,
+    )
     return make_loader(stream, num_workers=num_workers)

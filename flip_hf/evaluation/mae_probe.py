@@ -232,7 +232,7 @@ def mae_probe(subject: Subject) -> MaeProbe:
     """
     encoder, accelerator, asked = subject.encoder, subject.accelerator, subject.options
     encode, refused = features_of(encoder, asked.probe), Counter[str]()
-    options = changed_recipe(PROBE_RECIPES[asked.probe], asked, warmup=1 / 5)
+    options = changed_recipe(PROBE_RECIPES[asked.probe], subject, warmup=1 / 5)
     parts = _in_parts(options, asked.batch_size, accelerator.num_processes)
     train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
     samples, classes = count_samples(train, options), len(subject.class_names)

@@ -8,6 +8,7 @@ from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import OptionsParser
 from flip_hf.console.ranges import SEED, integer, number
 from flip_hf.data.class_names import TEXTS
+from flip_hf.data.targets import CAPTION_FORMS
 from flip_hf.evaluation.labels import prompt_set, resolve_templates
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.metrics import METRICS
@@ -37,6 +38,11 @@ class EvaluationOptions:
     test_split: str = option("test", "its split to measure on")
     image_column: str | None = option(None, "its image column; found by its usual names if not given")
     target_column: str | None = option(None, "its column of labels, or of captions; found if not given")
+    caption_form: str = option(
+        "text",
+        "of retrieval: what a text of it is: text (one caption), lines (one a line) or json (a list)",
+        choices=CAPTION_FORMS,
+    )
     class_names: str | None = option(None, "file with its class names, one a line, in the order of the labels")
     text_labels: str | None = option(
         None, "what labels written as texts are, where class names are numbers: index or name", choices=TEXTS
@@ -128,6 +134,7 @@ class EvaluationOptions:
             sources=(),
             class_names=read_class_names(self.class_names) if self.class_names else None,
             text_labels=self.text_labels,
+            caption_form=self.caption_form,
         )
 
 

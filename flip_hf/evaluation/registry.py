@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from flip_hf.data.class_names import names_an_index
+from flip_hf.data.targets import CAPTION_FORMS
 from flip_hf.evaluation.labels import resolve_templates
 
 METRICS = {
@@ -51,6 +52,8 @@ class DataSet:
         class_names_file: file in the data set's repository with one name a line.
         text_labels: what a label written as a text is, `index` or `name`, where class names are numbers, too.
         duplicates: names that the original gives to several classes.
+        caption_form: of retrieval, what a text in the target column is: `text`, one caption; `lines`, one a line;
+            `json`, a list of them. A column of lists holds several, whatever is said here.
         note: what differs from the papers, what to know, what was not verified.
     """
 
@@ -71,6 +74,7 @@ class DataSet:
     class_names_file: str | None = None
     text_labels: str | None = None
     duplicates: tuple[str, ...] = ()
+    caption_form: str = "text"
     note: str | None = None
 
 
@@ -186,6 +190,8 @@ def _are_texts(values: Sequence[Any]) -> bool:
 def _check_sense(made: DataSet) -> None:
     if made.metric not in METRICS.get(made.task, ()):
         raise ValueError(f"the metric {made.metric!r} does not fit the task {made.task!r}.")
+    if made.caption_form not in CAPTION_FORMS:
+        raise ValueError(f"the caption_form is one of {', '.join(CAPTION_FORMS)}, not {made.caption_form!r}.")
     if "test" not in made.splits or set(made.splits) - set(SPLITS):
         raise ValueError(f"the splits are {', '.join(made.splits)}: test is needed, train and validation may be there.")
     if made.path is None and "--data_dir" not in (made.note or ""):

@@ -99,7 +99,7 @@ class Subject:
         found, source = {}, self.source(split)
         for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: None):
             if place in wanted:
-                image = decode_image(source.image(row))
+                image = decode_image(source.image(row), self.encoder.transform.background)
                 image.thumbnail((160, 160))
                 found[wanted[place]] = image
             if len(found) == len(wanted):

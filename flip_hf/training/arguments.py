@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import nearest
 from flip_hf.console.ranges import POSITIVE, SEED, integer, number
+from flip_hf.data.rendering import Colour, read_colour
 from flip_hf.evaluation.labels import fault_of
 from flip_hf.modeling import FlipDecoderConfig, FlipTextConfig, FlipVisionConfig
 from flip_hf.redaction import redacted
@@ -218,6 +219,7 @@ class DataArguments:
         "smallest and largest fraction of the area that a random crop keeps",
         number(0, 1, open_low=True, says="needs two fractions, each {range}"),
     )
+    background: str = option("white", "colour on which transparent pictures are seen, such as white or #808080")
     flip: float = option(0.5, "probability of a horizontal flip", number(0, 1, says="is a probability, {range}"))
     shuffle_block: int = option(
         4096, "samples of a source that each worker shuffles together; 1 keeps their order", integer(1, 2**24)
@@ -243,10 +245,18 @@ class DataArguments:
             len(self.crop_area) == 2 and 0 < low <= high <= 1,
             f"--crop_area needs two fractions, 0 < smallest <= largest <= 1, got {self.crop_area}.",
         )
+        self.background_colour()  # what is no colour belongs here
         for template in self.templates:
             require("{}" in template, f"--templates: {template!r} has no {{}} for the class name.")
             fault = fault_of(template)
             require(fault is None, f"--templates: {template!r} {fault}")
+
+    def background_colour(self) -> Colour:
+        """Red, green and blue of `background`."""
+        try:
+            return read_colour(self.background)
+        except ValueError as error:
+            raise OptionError(f"--background: {error}") from None
 
     def _check_sources(self, names: list[str]) -> None:
         twice = next((name for name in names if names.count(name) > 1), None)

@@ -67,7 +67,7 @@ def _build(arguments: Arguments) -> Trainer:
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
     config = flip_of(model).config  # whose sizes may have changed
-    processor = models.make_processor(config, tokenizer, arguments.model)
+    processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint, arguments.optimization.ema_half_life is not None)
     data_states = load_data_states(checkpoint) if checkpoint is not None else None

@@ -16,6 +16,7 @@ from flip_hf.console.fields import OptionError
 from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.coverage import measure_coverage
 from flip_hf.data.decode import RefusedSample, choose_caption
+from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.modeling import (
@@ -252,7 +253,9 @@ def _freeze_texts(flip: FlipModel) -> None:
 # -- the processor -----------------------------------------------------------------------------------------------------
 
 
-def make_processor(config: FlipConfig, tokenizer: Any, model: ModelArguments | None = None) -> Any:
+def make_processor(
+    config: FlipConfig, tokenizer: Any, model: ModelArguments | None = None, background: Colour = WHITE
+) -> Any:
     """The processor saved beside the weights: what users' images and texts go through.
 
     The PIL backend is written down; where torchvision is installed, Transformers picks its own at loading.
@@ -262,6 +265,7 @@ def make_processor(config: FlipConfig, tokenizer: Any, model: ModelArguments | N
         tokenizer: the text's side; without one (None) it is the image processor alone.
         model: says what the run started from. A model's image processor is taken over, all but the image size; of a
             vision tower's, mean and standard deviation.
+        background: on which transparent pictures are seen; it is saved with the rest, for evaluation.
 
     Returns:
         A [`FlipProcessor`] or an image processor.
@@ -271,7 +275,7 @@ def make_processor(config: FlipConfig, tokenizer: Any, model: ModelArguments | N
     """
     size = config.vision_config.image_size  # pyright: ignore
     if model is not None and model.model_name_or_path is not None:
-        image_processor = resized_image_processor(_saved_image_processor(model.model_name_or_path), size)
+        image_processor: Any = resized_image_processor(_saved_image_processor(model.model_name_or_path), size)
     else:
         donor = model.init_vision_from if model is not None else None
         found = find_image_processor(donor) if donor is not None else None
@@ -281,6 +285,7 @@ def make_processor(config: FlipConfig, tokenizer: Any, model: ModelArguments | N
             image_mean=list(IMAGE_MEAN if found is None else found.image_mean),
             image_std=list(IMAGE_STD if found is None else found.image_std),
         )
+    image_processor.background = list(background)
     return image_processor if tokenizer is None else FlipProcessor(image_processor, tokenizer)
 
 

@@ -115,7 +115,7 @@ def make_train_loader(
     data, objective = arguments.data, arguments.objective
     tokenize = Tokenize(tokenizer, config.get_text_config(), arguments.model.text_mask_ratio)
     plan = PatchPlan(
-        TrainTransform(crop_area=(data.crop_area[0], data.crop_area[1]), flip=data.flip),
+        TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
         partial(cut_patches, patch_size=config.vision_config.patch_size),  # pyright: ignore
         Views(arguments.model.mask_strategy, config.vision_config, plan_phases(arguments)),
         micro_batches[1],
@@ -150,5 +150,6 @@ def make_eval_loader(
         ClassIndex(class_names) if source.target_column is not None else nothing,
         batch_size=data.eval_batch_size,
         process=Reader(accelerator.process_index, accelerator.num_processes),
+        background=data.background_colour(),
     )
     return make_loader(stream, num_workers=num_workers(data))

@@ -81,3 +81,25 @@ def test_captions_are_checked():
     for value, reason in ((None, "missing"), ("  ", "empty"), (3.5, "not text"), ([], "not text"), ([None], "missing")):
         with pytest.raises(RefusedSample, match=reason):
             choose_caption(value, RNG)
+
+
+@pytest.mark.parametrize("unusable", ["", "  ", None, 3.5, float("nan"), b"\xff", "\ud800", ["a"]])
+def test_one_of_the_usable_captions_is_drawn(unusable):
+    """Each as likely as the others, and the same from the same state."""
+    values = ["a", unusable, "b", unusable, b"c"]
+    rng = np.random.default_rng(0)
+    drawn = [choose_caption(values, rng) for _ in range(3000)]
+    assert all(900 < drawn.count(caption) < 1100 for caption in "abc") and set(drawn) == set("abc")
+    again = np.random.default_rng(0)
+    assert [choose_caption(values, again) for _ in range(50)] == drawn[:50]
+    with pytest.raises(RefusedSample):
+        choose_caption([unusable, unusable], rng)
+
+
+def test_a_list_of_usable_captions_takes_one_number_of_the_generator():
+    """So that data without such gaps train as they did."""
+    ours, plain = np.random.default_rng(0), np.random.default_rng(0)
+    captions = ["a", "b", "c", "d", "e"]
+    drawn = [choose_caption(captions, ours) for _ in range(50)]
+    assert drawn == [captions[int(plain.integers(5))] for _ in range(50)]
+    assert ours.random() == plain.random()

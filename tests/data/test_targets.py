@@ -1,6 +1,7 @@
 """Labels and captions as data sets write them."""
 
 import io
+import json
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -10,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from flip_hf.data.class_names import check_class_names
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.sources import Source, open_source
-from flip_hf.data.targets import ClassIndex, ClassVector, captions
+from flip_hf.data.targets import CAPTION_FORMS, Captions, ClassIndex, ClassVector
 from tests.conftest import shapes_rows
 
 
@@ -129,18 +130,55 @@ def test_a_class_vector_cannot_ask_for_memory_or_be_read_as_something_else():
             read(value)
 
 
-def test_all_captions_of_an_image_are_read():
-    assert captions("a cat") == ["a cat"]
-    assert captions(b"a cat\n a dog \n\n") == ["a cat", "a dog"]
-    assert captions(["a cat", "  ", "a dog"]) == ["a cat", "a dog"]
-    assert captions('["a cat", "a dog"]') == ["a cat", "a dog"]
-    for value, reason in (
-        (None, "missing"),
-        (3, "missing"),
-        ([1], "missing"),
-        ("  ", "empty"),
-        ([], "empty"),
-        ("[x", "JSON"),
-    ):
-        with pytest.raises(RefusedSample, match=reason):
-            captions(value)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a cat",
+        "[OC] my cat",
+        '["a", "b"]',
+        "a cat\nthat sleeps",
+        *(f"a cat{mark}asleep" for mark in "\u2028\u2029\x85\x0c\x0b\x1c"),
+    ],
+)
+def test_a_text_is_one_caption(text):
+    assert Captions()(text) == Captions()(text.encode()) == [text]
+    assert Captions("lines")(text.replace("\n", " ")) == [text.replace("\n", " ")]
+    assert Captions("json")(json.dumps([text, "a dog"])) == [text, "a dog"]
+
+
+def test_of_a_list_the_usable_captions_are_read():
+    for form in CAPTION_FORMS:
+        assert Captions(form)(["a cat", "  ", None, 3.0, "a\ndog ", b"\xff", b"a bird"]) == [
+            "a cat",
+            "a\ndog",
+            "a bird",
+        ]
+
+
+def test_several_captions_in_a_text_are_read_where_that_is_said():
+    assert Captions("lines")(b"a cat\r\n a dog \n\n") == ["a cat", "a dog"]
+    assert Captions("lines")("[OC] a cat\na\u2028dog") == ["[OC] a cat", "a\u2028dog"]
+    assert Captions("json")('["a cat", "a dog", null]') == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "reason"),
+    [
+        ("text", None, "missing caption"),
+        ("text", 3, "caption is not text"),
+        ("text", [1], "caption is not text"),
+        ("text", [None, ""], "missing caption"),
+        ("text", "  ", "empty caption"),
+        ("text", [], "empty caption"),
+        ("text", b"\xff", "caption is not UTF-8"),
+        ("lines", "\n \n", "empty caption"),
+        ("lines", "x\n" * 2000, "too many captions"),
+        ("json", "[x", "damaged JSON"),
+        ("json", '"a cat"', "captions are not a JSON list"),
+        ("json", "[]", "empty caption"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_refused(form, value, reason):
+    with pytest.raises(RefusedSample) as caught:
+        Captions(form)(value)
+    assert caught.value.reason == reason

@@ -9,7 +9,7 @@ import pytest
 from flip_hf.data.decode import choose_caption
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.sources import column_value, open_source
-from flip_hf.data.targets import captions
+from flip_hf.data.targets import Captions
 from flip_hf.data.texts import MAX_CAPTION_CHARACTERS, MAX_CAPTIONS, MAX_JSON_BYTES, MAX_TEXT_BYTES, bound_text
 from flip_hf.data.tokenization import _learnable, train_wordpiece
 from flip_hf.evaluation.zero_shot import TextInputs
@@ -61,17 +61,18 @@ def test_texts_that_no_tokenizer_should_see_are_refused(value, reason):
     with pytest.raises(RefusedSample, match=reason):
         choose(value)
     with pytest.raises(RefusedSample, match=reason):
-        captions(value)
+        Captions()(value)
 
 
 def test_captions_of_one_image_are_bounded_in_number():
-    assert len(captions(["a cat"] * MAX_CAPTIONS)) == MAX_CAPTIONS
-    for many in (["a cat"] * (MAX_CAPTIONS + 1), "a\n" * 2000, json.dumps(["a"] * 2000)):
+    assert len(Captions()(["a cat"] * MAX_CAPTIONS)) == MAX_CAPTIONS
+    many = {"text": ["a cat"] * (MAX_CAPTIONS + 1), "lines": "a\n" * 2000, "json": json.dumps(["a"] * 2000)}
+    for form, value in many.items():
         with pytest.raises(RefusedSample, match="too many captions"):
-            captions(many)
-    assert captions(["x" * 20_000]) == ["x" * MAX_CAPTION_CHARACTERS]
+            Captions(form)(value)
+    assert Captions()(["x" * 20_000]) == ["x" * MAX_CAPTION_CHARACTERS]
     with pytest.raises(RefusedSample, match="damaged JSON"):
-        captions("[" * 200_000)
+        Captions("json")("[" * 200_000)
 
 
 def test_json_is_bounded_in_depth_and_size():

@@ -1,0 +1,180 @@
+"""What a viewer shows of a picture, whatever its mode: numbers by their range, transparent parts on a background.
+
+Pillow's own `convert("RGB")` clips numbers of more than eight bits to white, fractions to black, and drops the alpha
+channel, so that what shows is whatever colour the transparent pixels happen to have.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageColor
+
+Colour = tuple[int, int, int]
+WHITE: Colour = (255, 255, 255)
+
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_NUMBER_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+# Of 32-bit pixels in these formats, the fourth byte often means nothing and is zero.
+_MAYBE_UNUSED_ALPHA = ("TGA", "BMP")
+# The samples of a PNG are brought to eight bits, and its transparent colour is not.
+_TRANSPARENCY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+# Pixels converted at once, as numbers take four times the memory of the picture.
+_STRIP_PIXELS = 2**20
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO = 0
+_UNSIGNED = 1
+
+
+def read_colour(text: str) -> Colour:
+    """Reads an opaque colour: a name of CSS (`white`), `#ffffff` or `rgb(255, 255, 255)`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        colour = ImageColor.getrgb(text)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        raise ValueError(f"{text!r} is no opaque colour. Give a name such as white, or red, green and blue as #ffffff.")
+    return colour
+
+
+def background_of(image_processor: Any) -> Colour:
+    """The colour on which a model has seen transparent pictures: its image processor's `background`, else white.
+
+    Raises:
+        ValueError: what is written there is no colour.
+    """
+    value = getattr(image_processor, "background", None)
+    if value is None:
+        return WHITE
+    is_colour = isinstance(value, (list, tuple)) and len(value) == 3
+    if not is_colour or not all(type(level) is int and 0 <= level <= 255 for level in value):
+        raise ValueError(
+            f"The image processor's background is {value!r:.80}. Write red, green and blue into its configuration, "
+            "such as [255, 255, 255]."
+        )
+    return value[0], value[1], value[2]
+
+
+def load(image: Image.Image) -> None:
+    """Decodes an opened picture, and brings the transparent colour of a PNG to the scale of its decoded pixels.
+
+    Raises:
+        Exception: it is damaged; Pillow's decoders raise many kinds.
+    """
+    tiles = getattr(image, "tile", None)
+    scale = _TRANSPARENCY_SCALES.get(str(tiles[0][3])) if image.format == "PNG" and tiles else None
+    image.load()
+    colour = image.info.get("transparency")
+    if scale is None or colour is None:
+        return
+    if isinstance(colour, tuple):
+        image.info["transparency"] = tuple(int(level * scale) for level in colour)
+    else:
+        image.info["transparency"] = int(colour * scale)
+
+
+def as_shown(image: Image.Image, background: Colour = WHITE) -> Image.Image:
+    """Converts a decoded picture to RGB as viewers show it.
+
+    Numbers become grey levels by the range that they have: of 16 bits (fewer, where a TIFF says so) the largest such
+    number is white. Numbers of 32 bits and fractions have no usual range: white is the smallest of 1 (fractions only),
+    255 and 65,535 that holds them, else the largest of them; up to twice that is an overshoot in fractions, as
+    resampling makes it. What is negative or not a number is black.
+
+    Args:
+        image: of any mode that Pillow opens; one that is RGB and opaque is returned as it is.
+        background: of transparent parts.
+
+    Raises:
+        ValueError: there is no way from its mode to RGB.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _NUMBER_MODES:
+        image = _grey(image)
+    elif image.mode == "LAB":
+        image = _from_lab(image)
+    if not _is_transparent(image):
+        return image.convert("RGB")
+    # Pillow blends colours that are not multiplied by alpha, and palettes not at all.
+    layer = image if image.mode == "RGBA" else image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+    shown = Image.new("RGB", image.size, background)
+    shown.paste(layer, mask=layer)
+    return shown
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if image.mode == "RGBA" and image.format in _MAYBE_UNUSED_ALPHA:
+        return image.getchannel("A").getextrema() != (0, 0)
+    palette = image.palette.mode if image.mode == "P" and image.palette is not None else ""
+    return image.mode in _ALPHA_MODES or "transparency" in image.info or palette.endswith("A")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    lab = ImageCms.createProfile("LAB")
+    rgb = ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    assert converted is not None  # it is only where a picture is changed in place
+    return converted
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """A picture of numbers as grey levels, with an alpha channel where one of the numbers is transparent."""
+    tags = getattr(image, "tag_v2", {})
+    is_unsigned = image.mode == "I" and tags.get(_SAMPLE_FORMAT, (0,))[0] == _UNSIGNED
+    kind = "u4" if is_unsigned else None  # which Pillow takes for a signed number
+    largest = _largest(image, kind)
+    is_inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+    def to_grey(numbers: np.ndarray) -> np.ndarray:
+        numbers = numbers if kind is None else numbers.view(kind)
+        finite = np.nan_to_num(numbers.astype(np.float32), nan=0, posinf=largest, neginf=0)
+        grey = (finite * np.float32(255 / largest)).round().clip(0, 255).astype(np.uint8)
+        return 255 - grey if is_inverted else grey
+
+    transparent = image.info.get("transparency")
+    grey = _by_strips(image, to_grey)
+    if isinstance(transparent, int):
+        grey.putalpha(_by_strips(image, lambda numbers: np.where(numbers == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _largest(image: Image.Image, kind: str | None) -> float:
+    """The number that is white."""
+    if image.mode.startswith("I;16"):
+        return 2 ** getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    if image.format in ("PNG", "PPM"):  # Pillow brings all of theirs to 16 bits
+        return 65535
+    largest = 0.0
+    for numbers in _strips(image):
+        numbers = numbers if kind is None else numbers.view(kind)
+        largest = max(largest, float(numbers.max(initial=0, where=np.isfinite(numbers))))
+    if image.mode == "F":
+        return next((white for white in (1, 255, 65535) if largest < 2 * white), largest)
+    return next((white for white in (255, 65535) if largest <= white), largest)
+
+
+def _strips(image: Image.Image) -> Any:
+    """Arrays (rows, width) of a picture of one channel, from its top to its bottom."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def _by_strips(image: Image.Image, function: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    """A picture of mode L, of what a function makes of the numbers (rows, width)."""
+    made = Image.new("L", image.size)
+    top = 0
+    for numbers in _strips(image):
+        made.paste(Image.fromarray(function(numbers)), (0, top))
+        top += len(numbers)
+    return made
