@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
@@ -11,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from flip_hf.console.files import try_folder
 from flip_hf.console.loading import loading
+from flip_hf.data import processes
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
-from flip_hf.data.workers import cores_per_process
 from flip_hf.hub.push import HubRefused
 from flip_hf.training import models, setup
 from flip_hf.training.agreement import from_main
@@ -133,15 +132,7 @@ def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
 def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
     """Makes Accelerate's process layer; the precision is the encoder's own."""
     trackers = [name for name in arguments.run.report_to if name != "none"]
-    accelerator = Accelerator(
-        mixed_precision="no",
-        log_with=trackers or None,  # pyright: ignore[reportArgumentType]
-        project_dir=str(output_dir),
-    )
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` leaves one thread to a process.
-        torch.set_num_threads(cores_per_process())
-    return accelerator
+    return processes.make_accelerator(mixed_precision="no", log_with=trackers or None, project_dir=str(output_dir))
 
 
 def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:

@@ -25,7 +25,7 @@ from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import Report, save_model, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
 from flip_hf.training.grid import Grid
-from flip_hf.training.hardware import autocast_dtype, describe
+from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.lock import unlock_folder
 from flip_hf.training.measure import Step, Window
@@ -116,6 +116,7 @@ class Trainer:
 
     def _run(self) -> dict[str, float]:
         self.window = Window(self.state.samples, self.state.steps)
+        self.progress.say(where(self.accelerator))
         self._begin_batches()
         metrics: dict[str, float] = {}
         while not self._is_finished():
