@@ -9,6 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from flip_hf.training.checkpoint import SET_ASIDE
+
 
 class Progress:
     """The run's progress, shown and written by the main process alone.
@@ -37,10 +39,22 @@ class Progress:
             self._forget_after(done)
 
     def _forget_after(self, samples: int) -> None:
-        """Drops records of samples that a resumed run sees again; a new run starts a new log."""
-        lines = _lines(self.log_path) if samples else []
-        kept = [line for line in lines if (record := _record(line)) is not None and record["samples"] <= samples]
-        written = self.log_path.with_suffix(".partial")  # a run may be killed here too
+        """Sets records aside of samples that the run sees again, or that another run in this folder saw before it.
+
+        They are moved to `set-aside/log.jsonl`, behind those that are there. A run may be killed here too: a record is
+        then in both files, never in none.
+        """
+        kept: list[str] = []
+        aside: list[str] = []
+        for line in filter(None, _lines(self.log_path)):
+            record = _record(line)
+            (kept if samples and record is not None and record["samples"] <= samples else aside).append(line)
+        if aside:
+            older = self.log_path.parent / SET_ASIDE / self.log_path.name
+            older.parent.mkdir(exist_ok=True)
+            with older.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in aside)
+        written = self.log_path.with_suffix(".partial")
         written.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         written.replace(self.log_path)
 
