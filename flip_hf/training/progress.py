@@ -118,8 +118,14 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("loss", "trained on", _LINE),
         ("contrastive_loss", "contrastive", _GREY),
         ("reconstruction_loss", "reconstruction", {**_GREY, "linestyle": ":"}),
+        ("validation_loss", "held-out pairs, unmasked", _POINTS),
     ],
     "accuracy": [("accuracy", "in the training batch", _GREY), ("zero_shot_top1", "zero-shot top-1", _POINTS)],
+    "retrieval of held-out pairs": [
+        ("text_retrieval_recall@1", "R@1, image to text", _POINTS),
+        ("image_retrieval_recall@1", "R@1, text to image", {**_GREY, "marker": "o", "markersize": 4}),
+        ("mean_recall", "mean of R@1, 5 and 10", {**_GREY, "linestyle": "--"}),
+    ],
     "reconstruction error": [
         ("reconstruction_error", "reconstructed", _POINTS),
         ("patch_mean_error", "each patch's mean colours", {**_GREY, "linestyle": "--"}),
@@ -147,7 +153,7 @@ def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path)
         for key, name, style in found:
             points = [(record["samples"], record[key]) for record in records if key in record]
             panel.plot([p[0] for p in points], [p[1] for p in points], linewidth=1.2, label=name, **style)
-        if label == "accuracy":
+        if label in ("accuracy", "retrieval of held-out pairs"):
             panel.set_ylim(0, 1)
         panel.set_ylabel(label)
         panel.set_xlabel("samples seen")
