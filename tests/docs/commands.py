@@ -65,6 +65,8 @@ def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
         small += TINY
     if printed.data.tokenizer:
         small += ["--tokenizer", printed.data.tokenizer]  # the recipe's: a name that needs a stand-in, too
+    if printed.data.holdout:
+        small += ["--holdout", 0.3]  # of a few dozen pairs
     if printed.model.image_size:
         small += ["--image_size", 64]
     if printed.objective.reconstructs:
