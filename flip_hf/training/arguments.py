@@ -69,7 +69,9 @@ def _json_object(text: str | None, name: str, config_class: type) -> dict[str, A
 class ModelArguments:
     """The model: a new one from its configuration, or a saved one to go on with."""
 
-    model_name_or_path: str | None = option(None, "FLIP folder or Hub id to start from; a new model if not given")
+    model_name_or_path: str | None = option(
+        None, "folder or Hub id of a FLIP or a CLIPModel to start from; a new model if not given"
+    )
     init_vision_from: str | None = option(
         None, "folder or Hub id whose vision tower a new model starts with: a ViTMAE, an MAE run, a FLIP"
     )

@@ -72,6 +72,8 @@ def _build(arguments: Arguments) -> Trainer:
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
+    if accelerator.is_main_process and models.is_clip(arguments.model):
+        print(f"{arguments.model.model_name_or_path} is a CLIPModel; it is trained on as a FlipModel with its weights")
     config = flip_of(model).config  # whose sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model)
     if checkpoint is not None:

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from flip_hf import FlipModel
+from flip_hf.console.loading import ModelUnreadable
 from flip_hf.data.holdout import is_held_out
+from flip_hf.evaluation.encoder import Encoder
 from flip_hf.hub.card import write_card
 from flip_hf.training.best import Best
 from flip_hf.training.build import MISTAKES, build_trainer
@@ -237,3 +239,18 @@ def test_a_lower_reconstruction_error_is_better(tmp_path):
     best.judge({"reconstruction_error": 0.5, "images": 4.0}, state, lambda: lambda folder: None)
     best.judge({"reconstruction_error": 0.4, "images": 4.0}, state, lambda: lambda folder: None)
     assert state.best_value == 0.4 and not best.is_over(state)
+
+
+# -- a run that has not ended -----------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_an_interrupted_run_names_its_newest_model(held_out_run, tmp_path):
+    _, folder, _ = held_out_run
+    for name in ("checkpoint-000000000064", "checkpoint-000000000128", "best"):
+        shutil.copytree(folder / name, tmp_path / name)
+    newest = tmp_path / "checkpoint-000000000128"
+    message = f"a run that has not ended. Its newest model so far is {newest} .or {tmp_path / 'best'}, .*auto"
+    with pytest.raises(ModelUnreadable, match=message):
+        Encoder.from_pretrained(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
+    for usable in (newest, tmp_path / "best"):  # what it names is what it says
+        assert Encoder.from_pretrained(str(usable), device=torch.device("cpu"), dtype=torch.float32) is not None
