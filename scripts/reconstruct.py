@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from transformers.utils import logging
 
 from flip_hf.console.endings import end_with
@@ -25,6 +24,7 @@ from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, POSITIVE, SEED
 from flip_hf.data.decode import open_picture
 from flip_hf.data.eval_stream import EvalStream
+from flip_hf.data.processes import make_accelerator
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.rendering import background_of
@@ -87,7 +87,9 @@ def measure(arguments: argparse.Namespace) -> None:
         ValueError, OSError, BadDataError: the model or the data are none, or a ratio cannot be.
     """
     model, image_processor = load_pretraining(arguments.model)
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError("reconstruct.py runs in one process; call it with `python scripts/reconstruct.py`.")
     model.to(accelerator.device)
     source = open_source(arguments.data, split=arguments.split, image_column=arguments.image_column, kind="image")
     transform = ImageTransform(image_processor)

@@ -129,8 +129,21 @@ def _fault_of_folder(folder: Path, what: str) -> str | None:
             if kind not in map(str, CONFIG_MAPPING):
                 return f"its config.json is of a model of type {kind!r}, which is not known here."
     if is_model and not (folder / "config.json").is_file():
-        return "it has no config.json, so that it is no model folder."
+        return _fault_of_run(folder) or "it has no config.json, so that it is no model folder."
     return _fault_of_weights(folder) if is_model else None
+
+
+def _fault_of_run(folder: Path) -> str | None:
+    """Where the models are in the folder of a run that has not ended; None if it is no such folder."""
+    inside = [path.parent for path in sorted(folder.glob("checkpoint-*/config.json"))]
+    if not inside:
+        return None
+    best = folder / "best"
+    or_best = f" (or {best}, the best by its evaluations)" if (best / "config.json").is_file() else ""
+    return (
+        f"it is of a run that has not ended. Its newest model so far is {inside[-1]}{or_best}; to end the run, start "
+        "it again with --resume_from_checkpoint auto."
+    )
 
 
 def _fault_of_weights(folder: Path) -> str | None:

@@ -24,8 +24,7 @@ def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
             damaged.
     """
     check_mask_ratio(mask_ratio)
-    folder = local_folder(source)
-    clip = load_pretrained(CLIPModel, folder, read_config(folder, CLIPConfig, model="CLIPModel"))
+    clip = load_clip(source)
     with configuring(source):
         flip = FlipModel.from_clip(clip, mask_ratio=mask_ratio)
     text: Any = flip.config.text_config
@@ -39,6 +38,16 @@ def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
         ),
         data=card_data(source),
     )
+
+
+def load_clip(source: str) -> CLIPModel:
+    """The complete CLIPModel of a folder or Hub id, safetensors only.
+
+    Raises:
+        ConversionError: the source is something else, or its weights are incomplete, damaged or not finite.
+    """
+    folder = local_folder(source)
+    return load_pretrained(CLIPModel, folder, read_config(folder, CLIPConfig, model="CLIPModel"))
 
 
 def load_flip(source: str) -> FlipModel:

@@ -46,8 +46,12 @@ _TURNS = {
 }
 
 
-def _image_bytes(value: Any) -> bytes:
-    """The encoded image in what `datasets` yields for an undecoded image column, in plain bytes, or in a file."""
+def image_bytes(value: Any) -> bytes:
+    """The encoded image in what `datasets` yields for an undecoded image column, in plain bytes, or in a file.
+
+    Raises:
+        RefusedSample: there is none, it is too large, or its file cannot be read.
+    """
     if isinstance(value, StoredFile):
         return _read(value.path)
     if isinstance(value, dict):
@@ -108,7 +112,7 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         RefusedSample: it is missing, no image, or asks for too much memory or time (see `bounds.py`); or it is no JPEG
             and damaged.
     """
-    data = _image_bytes(value)
+    data = image_bytes(value)
     with _refusing():
         check_encoded(data, max_pixels)
         image = Image.open(BudgetedBytes(data), formats=_known_formats())

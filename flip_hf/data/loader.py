@@ -42,8 +42,8 @@ class TrainLoader:
 
     Attributes:
         counts: samples drawn from each source and what was refused, of this process, since the run began:
-            `{"drawn": {source: n}, "refused": {source: {reason: n}}}`. After a change of the number of processes, the
-            first one has what all had counted.
+            `{"drawn": {source: n}, "refused": {source: {reason: n}}, "held_out": {source: n}}`. After a change of the
+            number of processes, the first one has what all had counted.
 
     Raises:
         ValueError: the states were written with another seed or size of block, so that their positions mean nothing.
@@ -55,7 +55,11 @@ class TrainLoader:
         self._stream, self._slots = stream, max(1, num_workers)
         self._workers = [initial_state(len(stream.sources)) for _ in range(self._slots)]
         self._next = 0
-        self.counts: dict[str, dict] = {"drawn": {source.name: 0 for source in stream.sources}, "refused": {}}
+        self.counts: dict[str, dict] = {
+            "drawn": {source.name: 0 for source in stream.sources},
+            "refused": {},
+            "held_out": {},
+        }
         if states:
             self._restore(states)
         if num_workers > 0:

@@ -38,6 +38,7 @@ class Refusals:
         self.good, self.bad = window
         self._drawn: Counter[str] = Counter()
         self._refused: dict[str, Counter[str]] = {}
+        self._held_out: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()  # of this window, for the message
         self._logged, self._last_log, self._silent = 0, 0.0, 0
 
@@ -46,6 +47,10 @@ class Refusals:
         self._drawn[source] += 1
         self.good += 1
         self._look()
+
+    def hold_out(self, source: str) -> None:
+        """Counts a sample of a source that is held out: neither used nor refused."""
+        self._held_out[source] += 1
 
     def add(self, source: str, reason: str, detail: str) -> None:
         """Counts something of a source that cannot be used.
@@ -93,16 +98,23 @@ class Refusals:
         return ", ".join(f"{count:,} x {reason}" for reason, count in self._reasons.most_common(5)) or "nothing refused"
 
     def take(self) -> dict[str, dict]:
-        """The counts since the last call: `{"drawn": {source: n}, "refused": {source: {reason: n}}}`."""
-        counts = {"drawn": dict(self._drawn), "refused": {name: dict(c) for name, c in self._refused.items()}}
-        self._drawn, self._refused = Counter(), {}
+        """The counts since the last call; see [`TrainLoader.counts`]."""
+        counts = {
+            "drawn": dict(self._drawn),
+            "refused": {name: dict(c) for name, c in self._refused.items()},
+            "held_out": dict(self._held_out),
+        }
+        self._drawn = Counter()
+        self._refused = {}
+        self._held_out = Counter()
         return counts
 
 
 def add_counts(total: dict[str, dict], counts: dict[str, dict]) -> None:
     """Adds what [`Refusals.take`] gave to a total of the same form."""
-    for name, count in counts["drawn"].items():
-        total["drawn"][name] = total["drawn"].get(name, 0) + count
+    for kind in ("drawn", "held_out"):
+        for name, count in counts.get(kind, {}).items():
+            total[kind][name] = total[kind].get(name, 0) + count
     for name, reasons in counts["refused"].items():
         known = total["refused"].setdefault(name, {})
         for reason, count in reasons.items():

@@ -148,6 +148,9 @@ class SourceReader:
         yield rows, begin, place[0], problems
 
     def _sample(self, row: dict, rng: np.random.Generator) -> Sample | None:
+        if self.source.is_held_out(row):
+            self.refusals.hold_out(self.source.name)
+            return None
         try:
             wanted = self.source.target_column is not None
             caption = choose_caption(self.source.target(row), rng) if wanted else None

@@ -22,6 +22,7 @@ from flip_hf.data.files import (
     is_remote,
     list_files,
 )
+from flip_hf.data.holdout import is_held_out
 from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows, take_rows
@@ -36,6 +37,7 @@ USUAL_COLUMNS = {
     "caption": ("caption", "text", "txt", "captions"),
     "label": ("label", "labels", "cls"),
 }
+EITHER = "either"  # a label or a caption
 SHARD_EXTENSIONS = (".tar", ".parquet")
 # What `datasets` opens by itself.
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "state.json", "dataset_info.json", "dataset_dict.json")
@@ -55,6 +57,7 @@ class Source:
         class_names: names of the classes, if `target_column` has them.
         files: what images may name by a path; None where they are bytes.
         has_text_targets: whether `target_column` holds texts, as far as the first rows tell.
+        holdout: the share of its images that is held out; see `holdout.py`.
     """
 
     shards: Shards
@@ -64,6 +67,7 @@ class Source:
     class_names: tuple[str, ...] | None = None
     files: FilePolicy | None = None
     has_text_targets: bool = False
+    holdout: float = 0.0
 
     def image(self, row: dict) -> Any:
         """The encoded image of a row, see [`column_value`], or the file of it.
@@ -77,10 +81,19 @@ class Source:
         """The caption or label of a row, see [`column_value`]; None of images alone."""
         return None if self.target_column is None else column_value(row, self.target_column)
 
+    def is_held_out(self, row: dict) -> bool:
+        """Tells whether a row is of the held-out part; one without a usable image is of neither."""
+        if not self.holdout:
+            return False
+        try:
+            return is_held_out(self.image(row), self.holdout)
+        except RefusedSample:
+            return False
+
     def rows(self) -> Iterator[dict]:
-        """All rows that can be read, in their own order."""
+        """All rows that can be read and are not held out, in their own order."""
         rows = read_rows(self.shards, Reader(0, 1), epoch=0, seed=None, report=lambda reason, detail: None)
-        return (row for _, row in rows)
+        return (row for _, row in rows if not self.is_held_out(row))
 
 
 def column_value(row: dict, column: str) -> Any:
@@ -267,8 +280,25 @@ def _find_columns(
     columns: list[str], image_column: str | None, target_column: str | None, kind: str, data: str
 ) -> tuple[str | None, str]:
     """The column of the caption or label, None of images alone, and that of the image."""
+    if kind == EITHER:
+        kind = _label_or_caption(columns, data)
     target = None if kind == "image" else _find_column(columns, target_column, kind, data)
     return target, _find_column(columns, image_column, "image", data)
+
+
+def _label_or_caption(columns: list[str], data: str) -> str:
+    """What the columns of usual names hold, `label` or `caption`.
+
+    Raises:
+        ValueError: there are both.
+    """
+    found = {kind: [name for name in USUAL_COLUMNS[kind] if name in columns] for kind in ("label", "caption")}
+    if found["label"] and found["caption"]:
+        raise ValueError(
+            f"The data set {data!r} has labels ({found['label'][0]}) and captions ({found['caption'][0]}). Say which "
+            f"are to be evaluated: --label_column {found['label'][0]}, or --eval_caption_column {found['caption'][0]}."
+        )
+    return "caption" if found["caption"] else "label"
 
 
 def _features(shards: Shards) -> dict[str, Any] | None:
@@ -298,7 +328,8 @@ def open_source(
         image_column: column of the image; found by its usual names if None. Of a table, it may be named to hold paths
             of image files, below the data set's own folder.
         target_column: column of the caption or label; found by its usual names if None.
-        kind: what `target_column` holds, `caption` or `label`; or `image`: it is not looked for, images do alone.
+        kind: what `target_column` holds, `caption` or `label`, or `either` of them, whichever is there; or `image`: it
+            is not looked for, images do alone.
 
     Raises:
         FileNotFoundError: nothing is there.

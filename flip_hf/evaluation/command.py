@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.fields import OptionError
 from flip_hf.console.files import try_folder
-from flip_hf.data.workers import cores_per_process
+from flip_hf.data.processes import make_accelerator
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import check_tasks, evaluate
 from flip_hf.evaluation.model_index import eval_results, write_card
@@ -76,9 +75,7 @@ def main() -> None:
         if options.card:
             try_folder(model, "--card")
         data_sets = options.data_sets()
-        accelerator = Accelerator()
-        if accelerator.device.type == "cpu":
-            torch.set_num_threads(cores_per_process())  # `accelerate launch` leaves one thread to a process
+        accelerator = make_accelerator()
         dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
         encoder = Encoder.from_pretrained(model, device=accelerator.device, dtype=dtype)
         check_tasks(encoder, options.tasks)

@@ -136,7 +136,31 @@ def _evaluated(folder: Path) -> list[EvalResult]:
 
 
 def _measured_in_training(run: Run) -> list[EvalResult]:
-    """Zero-shot accuracy at the run's end."""
+    """Zero-shot accuracy, and retrieval of held-out pairs, at the run's end."""
+    return [*_zero_shot(run), *_retrieval(run)]
+
+
+def _retrieval(run: Run) -> list[EvalResult]:
+    """Recalls on the pairs that the run held out; the name of their data says so, and how many images they have."""
+    name = run.recipe.get("eval_data") if not run.recipe.get("holdout") else None
+    name = name or (run.recipe.get("train_data") or ["unknown"])[0]
+    short = short_name(name)
+    recalls = [metric for metric in run.results if "_retrieval_recall@" in metric]
+    return [
+        EvalResult(
+            task_type="image-text-retrieval",
+            task_name="retrieval",
+            dataset_type=name if is_hub_id(name) else _NOT_IN_ID.sub("-", short).strip("-"),
+            dataset_name=f"{short}, held-out pairs ({run.results['pairs']:,.0f} images)",
+            metric_type=metric,
+            metric_name=f"retrieval, {metric}",
+            metric_value=round(100 * run.results[metric], 2),
+        )
+        for metric in recalls
+    ]
+
+
+def _zero_shot(run: Run) -> list[EvalResult]:
     if "top1" not in run.results:
         return []
     name = run.recipe.get("eval_data") or (run.recipe.get("train_data") or ["unknown"])[0]

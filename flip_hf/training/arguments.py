@@ -70,7 +70,9 @@ def _json_object(text: str | None, name: str, config_class: type) -> dict[str, A
 class ModelArguments:
     """The model: a new one from its configuration, or a saved one to go on with."""
 
-    model_name_or_path: str | None = option(None, "FLIP folder or Hub id to start from; a new model if not given")
+    model_name_or_path: str | None = option(
+        None, "folder or Hub id of a FLIP or a CLIPModel to start from; a new model if not given"
+    )
     init_vision_from: str | None = option(
         None, "folder or Hub id whose vision tower a new model starts with: a ViTMAE, an MAE run, a FLIP"
     )
@@ -224,14 +226,23 @@ class DataArguments:
     shuffle_block: int = option(
         4096, "samples of a source that each worker shuffles together; 1 keeps their order", integer(1, 2**24)
     )
+    holdout: float = option(
+        0.0,
+        "share of the training pairs that is never trained on, and on which the run is validated",
+        number(0, 0.5, says="is a share of the pairs, {range}", note="0 holds none out"),
+    )
     num_workers: int | None = option(
         None, "loader processes a training process; by the cores if not given", integer(0, 1024)
     )
-    eval_data: str | None = option(None, "labelled data for zero-shot evaluation, as train_data")
+    eval_data: str | None = option(
+        None, "held-out pairs, or labelled data for zero-shot evaluation, as train_data; its columns tell which"
+    )
     eval_config: str | None = option(None, "configuration name of the evaluation data set")
     eval_split: str = option("test", "split to evaluate on")
     eval_image_column: str | None = option(None, "image column of the evaluation data")
     label_column: str | None = option(None, "label column of the evaluation data: indices or names")
+    eval_caption_column: str | None = option(None, "caption column of the evaluation data, if it holds pairs")
+    eval_pairs: int = option(1000, "held-out images that are evaluated at most, with their captions", integer(2, 2**20))
     class_names: str | None = option(None, "file with one class name a line, if the data set does not know them")
     templates: list[str] = option([GENERIC_TEMPLATE], "prompts, averaged; {} is the class name")
     eval_batch_size: int = option(256, "images evaluated at once, by each process", integer(1, 2**20))
@@ -240,6 +251,7 @@ class DataArguments:
         check_options(self)
         require(bool(self.train_data), "Name the training data with --train_data: a folder, files, or a Hub id.")
         self._check_sources(self.train_data or [])
+        self._check_evaluation()
         low, high = (self.crop_area * 2)[:2]
         require(
             len(self.crop_area) == 2 and 0 < low <= high <= 1,
@@ -257,6 +269,24 @@ class DataArguments:
             return read_colour(self.background)
         except ValueError as error:
             raise OptionError(f"--background: {error}") from None
+
+    def _check_evaluation(self) -> None:
+        labelled = self.label_column or self.class_names
+        require(
+            not (labelled and self.eval_caption_column),
+            "--label_column and --class_names are of labelled --eval_data, --eval_caption_column of one that holds "
+            "pairs; give one kind.",
+        )
+        for name in ("label_column", "eval_caption_column"):
+            require(
+                self.eval_data is not None or getattr(self, name) is None,
+                f"--{name} names a column of --eval_data; give that, too.",
+            )
+        require(
+            not (self.holdout and self.eval_caption_column),
+            "--holdout takes the held-out pairs from the training data, and --eval_data with --eval_caption_column "
+            "names others; give one of them.",
+        )
 
     def _check_sources(self, names: list[str]) -> None:
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -326,6 +356,11 @@ class RunArguments:
     seed: int = option(0, "of initialisation, masks, order and augmentation", SEED)
     log_samples: int = option(1_000_000, "samples between two log lines", POSITIVE)
     eval_samples: int = option(64_000_000, "samples between two evaluations; the end is always evaluated", POSITIVE)
+    early_stopping_patience: int | None = option(
+        None,
+        "evaluations in a row that find nothing better before the run ends",
+        integer(1, 1_000_000, note="leave it out to train to the end"),
+    )
     checkpoint_samples: int = option(64_000_000, "samples between two checkpoints; 0: by the clock alone", _SAMPLES)
     checkpoint_minutes: float = option(30.0, "minutes between two checkpoints; 0: by samples alone", number(0, 525_600))
     keep_checkpoints: int = option(2, "checkpoints kept", integer(1, 1_000_000))
@@ -371,6 +406,11 @@ class Arguments:
     hub: HubArguments
 
     def __post_init__(self):
+        require(
+            self.run.early_stopping_patience is None or self.optimization.unmasked_samples == 0,
+            "--early_stopping_patience would leave the tuning on whole images out. Set --unmasked_samples 0, and tune "
+            f"what comes out: --model_name_or_path {self.run.output_dir} --mask_ratio 0.",
+        )
         if not self.objective.reconstructs:
             return
         model, named = self.model, f"--objective {self.objective.objective}"

@@ -1,9 +1,9 @@
 """Builds a run, new or resumed, up to its first step; what is wrong with it is said here."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from flip_hf.console.files import try_folder
 from flip_hf.console.loading import loading
+from flip_hf.data import processes
+from flip_hf.data.pool import FEW
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
-from flip_hf.data.workers import cores_per_process
 from flip_hf.hub.push import HubRefused
 from flip_hf.training import models, setup
 from flip_hf.training.agreement import from_main
@@ -25,6 +26,9 @@ from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 
+logger = logging.getLogger(__name__)
+
+VALIDATION = "validation"  # the folder of the held-out pairs
 # What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, StrictDataclassError, HubRefused)
 
@@ -53,6 +57,7 @@ def _build(arguments: Arguments) -> Trainer:
     check_publishing(arguments, config)
     sources = setup.open_training_data(arguments.data, captions=objective.contrasts)
     evaluation = setup.open_evaluation_data(arguments.data, labels=objective.contrasts)
+    setup.check_evaluation(arguments, evaluation)
 
     accelerator = make_accelerator(arguments, output_dir)
     take_folder(accelerator, output_dir)
@@ -60,12 +65,15 @@ def _build(arguments: Arguments) -> Trainer:
     if checkpoint is None:
         check_output(output_dir)
     start_trackers(accelerator, arguments)
+    evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     pusher = begin_pushing(arguments, accelerator)
     context_length = config.get_text_config().max_position_embeddings
     tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
     micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
+    if accelerator.is_main_process and models.is_clip(arguments.model):
+        print(f"{arguments.model.model_name_or_path} is a CLIPModel; it is trained on as a FlipModel with its weights")
     config = flip_of(model).config  # whose sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
@@ -116,6 +124,35 @@ def shared_tokenizer(
     return from_main(accelerator, partial(models.make_tokenizer, arguments, sources, context_length))
 
 
+def shared_pairs(
+    arguments: Arguments,
+    sources: list[Source],
+    evaluation: setup.Evaluation,
+    accelerator: Accelerator,
+    resumed: bool,
+) -> setup.Evaluation:
+    """The evaluation with the run's held-out pairs, the same in all processes; the main one finds them.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    folder = Path(arguments.run.output_dir) / VALIDATION
+    find = partial(setup.held_out_pairs, arguments, sources, evaluation, folder, resumed)
+    facts = from_main(accelerator, find)
+    if facts is None:
+        return evaluation
+    if accelerator.is_main_process:
+        print(facts.in_words())
+        if facts.images < FEW:
+            logger.warning(
+                "There are %d held-out images alone: one that is found more is %.1f %% of them. A larger --holdout, or "
+                "--eval_data, tells more.",
+                facts.images,
+                100 / facts.images,
+            )
+    return setup.with_pairs(evaluation, facts, folder, captions=arguments.objective.contrasts)
+
+
 def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
     """Makes the output folder and takes it for this run, on the main process; all must call it.
 
@@ -133,15 +170,7 @@ def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
 def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
     """Makes Accelerate's process layer; the precision is the encoder's own."""
     trackers = [name for name in arguments.run.report_to if name != "none"]
-    accelerator = Accelerator(
-        mixed_precision="no",
-        log_with=trackers or None,  # pyright: ignore[reportArgumentType]
-        project_dir=str(output_dir),
-    )
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` leaves one thread to a process.
-        torch.set_num_threads(cores_per_process())
-    return accelerator
+    return processes.make_accelerator(mixed_precision="no", log_with=trackers or None, project_dir=str(output_dir))
 
 
 def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:

@@ -51,6 +51,7 @@ class TrainState:
     Attributes:
         skipped_in_a_row: the last steps, all of which were skipped (see health.py).
         restores: how often the run went back to a checkpoint since it wrote its last good one.
+        compared_on, best_value, best_samples, evaluations_since_best: of its evaluations; see best.py.
     """
 
     samples: int = 0
@@ -59,6 +60,10 @@ class TrainState:
     seconds: float = 0.0
     skipped_in_a_row: int = 0
     restores: int = 0
+    compared_on: str = ""
+    best_value: float | None = None
+    best_samples: int = 0
+    evaluations_since_best: int = 0
 
 
 class DamagedCheckpointError(ValueError):
@@ -248,7 +253,7 @@ def tidy(output_dir: Path, samples: int) -> None:
             shutil.rmtree(path)
     for path in find_checkpoints(output_dir):
         if int(path.name.removeprefix("checkpoint-")) > samples:
-            aside = _free_name(output_dir / SET_ASIDE / path.name)
+            aside = free_name(output_dir / SET_ASIDE / path.name)
             aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
             logger.warning(
@@ -260,7 +265,7 @@ def tidy(output_dir: Path, samples: int) -> None:
             )
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """Returns the path, with a number behind it where something has that name."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())

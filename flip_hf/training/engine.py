@@ -18,6 +18,7 @@ from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import average
 from flip_hf.training.agreement import Agreement, PeerFailed, agree, is_first
 from flip_hf.training.arguments import Arguments
+from flip_hf.training.best import Best
 from flip_hf.training.bottleneck import bottleneck, longest_wait
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, weights_are_finite
 from flip_hf.training.distribution import Distribution
@@ -25,7 +26,7 @@ from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import Report, save_model, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
 from flip_hf.training.grid import Grid
-from flip_hf.training.hardware import autocast_dtype, describe
+from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.lock import unlock_folder
 from flip_hf.training.measure import Step, Window
@@ -52,7 +53,7 @@ class Trainer:
         processor: saved beside it; an image processor where no text is read.
         loader: its micro-batches.
         num_micro: micro-batches a step, on this process.
-        evaluation: images and the names of their classes, or None.
+        evaluation: what it is evaluated on; there may be nothing.
         pusher: pushes to the Hub, on the main process of a run that is to be pushed.
     """
 
@@ -64,13 +65,13 @@ class Trainer:
         processor: Any,
         loader: TrainLoader,
         num_micro: int,
-        evaluation: Evaluation | None,
+        evaluation: Evaluation,
         pusher: Pusher | None = None,
     ):
         self.arguments, self.accelerator = arguments, accelerator
         self.objective, self.options, self.paths = arguments.objective, arguments.optimization, arguments.run
         self.output_dir, self.hub, self.pusher = Path(arguments.run.output_dir), arguments.hub, pusher
-        self.processor, self.class_names = processor, evaluation[1] if evaluation is not None else ()
+        self.processor, self.class_names = processor, evaluation.class_names
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
         self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
@@ -90,8 +91,12 @@ class Trainer:
         image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
         tokenizer, self.validator = getattr(processor, "tokenizer", None), None
-        if evaluation is not None:
+        if evaluation != Evaluation():
             self.validator = Validator(arguments, evaluation, tokenizer, self.normalize, accelerator)
+        patience = self.paths.early_stopping_patience
+        keeps = evaluation.pairs is not None or patience is not None
+        self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # after how many samples, and what was found
         self.grid = Grid(accelerator, self.output_dir, image_processor, arguments.model.mask_ratio)
         self.micro_batches = MicroBatches(arguments, self.distribution, self.flip.config, self.normalize, self.grid)
 
@@ -115,7 +120,9 @@ class Trainer:
                 unlock_folder(self.output_dir)
 
     def _run(self) -> dict[str, float]:
+        self.best.begin(self.state)
         self.window = Window(self.state.samples, self.state.steps)
+        self.progress.say(where(self.accelerator))
         self._begin_batches()
         metrics: dict[str, float] = {}
         while not self._is_finished():
@@ -149,7 +156,7 @@ class Trainer:
         return self._finish()
 
     def _is_finished(self) -> bool:
-        return self.state.samples >= self.phases[-1].end
+        return self.state.samples >= self.phases[-1].end or self.best.is_over(self.state)
 
     def _begin_batches(self) -> None:
         """Opens the batches from where the data stand, masked as of the samples seen."""
@@ -259,6 +266,7 @@ class Trainer:
             f"after {lost:,} samples: {self.paths.max_skipped_steps} steps in a row were not finite; resuming from "
             f"{checkpoint}"
         )
+        self._evaluated = (-1, {})
         self.progress.rewind(self.state.samples)
         self.window = Window(self.state.samples, self.state.steps)
         self._batches.close()  # what its workers read ahead is masked for later samples
@@ -319,12 +327,19 @@ class Trainer:
         """What the weights that would be saved now are worth."""
         if self.validator is None:
             return {}
+        samples, metrics = self._evaluated
+        if samples == self.state.samples:  # a run that ends early ends with an evaluation
+            return metrics
         with self.window.pause():
             metrics = self.validator(self._encoder())
         names = {"top1": "zero_shot_top1", "top5": "zero_shot_top5"}
-        logged = {names.get(name, name): value for name, value in metrics.items() if name != "images"}
+        counts = ("images", "pairs", "captions")
+        logged = {names.get(name, name): value for name, value in metrics.items() if name not in counts}
         self.progress.log(self.state.samples, **logged)
         self.progress.say(f"after {self.state.samples:,} samples: {in_words(metrics, self.class_names)}")
+        with self.window.pause():
+            self.best.judge(metrics, self.state, self._saver)
+        self._evaluated = (self.state.samples, metrics)
         return metrics
 
     def _draw(self) -> None:
@@ -347,7 +362,11 @@ class Trainer:
         data_wait, bound = bottleneck(records, self.arguments, self.accelerator)
         measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
         hardware = describe(self.accelerator)
-        ended = {"finished": self._is_finished()}
+        ended = {
+            "finished": self._is_finished(),
+            "ended_early": self.best.reason(self.state),
+            "best": self.best.kept() if self.best.keeps else None,
+        }
         results = {**metrics, **counts.results(), **measured, "hardware": hardware, **ended}
         return Report(counts, bound, results, records)
 
@@ -369,6 +388,10 @@ class Trainer:
         Raises:
             RunDiverged: the weights are not finite; nothing is saved over what there is.
         """
+        reason = self.best.reason(self.state)
+        if reason is not None and self.state.samples < self.phases[-1].end:
+            self.progress.say(f"Ended early after {self.state.samples:,} samples: {reason}")
+            self.progress.log(self.state.samples, ended_early=reason)
         self._checkpoint(self.loader.state_dict(), at_any_rate=True)
         self._batches.close()
         save = self._saver()

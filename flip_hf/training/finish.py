@@ -13,6 +13,7 @@ from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.redaction import redacted
 from flip_hf.training.arguments import Arguments
+from flip_hf.training.best import BEST
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.optimization import plan_phases
 from flip_hf.training.progress import plot_curves
@@ -31,10 +32,12 @@ class DataCounts:
     Attributes:
         drawn: samples used of each source.
         refused: what could not be used of each source, by reason.
+        held_out: samples of each source that were met and left out, since they are held out.
     """
 
     drawn: dict[str, int]
     refused: dict[str, dict[str, int]]
+    held_out: dict[str, int]
 
     @property
     def reasons(self) -> Counter[str]:
@@ -43,13 +46,17 @@ class DataCounts:
 
     def results(self) -> dict[str, Any]:
         """For `results.json`."""
-        sources = {name: {"samples": n, "refused": self.refused.get(name, {})} for name, n in self.drawn.items()}
+        sources: dict[str, dict[str, Any]] = {}
+        for name, count in self.drawn.items():
+            sources[name] = {"samples": count, "refused": self.refused.get(name, {})}
+            if name in self.held_out:
+                sources[name]["held_out"] = self.held_out[name]
         return {"refused": dict(self.reasons), "sources": sources}
 
 
 def total_counts(local: dict[str, dict]) -> DataCounts:
     """Adds up [`TrainLoader.counts`] of all processes; each must call it."""
-    counts: dict[str, dict] = {"drawn": {}, "refused": {}}
+    counts: dict[str, dict] = {"drawn": {}, "refused": {}, "held_out": {}}
     for each in gather_object([local]):
         add_counts(counts, each)
     return DataCounts(**counts)
@@ -132,8 +139,8 @@ def summary(
     """
     vision: Any = flip.config.vision_config
     output_dir = Path(arguments.run.output_dir)
-    wanted = "labelled data" if arguments.objective.contrasts else "images"
-    result = in_words(metrics, class_names) or f"not evaluated: name {wanted} with --eval_data"
+    wanted = "pairs out with --holdout" if arguments.objective.contrasts else "images out with --holdout"
+    result = in_words(metrics, class_names) or f"not evaluated: hold {wanted}, or name data with --eval_data"
     counts = report.counts
     skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:
@@ -147,11 +154,31 @@ def summary(
             f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",
             f"Bound by  {report.bound}",
             f"Result    {result}",
+            *_best(report.results, output_dir),
             f"Skipped   {', '.join(skipped) or 'none'}",
+            *_held_out(counts),
             f"Saved     {output_dir} (curves: {output_dir / 'training_curves.png'})",
             *_use(arguments, class_names),
         )
     )
+
+
+def _best(results: dict[str, Any], output_dir: Path) -> list[str]:
+    """Where the best model lies, and why the run ended early, if it did."""
+    best = results["best"]
+    lines = []
+    if best is not None:
+        lines.append(
+            f"Best      {best['metric']} {best['value']:.4f} after {best['samples']:,} samples: {output_dir / BEST}"
+        )
+    if results["ended_early"] is not None:
+        lines.append(f"Ended     early: {results['ended_early']}")
+    return lines
+
+
+def _held_out(counts: DataCounts) -> list[str]:
+    met = sum(counts.held_out.values())
+    return [f"Held out  {met:,} of the samples that were met, and not trained on"] if met else []
 
 
 def _use(arguments: Arguments, class_names: tuple[str, ...]) -> list[str]:

@@ -50,3 +50,10 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
     name = device_name(accelerator.device.type)
     known = find_accelerator(name)
     return {"device": name, "processes": accelerator.num_processes, "watts": known and known.watts}
+
+
+def where(accelerator: Accelerator) -> str:
+    """Says on how many processes, and on what, a run goes."""
+    count = accelerator.num_processes
+    processes = "1 process" if count == 1 else f"{count:,} processes"
+    return f"on {processes}, each on: {device_name(accelerator.device.type)}"

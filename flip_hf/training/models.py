@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedTokenizerBase
+from transformers import CLIPConfig, PreTrainedTokenizerBase
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf.console.endings import one_line
 from flip_hf.console.fields import OptionError
 from flip_hf.console.loading import check_loaded, loading
+from flip_hf.conversion.clip import load_clip
 from flip_hf.data.coverage import measure_coverage
 from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.rendering import WHITE, Colour
@@ -29,6 +30,7 @@ from flip_hf.modeling import (
     FlipTextConfig,
     FlipVisionConfig,
 )
+from flip_hf.modeling.clip_flip import flip_config_from_clip
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
 from flip_hf.training.encoder import flip_of
@@ -149,14 +151,28 @@ def _saved_config(model: ModelArguments) -> FlipConfig:
     name = str(model.model_name_or_path)
     masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
     with loading(name):
-        kind = FlipConfig.get_config_dict(name)[0].get("model_type")
-        config = FlipConfig.from_pretrained(name, **masking) if kind in _GONE_ON_WITH else None
-    if config is None:
-        raise ValueError(
-            f"--model_name_or_path {name} is a model of type {kind!r}, not a FLIP. scripts/convert.py makes FLIPs of "
-            "some others."
-        )
-    return config
+        kind = _kind_of(name)
+        if kind in _GONE_ON_WITH:
+            return FlipConfig.from_pretrained(name, **masking)
+    if kind == CLIPConfig.model_type:
+        with loading(name):
+            config = flip_config_from_clip(CLIPConfig.from_pretrained(name), model.mask_ratio)
+        config.mask_strategy = model.drawn_strategy
+        return config
+    raise ValueError(
+        f"--model_name_or_path {name} is a model of type {kind!r}, neither a FLIP nor a CLIP. scripts/convert.py makes "
+        "FLIPs of some others."
+    )
+
+
+def _kind_of(name: str) -> str | None:
+    """The type of a saved model."""
+    return FlipConfig.get_config_dict(name)[0].get("model_type")
+
+
+def is_clip(model: ModelArguments) -> bool:
+    """Tells whether the run goes on with a CLIPModel, which is made a FlipModel on the way."""
+    return model.model_name_or_path is not None and _kind_of(model.model_name_or_path) == CLIPConfig.model_type
 
 
 def make_model(
@@ -213,6 +229,10 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         ModelUnreadable: its weights are damaged, or not those of its configuration.
     """
     model, name = arguments.model, str(arguments.model.model_name_or_path)
+    if is_clip(model):
+        made = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
+        made.load_state_dict(FlipModel.from_clip(load_clip(name)).state_dict())
+        return made
     options: Any = {
         "attn_implementation": model.attn_implementation,
         "dtype": torch.float32,

@@ -9,6 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from flip_hf.training.checkpoint import SET_ASIDE
+
 
 class Progress:
     """The run's progress, shown and written by the main process alone.
@@ -37,10 +39,22 @@ class Progress:
             self._forget_after(done)
 
     def _forget_after(self, samples: int) -> None:
-        """Drops records of samples that a resumed run sees again; a new run starts a new log."""
-        lines = _lines(self.log_path) if samples else []
-        kept = [line for line in lines if (record := _record(line)) is not None and record["samples"] <= samples]
-        written = self.log_path.with_suffix(".partial")  # a run may be killed here too
+        """Sets records aside of samples that the run sees again, or that another run in this folder saw before it.
+
+        They are moved to `set-aside/log.jsonl`, behind those that are there. A run may be killed here too: a record is
+        then in both files, never in none.
+        """
+        kept: list[str] = []
+        aside: list[str] = []
+        for line in filter(None, _lines(self.log_path)):
+            record = _record(line)
+            (kept if samples and record is not None and record["samples"] <= samples else aside).append(line)
+        if aside:
+            older = self.log_path.parent / SET_ASIDE / self.log_path.name
+            older.parent.mkdir(exist_ok=True)
+            with older.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in aside)
+        written = self.log_path.with_suffix(".partial")
         written.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         written.replace(self.log_path)
 
@@ -104,8 +118,14 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("loss", "trained on", _LINE),
         ("contrastive_loss", "contrastive", _GREY),
         ("reconstruction_loss", "reconstruction", {**_GREY, "linestyle": ":"}),
+        ("validation_loss", "held-out pairs, unmasked", _POINTS),
     ],
     "accuracy": [("accuracy", "in the training batch", _GREY), ("zero_shot_top1", "zero-shot top-1", _POINTS)],
+    "retrieval of held-out pairs": [
+        ("text_retrieval_recall@1", "R@1, image to text", _POINTS),
+        ("image_retrieval_recall@1", "R@1, text to image", {**_GREY, "marker": "o", "markersize": 4}),
+        ("mean_recall", "mean of R@1, 5 and 10", {**_GREY, "linestyle": "--"}),
+    ],
     "reconstruction error": [
         ("reconstruction_error", "reconstructed", _POINTS),
         ("patch_mean_error", "each patch's mean colours", {**_GREY, "linestyle": "--"}),
@@ -133,7 +153,7 @@ def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path)
         for key, name, style in found:
             points = [(record["samples"], record[key]) for record in records if key in record]
             panel.plot([p[0] for p in points], [p[1] for p in points], linewidth=1.2, label=name, **style)
-        if label == "accuracy":
+        if label in ("accuracy", "retrieval of held-out pairs"):
             panel.set_ylim(0, 1)
         panel.set_ylabel(label)
         panel.set_xlabel("samples seen")

@@ -40,6 +40,7 @@ HARMLESS = {
     *("output_dir", "log_samples", "eval_samples", "checkpoint_samples", "checkpoint_minutes", "keep_checkpoints"),
     *("resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_push_samples", "export_clip"),
     *("report_to", "eval_data", "eval_config", "eval_split", "eval_image_column", "label_column", "class_names"),
+    *("eval_caption_column", "eval_pairs", "early_stopping_patience"),
     *("templates", "eval_batch_size", "max_bad_fraction", "max_skipped_steps", "grid_samples"),
 }
 # What a run leaves in its folder beside checkpoints and logs, and so would write over.
@@ -117,6 +118,12 @@ def check_fit(
             wants none, or was written by another kind of distribution.
     """
     changes = recipe_changes(arguments, checkpoint)
+    if "holdout" in changes:
+        there, here = changes["holdout"]
+        raise ValueError(
+            f"{checkpoint} was trained with --holdout {there}, not {here}: what would be held out now, it may have "
+            "been trained on. Resume it with its own --holdout, or start a new run."
+        )
     _check_shapes(model, checkpoint, changes)
     _check_files(accelerator, checkpoint, averaged)
     saved = read_state(checkpoint)["environment"]
@@ -215,13 +222,21 @@ def check_finished(arguments: Arguments) -> None:
         done = results["samples"] if results["finished"] else 0
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if done < plan_phases(arguments)[-1].end or not (output_dir / RECIPE).is_file():
+    patience = arguments.run.early_stopping_patience
+    reason = results.get("ended_early")
+    is_over = reason and patience is not None and results.get("evaluations_since_best", 0) >= patience
+    if (done < plan_phases(arguments)[-1].end and not is_over) or not (output_dir / RECIPE).is_file():
         return
     changes = recipe_changes(arguments, output_dir)
     changes.pop("train_samples", None)  # fewer of them are done, too
     if changes:
         raise FileExistsError(
             f"{output_dir} holds a finished run with other options: {_in_words(changes)}. Name another --output_dir."
+        )
+    if is_over:
+        raise RunFinished(
+            f"Finished: {output_dir} ended early after {done:,} samples: {reason}. To train it on, leave "
+            "--early_stopping_patience out, or give a larger one."
         )
     raise RunFinished(
         f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To train it on, give more "

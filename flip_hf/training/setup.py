@@ -1,7 +1,9 @@
 """Opens a run's data and makes its batches; what is wrong with them is said here, first. The model: models.py."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +14,10 @@ from flip_hf.data.class_names import check_class_names
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import has_extension
 from flip_hf.data.loader import TrainLoader, make_loader
+from flip_hf.data.pool import PoolFacts, collect, open_pool, read_facts, write_pool
 from flip_hf.data.reading import Reader
-from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
+from flip_hf.data.sources import EITHER, EMBEDDED, SHARD_EXTENSIONS, USUAL_COLUMNS, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
-from flip_hf.data.targets import ClassIndex, nothing
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.modeling import FlipConfig
@@ -27,8 +29,22 @@ from flip_hf.training.optimization import plan_phases
 from flip_hf.training.packing import Tokenize
 from flip_hf.training.patches import Views
 
-# Where a run is evaluated: images, and the names of their classes.
-Evaluation = tuple[Source, tuple[str, ...]]
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run is evaluated on; one of both or both.
+
+    Attributes:
+        images: with labels, or alone where nothing is contrasted.
+        class_names: of the labels.
+        pairs: held-out images with their captions.
+        key: of what is evaluated: results under another one cannot be compared.
+    """
+
+    images: Source | None = None
+    class_names: tuple[str, ...] = ()
+    pairs: Source | None = None
+    key: str = ""
 
 
 def open_training_data(data: DataArguments, captions: bool = True) -> list[Source]:
@@ -53,30 +69,40 @@ def open_training_data(data: DataArguments, captions: bool = True) -> list[Sourc
         )
         for name, config, image, target in zip(groups, configs, images, targets, strict=False)
     ]
+    sources = [replace(source, holdout=data.holdout) for source in sources]
     if len(sources) == 1:
         return sources
     return [replace(source, name=name) for source, name in zip(sources, shown_apart(names), strict=True)]
 
 
-def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation | None:
+def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation:
     """The evaluation data, images alone without `labels`; the embedded data's own test where nothing else is named.
 
     Raises:
-        ValueError: the class names are not known, or are fewer than the labels.
+        ValueError: the class names are not known, or are fewer than the labels; the data have both labels and captions,
+            and none of them is named; or there are two kinds of held-out pairs.
     """
     name = _evaluated(data)
     if name is None:
-        return None
+        return Evaluation()
+    kind = _kind_of_target(data, name) if labels else "image"
     source = open_source(
         name,
         split=data.eval_split,
         config=data.eval_config,
         image_column=data.eval_image_column,
-        target_column=data.label_column if labels else None,
-        kind="label" if labels else "image",
+        target_column=(data.eval_caption_column or data.label_column) if labels else None,
+        kind=kind,
     )
     if not labels:
-        return source, ()
+        return Evaluation(source, key=source.name)
+    if kind == "caption" or (kind == EITHER and source.target_column in USUAL_COLUMNS["caption"]):
+        if data.holdout:
+            raise ValueError(
+                f"--eval_data {shown(name)} holds pairs, and --holdout takes others from the training data to validate "
+                "on. Give one of them."
+            )
+        return Evaluation(pairs=source)
     class_names = read_class_names(data.class_names) if data.class_names is not None else source.class_names
     if class_names is None:
         raise ValueError(
@@ -84,7 +110,74 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
             "--class_names FILE, one name a line in the order of the labels."
         )
     check_class_names(source, class_names, None, "Write the labels as numbers, or the names in words.")
-    return source, class_names
+    return Evaluation(source, class_names, key=source.name)
+
+
+def _kind_of_target(data: DataArguments, name: str) -> str:
+    """What the evaluation data hold beside images, as far as options tell: `label`, `caption` or `either`."""
+    if data.eval_caption_column is not None:
+        return "caption"
+    return "label" if name in EMBEDDED or data.label_column or data.class_names else EITHER
+
+
+def check_evaluation(arguments: Arguments, evaluation: Evaluation) -> None:
+    """Checks that there is something to evaluate on where evaluations end the run.
+
+    Raises:
+        ValueError: there is nothing.
+    """
+    counts = arguments.run.early_stopping_patience is not None
+    if counts and not arguments.data.holdout and evaluation == Evaluation():
+        raise ValueError(
+            "--early_stopping_patience counts evaluations, and there is nothing to evaluate on: hold pairs out with "
+            "--holdout, or name data with --eval_data."
+        )
+
+
+def held_out_pairs(
+    arguments: Arguments, sources: list[Source], evaluation: Evaluation, folder: Path, resumed: bool
+) -> PoolFacts | None:
+    """Finds the run's held-out pairs and writes them into a folder; a resumed run keeps those that it has.
+
+    Let one process call it.
+
+    Args:
+        arguments: of the run.
+        sources: its training data.
+        evaluation: its evaluation data.
+        folder: where the pairs lie.
+        resumed: whether the run goes on from a checkpoint.
+
+    Returns:
+        What there is; None where the run holds no pairs out.
+
+    Raises:
+        ValueError: there are fewer than two images with captions.
+    """
+    data = arguments.data
+    found = [evaluation.pairs] if evaluation.pairs is not None else sources if data.holdout else []
+    if not found:
+        return None
+    names = [source.name for source in found]
+    wanted = {"data": names, "holdout": 0.0 if evaluation.pairs else data.holdout, "eval_pairs": data.eval_pairs}
+    facts = read_facts(folder) if resumed else None
+    if facts is None or facts.wanted != wanted:
+        facts = write_pool(collect(found, data.eval_pairs), folder, wanted)
+    if facts.images < 2:
+        what = f"--holdout {data.holdout:g} holds" if not evaluation.pairs else f"--eval_data {names[0]} has"
+        raise ValueError(
+            f"{what} {facts.images} usable pairs in the first {facts.rows:,} rows, and two are needed to tell one from "
+            "another. Hold out a larger share, or name held-out pairs with --eval_data."
+        )
+    return facts
+
+
+def with_pairs(evaluation: Evaluation, facts: PoolFacts, folder: Path, captions: bool) -> Evaluation:
+    """The evaluation with the pairs that [`held_out_pairs`] has written; images alone where no captions are read."""
+    pool = open_pool(folder, captions)
+    if captions:
+        return replace(evaluation, pairs=pool, key=facts.key)
+    return evaluation if evaluation.images is not None else replace(evaluation, images=pool, key=facts.key)
 
 
 def _evaluated(data: DataArguments) -> str | None:
@@ -141,13 +234,20 @@ def _whole_patches(transform: EvalTransform, patch_size: int, image: Image.Image
 
 
 def make_eval_loader(
-    data: DataArguments, source: Source, class_names: tuple[str, ...], vision_config: Any, accelerator: Accelerator
+    data: DataArguments,
+    source: Source,
+    read_target: Callable[[Any], Any],
+    vision_config: Any,
+    accelerator: Accelerator,
 ) -> torch.utils.data.DataLoader:
-    """One pass over this process's part of the evaluation data: all patches (B, L, 3 * P * P) of its images."""
+    """One pass over this process's part of the evaluation data: all patches (B, L, 3 * P * P) of its images.
+
+    `read_target` makes a target of the source's column; see [`EvalStream`].
+    """
     stream = EvalStream(
         source,
         partial(_whole_patches, EvalTransform(vision_config.image_size), vision_config.patch_size),
-        ClassIndex(class_names) if source.target_column is not None else nothing,
+        read_target,
         batch_size=data.eval_batch_size,
         process=Reader(accelerator.process_index, accelerator.num_processes),
         background=data.background_colour(),

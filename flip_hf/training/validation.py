@@ -1,6 +1,7 @@
 """What a run's weights are worth, during training, shared out over the processes."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,24 +9,32 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from flip_hf.evaluation.features import extract
+from flip_hf.data.sources import Source
+from flip_hf.data.targets import ClassIndex, captions, nothing
+from flip_hf.evaluation.features import Features, extract, extract_texts
 from flip_hf.evaluation.reconstruction_error import measure_reconstruction
-from flip_hf.evaluation.scoring import top_k_accuracy
-from flip_hf.evaluation.zero_shot import class_embeddings, normalized
+from flip_hf.evaluation.scoring import recall_at, retrieval_ranks, top_k_accuracy
+from flip_hf.evaluation.zero_shot import class_embeddings, normalized, prompt_embeddings
 from flip_hf.training import setup
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.encoder import PairEncoder
 
 logger = logging.getLogger(__name__)
 
+RANKS = (1, 5, 10)
+_TEXTS = 256  # encoded at once
+
 
 class Validator:
-    """Zero-shot accuracy on whole images, the error of reconstructing masked ones, or both, as the run's objective is.
+    """Measures what there is to measure a run by, as its data and its objective are.
+
+    Held-out pairs: loss and retrieval, on whole images. Labelled images: zero-shot accuracy. Where dropped patches are
+    reconstructed: the error on masked ones.
 
     Args:
         arguments: of the run.
-        evaluation: the images and the names of their classes.
-        tokenizer: of the prompts; not read without a contrast.
+        evaluation: its data.
+        tokenizer: of the texts; not read without a contrast.
         normalize: uint8 patches to what the model takes.
         accelerator: each process takes its part of the images.
     """
@@ -39,7 +48,7 @@ class Validator:
         accelerator: Accelerator,
     ):
         self.arguments, self.objective = arguments, arguments.objective
-        self.source, self.class_names = evaluation
+        self.evaluation = evaluation
         self.tokenizer, self.normalize, self.accelerator = tokenizer, normalize, accelerator
 
     def __call__(self, encoder: PairEncoder) -> dict[str, float]:
@@ -49,37 +58,49 @@ class Validator:
             encoder: the model, whole and not wrapped; in training mode again afterwards.
 
         Returns:
-            The number of `images`; `top1` and `top5` in [0, 1]; `reconstruction_error` and the baselines' errors (see
-            [`measure_reconstruction`]). Where no image can be used, `images` alone, 0: nothing was measured.
+            What [`Validator`] names. Of pairs: their number of `pairs` (images) and `captions`, and what
+            [`measure_pairs`] gives. Of labelled images: the number of `images`; `top1` and `top5` in [0, 1]. Of
+            reconstructions: `reconstruction_error` and the baselines' errors (see [`measure_reconstruction`]). Where no
+            image can be used, the number alone, 0: nothing was measured.
         """
         encoder.eval()
-        metrics = self._classify(encoder) if self.objective.contrasts else {}
-        if self.objective.reconstructs:
+        metrics: dict[str, float] = {}
+        images, pairs = self.evaluation.images, self.evaluation.pairs
+        if self.objective.contrasts and pairs is not None:
+            metrics |= self._compare(encoder, pairs)
+        if self.objective.contrasts and images is not None:
+            metrics |= self._classify(encoder, images)
+        source = images or pairs
+        if self.objective.reconstructs and source is not None:
             model: Any = encoder.model
             ratio = self.arguments.model.mask_ratio
+            batches = self._batches(encoder, source, nothing)
             with encoder.autocast():
-                found = measure_reconstruction(
-                    model, self._batches(encoder), self.accelerator, ratio, to_patches=self.normalize
-                )
+                found = measure_reconstruction(model, batches, self.accelerator, ratio, to_patches=self.normalize)
             metrics |= found if found["images"] else {"images": 0.0}
         encoder.train()
         return metrics
 
-    def _batches(self, encoder: PairEncoder) -> torch.utils.data.DataLoader:
+    def _batches(
+        self, encoder: PairEncoder, source: Source, read_target: Callable[[Any], Any]
+    ) -> torch.utils.data.DataLoader:
         vision_config = encoder.flip.config.vision_config
-        return setup.make_eval_loader(
-            self.arguments.data, self.source, self.class_names, vision_config, self.accelerator
-        )
+        return setup.make_eval_loader(self.arguments.data, source, read_target, vision_config, self.accelerator)
 
-    def _classify(self, encoder: PairEncoder) -> dict[str, float]:
+    def _features(self, encoder: PairEncoder, source: Source, read_target: Callable[[Any], Any], name: str) -> Features:
         def encode(patches: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
             return normalized(encoder.get_image_features(patches=self.normalize(patches)).pooler_output)
 
-        prompts, device = setup.templates(self.arguments.data), self.accelerator.device
-        weights = class_embeddings(encoder, self.tokenizer, self.class_names, prompts, device)
-        features = extract(encode, self._batches(encoder), self.accelerator, "zero-shot")
+        features = extract(encode, self._batches(encoder, source, read_target), self.accelerator, name)
         if features.refused:
             logger.warning("The evaluation skipped images: %s", dict(features.refused))
+        return features
+
+    def _classify(self, encoder: PairEncoder, source: Source) -> dict[str, float]:
+        names = self.evaluation.class_names
+        prompts, device = setup.templates(self.arguments.data), self.accelerator.device
+        weights = class_embeddings(encoder, self.tokenizer, names, prompts, device)
+        features = self._features(encoder, source, ClassIndex(names), "zero-shot")
         if not features.targets:
             return {"images": 0.0}
         scores = features.values @ weights.cpu().numpy().T
@@ -87,12 +108,73 @@ class Validator:
         top1, top5 = (top_k_accuracy(scores, labels, k) for k in (1, 5))
         return {"top1": top1, "top5": top5, "images": float(len(labels))}
 
+    def _compare(self, encoder: PairEncoder, source: Source) -> dict[str, float]:
+        features = self._features(encoder, source, captions, "held-out pairs")
+        if len(features.targets) < 2:
+            return {"pairs": 0.0}
+        texts = [text for of_image in features.targets for text in of_image]
+        counts = [len(of_image) for of_image in features.targets]
+
+        def encode(some: list[str]) -> torch.Tensor:
+            return prompt_embeddings(encoder, self.tokenizer, some, "{}", self.accelerator.device)
+
+        values = extract_texts(encode, texts, self.accelerator, _TEXTS)
+        scale = float(encoder.flip.get_logit_scale())
+        batch_size = self.arguments.optimization.batch_size
+        measured = measure_pairs(features.values, values, np.array(counts), scale, batch_size)
+        return {**measured, "pairs": float(len(counts)), "captions": float(len(texts))}
+
+
+def measure_pairs(
+    images: np.ndarray, texts: np.ndarray, counts: np.ndarray, scale: float, batch_size: int
+) -> dict[str, float]:
+    """Measures loss and retrieval on pairs.
+
+    Args:
+        images: (I, E), of length 1.
+        texts: (T, E), of length 1; those of an image follow each other, in the order of the images.
+        counts: (I,), how many texts each image has.
+        scale: the factor on their cosines.
+        batch_size: the run's. The loss is that of batches of about this size, cut in order, and each image with its
+            first text, so that it can be compared with the training loss; one batch of all where there are fewer.
+
+    Returns:
+        `validation_loss`; the six recalls of retrieval among all images and all texts, an image found right with any of
+        its texts; and their mean, `mean_recall`. Nothing where a number is not finite.
+    """
+    if not (np.isfinite(images).all() and np.isfinite(texts).all() and np.isfinite(scale)):
+        return {}
+    image_of_text = np.repeat(np.arange(len(images)), counts)
+    first_texts = texts[np.cumsum(counts) - counts]  # (I, E)
+    pieces = np.array_split(np.arange(len(images)), max(1, round(len(images) / batch_size)))
+    losses = [len(piece) * _loss(images[piece], first_texts[piece], scale) for piece in pieces]
+    of_images, of_texts = retrieval_ranks(images, texts, image_of_text)
+    recalls = {
+        f"{what}_retrieval_recall@{k}": recall_at(ranks, k)
+        for what, ranks in (("text", of_images), ("image", of_texts))
+        for k in RANKS
+    }
+    mean_recall = sum(recalls.values()) / len(recalls)
+    return {"validation_loss": sum(losses) / len(images), "mean_recall": mean_recall, **recalls}
+
+
+def _loss(images: np.ndarray, texts: np.ndarray, scale: float) -> float:
+    """The contrastive loss of a batch of images (B, E) and their texts (B, E)."""
+    logits = scale * torch.from_numpy(images) @ torch.from_numpy(texts).T  # (B, B)
+    labels = torch.arange(len(logits))
+    losses = nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)
+    return float(losses) / 2
+
 
 def in_words(metrics: dict[str, float], class_names: tuple[str, ...]) -> str:
     """Says what a [`Validator`] has measured, in a sentence without an end; nothing where there was no evaluation."""
-    if metrics.get("images") == 0:
-        return "not measured: none of the evaluation's images can be used (the log says why)"
     said = []
+    if metrics.get("images") == 0:
+        said.append("not measured: none of the evaluation's images can be used (the log says why)")
+    if metrics.get("pairs") == 0:
+        said.append("not measured: fewer than two of the held-out pairs can be used (the log says why)")
+    elif "pairs" in metrics:
+        said.append(_pairs_in_words(metrics))
     if "top1" in metrics:
         said.append(
             f"zero-shot top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%} on {metrics['images']:.0f} images of "
@@ -105,3 +187,15 @@ def in_words(metrics: dict[str, float], class_names: tuple[str, ...]) -> str:
             f"{mean:.3f}, the nearest visible patch {nearest:.3f})"
         )
     return "; ".join(said)
+
+
+def _pairs_in_words(metrics: dict[str, float]) -> str:
+    count = metrics["pairs"]
+    if "mean_recall" not in metrics:
+        return f"not measured on {count:,.0f} held-out images: the model's numbers are not finite"
+    of_images, of_texts = metrics["text_retrieval_recall@1"], metrics["image_retrieval_recall@1"]
+    return (
+        f"held-out loss {metrics['validation_loss']:.3f}, R@1 {of_images:.1%} image to text and {of_texts:.1%} text to "
+        f"image, mean R@1/5/10 {metrics['mean_recall']:.1%} on {count:,.0f} held-out images with "
+        f"{metrics['captions']:,.0f} captions (chance R@1 {1 / count:.1%})"
+    )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -42,9 +43,10 @@ def make_train_loader(
     **options,
 ) -> TrainLoader:
     kind = options.pop("kind", "caption")
+    holdout = options.pop("holdout", 0.0)
     cut = partial(cut_patches, patch_size=PATCH_SIZE)
     stream = TrainStream(
-        [open_source(str(folder), kind=kind) for folder in folders],
+        [replace(open_source(str(folder), kind=kind), holdout=holdout) for folder in folders],
         PatchPlan(TrainTransform(), cut, view_at, num_micro),
         tokenize if kind == "caption" else None,
         batch_size=batch_size,

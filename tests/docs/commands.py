@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 
 from flip_hf.evaluation.options import parse_options
 from flip_hf.training.recipes import parse_arguments
@@ -64,6 +65,8 @@ def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
         small += TINY
     if printed.data.tokenizer:
         small += ["--tokenizer", printed.data.tokenizer]  # the recipe's: a name that needs a stand-in, too
+    if printed.data.holdout:
+        small += ["--holdout", 0.3]  # of a few dozen pairs
     if printed.model.image_size:
         small += ["--image_size", 64]
     if printed.objective.reconstructs:
@@ -165,6 +168,9 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
         script, argv = words[1], words[2:]
     elif words[:2] == ["accelerate", "launch"]:
         launched = _launched(words[2:])
+        script, argv = launched.training_script, launched.training_script_args
+    elif words[0] == "torchrun":  # run in one process; tests/data/test_processes.py runs two
+        launched = get_args_parser().parse_args(words[1:])
         script, argv = launched.training_script, launched.training_script_args
     else:
         raise ValueError(f"these tests do not know the command {words[0]!r}; see tests/docs/commands.py.")

@@ -4,12 +4,14 @@ import json
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf import FlipModel
 from flip_hf.data.tokenization import train_wordpiece
+from flip_hf.hub.card import write_card
 from tests.conftest import shapes_rows
 from tests.programs import run_program
 from tests.scripts.test_convert import SCRIPT as CONVERT
@@ -44,6 +46,32 @@ def make_image_folder(folder, count: int) -> None:
         for i, row in enumerate(shapes_rows(count)):
             (folder / f"{i}.jpg").write_bytes(row["image"]["bytes"])
             metadata.write(json.dumps({"file_name": f"{i}.jpg", "text": row["caption"]}) + "\n")
+
+
+def test_a_clip_folder_is_taken_as_it_is_and_trains_as_the_converted_one_does(tmp_path):
+    make_clip_folder(tmp_path / "clip")
+    make_image_folder(tmp_path / "pairs", 64)
+    assert run_program(CONVERT, "clip", tmp_path / "clip", tmp_path / "flip").returncode == 0
+    runs = {}
+    for name in ("clip", "flip"):
+        runs[name] = pretrain(
+            *("--model_name_or_path", str(tmp_path / name), "--mask_ratio", "0.5", "--mask_strategy", "grid"),
+            *("--train_data", str(tmp_path / "pairs"), "--train_samples", "96", "--unmasked_samples", "0"),
+            *("--batch_size", "32", "--base_lr", "0.02", "--warmup_samples", "32", "--log_samples", "32"),
+            *("--report_to", "none", "--precision", "fp32", "--output_dir", str(tmp_path / f"from-{name}")),
+            *("--num_workers", "0"),
+        )
+        assert runs[name].returncode == 0, runs[name].stderr[-3000:]
+    said = f"{tmp_path / 'clip'} is a CLIPModel; it is trained on as a FlipModel with its weights"
+    assert said in runs["clip"].stdout and "is a CLIPModel" not in runs["flip"].stdout
+    ours, theirs = (load_file(tmp_path / f"from-{name}" / "model.safetensors") for name in ("clip", "flip"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for file in ("config.json", "tokenizer.json", "processor_config.json"):
+        texts = ((tmp_path / f"from-{name}" / file).read_text() for name in ("clip", "flip"))
+        one, other = ([line for line in text.splitlines() if '"dtype"' not in line] for text in texts)
+        assert one == other, file
+    write_card(tmp_path / "from-clip")
+    assert "| began from | clip |" in (tmp_path / "from-clip" / "README.md").read_text()
 
 
 def test_a_clip_is_fine_tuned_masked_and_shipped_as_a_clip(tmp_path):

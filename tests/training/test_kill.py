@@ -341,9 +341,17 @@ def test_a_process_that_a_checkpoint_does_not_know_gets_a_seed_and_says_so(strai
     assert "no random state that fits process 0" in caplog.text
 
 
-def test_a_torn_last_line_of_the_log_is_forgotten(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"samples": 8, "loss": 1}\n{"samples": 16, "loss": 1}\n{"samples": 2')
+def test_records_that_a_run_sees_again_are_set_aside_and_none_is_lost(tmp_path):
+    written = '{"samples": 8, "loss": 1}\n{"samples": 16, "loss": 1}\n{"samples": 2'
+    (tmp_path / "log.jsonl").write_text(written)
     progress = Progress(Accelerator(cpu=True), tmp_path, total=32, done=8)
     progress.close()
     assert progress.records() == [{"samples": 8, "loss": 1}]
     assert not (tmp_path / "log.partial").exists()
+    aside = tmp_path / "set-aside" / "log.jsonl"
+    assert aside.read_text() == written[26:] + "\n"
+    # Begun anew in this folder, without a checkpoint.
+    progress = Progress(Accelerator(cpu=True), tmp_path, total=32, done=0)
+    progress.close()
+    assert progress.records() == []
+    assert aside.read_text() == written[26:] + "\n" + written[:26]

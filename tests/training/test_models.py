@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from transformers import SiglipConfig
 
 from flip_hf import FlipModel
 from flip_hf.data.sources import open_source
@@ -12,7 +13,6 @@ from flip_hf.training.fit import check_memory, parameters_at_least
 from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
 from flip_hf.training.recipes import parse_arguments
 from tests.conftest import tiny_config
-from tests.modeling.test_parity import tiny_clip
 
 RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 
@@ -72,8 +72,8 @@ def test_a_damaged_tokenizer_or_processor_is_named(saved):
 
 
 def test_a_model_of_another_kind_is_not_taken_for_a_flip(tmp_path):
-    tiny_clip(99).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a model of type 'clip', not a FLIP. scripts/convert.py"):
+    SiglipConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'siglip', neither a FLIP nor a CLIP. scripts/convert.py"):
         make_config(parse("--model_name_or_path", tmp_path).model)
 
 
