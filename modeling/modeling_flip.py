@@ -144,11 +144,17 @@ class FlipSincosPositions(nn.Module):
     """The fixed table, under the name of a learned one.
 
     A buffer, so that nothing trains it; saved, because the official checkpoints' table differs in the last bits.
+
+    Args:
+        side: patches of an image in a row.
+        width: channels of a position; divisible by 4.
     """
 
-    def __init__(self, num_positions: int, width: int):
+    def __init__(self, side: int, width: int):
         super().__init__()
-        self.weight = nn.Buffer(torch.empty(num_positions, width))
+        # Computed here as well as by `_init_weights`: a model may be built without initialising its weights. On the
+        # meta device there are no values yet, and `_init_weights` fills in what is then not in the checkpoint.
+        self.weight = nn.Buffer(sincos_positions(side, width).to(torch.get_default_dtype()))
 
     def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Looks positions (...) up as (..., D)."""
@@ -164,8 +170,11 @@ class FlipVisionEmbeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.patch_embedding = FlipPatchEmbedding(config)
         num_positions = config.num_patches + 1
-        learned = config.position_embedding_type == "learned"
-        self.position_embedding = (nn.Embedding if learned else FlipSincosPositions)(num_positions, config.hidden_size)
+        if config.position_embedding_type == "learned":
+            self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
+        else:
+            side = config.image_size // config.patch_size
+            self.position_embedding = FlipSincosPositions(side, config.hidden_size)
         self.position_ids = nn.Buffer(torch.arange(num_positions), persistent=False)
 
     def grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
@@ -588,7 +597,8 @@ class FlipTextModel(FlipPreTrainedModel):
         hidden_states = self.embeddings(input_ids, position_ids)  # (B, T, D)
         kwargs.pop("is_causal", None)
         if self.config.causal:
-            mask = create_causal_mask(self.config, hidden_states, attention_mask=visible, past_key_values=None)
+            # By position: Transformers renames the cache, which there is none of, from past_key_values to cache.
+            mask = create_causal_mask(self.config, hidden_states, visible, None)
         else:
             mask = create_bidirectional_mask(self.config, hidden_states, attention_mask=visible)
         hidden_states = self.encoder(hidden_states, mask, is_causal=self.config.causal, **kwargs)
