@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -29,7 +29,7 @@ from flip_hf.modeling import (
 )
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
-from flip_hf.training.encoder import flip_of
+from flip_hf.training.encoder import flip_of, recompute_activations
 from flip_hf.training.fit import check_memory
 from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
@@ -129,7 +129,7 @@ def _saved_config(model: ModelArguments) -> FlipConfig:
     name = str(model.model_name_or_path)
     masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
     with loading(name):
-        kind = FlipConfig.get_config_dict(name)[0].get("model_type")
+        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
         config = FlipConfig.from_pretrained(name, **masking) if kind in _GONE_ON_WITH else None
     if config is None:
         raise ValueError(
@@ -171,7 +171,7 @@ def make_model(
     if not objective.contrasts:
         _freeze_texts(flip)
     if model.gradient_checkpointing:
-        made.gradient_checkpointing_enable()
+        recompute_activations(made)
     return made.train()
 
 
@@ -200,7 +200,7 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         "output_loading_info": True,
     }
     with loading(name):
-        saved = FlipPreTrainingConfig.get_config_dict(name)[0]
+        saved = PreTrainedConfig.get_config_dict(name)[0]
     if not arguments.objective.reconstructs or saved.get("model_type") != FlipPreTrainingConfig.model_type:
         with loading(name):
             loaded: Any = FlipModel.from_pretrained(name, config=config, **options)
