@@ -98,8 +98,17 @@ def _of_vision_tower(name: str) -> Any:
     return property(lambda config: getattr(config.vision_config, name), write)
 
 
+class FlipTowerConfig(PreTrainedConfig):
+    """What both towers' configurations share."""
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        # A tower is saved with its projection or without, and AutoModel looks here for which; it cannot read None.
+        self.architectures = self.architectures or []
+
+
 @strict
-class FlipTextConfig(PreTrainedConfig):
+class FlipTextConfig(FlipTowerConfig):
     r"""Configuration of the text tower.
 
     Args:
@@ -169,7 +178,7 @@ class FlipTextConfig(PreTrainedConfig):
 
 
 @strict
-class FlipVisionConfig(PreTrainedConfig):
+class FlipVisionConfig(FlipTowerConfig):
     r"""Configuration of the vision tower.
 
     Args:

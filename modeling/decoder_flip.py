@@ -12,8 +12,8 @@ from transformers import initialization as init
 
 from .configuration_flip import FlipVisionConfig
 from .configuration_pretraining_flip import FlipDecoderConfig
-from .modeling_flip import FlipEncoderLayer, FlipPreTrainedModel, FlipSincosPositions
-from .resizing_flip import sincos_positions
+from .modeling_flip import FlipEncoderLayer, FlipPreTrainedModel
+from .resizing_flip import FlipSincosPositions, sincos_positions
 
 
 class FlipDecoder(FlipPreTrainedModel):

@@ -90,7 +90,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
     config: FlipPreTrainingConfig
     main_input_name = "pixel_values"
     _no_split_modules = ["FlipTextEmbeddings", "FlipVisionEmbeddings", "FlipEncoderLayer", "FlipDecoder"]
-    _published_as = ("AutoModelForPreTraining",)
+    _published_as = {"AutoModelForPreTraining": "FlipForPreTraining"}
 
     def __init__(self, config: FlipPreTrainingConfig):
         super().__init__(config)
