@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -21,44 +21,15 @@ import flip_hf
 from flip_hf import (
     FlipForImageClassification,
     FlipForPreTraining,
-    FlipImageProcessorPil,
     FlipModel,
-    FlipPreTrainingConfig,
     FlipTextModel,
     FlipTextModelWithProjection,
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
-from tests.conftest import NUM_PATCHES, tiny_config
+from tests.conftest import NUM_PATCHES
 
 LABELS = ["red circle", "large striped blue star", "x"]
-
-
-@pytest.fixture
-def image(tmp_path) -> Image.Image:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
-    image.save(tmp_path / "image.png")
-    return image
-
-
-@pytest.fixture
-def folders(saved, processor, tmp_path):
-    """A full model, its parts, a classifier, a model with a decoder, an official image processor, each as saved."""
-    names = ("classifier", "tower", "pretraining", "texts", "official")
-    classifier, tower, pretraining, texts, official = (tmp_path / name for name in names)
-    decoder = {"hidden_size": 16, "num_hidden_layers": 1}
-    FlipForPreTraining(FlipPreTrainingConfig(flip_config=tiny_config(), decoder_config=decoder)).save_pretrained(
-        pretraining
-    )
-    FlipForImageClassification(tiny_config(num_labels=3)).save_pretrained(classifier)
-    processor.save_pretrained(classifier)
-    FlipVisionModel.from_pretrained(saved).save_pretrained(tower)
-    processor.image_processor.save_pretrained(tower)
-    FlipTextModelWithProjection.from_pretrained(saved).save_pretrained(texts)
-    FlipImageProcessorPil().save_pretrained(official)
-    paths = {"full": saved, "classifier": classifier, "tower": tower, "pretraining": pretraining}
-    paths |= {"texts": texts, "official": official}
-    return {name: str(path) for name, path in paths.items()}
 
 
 def test_zero_shot_pipeline_answers_what_the_model_says(folders, image):
@@ -140,6 +111,9 @@ def test_a_saved_folder_names_every_auto_class_it_answers_to(folders, tmp_path):
 
 WITHOUT_PACKAGE = """
 import json, sys
+sys.path.insert(0, sys.argv[5])
+from recorder import record
+lines = record()
 sys.modules["flip_hf"] = None  # any import of it fails
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, AutoModelForTextEncoding
 from transformers import AutoProcessor, pipeline
@@ -154,6 +128,7 @@ options = {"trust_remote_code": True}
 zero_shot = pipeline("zero-shot-image-classification", model=folders["full"], **options)
 new_head = AutoModelForImageClassification.from_pretrained(folders["full"], num_labels=7, **options)
 answers = {
+    "warnings": lines,
     "unasked": unasked,
     "zero_shot": zero_shot(sys.argv[2], candidate_labels=json.loads(sys.argv[3])),
     "classes": pipeline("image-classification", model=folders["classifier"], **options)(sys.argv[2]),
@@ -177,6 +152,7 @@ def test_folders_work_without_this_package_where_their_code_is_trusted(folders, 
         str(tmp_path / "image.png"),
         json.dumps(LABELS),
         str(tmp_path / "re"),
+        str(Path(__file__).parents[1] / "watched"),
     ]
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     run = subprocess.run(
@@ -189,6 +165,9 @@ def test_folders_work_without_this_package_where_their_code_is_trusted(folders, 
     )
     assert run.returncode == 0, run.stderr[-3000:]
     answers = json.loads(run.stdout.split("ANSWERS ")[1])
+    new_heads = [line for line in answers["warnings"] if "LOAD REPORT" in line]
+    assert len(new_heads) == 1 and "classifier.weight" in new_heads[0] and "layers" not in new_heads[0]
+    assert answers["warnings"] == new_heads
     assert "trust_remote_code" in answers["unasked"]
     here = pipeline("zero-shot-image-classification", model=folders["full"])(image, candidate_labels=LABELS)
     for there, ours in zip(answers["zero_shot"], here, strict=True):
