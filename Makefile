@@ -10,15 +10,24 @@ TORCH ?= torch==2.13.0
 # A set of versions that works together; empty for the newest of everything that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+# A part of the suite: make test TESTS=tests/modeling
+TESTS ?=
 BIN := $(VENV)/bin
 
-.PHONY: pretrain test quality style docs
+.PHONY: pretrain test test-oldest test-newest quality style docs
 
 pretrain: $(VENV)/train.installed
 	$(BIN)/accelerate launch scripts/pretrain.py $(ARGS)
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+# Both ends of what is supported, each in an environment of its own.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest TORCH='torch==2.11.*' CONSTRAINTS=constraints-oldest.txt
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest TORCH=torch CONSTRAINTS=
 
 quality: $(VENV)/dev.installed
 	$(BIN)/ruff check .

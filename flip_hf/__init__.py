@@ -4,11 +4,14 @@ Importing this package registers the model with Transformers' Auto classes, so t
 `pipeline` accept a FLIP folder.
 """
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForTextEncoding,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
@@ -21,6 +24,7 @@ from flip_hf.modeling import (
     FlipForImageClassification,
     FlipForPreTraining,
     FlipImageProcessor,
+    FlipImageProcessorPil,
     FlipModel,
     FlipPreTrainedModel,
     FlipPreTrainingConfig,
@@ -38,20 +42,20 @@ __version__ = "0.1.0.dev0"
 
 def _register_auto_classes() -> None:
     """Makes the Auto classes know FLIP in this process."""
-    for config_class, model_class in (
-        (FlipConfig, FlipModel),
-        (FlipTextConfig, FlipTextModel),
-        (FlipVisionConfig, FlipVisionModel),
-    ):
+    for config_class in (FlipConfig, FlipTextConfig, FlipVisionConfig, FlipPreTrainingConfig):
         AutoConfig.register(config_class.model_type, config_class)
-        AutoModel.register(config_class, model_class)
+    AutoModel.register(FlipConfig, FlipModel)
+    # Of several classes, Auto classes choose the one that the folder was saved by, or else the first.
+    text_models: Any = (FlipTextModel, FlipTextModelWithProjection)
+    vision_models: Any = (FlipVisionModel, FlipVisionModelWithProjection)
+    AutoModel.register(FlipTextConfig, text_models)
+    AutoModel.register(FlipVisionConfig, vision_models)
+    AutoModelForTextEncoding.register(FlipTextConfig, FlipTextModel)
     AutoModelForZeroShotImageClassification.register(FlipConfig, FlipModel)
     AutoModelForImageClassification.register(FlipConfig, FlipForImageClassification)
-    AutoConfig.register(FlipPreTrainingConfig.model_type, FlipPreTrainingConfig)
     AutoModelForPreTraining.register(FlipPreTrainingConfig, FlipForPreTraining)
     AutoProcessor.register(FlipConfig, FlipProcessor)
-    # The same class for both backends: Transformers picks one by whether torchvision is installed.
-    image_processors = {"pil": FlipImageProcessor, "torchvision": FlipImageProcessor}
+    image_processors: dict[str, type] = {"pil": FlipImageProcessorPil, "torchvision": FlipImageProcessor}
     for config_class in (FlipConfig, FlipVisionConfig):
         AutoImageProcessor.register(config_class, image_processor_classes=dict(image_processors))
 
@@ -71,7 +75,8 @@ def _publish_code() -> None:
     FlipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
     FlipForPreTraining.register_for_auto_class("AutoModelForPreTraining")
     FlipProcessor.register_for_auto_class("AutoProcessor")
-    FlipImageProcessor.register_for_auto_class("AutoImageProcessor")
+    for image_processor_class in (FlipImageProcessor, FlipImageProcessorPil):
+        image_processor_class.register_for_auto_class("AutoImageProcessor")
 
 
 _register_auto_classes()
@@ -83,6 +88,7 @@ __all__ = [
     "FlipForImageClassification",
     "FlipForPreTraining",
     "FlipImageProcessor",
+    "FlipImageProcessorPil",
     "FlipModel",
     "FlipPreTrainedModel",
     "FlipPreTrainingConfig",

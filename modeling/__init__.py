@@ -12,7 +12,7 @@ if __name__ != "flip_hf.modeling":
 
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
 from .configuration_pretraining_flip import FlipDecoderConfig, FlipPreTrainingConfig
-from .image_processing_flip import FlipImageProcessor
+from .image_processing_flip import FlipImageProcessor, FlipImageProcessorPil
 from .modeling_flip import (
     FlipForImageClassification,
     FlipModel,
@@ -31,6 +31,7 @@ __all__ = [
     "FlipForImageClassification",
     "FlipForPreTraining",
     "FlipImageProcessor",
+    "FlipImageProcessorPil",
     "FlipModel",
     "FlipPreTrainedModel",
     "FlipPreTrainingConfig",

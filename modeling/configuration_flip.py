@@ -76,6 +76,19 @@ def check_heads(hidden_size: int, num_attention_heads: int) -> None:
         )
 
 
+def wrap_part(fields: dict[str, Any], config_class: type, key: str) -> dict[str, Any]:
+    """The fields of a whole configuration around those of one of its parts, as a checkpoint of the part alone has them.
+
+    Args:
+        fields: of the part, as in its config.json.
+        config_class: the whole's.
+        key: the part's name in it.
+    """
+    part = {name: value for name, value in fields.items() if name not in ("auto_map", "architectures")}
+    whole = {name: part.pop(name) for name in ("dtype", "transformers_version") if name in part}
+    return {"model_type": config_class.model_type, key: part, **whole}  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _of_vision_tower(name: str) -> Any:
     """A property that is stored in `vision_config` alone."""
 
@@ -85,8 +98,17 @@ def _of_vision_tower(name: str) -> Any:
     return property(lambda config: getattr(config.vision_config, name), write)
 
 
+class FlipTowerConfig(PreTrainedConfig):
+    """What both towers' configurations share."""
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        # A tower is saved with its projection or without, and AutoModel looks here for which; it cannot read None.
+        self.architectures = self.architectures or []
+
+
 @strict
-class FlipTextConfig(PreTrainedConfig):
+class FlipTextConfig(FlipTowerConfig):
     r"""Configuration of the text tower.
 
     Args:
@@ -156,7 +178,7 @@ class FlipTextConfig(PreTrainedConfig):
 
 
 @strict
-class FlipVisionConfig(PreTrainedConfig):
+class FlipVisionConfig(FlipTowerConfig):
     r"""Configuration of the vision tower.
 
     Args:
@@ -282,6 +304,18 @@ class FlipConfig(PreTrainedConfig):
     logit_scale_init_value: int | float = LOGIT_SCALE_INIT
     max_logit_scale: int | float | None = 100.0
     initializer_factor: int | float = 1.0
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the fields from a folder or the Hub; a bare vision tower's become the `vision_config` of a whole one.
+
+        A [`FlipForImageClassification`] can so begin with a tower that was saved alone.
+        """
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") == FlipVisionConfig.model_type:
+            shared = {name: fields[name] for name in ("projection_dim", "projection_bias") if name in fields}
+            fields = wrap_part(fields, cls, "vision_config") | shared
+        return fields, unused
 
     def __post_init__(self, **kwargs):
         # Built here and not by the base class, which does so only in newer versions of Transformers.

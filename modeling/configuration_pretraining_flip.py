@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_flip import FlipConfig, check_heads, check_numbers
+from .configuration_flip import FlipConfig, check_heads, check_numbers, wrap_part
 
 OBJECTIVES = ("contrastive", "reconstruction", "both")
 
@@ -84,6 +84,17 @@ class FlipPreTrainingConfig(PreTrainedConfig):
     reconstruction_weight: int | float = 1.0
     norm_pixel_target: bool = True
 
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the fields from a folder or the Hub; those of a FlipModel become the `flip_config` of a whole one.
+
+        A [`FlipForPreTraining`] can so begin with a FlipModel, and its decoder from scratch.
+        """
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") == FlipConfig.model_type:
+            fields = wrap_part(fields, cls, "flip_config")
+        return fields, unused
+
     def __post_init__(self, **kwargs):
         self.flip_config = self._build(self.flip_config, FlipConfig)
         self.decoder_config = self._build(self.decoder_config, FlipDecoderConfig)
@@ -102,9 +113,9 @@ class FlipPreTrainingConfig(PreTrainedConfig):
         """
         check_numbers(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Without the path that the FlipModel within came from, which is nobody else's business."""
-        fields = super().to_dict()
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved: without the path that the FlipModel within came from, which is nobody else's business."""
+        fields = super().to_diff_dict()
         fields["flip_config"].pop("_name_or_path", None)
         return fields
 

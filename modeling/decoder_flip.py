@@ -12,8 +12,8 @@ from transformers import initialization as init
 
 from .configuration_flip import FlipVisionConfig
 from .configuration_pretraining_flip import FlipDecoderConfig
-from .modeling_flip import FlipEncoderLayer, FlipPreTrainedModel, FlipSincosPositions
-from .resizing_flip import sincos_positions
+from .modeling_flip import FlipEncoderLayer, FlipPreTrainedModel
+from .resizing_flip import FlipSincosPositions, sincos_positions
 
 
 class FlipDecoder(FlipPreTrainedModel):
@@ -30,7 +30,7 @@ class FlipDecoder(FlipPreTrainedModel):
         self.side = vision_config.image_size // vision_config.patch_size
         self.token_projection = nn.Linear(vision_config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.empty(width))
-        self.position_embedding = FlipSincosPositions(vision_config.num_patches + 1, width)
+        self.position_embedding = FlipSincosPositions(self.side, width)
         self.layers = nn.ModuleList([FlipEncoderLayer(block_config) for _ in range(config.num_hidden_layers)])
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pixel_projection = nn.Linear(width, vision_config.num_channels * vision_config.patch_size**2)

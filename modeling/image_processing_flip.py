@@ -1,29 +1,38 @@
-"""The image processor of the official FLIP: the whole short side, and TensorFlow's legacy bicubic resize.
+"""The image processors of the official FLIP: the whole short side, and TensorFlow's legacy bicubic resize.
 
 Checkpoints trained here use Transformers' CLIP image processors. The official ones were evaluated with another
 resampling, which neither Pillow nor torch offers: no half-pixel shift, no antialiasing, a = -0.75, weights from a table
 of 1,024 steps, and values that are neither clipped nor rounded. An antialiased resize is off by 2 to 18 grey levels.
+
+As with the image processors of Transformers, there is one on Pillow and NumPy, and one on torchvision, which takes
+batches and runs on a GPU too. `AutoImageProcessor` gives the latter where torchvision is installed. Their normalised
+pixels differ by less than 1e-5.
 """
 
 # No `from __future__ import annotations` here, as in the other published files.
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from transformers.image_processing_backends import PilBackend
+import torch
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
+from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import PILImageResampling
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils.import_utils import requires_backends
 
 CUBIC_A = -0.75
 TABLE_STEPS = 1024
 
 
-def square_crop(image: np.ndarray) -> np.ndarray:
-    """The central square of an image (C, H, W); where the margins are uneven, the larger one comes first."""
+def square_crop(image: Any) -> Any:
+    """The central square of images (..., H, W), an array or a tensor; of uneven margins the larger one comes first."""
     height, width = image.shape[-2:]
     side = min(height, width)
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    return image[:, top : top + side, left : left + side]
+    top = (height - side + 1) // 2
+    left = (width - side + 1) // 2
+    return image[..., top : top + side, left : left + side]
 
 
 def _cubic_weights(offset: np.ndarray) -> np.ndarray:
@@ -67,16 +76,22 @@ def legacy_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return result
 
 
-class FlipImageProcessor(PilBackend):
-    r"""Images to `pixel_values` as in the official evaluation: the central square, a legacy bicubic resize, ImageNet
-    statistics.
+def legacy_bicubic_tensor(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resizes images (..., C, H, W) to (..., C, height, width) on their device, as [`legacy_bicubic`] does."""
+    images = images.float()
+    rows, row_weights = (torch.from_numpy(taps).to(images.device) for taps in _taps(images.shape[-2], height))
+    columns, column_weights = (torch.from_numpy(taps).to(images.device) for taps in _taps(images.shape[-1], width))
+    resized = images.new_zeros(*images.shape[:-1], width)
+    for tap in range(4):
+        resized += images[..., columns[:, tap]] * column_weights[:, tap]
+    result = images.new_zeros(*images.shape[:-2], height, width)
+    for tap in range(4):
+        result += resized[..., rows[:, tap], :] * row_weights[:, tap, None]
+    return result
 
-    Args:
-        size: `{"height": H, "width": W}` of the result, in pixels.
-        do_center_crop: whether to cut the central square out first; the image is squeezed otherwise.
-        do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: as in
-            `CLIPImageProcessor`.
-    """
+
+class OfficialDefaults:
+    """What both image processors share: the official evaluation's settings, and how they are published."""
 
     size = {"height": 224, "width": 224}
     default_to_square = True
@@ -91,6 +106,27 @@ class FlipImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved: where code is published, with the class of each backend, of which Transformers writes one."""
+        fields = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
+        if "auto_map" in fields:
+            module = type(self).__module__.split(".")[-1]
+            backends = {"pil": f"{module}.FlipImageProcessorPil", "torchvision": f"{module}.FlipImageProcessor"}
+            fields["auto_map"] = {"AutoImageProcessor": backends}
+        return fields
+
+
+class FlipImageProcessorPil(OfficialDefaults, PilBackend):
+    r"""Images to `pixel_values` as in the official evaluation: the central square, a legacy bicubic resize, ImageNet
+    statistics. On Pillow and NumPy.
+
+    Args:
+        size: `{"height": H, "width": W}` of the result, in pixels.
+        do_center_crop: whether to cut the central square out first; the image is squeezed otherwise.
+        do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: as in
+            `CLIPImageProcessor`.
+    """
 
     def _preprocess(  # noqa: PLR0913  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -121,4 +157,45 @@ class FlipImageProcessor(PilBackend):
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
-__all__ = ["FlipImageProcessor"]
+class FlipImageProcessor(OfficialDefaults, TorchvisionBackend):
+    r"""Images to `pixel_values` as [`FlipImageProcessorPil`] makes them, with torchvision: in batches, on any device.
+
+    Args:
+        size, do_center_crop, do_resize, ...: as in [`FlipImageProcessorPil`].
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+
+    def __init__(self, **kwargs):
+        requires_backends(self, ["torchvision"])
+        super().__init__(**kwargs)
+
+    def _preprocess(  # noqa: PLR0913  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images,
+        do_resize,
+        size,
+        do_center_crop,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        disable_grouping,
+        return_tensors,
+        **kwargs,
+    ) -> BatchFeature:
+        """Processes images (C, H, W), those of one size together."""
+        groups, places = group_images_by_shape(images, disable_grouping=disable_grouping)
+        for shape, stack in groups.items():  # (N, C, H, W)
+            if do_center_crop:
+                stack = square_crop(stack)
+            if do_resize:
+                stack = legacy_bicubic_tensor(stack, size.height, size.width)
+            stack = self.rescale_and_normalize(stack, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            groups[shape] = stack
+        return BatchFeature(data={"pixel_values": reorder_images(groups, places)}, tensor_type=return_tensors)
+
+
+__all__ = ["FlipImageProcessor", "FlipImageProcessorPil"]

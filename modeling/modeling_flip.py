@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .clip_flip import ClipExchange
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
 from .masking_flip import check_ids_keep, cut_patches, draw_mask, num_kept, pooled_token
-from .resizing_flip import Resizable, resize_patch_kernel, sincos_positions
+from .resizing_flip import FlipSincosPositions, Resizable, resize_patch_kernel, sincos_positions
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Outputs
@@ -140,21 +140,6 @@ class FlipPatchEmbedding(nn.Module):
         return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
-class FlipSincosPositions(nn.Module):
-    """The fixed table, under the name of a learned one.
-
-    A buffer, so that nothing trains it; saved, because the official checkpoints' table differs in the last bits.
-    """
-
-    def __init__(self, num_positions: int, width: int):
-        super().__init__()
-        self.weight = nn.Buffer(torch.empty(num_positions, width))
-
-    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """Looks positions (...) up as (..., D)."""
-        return nn.functional.embedding(position_ids, self.weight)
-
-
 class FlipVisionEmbeddings(nn.Module):
     """Visible patches and the class token, with their positions."""
 
@@ -164,8 +149,11 @@ class FlipVisionEmbeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.patch_embedding = FlipPatchEmbedding(config)
         num_positions = config.num_patches + 1
-        learned = config.position_embedding_type == "learned"
-        self.position_embedding = (nn.Embedding if learned else FlipSincosPositions)(num_positions, config.hidden_size)
+        if config.position_embedding_type == "learned":
+            self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
+        else:
+            side = config.image_size // config.patch_size
+            self.position_embedding = FlipSincosPositions(side, config.hidden_size)
         self.position_ids = nn.Buffer(torch.arange(num_positions), persistent=False)
 
     def grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
@@ -459,8 +447,9 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": FlipEncoderLayer, "attentions": FlipAttention}
-    # The auto classes that this class answers to when its code is published beside the weights.
-    _published_as: tuple[str, ...] = ("AutoModel",)
+    # What each auto class makes of a folder of this class whose code is published beside the weights: a class of the
+    # same file, which loads from it.
+    _published_as: dict[str, str] = {}
 
     def post_init(self) -> None:
         """Ends `__init__`; only this class's own keys are left out of what loading reports as unexpected.
@@ -491,14 +480,17 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
     def save_pretrained(self, *args, **kwargs):
-        """Saves as `PreTrainedModel` does; a published class names every auto class it answers to.
+        """Saves as `PreTrainedModel` does; a published folder names every auto class that can load it.
 
-        Transformers writes one auto class a model. The zero-shot pipeline needs a second one, and a name left over from
-        the checkpoint that this model was loaded from would point to another class.
+        Transformers writes one auto class a model. Pipelines and classifiers need others, and a name left over from the
+        checkpoint that this model was loaded from would point to another class.
         """
         if self._auto_class is not None:
-            model, config = (f"{c.__module__.split('.')[-1]}.{c.__name__}" for c in (type(self), type(self.config)))
-            self.config.auto_map = {"AutoConfig": config, **dict.fromkeys(self._published_as, model)}
+            config_file = type(self.config).__module__.split(".")[-1]
+            model_file = type(self).__module__.split(".")[-1]
+            self.config.auto_map = {"AutoConfig": f"{config_file}.{type(self.config).__name__}"}
+            for auto_class, name in self._published_as.items():
+                self.config.auto_map[auto_class] = f"{model_file}.{name}"
         return super().save_pretrained(*args, **kwargs)
 
 
@@ -514,6 +506,7 @@ class FlipTextModel(FlipPreTrainedModel):
     # With this prefix the tower loads straight from a full checkpoint.
     base_model_prefix = "text_model"
     input_modalities = ("text",)
+    _published_as = {"AutoModel": "FlipTextModel", "AutoModelForTextEncoding": "FlipTextModel"}
     _input_embed_layer = "token_embedding"
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"_projection\.", r"^logit_scale$", r"^classifier\."]
 
@@ -588,7 +581,8 @@ class FlipTextModel(FlipPreTrainedModel):
         hidden_states = self.embeddings(input_ids, position_ids)  # (B, T, D)
         kwargs.pop("is_causal", None)
         if self.config.causal:
-            mask = create_causal_mask(self.config, hidden_states, attention_mask=visible, past_key_values=None)
+            # By position: Transformers renames the cache, which there is none of, from past_key_values to cache.
+            mask = create_causal_mask(self.config, hidden_states, visible, None)
         else:
             mask = create_bidirectional_mask(self.config, hidden_states, attention_mask=visible)
         hidden_states = self.encoder(hidden_states, mask, is_causal=self.config.causal, **kwargs)
@@ -630,6 +624,7 @@ class FlipVisionModel(FlipPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _published_as = {"AutoModel": "FlipVisionModel"}
     _input_embed_layer = "patch_embedding"
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_scale$", r"^classifier\."]
 
@@ -737,7 +732,11 @@ def normalize(embeds: torch.Tensor) -> torch.Tensor:
 class FlipModel(ClipExchange, FlipPreTrainedModel):
     """The two towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
 
-    _published_as = ("AutoModel", "AutoModelForZeroShotImageClassification")
+    _published_as = {
+        "AutoModel": "FlipModel",
+        "AutoModelForZeroShotImageClassification": "FlipModel",
+        "AutoModelForImageClassification": "FlipForImageClassification",  # with a new head
+    }
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # of a FlipForPreTraining
 
     def __init__(self, config: FlipConfig):
@@ -915,6 +914,7 @@ class FlipTextModelWithProjection(FlipPreTrainedModel):
     config: FlipTextConfig
     base_model_prefix = "text_model"
     input_modalities = ("text",)
+    _published_as = {"AutoModel": "FlipTextModelWithProjection", "AutoModelForTextEncoding": "FlipTextModel"}
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
 
     def __init__(self, config: FlipTextConfig):
@@ -956,6 +956,7 @@ class FlipVisionModelWithProjection(FlipPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _published_as = {"AutoModel": "FlipVisionModelWithProjection"}
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]
 
     def __init__(self, config: FlipVisionConfig):
@@ -1003,7 +1004,7 @@ class FlipForImageClassification(FlipPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _published_as = ("AutoModelForImageClassification",)
+    _published_as = {"AutoModelForImageClassification": "FlipForImageClassification"}
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_scale$"]
 
     def __init__(self, config: FlipConfig):

@@ -69,8 +69,8 @@ def _check_dropped(ids_keep: torch.Tensor | None, num_patches: int) -> torch.Ten
     """
     if ids_keep is None or ids_keep.shape[1] >= num_patches:
         raise ValueError(
-            f"Nothing to reconstruct: all {num_patches} patches are visible. Pass mask_ratio above 0, or ids_keep; a "
-            "model in evaluation mode drops none by itself."
+            f"Nothing to reconstruct: all {num_patches} patches are visible. Pass mask_ratio above 0, or ids_keep, or "
+            "set config.flip_config.mask_ratio."
         )
     return ids_keep.long()
 
@@ -90,7 +90,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
     config: FlipPreTrainingConfig
     main_input_name = "pixel_values"
     _no_split_modules = ["FlipTextEmbeddings", "FlipVisionEmbeddings", "FlipEncoderLayer", "FlipDecoder"]
-    _published_as = ("AutoModelForPreTraining",)
+    _published_as = {"AutoModelForPreTraining": "FlipForPreTraining"}
 
     def __init__(self, config: FlipPreTrainingConfig):
         super().__init__(config)
@@ -202,11 +202,15 @@ class FlipForPreTraining(FlipPreTrainedModel):
             "pixel_values they are cut here."
         )
 
+    def _mask_ratio(self, objective: str, chosen: bool) -> float | None:
+        """The fraction of patches dropped where the caller has not chosen: what is reconstructed is always masked."""
+        return None if chosen or objective == "contrastive" else self.flip.vision_model.config.mask_ratio
+
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         return_loss: bool = True,
         mask_ratio: float | None = None,
@@ -220,8 +224,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
         """Compares the visible patches with texts, reconstructs the dropped ones, or both.
 
         Args:
+            pixel_values, ids_keep, patches: see [`FlipVisionModel`].
             input_ids, attention_mask: see [`FlipTextModel`]; not read for `objective="reconstruction"`.
-            pixel_values, mask_ratio, ids_keep, patches: see [`FlipVisionModel`].
+            mask_ratio: fraction of the patches dropped in this call. If absent: the configuration's, in evaluation
+                mode as well where patches are reconstructed; for `objective="contrastive"` as in [`FlipVisionModel`].
             return_loss: also return the losses; the contrastive one needs as many texts as images, paired.
             target_patches: (B, L, C * P * P) beside `patches`: all of them, flattened as by `cut_patches`.
             objective: `"contrastive"`, `"reconstruction"` or `"both"`; `config.objective` if absent.
@@ -231,6 +237,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
             ValueError: there is no such objective, it lacks texts or targets, or no patch is dropped.
         """
         objective = self._check_objective(objective, input_ids)
+        if mask_ratio is None:
+            mask_ratio = self._mask_ratio(objective, chosen=ids_keep is not None or patches is not None)
         images: Any = {"pixel_values": pixel_values, "mask_ratio": mask_ratio, "ids_keep": ids_keep, "patches": patches}
         if objective == "reconstruction":
             vision: Any = self.flip.vision_model(**images, return_dict=True, **kwargs)

@@ -22,6 +22,27 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
     return torch.cat([torch.zeros(1, width, dtype=table.dtype), table]).float()  # (1 + L, D)
 
 
+class FlipSincosPositions(nn.Module):
+    """The fixed table, under the name of a learned one.
+
+    A buffer, so that nothing trains it; saved, because the official checkpoints' table differs in the last bits.
+
+    Args:
+        side: patches of an image in a row.
+        width: channels of a position; divisible by 4.
+    """
+
+    def __init__(self, side: int, width: int):
+        super().__init__()
+        # Computed here as well as by `_init_weights`: a model may be built without initialising its weights. On the
+        # meta device there are no values yet, and `_init_weights` fills in what is then not in the checkpoint.
+        self.weight = nn.Buffer(sincos_positions(side, width).to(torch.get_default_dtype()))
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Looks positions (...) up as (..., D)."""
+        return nn.functional.embedding(position_ids, self.weight)
+
+
 @torch.no_grad()
 def resize_patch_kernel(weight: torch.Tensor, patch_size: int) -> torch.Tensor:
     """The patch projection for patches of another side: FlexiViT's pseudo-inverse resize (Beyer et al. 2023).

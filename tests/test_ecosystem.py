@@ -57,6 +57,19 @@ def test_the_features_that_others_are_compared_with_tell_images_and_texts_apart(
         assert cosines.max() < 0.9999
 
 
+def test_heads_are_new_on_towers_that_are_not(page):
+    tower, images = page["model"].vision_model.state_dict(), page["images"][:2]
+    pixels = page["processor"](images=images, return_tensors="pt")
+    for name in ("classifier", "of_the_tower"):
+        found = page[name].vision_model.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in tower.items())
+        assert page[name].eval()(**pixels).logits.shape == (2, 24)
+    assert close(
+        page["image_features"](page["with_decoder"].flip.eval(), images), page["image_features"](page["model"], images)
+    )
+    assert page["with_decoder"].eval()(**pixels, objective="reconstruction").reconstruction_loss > 0
+
+
 def test_sentence_transformers_gives_the_models_features(page, folder):
     images, queries = page["images"], page["queries"]
     features = page["image_features"](page["model"], images)

@@ -29,7 +29,7 @@ from flip_hf.conversion.tables import (
     to_ours,
 )
 from flip_hf.conversion.word_pieces import official_pieces, word_piece_tokenizer
-from flip_hf.modeling import FlipConfig, FlipImageProcessor, FlipModel, FlipProcessor
+from flip_hf.modeling import FlipConfig, FlipImageProcessorPil, FlipModel, FlipProcessor
 
 BLOCK = [
     *(
@@ -262,7 +262,7 @@ def convert_official(path: str | Path, vocab: str, **options: Any) -> Converted:
     size = {"height": vision.image_size, "width": vision.image_size}
     return Converted(
         model=model,
-        processor=FlipProcessor(FlipImageProcessor(size=size), tokenizer),
+        processor=FlipProcessor(FlipImageProcessorPil(size=size), tokenizer),
         title=f"FLIP {name}, official weights" if name else "FLIP, from a checkpoint in the official format",
         about=CARD,
         data=card_data(license="cc-by-nc-4.0", datasets=["laion/laion2B-en"] if name else None, language="en"),

@@ -15,7 +15,12 @@ from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.decode import bounded_shape, open_picture
 from flip_hf.data.rendering import background_of
 from flip_hf.evaluation.zero_shot import TextInputs, normalized
-from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipVisionModel
+from flip_hf.modeling import (
+    FlipForPreTraining,
+    FlipPreTrainingConfig,
+    FlipVisionModel,
+    FlipVisionModelWithProjection,
+)
 
 
 def keeps_aspect(image_processor: Any) -> bool:
@@ -120,6 +125,8 @@ class Encoder:
         check_loaded(name_or_path, model, report)
         if isinstance(model, FlipForPreTraining):
             model = model.flip.vision_model
+        elif isinstance(model, FlipVisionModelWithProjection):
+            model = model.vision_model
         processor_class = AutoImageProcessor if isinstance(model, FlipVisionModel) else AutoProcessor
         with loading(name_or_path, "processor"):
             processor = processor_class.from_pretrained(name_or_path, **kwargs)

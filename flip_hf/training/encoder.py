@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.modeling.modeling_flip import normalize
@@ -101,6 +102,20 @@ class PairEncoder(nn.Module):
 def flip_of(model: FlipModel | FlipForPreTraining) -> FlipModel:
     """The model of images and texts, without a decoder."""
     return model.flip if isinstance(model, FlipForPreTraining) else model
+
+
+def recompute_activations(model: PreTrainedModel, options: dict[str, Any] | None = None) -> None:
+    """Lets the blocks compute their activations again in backward: less memory, more time.
+
+    Args:
+        model: any FLIP model.
+        options: for `torch.utils.checkpoint.checkpoint`, such as `{"use_reentrant": False}`; Transformers' own if
+            absent.
+    """
+    # Transformers 5.24 has renamed the call and warns of the old name.
+    renamed = getattr(model, "activation_checkpointing_enable", None)
+    enable: Any = renamed or model.gradient_checkpointing_enable
+    enable(options)
 
 
 def _unit(embeds: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from flip_hf.losses import contrastive_loss
 from flip_hf.modeling import FlipConfig, FlipModel
 from flip_hf.modeling.masking_flip import num_kept
-from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.encoder import PairEncoder, recompute_activations
 from flip_hf.training.gradient_cache import cached_backward
 
 
@@ -97,7 +97,7 @@ def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipMo
     """A new model as the step trains it."""
     model = FlipModel._from_config(config, attn_implementation=attention)
     if step.checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute_activations(model)
     return model.train()
 
 

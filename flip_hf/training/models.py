@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPConfig, PreTrainedTokenizerBase
+from transformers import CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -33,7 +33,7 @@ from flip_hf.modeling import (
 from flip_hf.modeling.clip_flip import flip_config_from_clip
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
-from flip_hf.training.encoder import flip_of
+from flip_hf.training.encoder import flip_of, recompute_activations
 from flip_hf.training.fit import check_memory
 from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
@@ -167,7 +167,7 @@ def _saved_config(model: ModelArguments) -> FlipConfig:
 
 def _kind_of(name: str) -> str | None:
     """The type of a saved model."""
-    return FlipConfig.get_config_dict(name)[0].get("model_type")
+    return PreTrainedConfig.get_config_dict(name)[0].get("model_type")
 
 
 def is_clip(model: ModelArguments) -> bool:
@@ -207,7 +207,7 @@ def make_model(
     if not objective.contrasts:
         _freeze_texts(flip)
     if model.gradient_checkpointing:
-        made.gradient_checkpointing_enable()
+        recompute_activations(made)
     return made.train()
 
 
@@ -240,7 +240,7 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         "output_loading_info": True,
     }
     with loading(name):
-        saved = FlipPreTrainingConfig.get_config_dict(name)[0]
+        saved = PreTrainedConfig.get_config_dict(name)[0]
     if not arguments.objective.reconstructs or saved.get("model_type") != FlipPreTrainingConfig.model_type:
         with loading(name):
             loaded: Any = FlipModel.from_pretrained(name, config=config, **options)

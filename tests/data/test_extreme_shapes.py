@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from flip_hf.data.decode import MAX_ASPECT, bounded_shape, decode_image
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.evaluation.encoder import ImageTransform
-from flip_hf.modeling.image_processing_flip import FlipImageProcessor
+from flip_hf.modeling.image_processing_flip import FlipImageProcessorPil
 
 SIDE = 32
 SQUARE = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
@@ -35,7 +35,7 @@ def unbounded(image: Image.Image) -> np.ndarray:
 
 def processors() -> list:
     made: list = [CLIPImageProcessorPil(**SQUARE)]
-    made += [FlipImageProcessor(do_center_crop=crops, **FIXED) for crops in (True, False)]
+    made += [FlipImageProcessorPil(do_center_crop=crops, **FIXED) for crops in (True, False)]
     for kind, options in ((CLIPImageProcessor, SQUARE), (SiglipImageProcessor, FIXED)):
         try:
             made.append(kind(**options))

@@ -22,9 +22,11 @@ REPO = "you/flip"
 SCRIPT = str(ROOT / "scripts" / "push_to_hub.py")
 PUSH = """
 import runpy, sys
+from transformers import GenerationMixin  # with Transformers 5.17, that imports scikit-learn where it is installed
+theirs = set(sys.modules)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-print("extras:", [name for name in ("datasets", "evaluate", "sklearn", "matplotlib") if name in sys.modules])
+print("extras:", sorted({"datasets", "evaluate", "sklearn", "matplotlib"} & (set(sys.modules) - theirs)))
 """
 WITHOUT_PACKAGE = """
 import json, sys

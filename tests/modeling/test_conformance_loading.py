@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, pipeline
+from transformers.initialization import no_init_weights
 
 from flip_hf import (
     FlipForImageClassification,
@@ -124,6 +125,28 @@ def test_a_bare_tower_and_its_projection_read_each_other(tower_class, model_clas
     assert_same(again(**inputs), tower(**inputs))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_classifier_begins_with_a_bare_tower(architecture, tmp_path, warnings_logged):
+    tower = build(FlipVisionModel, architecture)
+    tower.save_pretrained(tmp_path / "tower")
+    model, report = load(FlipForImageClassification, tmp_path / "tower", num_labels=5, mask_ratio=0.25)
+    assert report == {"missing_keys": {"classifier.weight", "classifier.bias"}}
+    assert [message for message in warnings_logged if "LOAD REPORT" not in message] == []
+    assert model.classifier.out_features == 5 and model.config.mask_ratio == 0.25
+    inputs = make_inputs(FlipVisionModel)
+    assert_same(model.vision_model(**inputs), tower(**inputs))
+    model.save_pretrained(tmp_path / "again")
+    again, report = load(FlipForImageClassification, tmp_path / "again")
+    assert report == {} and fields_of(again.config) == fields_of(model.config)
+    assert_same(again(**inputs), model(**inputs))
+
+
+def test_a_classifier_that_begins_with_a_tower_has_its_dtype(tmp_path):
+    build(FlipVisionModel).bfloat16().save_pretrained(tmp_path)
+    model = FlipForImageClassification.from_pretrained(tmp_path)
+    assert model.dtype == model.config.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("tower_class", [FlipTextModel, FlipVisionModel])
 def test_a_bare_tower_reads_a_classifiers_or_refuses_by_name(tower_class, tmp_path):
     classifier = build(FlipForImageClassification)
@@ -180,6 +203,18 @@ def test_a_model_built_without_memory_is_initialised_whole(model_class, architec
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, expected[name]), name
     assert model.eval()(**make_inputs(model_class))[0].isfinite().all()
+
+
+@ALL
+def test_a_model_built_without_initialisation_has_its_fixed_tables(model_class, architecture):
+    """What is not random is right in any case: whoever loads weights by other means may skip `init_weights`."""
+    config = part_for(model_class, tiny_config(**ARCHITECTURES[architecture], num_labels=3))
+    expected = dict(model_class(config).named_buffers())
+    with no_init_weights():
+        model = model_class(config)
+    assert {name for name, _ in model.named_buffers()} == expected.keys()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, expected[name]), name
 
 
 def test_another_number_of_labels_is_refused_unless_it_may_differ(tmp_path):

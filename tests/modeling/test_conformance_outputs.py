@@ -13,6 +13,7 @@ from flip_hf import (
     FlipTextModel,
     FlipVisionModel,
 )
+from flip_hf.training.encoder import recompute_activations
 from tests.conftest import NUM_PATCHES, randomize, tiny_config
 from tests.modeling.conformance import (
     ALL,
@@ -248,8 +249,7 @@ def test_checkpointing_changes_no_gradient(model_class, architecture, reentrant)
         return [loss.detach(), *[p.grad.clone() for p in model.parameters() if p.grad is not None]]
 
     plain = step()
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": reentrant})
+    recompute_activations(model, {"use_reentrant": reentrant})
     calls = []
     for layer in (module for module in model.modules() if type(module).__name__ == "FlipEncoderLayer"):
         layer.self_attn.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -15,6 +15,7 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
+from flip_hf.training.encoder import recompute_activations
 from tests.modeling.conformance import ARCHITECTURES, assert_same, build, make_inputs
 
 ONE = {"text": {"num_hidden_layers": 1}, "vision": {"num_hidden_layers": 1}}  # compilers are slow
@@ -109,8 +110,7 @@ def test_checkpointing_compiles():
         return [loss.detach(), *[p.grad.clone() for p in model.parameters()]]
 
     plain = step(model)
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
+    recompute_activations(model, {"use_reentrant": False})
     assert_same(plain, step(compiled(model)), near)
 
 

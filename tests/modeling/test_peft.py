@@ -7,6 +7,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils.peft_utils import check_peft_version
 
 from flip_hf import FlipForImageClassification, FlipModel
+from flip_hf.training.encoder import recompute_activations
 from tests.modeling.conformance import assert_same, build, make_inputs, training_loss
 
 peft = pytest.importorskip("peft")
@@ -68,8 +69,7 @@ def test_a_masked_step_learns(checkpointing):
     model, inputs = peft.get_peft_model(build(FlipModel), lora()), make_inputs(FlipModel)
     if checkpointing:
         base = model.get_base_model()
-        enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
-        enable({"use_reentrant": True})
+        recompute_activations(base, {"use_reentrant": True})
         base.enable_input_require_grads()  # what PEFT's own guide asks for: the embeddings are frozen
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     before, after = train(model, inputs, return_loss=True)
@@ -90,7 +90,7 @@ def test_reentrant_checkpointing_reaches_adapters_under_frozen_embeddings():
     plain = gradients()
     base = model.get_base_model()
     base.enable_input_require_grads()
-    getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)({"use_reentrant": True})
+    recompute_activations(base, {"use_reentrant": True})
     assert_same(plain, gradients(), lambda a, b: torch.allclose(a, b, rtol=1e-5, atol=1e-6))
 
 

@@ -3,47 +3,33 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import AutoModel, AutoModelForZeroShotImageClassification, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForTextEncoding,
+    AutoModelForZeroShotImageClassification,
+    pipeline,
+)
+from transformers.utils import is_torchvision_available
 
 import flip_hf
 from flip_hf import (
     FlipForImageClassification,
     FlipForPreTraining,
     FlipModel,
-    FlipPreTrainingConfig,
+    FlipTextModel,
+    FlipTextModelWithProjection,
     FlipVisionModel,
+    FlipVisionModelWithProjection,
 )
-from tests.conftest import NUM_PATCHES, tiny_config
+from tests.conftest import NUM_PATCHES
 
 LABELS = ["red circle", "large striped blue star", "x"]
-
-
-@pytest.fixture
-def image(tmp_path) -> Image.Image:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
-    image.save(tmp_path / "image.png")
-    return image
-
-
-@pytest.fixture
-def folders(saved, processor, tmp_path):
-    """A full model, a classifier, a vision tower and a model with a decoder, each as saved."""
-    classifier, tower, pretraining = (tmp_path / name for name in ("classifier", "tower", "pretraining"))
-    decoder = {"hidden_size": 16, "num_hidden_layers": 1}
-    FlipForPreTraining(FlipPreTrainingConfig(flip_config=tiny_config(), decoder_config=decoder)).save_pretrained(
-        pretraining
-    )
-    FlipForImageClassification(tiny_config(num_labels=3)).save_pretrained(classifier)
-    processor.save_pretrained(classifier)
-    FlipVisionModel.from_pretrained(saved).save_pretrained(tower)
-    processor.image_processor.save_pretrained(tower)
-    paths = {"full": saved, "classifier": classifier, "tower": tower, "pretraining": pretraining}
-    return {name: str(path) for name, path in paths.items()}
 
 
 def test_zero_shot_pipeline_answers_what_the_model_says(folders, image):
@@ -82,6 +68,31 @@ def test_auto_classes_know_flip(folders):
     assert type(AutoModel.from_pretrained(folders["full"])) is FlipModel
     assert type(AutoModelForZeroShotImageClassification.from_pretrained(folders["full"])) is FlipModel
     assert type(AutoModel.from_pretrained(folders["tower"])) is FlipVisionModel
+    classifier = AutoModelForImageClassification.from_pretrained(folders["full"], num_labels=7)
+    assert type(classifier) is FlipForImageClassification and classifier.classifier.out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("model_class", "encoder_class"),
+    [
+        (FlipTextModel, FlipTextModel),
+        (FlipTextModelWithProjection, FlipTextModel),
+        (FlipVisionModel, None),
+        (FlipVisionModelWithProjection, None),
+    ],
+)
+def test_a_tower_is_loaded_as_it_was_saved(folders, model_class, encoder_class, tmp_path):
+    """With its projection if it has one; the text encoder of other models needs none."""
+    tower = model_class.from_pretrained(folders["full"])
+    tower.save_pretrained(tmp_path / "part")
+    loaded = AutoModel.from_pretrained(tmp_path / "part")
+    assert type(loaded) is model_class
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in tower.state_dict().items())
+    auto_map = json.loads((tmp_path / "part" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == f"modeling_flip.{model_class.__name__}"
+    if encoder_class is not None:
+        assert type(AutoModelForTextEncoding.from_pretrained(tmp_path / "part")) is encoder_class
+        assert auto_map["AutoModelForTextEncoding"] == f"modeling_flip.{encoder_class.__name__}"
 
 
 def test_a_saved_folder_names_every_auto_class_it_answers_to(folders, tmp_path):
@@ -90,6 +101,7 @@ def test_a_saved_folder_names_every_auto_class_it_answers_to(folders, tmp_path):
         "AutoConfig": "configuration_flip.FlipConfig",
         "AutoModel": "modeling_flip.FlipModel",
         "AutoModelForZeroShotImageClassification": "modeling_flip.FlipModel",
+        "AutoModelForImageClassification": "modeling_flip.FlipForImageClassification",
     }
     # A classifier made from it does not claim to be the full model.
     FlipForImageClassification.from_pretrained(folders["full"], num_labels=2).save_pretrained(tmp_path / "again")
@@ -99,8 +111,13 @@ def test_a_saved_folder_names_every_auto_class_it_answers_to(folders, tmp_path):
 
 WITHOUT_PACKAGE = """
 import json, sys
+sys.path.insert(0, sys.argv[5])
+from recorder import record
+lines = record()
 sys.modules["flip_hf"] = None  # any import of it fails
-from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, pipeline
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, AutoModelForTextEncoding
+from transformers import AutoProcessor, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 folders = json.loads(sys.argv[1])
 try:
     AutoModel.from_pretrained(folders["full"])
@@ -109,13 +126,19 @@ except ValueError as error:
     unasked = str(error)
 options = {"trust_remote_code": True}
 zero_shot = pipeline("zero-shot-image-classification", model=folders["full"], **options)
+new_head = AutoModelForImageClassification.from_pretrained(folders["full"], num_labels=7, **options)
 answers = {
+    "warnings": lines,
     "unasked": unasked,
     "zero_shot": zero_shot(sys.argv[2], candidate_labels=json.loads(sys.argv[3])),
     "classes": pipeline("image-classification", model=folders["classifier"], **options)(sys.argv[2]),
     "features": pipeline("image-feature-extraction", model=folders["tower"], **options)(sys.argv[2]),
     "pretraining": AutoModelForPreTraining.from_pretrained(folders["pretraining"], **options).num_parameters(),
     "processor": type(AutoProcessor.from_pretrained(folders["full"], **options)).__name__,
+    "new_head": list(new_head.classifier.weight.shape),
+    "texts": type(AutoModelForTextEncoding.from_pretrained(folders["texts"], **options)).__name__,
+    "projected": type(AutoModel.from_pretrained(folders["texts"], **options)).__name__,
+    "official": type(AutoImageProcessor.from_pretrained(folders["official"], **options)).__name__,
 }
 zero_shot.model.save_pretrained(sys.argv[4])  # what was loaded as remote code is published again
 print("ANSWERS " + json.dumps(answers))
@@ -129,6 +152,7 @@ def test_folders_work_without_this_package_where_their_code_is_trusted(folders, 
         str(tmp_path / "image.png"),
         json.dumps(LABELS),
         str(tmp_path / "re"),
+        str(Path(__file__).parents[1] / "watched"),
     ]
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     run = subprocess.run(
@@ -141,6 +165,9 @@ def test_folders_work_without_this_package_where_their_code_is_trusted(folders, 
     )
     assert run.returncode == 0, run.stderr[-3000:]
     answers = json.loads(run.stdout.split("ANSWERS ")[1])
+    new_heads = [line for line in answers["warnings"] if "LOAD REPORT" in line]
+    assert len(new_heads) == 1 and "classifier.weight" in new_heads[0] and "layers" not in new_heads[0]
+    assert answers["warnings"] == new_heads
     assert "trust_remote_code" in answers["unasked"]
     here = pipeline("zero-shot-image-classification", model=folders["full"])(image, candidate_labels=LABELS)
     for there, ours in zip(answers["zero_shot"], here, strict=True):
@@ -149,6 +176,9 @@ def test_folders_work_without_this_package_where_their_code_is_trusted(folders, 
     assert np.allclose(answers["features"], features, atol=1e-5)
     assert answers["pretraining"] == FlipForPreTraining.from_pretrained(folders["pretraining"]).num_parameters()
     assert answers["processor"] == "FlipProcessor"
+    assert answers["new_head"] == [7, 32]
+    assert answers["texts"] == "FlipTextModel" and answers["projected"] == "FlipTextModelWithProjection"
+    assert answers["official"] == ("FlipImageProcessor" if is_torchvision_available() else "FlipImageProcessorPil")
     assert (tmp_path / "re" / "modeling_flip.py").is_file()
 
 

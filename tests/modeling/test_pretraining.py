@@ -1,6 +1,8 @@
 """Reconstruction beside the contrast: ViTMAE's numbers, one pass for both losses, no trace in the FlipModel."""
 
+import inspect
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from flip_hf.conversion.mae import mae_to_pretraining
 from flip_hf.modeling import modeling_flip
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.modeling.resizing_flip import sincos_positions
+from flip_hf.training.encoder import recompute_activations
 from tests.conftest import NUM_PATCHES, PATCH_SIZE, randomize, tiny_config
 
 DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -216,6 +219,56 @@ def test_a_saved_model_is_the_same_and_its_flip_model_can_be_read_alone(images, 
     assert all((tmp_path / f"{name}_flip.py").is_file() for name in ("pretraining", "decoder", "modeling", "masking"))
 
 
+def test_pre_training_begins_with_a_saved_flip_model(model, images, texts, tmp_path, warnings_logged):
+    """The decoder is new, and what is new is reported."""
+    model.save_pretrained(tmp_path / "flip")
+    loaded: Any = FlipForPreTraining.from_pretrained(
+        tmp_path / "flip", decoder_config=DECODER, norm_pixel_target=False, output_loading_info=True
+    )
+    pretraining, report = loaded
+    decoder = {f"decoder.{name}" for name in pretraining.decoder.state_dict()}
+    assert set(report["missing_keys"]) == decoder
+    assert not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert [message for message in warnings_logged if "LOAD REPORT" not in message] == []
+    assert pretraining.decoder.layer_norm.weight.shape == (16,) and not pretraining.config.norm_pixel_target
+    assert torch.equal(pretraining.decoder.position_embedding.weight, sincos_positions(4, 16))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(pretraining.flip.state_dict()[name], tensor), name
+    pretraining.save_pretrained(tmp_path / "whole")
+    assert "auto_map" not in json.loads((tmp_path / "whole" / "config.json").read_text())["flip_config"]
+    again = FlipForPreTraining.from_pretrained(tmp_path / "whole")
+    inputs = {"pixel_values": images, "ids_keep": torch.arange(4).expand(3, -1), **texts}
+    assert torch.equal(again(**inputs).loss, pretraining(**inputs).loss)
+
+
+def test_the_images_are_the_first_argument():
+    """What Transformers calls the main input; Trainer and its tests count on the place."""
+    assert list(inspect.signature(FlipForPreTraining.forward).parameters)[1] == FlipForPreTraining.main_input_name
+
+
+def test_a_configuration_as_a_dict_is_whole(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = FlipForPreTraining.from_flip(FlipModel.from_pretrained(tmp_path), decoder_config=DECODER).config
+    fields = config.flip_config.to_dict()
+    fields.pop("transformers_version")  # of a configuration within another, Transformers leaves it out
+    assert config.to_dict()["flip_config"] == fields and fields["_name_or_path"] == str(tmp_path)
+    assert str(tmp_path) not in config.to_json_string()
+
+
+def test_in_evaluation_patches_are_dropped_where_they_are_reconstructed(pretraining, images, texts):
+    """As in MAE: without a mask there would be nothing to reconstruct, and no validation loss."""
+    outputs = pretraining.eval()(pixel_values=images, **texts)
+    assert outputs.ids_keep.shape == (3, 8) and outputs.reconstruction_loss > 0  # half of them, the configuration's
+    assert pretraining(pixel_values=images, **texts, objective="contrastive").ids_keep is None
+    torch.manual_seed(0)
+    trained = pretraining.train()(pixel_values=images, **texts)
+    torch.manual_seed(0)
+    assert torch.equal(pretraining.eval()(pixel_values=images, **texts).ids_keep, trained.ids_keep)
+    pretraining.config.flip_config.mask_ratio = pretraining.flip.config.mask_ratio = 0
+    with pytest.raises(ValueError, match="all 16 patches are visible"):
+        pretraining(pixel_values=images, **texts)
+
+
 def test_a_flip_model_gets_a_new_decoder_and_keeps_its_weights(model, images, texts):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
@@ -250,7 +303,6 @@ def test_a_new_decoder_starts_as_maes():
         ({"objective": "mae"}, "objective must be one of contrastive, reconstruction, both, got 'mae'"),
         ({"input_ids": None}, "objective='both' compares images with texts: pass input_ids"),
         ({"mask_ratio": 0}, "all 16 patches are visible"),
-        ({"mask_ratio": None}, "model in evaluation mode drops none by itself"),
         ({"mask_ratio": None, "ids_keep": torch.arange(16).expand(3, -1)}, "all 16 patches are visible"),
         ({"target_patches": torch.zeros(3, 16, 192)}, "of pixel_values they are cut here"),
         ({"pixel_values": None, "patches": GIVEN, "ids_keep": GIVEN, "mask_ratio": None}, "Pass target_patches"),
@@ -294,8 +346,7 @@ def test_gradient_checkpointing_changes_no_gradient(pretraining, images, texts, 
     pretraining(**inputs).loss.backward()
     expected = {name: parameter.grad for name, parameter in pretraining.named_parameters()}
     pretraining.zero_grad()
-    enable = getattr(pretraining, "activation_checkpointing_enable", pretraining.gradient_checkpointing_enable)
-    enable({"use_reentrant": reentrant})
+    recompute_activations(pretraining, {"use_reentrant": reentrant})
     runs = []
     pretraining.decoder.layers[0].mlp.register_forward_pre_hook(lambda *args: runs.append(1))
     pretraining(**inputs).loss.backward()

@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 
-from flip_hf import FlipProcessor
+from flip_hf import FlipImageProcessorPil, FlipProcessor
 from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.data.transforms import EvalTransform
 from flip_hf.modeling.masking_flip import cut_patches
@@ -52,6 +54,36 @@ def test_processor_is_the_same_after_saving(processor, image, tmp_path):
     # Where torchvision is installed, loading picks its backend: one grey level apart.
     assert (before.pixel_values - after.pixel_values).abs().max() < 0.02
     assert AutoTokenizer.from_pretrained(tmp_path)("a red circle").input_ids == before.input_ids[0, :3].tolist()
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_the_processors_code_is_named_for_the_processor_alone(processor, tokenizer, image, official, tmp_path):
+    """Image processor and tokenizer saved elsewhere must not ask for a file that is not there."""
+    if official:
+        processor = FlipProcessor(FlipImageProcessorPil(), tokenizer)
+    processor.save_pretrained(tmp_path / "flip")
+    loaded = AutoProcessor.from_pretrained(tmp_path / "flip")
+    whole = json.loads((tmp_path / "flip" / "processor_config.json").read_text())
+    assert whole["auto_map"] == {"AutoProcessor": "processing_flip.FlipProcessor"}
+    assert (tmp_path / "flip" / "processing_flip.py").is_file()
+    assert "auto_map" not in (tmp_path / "flip" / "tokenizer_config.json").read_text()
+    assert whole["image_processor"].get("auto_map", {}).keys() == ({"AutoImageProcessor"} if official else set())
+    for number, part in enumerate([processor, loaded]):
+        tower = tmp_path / f"tower-{number}"
+        CLIPVisionModel(CLIPVisionConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)).save_pretrained(
+            tower
+        )
+        part.image_processor.save_pretrained(tower)
+        assert "AutoProcessor" not in (tower / "preprocessor_config.json").read_text()
+        again = AutoProcessor.from_pretrained(tower)
+        expected = part.image_processor(image, return_tensors="pt").pixel_values
+        # Where torchvision is installed, loading picks its backend: one grey level apart.
+        assert (again(image, return_tensors="pt").pixel_values - expected).abs().max() < 0.02
+        part.tokenizer.save_pretrained(tmp_path / "words")
+        assert "auto_map" not in (tmp_path / "words" / "tokenizer_config.json").read_text()
+        # Saving did not change what is published next.
+        part.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "processor_config.json").read_text())["auto_map"] == whole["auto_map"]
 
 
 def test_training_evaluates_on_what_the_processor_makes(processor, image):

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from flip_hf import FlipConfig, FlipModel
 from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator, peak_flops
+from flip_hf.training.encoder import recompute_activations
 from flip_hf.training.flops import sample_flops, utilization
 from tests.conftest import tiny_config
 
@@ -29,7 +30,7 @@ def counted(config: FlipConfig, mask_ratio: float, attention: str, checkpointing
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         model = FlipModel._from_config(config, attn_implementation=attention).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            recompute_activations(model)
         side, tokens = config.vision_config.image_size, torch.ones(BATCH, TOKENS, dtype=torch.long)
         inputs = {"pixel_values": torch.randn(BATCH, 3, side, side), "input_ids": tokens, "attention_mask": tokens}
         loss = model(**inputs, mask_ratio=mask_ratio, return_loss=True).loss

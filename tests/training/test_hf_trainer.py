@@ -1,6 +1,7 @@
 """The models inside transformers.Trainer, for users who train with it instead of with scripts/pretrain.py."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
-from flip_hf import FlipForImageClassification, FlipModel
-from tests.conftest import IMAGE_SIZE, tiny_config
+from flip_hf import FlipForImageClassification, FlipForPreTraining, FlipModel, FlipPreTrainingConfig
+from tests.conftest import IMAGE_SIZE, NUM_PATCHES, tiny_config
 
 pytest.importorskip("accelerate")  # Trainer needs it
 
@@ -36,6 +37,11 @@ def pad(samples: list[dict]) -> dict:
         "attention_mask": mask,
         "return_loss": True,
     }
+
+
+# Transformers has renamed the argument.
+NEW_NAME = "activation_checkpointing" in {field.name for field in dataclasses.fields(TrainingArguments)}
+RECOMPUTE = {"activation_checkpointing" if NEW_NAME else "gradient_checkpointing": True}
 
 
 def make_trainer(model, dataset, folder, collate=None, **settings) -> Trainer:
@@ -75,6 +81,21 @@ def test_contrastive_training_learns_and_resumes(pairs, tmp_path):
         assert torch.allclose(parameter, trainer.model.get_parameter(name), atol=1e-6), name
 
 
+@pytest.mark.parametrize("objective", ["both", "reconstruction", "contrastive"])
+def test_pre_training_with_a_decoder_learns_and_evaluates(pairs, tmp_path, objective):
+    decoder = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = FlipPreTrainingConfig(flip_config=tiny_config(), decoder_config=decoder, objective=objective)
+    trainer = make_trainer(
+        FlipForPreTraining(config), pairs, tmp_path, pad, max_steps=20, learning_rate=5e-3, **RECOMPUTE
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.95 * before
+    predicted = trainer.predict(pairs).predictions
+    patches = [value for value in predicted if isinstance(value, np.ndarray) and value.shape == (8, NUM_PATCHES, 192)]
+    assert len(patches) == (objective != "contrastive")
+
+
 def accuracy(prediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
@@ -82,7 +103,7 @@ def accuracy(prediction) -> dict[str, float]:
 def test_classification_learns_and_evaluates(labelled, tmp_path):
     model = FlipForImageClassification(tiny_config(num_labels=4))
     options = {"learning_rate": 5e-3, "compute_metrics": accuracy, "eval_strategy": "steps", "eval_steps": 20}
-    trainer = make_trainer(model, labelled, tmp_path, max_steps=40, gradient_checkpointing=True, **options)
+    trainer = make_trainer(model, labelled, tmp_path, max_steps=40, **RECOMPUTE, **options)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     evaluated = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from flip_hf import FlipImageProcessor, FlipModel
+from flip_hf import FlipImageProcessorPil, FlipModel
 from flip_hf.data.stream import View
 from flip_hf.modeling.masking_flip import MASK_STRATEGIES, cut_patches, draw_mask
 from flip_hf.training.arguments import ModelArguments
@@ -123,7 +123,7 @@ def test_the_image_processor_follows_the_image_size(kind, tmp_path):
     image_processor, size = {
         "clip": (CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square), {"shortest_edge": 48}),
         "margin": (CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size=square), {"shortest_edge": 60}),
-        "official": (FlipImageProcessor(size=square, crop_size=square), {"height": 48, "width": 48}),
+        "official": (FlipImageProcessorPil(size=square, crop_size=square), {"height": 48, "width": 48}),
     }[kind]
     assert resized_image_processor(image_processor, 32) is image_processor
     resized_image_processor(image_processor, 48).save_pretrained(tmp_path)
