@@ -17,22 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from transformers.utils import logging
+from parse_first import finish_import
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, POSITIVE, SEED
-from flip_hf.data.decode import open_picture
-from flip_hf.data.eval_stream import EvalStream
-from flip_hf.data.reading import Reader
-from flip_hf.data.refusals import BadDataError
-from flip_hf.data.sources import open_source
-from flip_hf.data.targets import nothing
-from flip_hf.evaluation.encoder import ImageTransform
-from flip_hf.evaluation.plots import try_picture
-from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining, plot_reconstructions
-from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 from flip_hf.redaction import install
 
 BATCH_SIZE = 64
@@ -85,6 +74,16 @@ def measure(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError, BadDataError: the model or the data are none, or a ratio cannot be.
     """
+    from accelerate import Accelerator
+
+    from flip_hf.data.eval_stream import EvalStream
+    from flip_hf.data.reading import Reader
+    from flip_hf.data.sources import open_source
+    from flip_hf.data.targets import nothing
+    from flip_hf.evaluation.encoder import ImageTransform
+    from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining
+    from flip_hf.evaluation.reconstruction_error import measure_reconstruction
+
     model, image_processor = load_pretraining(arguments.model)
     accelerator = Accelerator()
     model.to(accelerator.device)
@@ -117,6 +116,9 @@ def draw(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: the model, an image or a ratio is none.
     """
+    from flip_hf.data.decode import open_picture
+    from flip_hf.evaluation.reconstruction import load_pretraining, plot_reconstructions
+
     images = [open_picture(path) for path in arguments.images]
     model, image_processor = load_pretraining(arguments.model)
     options = {"seed": arguments.seed, "baselines": arguments.baselines}
@@ -130,6 +132,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.images) == bool(arguments.data):
         parser.error("give image files, or --data.")
+    finish_import()
+    from transformers.utils import logging
+
+    from flip_hf.data.refusals import BadDataError
+    from flip_hf.evaluation.plots import try_picture
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -8,13 +8,11 @@ python scripts/zero_shot.py runs/shapes *.jpg --labels "red circle" "blue square
 import argparse
 from typing import Any
 
-from PIL import Image
-from transformers.utils import logging
+from parse_first import finish_import
 
-from flip_hf import ZeroShotClassifier
-from flip_hf.console.endings import end_with
+from flip_hf.console.endings import MISTAKE, end_with
 from flip_hf.console.parsers import ScriptParser
-from flip_hf.data.decode import open_picture
+from flip_hf.evaluation.templates import check_labels, resolve_templates
 from flip_hf.redaction import install
 
 BAR_WIDTH = 30
@@ -30,14 +28,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_image(path: str) -> Image.Image:
-    """The image, or the end of the script with a sentence that says why not."""
-    try:
-        return open_picture(path)
-    except ValueError as error:
-        end_with(error)
-
-
 def format_answer(path: str, scores: list[dict]) -> str:
     """One line a label, best first, with a bar."""
     width = max(len(entry["label"]) for entry in scores)
@@ -48,21 +38,34 @@ def format_answer(path: str, scores: list[dict]) -> str:
     return "\n".join([f"{path}: {scores[0]['label']}", *lines])
 
 
+def answer(arguments: argparse.Namespace) -> Any:
+    """The scores of all labels for each image; what is wrong with an image or the model ends in one line."""
+    from transformers.utils import logging
+
+    from flip_hf import ZeroShotClassifier
+    from flip_hf.data.decode import open_picture
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        images = [open_picture(path) for path in arguments.images]
+        classify = ZeroShotClassifier.from_pretrained(arguments.model)
+        return classify(images, arguments.labels, arguments.template)
+    except (OSError, ValueError) as error:
+        end_with(error)
+
+
 def main() -> None:
     """Loads the model once and answers for each image."""
     install()
     arguments = make_parser().parse_args()
-    images = [open_image(path) for path in arguments.images]
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        classify = ZeroShotClassifier.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:
-        end_with(error)
-    try:
-        answers: Any = classify(images, arguments.labels, arguments.template)
+        check_labels(arguments.labels)
+        resolve_templates(arguments.template)
     except ValueError as error:
-        end_with(error)
+        end_with(error, MISTAKE)
+    finish_import()
+    answers = answer(arguments)
     for path, scores in zip(arguments.images, answers, strict=True):
         print(format_answer(path, scores))
 

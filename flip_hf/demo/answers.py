@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from flip_hf.data.texts import is_unicode
-from flip_hf.evaluation.labels import PROMPT_SETS
+from flip_hf.evaluation.templates import PROMPT_SETS
 
 # More rows say nothing more.
 MAX_ROWS = 10

@@ -30,7 +30,7 @@ from flip_hf.demo.parts import (
     picture_output,
 )
 from flip_hf.demo.search import ImageSearch, Picture, fit_to_show
-from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.templates import resolve_templates
 
 MASK_RATIOS = (0.0, 0.5, 0.75)  # the paper's
 FOUND = 12

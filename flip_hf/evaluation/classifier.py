@@ -19,7 +19,8 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.decode import open_picture
 from flip_hf.evaluation.encoder import ImageTransform
-from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings, resolve_templates
+from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings
+from flip_hf.evaluation.templates import resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import OptionsParser
 from flip_hf.console.ranges import SEED, integer, number
-from flip_hf.evaluation.labels import prompt_set, resolve_templates
-from flip_hf.evaluation.loading import read_class_names
-from flip_hf.evaluation.metrics import METRICS
-from flip_hf.evaluation.registry import DataSet, data_set, data_set_names
+from flip_hf.evaluation.registry import METRICS, DataSet, all_data_sets, data_set, data_set_names
+from flip_hf.evaluation.templates import prompt_set, resolve_templates
 from flip_hf.redaction import shown
 
 TASKS = ("zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune")
@@ -18,7 +16,7 @@ FINE_TUNE_RECIPES = ("mae_b", "mae_l", "mae_h", "flip")
 NEED_TRAINING = ("linear-probe", "few-shot", "fine-tune")
 NEED_TEXTS = ("zero-shot", "masked", "retrieval")
 PROBES = ("clip", "mae", "flip")
-CLASS_METRICS = tuple(name for name in METRICS if name != "recall")
+CLASS_METRICS = METRICS["classification"]
 _BATCH = integer(1, 2**20)
 
 
@@ -106,6 +104,8 @@ class EvaluationOptions:
         return chosen
 
     def _own_data(self, path: str) -> DataSet:
+        from flip_hf.evaluation.loading import read_class_names  # which imports what reads data
+
         is_retrieval = self.tasks == ["retrieval"]
         splits = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         return DataSet(
@@ -131,12 +131,45 @@ def fits(task: str, data_set: DataSet) -> bool:
     return (task == "retrieval") == (data_set.task == "retrieval")
 
 
+def list_data_sets() -> None:
+    """Prints what is known, a line a data set."""
+    for name in all_data_sets():
+        known = data_set(name)
+        where = known.path or "not on the Hub"
+        print(f"{name:<24} {known.task:<15} {known.metric:<15} {', '.join(known.groups):<22} {where}")
+
+
+def parse_command(argv: list[str]) -> tuple[str, EvaluationOptions]:
+    """Reads the command line: MODEL, then options.
+
+    Raises:
+        OptionError: there is no MODEL, or an option is unknown, or its value is of another type or out of range.
+        ValueError: a data set or group is not known.
+    """
+    model, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    options = parse_options(rest)
+    if model is None:
+        raise OptionError(
+            "Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a FLIP vision tower."
+        )
+    if options.card and not Path(model).is_dir():
+        raise OptionError(f"--card writes into a model folder, and {model} is none.")
+    data_set_names(options.datasets)
+    return model, options
+
+
 def parse_options(argv: list[str]) -> EvaluationOptions:
     """Reads the command line after the model's name.
 
     Raises:
         OptionError: an option is unknown, or its value is of another type or out of range.
     """
-    parser = OptionsParser(EvaluationOptions, prog=f"{Path(sys.argv[0]).name} MODEL")  # pyright: ignore
+    parser = OptionsParser(
+        [EvaluationOptions],
+        prog=Path(sys.argv[0]).name,
+        usage="%(prog)s MODEL [--OPTION VALUE ...]",
+        description="Measures MODEL, which stands first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a "
+        "FLIP vision tower. `--list` alone lists the known data sets.",
+    )
     (options,) = parser.parse(argv)
     return options

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.templates import resolve_templates
 
 METRICS = {
     "classification": ("accuracy", "mean_per_class", "mean_top1_top5", "map_11_points", "roc_auc"),

@@ -7,6 +7,7 @@ of them, and an unknown key is an error.
 import dataclasses
 import json
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,9 +33,17 @@ MAX_RECIPE_BYTES = 2**18
 MAX_BASES = 16
 
 
-def make_parser() -> OptionsParser:
-    """The parser of all options."""
-    return OptionsParser(GROUPS, description="Pre-trains FLIP.")  # pyright: ignore
+def make_parser(recipe_folder: Path, default_recipe: str, more_options: Sequence[str] = ()) -> OptionsParser:
+    """The parser of all options; its help says what RECIPE is. For `more_options` see [`parse_arguments`]."""
+    known = ", ".join(sorted(path.stem for path in recipe_folder.glob("*.yaml")))
+    return OptionsParser(
+        GROUPS,
+        usage="%(prog)s [RECIPE] [--OPTION VALUE ...]",
+        description="Pre-trains FLIP. RECIPE stands first: the name of a recipe, or a YAML file of options. Options "
+        f"that are given count more than the recipe's. Without RECIPE and --train_data it is {default_recipe}; with "
+        f"--train_data alone, the defaults below hold, which are the paper's. Recipes are {known}.",
+        more_options=more_options,
+    )
 
 
 def option_names() -> list[str]:
@@ -145,7 +154,9 @@ def _find_recipe(name: str, folder: Path) -> Path:
     raise FileNotFoundError(f"There is no recipe {name!r}. Give a YAML file, or one of: {known}.")
 
 
-def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -> Arguments:
+def parse_arguments(
+    argv: list[str], recipe_folder: Path, default_recipe: str, more_options: Sequence[str] = ()
+) -> Arguments:
     """Reads `[RECIPE] [--option value ...]`.
 
     Args:
@@ -153,6 +164,7 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
         recipe_folder: where named recipes lie.
         default_recipe: the recipe where neither RECIPE nor --train_data is given. With --train_data alone the
             dataclasses' defaults hold, which are the paper's.
+        more_options: names of options that a script has besides, for hints.
 
     Raises:
         FileNotFoundError: there is no such recipe.
@@ -163,7 +175,7 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
     names_data = any(word.split("=")[0] == "--train_data" for word in argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
     words = _as_argv(recipe_options(recipe, recipe_folder)) if recipe else []
-    return Arguments(*make_parser().parse(words + argv))
+    return Arguments(*make_parser(recipe_folder, default_recipe, more_options).parse(words + argv))
 
 
 def write_recipe(arguments: Arguments, path: Path) -> None:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor, SiglipConfig, SiglipModel, pipeline
 
 from flip_hf import FlipModel, ZeroShotClassifier
-from flip_hf.evaluation.labels import LabelEmbeddings, prompt_set, resolve_templates
+from flip_hf.evaluation.labels import LabelEmbeddings
+from flip_hf.evaluation.templates import prompt_set, resolve_templates
 from tests.data.bombs import EPS
 from tests.modeling.test_parity import tiny_clip
 

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel, SiglipConfig, SiglipModel
 
-from flip_hf.evaluation.command import main
+from flip_hf.evaluation.command import run
+from flip_hf.evaluation.options import parse_command
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.registry import data_set
 from flip_hf.evaluation.scoring import map_11_points
@@ -56,7 +57,7 @@ def evaluated(out, *argv) -> dict:
     """The report of the command, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["evaluate.py", *map(str, argv), "--output_dir", str(out), "--num_workers", "1"])
-        main()
+        run(*parse_command(sys.argv[1:]))
     return json.loads((out / "results.json").read_text())
 
 

@@ -14,9 +14,9 @@ from flip_hf.console.loading import ModelUnreadable
 from flip_hf.demo.model import DemoModel
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.finetune_model import make_classifier
-from flip_hf.evaluation.labels import resolve_templates
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.reconstruction import load_pretraining
+from flip_hf.evaluation.templates import resolve_templates
 
 WEIGHTS = "model.safetensors"
 READERS = [Encoder.from_pretrained, ZeroShotClassifier.from_pretrained, DemoModel.from_pretrained]

@@ -95,7 +95,7 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
         (["--flip", "2"], "--flip is a probability"),
         (["--precision", "fp8"], "--precision is one of auto, fp32, bf16"),
         (["--batch_size", "1"], "no negatives"),
-        (["--templates", "a cat"], r"no \{\} for the class name"),
+        (["--templates", "a cat"], r"no \{\} for the label"),
         (["--vision_config", "hidden"], "--vision_config must be JSON"),
         (["--model_name_or_path", "x"], "not both"),
         (["--train_data", "x", "--init_vision_from", "x", "--model_name_or_path", "y"], "Give one of them"),
