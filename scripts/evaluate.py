@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Measures a model of CLIP's kind (FLIP, CLIPModel, SigLIP), or a vision tower that FLIP or MAE trained.
 
-    accelerate launch scripts/evaluate.py MODEL --datasets clip27 robustness
-    accelerate launch scripts/evaluate.py MODEL --tasks retrieval --datasets retrieval --data_dir copies
-    accelerate launch scripts/evaluate.py MODEL --tasks zero-shot linear-probe few-shot --data my/folder \\
+    python scripts/evaluate.py MODEL --datasets clip27 robustness
+    python scripts/evaluate.py MODEL --tasks retrieval --datasets retrieval --data_dir copies
+    python scripts/evaluate.py MODEL --tasks zero-shot linear-probe few-shot --data my/folder \\
         --train_split train --class_names classes.txt
-    accelerate launch scripts/evaluate.py TOWER --tasks linear-probe fine-tune --probe mae --data my/folder ...
+    python scripts/evaluate.py TOWER --tasks linear-probe fine-tune --probe mae --data my/folder ...
     python scripts/evaluate.py --list                        # known data sets, their groups and metrics
 
 `--help` lists all options. Results are printed as a table and written as JSON, Markdown and pictures.

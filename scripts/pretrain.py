@@ -3,7 +3,7 @@
 
     python scripts/pretrain.py                                           # a small model on the embedded data
     python scripts/pretrain.py vit_b16 --train_data 'my/shards/*.tar'    # a recipe, with values of your own
-    accelerate launch --multi_gpu scripts/pretrain.py vit_b16 --train_data 'my/shards/*.tar'      # on several GPUs
+    accelerate launch scripts/pretrain.py vit_b16 --train_data 'my/shards/*.tar'        # on all GPUs of a machine
 
 `--help` lists all options; recipes lie in scripts/recipes.
 """

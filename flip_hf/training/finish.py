@@ -163,5 +163,5 @@ def _use(arguments: Arguments, class_names: tuple[str, ...]) -> list[str]:
         whole = folder / WITH_DECODER if objective.contrasts else folder
         commands.append(f"python scripts/reconstruct.py {whole} IMAGE")
     if not objective.contrasts:
-        commands.append(f"accelerate launch scripts/pretrain.py --init_vision_from {folder} ...")
+        commands.append(f"python scripts/pretrain.py --init_vision_from {folder} ...")
     return [f"{'Use it' if i == 0 else '':<10}{command}" for i, command in enumerate(commands)]

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -51,12 +52,12 @@ def option_names() -> list[str]:
     return [field.name for group in GROUPS for field in dataclasses.fields(group)]
 
 
-def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a recipe says, over what its `base`, another recipe of the same folder, says.
+def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a recipe says, over what its `base` says, another recipe: one beside it, or else a named one.
 
     Args:
-        name: a YAML file, or the name of one in `folder`.
-        folder: where named recipes lie.
+        name: a YAML file, or the name of one in a folder.
+        folders: where named recipes lie; the first one that has the name counts.
         above: files that have this one as their base.
 
     Raises:
@@ -64,7 +65,7 @@ def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dic
         ValueError: it is no mapping of plain values, has itself as its base, or has an option that is unknown, of
             another type or out of range.
     """
-    path = _find_recipe(name, folder)
+    path = _find_recipe(name, folders)
     recipe = read_yaml(read_text(path, "a recipe", MAX_RECIPE_BYTES), str(path))
     seen = [each.resolve() for each in above]
     if path.resolve() in seen or len(seen) >= MAX_BASES:
@@ -73,8 +74,10 @@ def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dic
     if base is not None and not isinstance(base.value, str):
         raise ValueError(f"{path}: base must be the name of a recipe, got {base.value!r}.")
     options = {key: _checked(path, key, plain) for key, plain in recipe.items() if plain.value is not None}
-    below = recipe_options(base.value, path.parent, (*above, path)) if base is not None and base.value else {}
-    return below | options
+    if base is None or not base.value:
+        return options
+    below = dict.fromkeys((path.parent, *folders))  # each folder once
+    return recipe_options(base.value, *below, above=(*above, path)) | options
 
 
 def _declared(name: str) -> tuple[dataclasses.Field, type, bool] | None:
@@ -141,17 +144,22 @@ def _as_argv(options: dict[str, Any]) -> list[str]:
     return argv
 
 
-def _find_recipe(name: str, folder: Path) -> Path:
-    named = folder / f"{name}.yaml"
-    try:
-        if named.is_file() and not Path(name).is_file():
-            return named
+def _find_recipe(name: str, folders: Sequence[Path]) -> Path:
+    with suppress(OSError):  # no name that a file can have
+        if not Path(name).is_file():
+            for folder in folders:
+                # A path counts from the recipe that names it, with or without its ending.
+                for found in (folder / f"{name}.yaml", folder / name):
+                    if found.is_file():
+                        return found
         if Path(name).exists():
             return Path(name)
-    except OSError:  # no name that a file can have
-        pass
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise FileNotFoundError(f"There is no recipe {name!r}. Give a YAML file, or one of: {known}.")
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    near = nearest(name, known)
+    raise FileNotFoundError(
+        f"There is no recipe {name!r} in {' or '.join(str(folder) for folder in folders)}.{near} Give a YAML file, or "
+        f"one of: {', '.join(known)}."
+    )
 
 
 def parse_arguments(

@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPModel, SiglipConfig, SiglipModel
 
 from flip_hf.evaluation.command import run
-from flip_hf.evaluation.options import parse_command
 from flip_hf.evaluation.encoder import Encoder
+from flip_hf.evaluation.options import parse_command
 from flip_hf.evaluation.registry import data_set
 from flip_hf.evaluation.scoring import map_11_points
 from tests.conftest import NUM_PATCHES

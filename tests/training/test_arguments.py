@@ -138,6 +138,28 @@ def test_a_recipe_with_an_unknown_key_suggests_the_right_one(tmp_path):
         parse("vit_b17")
 
 
+def test_the_guides_own_recipe_is_found_its_base_wherever_it_lies(tmp_path, monkeypatch):
+    (printed,) = re.findall(
+        r"```yaml\n(base: vit_b16\n.*?)```", (RECIPES.parents[1] / "docs" / "pretraining.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "mine.yaml").write_text(printed)
+    monkeypatch.chdir(tmp_path)
+    for name in ("my/mine.yaml", str(tmp_path / "my" / "mine.yaml")):
+        arguments = parse(name)
+        assert arguments.optimization.batch_size == 4096 and arguments.data.tokenizer == "google-bert/bert-base-uncased"
+    (tmp_path / "my" / "again.yaml").write_text("base: mine.yaml\nseed: 3\n")
+    assert parse("my/again.yaml").run.output_dir == "runs/mine"
+    # One beside it comes before the package's.
+    (tmp_path / "my" / "vit_b16.yaml").write_text("seed: 7\n")
+    assert parse("my/mine.yaml").run.seed == 7
+    (tmp_path / "my" / "mine.yaml").write_text("base: vit_b61\ntrain_data: x\n")
+    with pytest.raises(
+        FileNotFoundError, match="no recipe 'vit_b61' in my or .*scripts/recipes. Did you mean 'vit_b16'"
+    ):
+        parse("my/mine.yaml")
+
+
 def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
     (tmp_path / "first.yaml").write_text("train_data: x\nbatch_size: 512\nbase_lr: 1e-5\n")
     (tmp_path / "second.yaml").write_text("base: first\nbatch_size: 256\ncrop_area: [0.4, 1.0]\n")
