@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flip_hf.console.fields import OptionError, check_options, option, require
+from flip_hf.console.names import short_name
 from flip_hf.console.parsers import OptionsParser
 from flip_hf.console.ranges import SEED, integer, number
 from flip_hf.evaluation.registry import METRICS, DataSet, all_data_sets, data_set, data_set_names
@@ -110,7 +111,7 @@ class EvaluationOptions:
         splits = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         return DataSet(
             name=Path(shown(path)).name,
-            title=shown(path),
+            title=short_name(shown(path)),
             task="retrieval" if is_retrieval else "classification",
             groups=(),
             path=path,

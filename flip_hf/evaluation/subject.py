@@ -156,6 +156,6 @@ def make_result(
 ) -> Result:
     """The result of a task on a subject."""
     described = subject.data_set
-    return Result(
-        described.name, described.title, task, metric, metrics, samples, dict(sorted(subject.refused.items())), **more
-    )
+    refused = dict(sorted(subject.refused.items()))
+    split = described.splits["test"]
+    return Result(described.name, described.title, task, metric, metrics, samples, refused, split=split, **more)

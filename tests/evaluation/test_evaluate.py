@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel, SiglipConfig, SiglipModel
 
+from flip_hf.console.endings import end_with
 from flip_hf.evaluation.command import run
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.options import parse_command
@@ -57,7 +58,11 @@ def evaluated(out, *argv) -> dict:
     """The report of the command, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["evaluate.py", *map(str, argv), "--output_dir", str(out), "--num_workers", "1"])
-        run(*parse_command(sys.argv[1:]))
+        try:
+            model, parsed = parse_command(sys.argv[1:])
+        except ValueError as error:
+            end_with(error)
+        run(model, parsed)
     return json.loads((out / "results.json").read_text())
 
 
