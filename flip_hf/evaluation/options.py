@@ -34,7 +34,8 @@ class EvaluationOptions:
     validation_split: str | None = option(None, "its split to choose by; held out of the training split if not given")
     test_split: str = option("test", "its split to measure on")
     image_column: str | None = option(None, "its image column; found by its usual names if not given")
-    target_column: str | None = option(None, "its column of labels, or of captions; found if not given")
+    label_column: str | None = option(None, "its column of labels: indices or names; found if not given")
+    caption_column: str | None = option(None, "of retrieval: its column of captions; found if not given")
     class_names: str | None = option(None, "file with its class names, one a line, in the order of the labels")
     metric: str = option("accuracy", f"of its classes: {', '.join(CLASS_METRICS)}", choices=CLASS_METRICS)
     templates: list[str] = option(
@@ -83,6 +84,10 @@ class EvaluationOptions:
             bool(self.datasets) or self.data is not None,
             "Name known data sets with --datasets, or data of your own with --data.",
         )
+        is_retrieval = self.tasks == ["retrieval"]
+        for name, other in (("label_column", "caption_column"), ("caption_column", "label_column")):
+            misplaced = getattr(self, name) is not None and is_retrieval == (name == "label_column")
+            require(not misplaced, f"--{name} is of other tasks; for {' '.join(self.tasks)} it is --{other}.")
         if self.templates:
             try:
                 resolve_templates(self.templates[0] if len(self.templates) == 1 else self.templates)
@@ -118,7 +123,7 @@ class EvaluationOptions:
             config=self.config,
             splits={name: called for name, called in splits.items() if called is not None},
             image_column=self.image_column,
-            target_column=self.target_column,
+            target_column=self.caption_column if is_retrieval else self.label_column,
             metric="recall" if is_retrieval else self.metric,
             templates=("{}",) if is_retrieval else prompt_set("clip_1"),
             licence="",

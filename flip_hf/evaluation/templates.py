@@ -58,11 +58,15 @@ def check_labels(labels: Sequence[str]) -> None:
     """Checks that there are labels, and that each says something.
 
     Raises:
-        ValueError: there is none, or one is empty.
+        ValueError: there is none, or one is empty or stands twice.
     """
     if not labels:
         raise ValueError("There are no labels: give at least one.")
+    seen: set[str] = set()
     for number, label in enumerate(labels, start=1):
+        if label in seen:
+            raise ValueError(f"The label {label!r} stands there twice: give at least one label, and none twice.")
+        seen.add(label)
         if not label.strip():
             raise ValueError(
                 f"Label {number} of {len(labels)} is empty: write what may be in the image, or leave it out."

@@ -66,14 +66,17 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     name = _evaluated(data)
     if name is None:
         return None
-    source = open_source(
-        name,
-        split=data.eval_split,
-        config=data.eval_config,
-        image_column=data.eval_image_column,
-        target_column=data.label_column if labels else None,
-        kind="label" if labels else "image",
-    )
+    try:
+        source = open_source(
+            name,
+            split=data.eval_split,
+            config=data.eval_config,
+            image_column=data.eval_image_column,
+            target_column=data.label_column if labels else None,
+            kind="label" if labels else "image",
+        )
+    except ValueError as error:  # which names the option of the training data
+        raise ValueError(str(error).replace("--image_column", "--eval_image_column")) from error
     if not labels:
         return source, ()
     if data.class_names is not None:

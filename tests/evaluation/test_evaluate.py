@@ -123,7 +123,7 @@ def test_zero_shot_of_a_clip_is_what_plain_transformers_say_and_two_processes_ag
 
 def test_retrieval_counts_any_caption_of_an_image_and_two_processes_agree(clip, labelled, tmp_path):
     data, rows = labelled
-    argv = [clip, "--tasks", "retrieval", "--data", data / "images", "--target_column", "captions", "--batch_size", 9]
+    argv = [clip, "--tasks", "retrieval", "--data", data / "images", "--caption_column", "captions", "--batch_size", 9]
     one = evaluated(tmp_path / "one", *argv)
     plain = Plain(clip, data)
     images = [plain.image(number) for number in range(40)]
@@ -239,7 +239,7 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     report = evaluated(
         tmp_path / "out",
         *(tmp_path / "flip", "--tasks", "zero-shot", "linear-probe", "few-shot", "--data", tmp_path / "digits"),
-        *("--target_column", "label", "--class_names", tmp_path / "names.txt", "--train_split", "train"),
+        *("--label_column", "label", "--class_names", tmp_path / "names.txt", "--train_split", "train"),
         *("--templates", "the digit {}", "--shots", 1, 4, "--repeats", 2),
     )
     zero_shot, linear, few = report["results"]
@@ -252,7 +252,7 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     tuned = evaluated(
         tmp_path / "tuned",
         *(tmp_path / "flip", "--tasks", "fine-tune", "--data", tmp_path / "digits", "--train_split", "train"),
-        *("--target_column", "label", "--class_names", tmp_path / "names.txt"),
+        *("--label_column", "label", "--class_names", tmp_path / "names.txt"),
         *("--epochs", 2, "--train_batch_size", 128, "--train_base_lr", 0.02),
     )
     (result,) = tuned["results"]  # that it learns is seen in test_finetune.py: so short a run by MAE's recipe does not
