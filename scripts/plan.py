@@ -258,9 +258,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for name in masks[0]["data_sets"] if masks else ():
         days.plot(names, [mask["data_sets"][name]["days"] for mask in masks], marker="o", label=name)
     memory.bar(names, [mask["chosen"]["total"] / 1e9 for mask in masks], color="0.6")
-    for panel, label in ((days, "days"), (memory, "memory of one GPU, GB")):
+    for panel, label in ((days, "days (fewer are better)"), (memory, "memory of one GPU, GB (less is better)")):
         panel.set(xlabel="mask ratio", ylabel=label, ylim=(0, None))
-    days.legend() if masks else None
+    if masks:
+        figure.legend(*days.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
 
 

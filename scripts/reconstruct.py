@@ -13,9 +13,8 @@ python scripts/reconstruct.py runs/mae --data my/images --split validation --sam
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+import random
 from pathlib import Path
-from typing import Any
 
 from parse_first import finish_import
 
@@ -25,7 +24,7 @@ from flip_hf.console.ranges import FRACTION, POSITIVE, SEED
 from flip_hf.redaction import install
 
 BATCH_SIZE = 64
-DRAWN = 8  # images of a data set in the picture
+DRAWN = 8  # images of a data set in the picture, at most
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,17 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mask_ratios", nargs="+", type=FRACTION, default=[0.5, 0.75, 0.9], help="patches dropped")
     parser.add_argument("--baselines", action="store_true", help="draw the two other fillings, too")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the picture's file")
-    parser.add_argument("--seed", type=SEED, default=0, help="of the masks")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the masks, and of which images")
     return parser
-
-
-def first_samples(batches: Iterable[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
-    """Batches of the first `count` images of these."""
-    for batch in batches:
-        yield {**batch, **{name: batch[name][:count] for name in ("images", "targets", "places")}}
-        count -= len(batch["places"])
-        if count <= 0:
-            return
 
 
 def table(measured: dict[float, dict[str, float]]) -> str:
@@ -69,42 +59,42 @@ def table(measured: dict[float, dict[str, float]]) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Prints the errors on a data set, and draws its first images.
+    """Prints the errors on images from all over a data set, and draws some of them.
 
     Raises:
         ValueError, OSError, BadDataError: the model or the data are none, or a ratio cannot be.
     """
     from accelerate import Accelerator
 
-    from flip_hf.data.eval_stream import EvalStream
-    from flip_hf.data.reading import Reader
     from flip_hf.data.sources import open_source
-    from flip_hf.data.targets import nothing
     from flip_hf.evaluation.encoder import ImageTransform
     from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining
     from flip_hf.evaluation.reconstruction_error import measure_reconstruction
+    from flip_hf.evaluation.spread import batches_at, spread_places
 
     model, image_processor = load_pretraining(arguments.model)
     accelerator = Accelerator()
     model.to(accelerator.device)
     source = open_source(arguments.data, split=arguments.split, image_column=arguments.image_column, kind="image")
     transform = ImageTransform(image_processor)
-    stream = EvalStream(source, transform, nothing, batch_size=BATCH_SIZE, process=Reader(0, 1))
+    places = spread_places(source, arguments.samples, arguments.seed)
     measured = {}
     for ratio in arguments.mask_ratios:
-        batches = first_samples(stream, arguments.samples)
+        batches = batches_at(source, places, transform, BATCH_SIZE)
         measured[ratio] = measure_reconstruction(model, batches, accelerator, ratio, arguments.seed)
         if not measured[ratio]["images"]:
             raise ValueError(f"No image of {source.name!r} can be used.")
     print(table(measured))
-    first = next(first_samples(stream, DRAWN))
+    some = sorted(random.Random(arguments.seed).sample(places, min(DRAWN, len(places))))
+    # Where none of those can be decoded, others can: some have been measured.
+    shown = next(batches_at(source, some, transform, DRAWN), None) or next(batches_at(source, places, transform, DRAWN))
     draw_reconstructions(
         model,
-        first["images"].to(accelerator.device),
+        shown["images"].to(accelerator.device),
         arguments.mask_ratios,
         arguments.output,
         statistics=(image_processor.image_mean, image_processor.image_std),
-        places=first["places"],
+        places=shown["places"],
         seed=arguments.seed,
         baselines=arguments.baselines,
     )
@@ -148,7 +138,7 @@ def main() -> None:
             measure(arguments)
     except (OSError, ValueError, BadDataError) as error:
         end_with(error)
-    what = f"{len(arguments.images)} images" if arguments.images else f"the first images of {arguments.data}"
+    what = f"{len(arguments.images)} images" if arguments.images else f"images from all over {arguments.data}"
     print(f"{arguments.output}: {what} at mask ratios {arguments.mask_ratios}")
 
 
