@@ -121,7 +121,7 @@ def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
     if bool(arguments.images) == bool(arguments.data):
-        parser.error("give image files, or --data.")
+        parser.error("give image files or --data, one of the two.")
     finish_import()
     from transformers.utils import logging
 

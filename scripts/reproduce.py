@@ -150,6 +150,7 @@ def main() -> None:
     try:
         try_folder(options.folder, "--folder")
         if not options.figures_only:
+            chosen(planned_runs(Scale.of_recipe(options.recipe, 10**6)), options.only)  # names, before anything is run
             runs = chosen(planned_runs(scale_for(options.budget, points)), options.only)
             if options.list:
                 for run in runs:

@@ -26,7 +26,9 @@ _BOOLEANS = {
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """A sentence that names the nearest of the known names, with a space before it; empty where none is near."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    known = list(known)
+    longer = [each for each in known if len(str(name)) > 3 and each.startswith(str(name))]  # cut short: --arch
+    close = longer[:1] or difflib.get_close_matches(str(name), known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -74,9 +76,15 @@ class ScriptParser(argparse.ArgumentParser):
             return
         word = next((each for each in rest if each.startswith("--")), None)
         if word is None:
-            self.error(f"{rest[0]!r} belongs to no option.")
+            before = f" {self.first} stands before all options." if self.first else ""
+            self.error(f"{rest[0]!r} belongs to no option.{before}")
         name = word.split("=")[0]
         self.error(f"there is no option {name}.{nearest('--' + name[2:].replace('-', '_'), self.names())}")
+
+    @property
+    def first(self) -> str:
+        """What stands before all options and is not argparse's; empty where there is none."""
+        return ""
 
     def names(self) -> list[str]:
         """The options' names, with their dashes; of sub-commands, too."""
@@ -137,6 +145,12 @@ class OptionsParser(ScriptParser):
             hints = get_type_hints(group)
             for field in dataclasses.fields(group):
                 _add_option(section, field, hints[field.name])
+
+    @property
+    def first(self) -> str:
+        """What the usage names before the options."""
+        found = re.search(r"\b(RECIPE|MODEL)\b", self.usage or "")
+        return found[0] if found else ""
 
     def names(self) -> list[str]:
         """The options' names, and those of options that a script parses itself."""

@@ -152,6 +152,7 @@ def parse_command(argv: list[str]) -> tuple[str, EvaluationOptions]:
         OptionError: there is no MODEL, or an option is unknown, or its value is of another type or out of range.
         ValueError: a data set or group is not known.
     """
+    require("--list" not in argv, "--list stands alone: it lists the known data sets.")
     model, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     options = parse_options(rest)
     if model is None:
