@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 .PHONY: pretrain test test-oldest test-newest quality style docs
 
 pretrain: $(VENV)/train.installed
-	$(BIN)/accelerate launch scripts/pretrain.py $(ARGS)
+	$(BIN)/python scripts/pretrain.py $(ARGS)
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)

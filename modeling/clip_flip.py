@@ -106,13 +106,17 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
     )
 
 
+# What says where a checkpoint is: its configuration is read from there, too.
+_WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
 def _load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
     """A complete CLIPModel from safetensors.
 
     Raises:
         ValueError: the checkpoint is another architecture, or tensors are missing or left over.
     """
-    found = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in ("revision", "token")})
+    found = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in _WHERE})
     if not isinstance(found, CLIPConfig):
         raise ValueError(
             f"{name_or_path} is a checkpoint of type {found.model_type!r}; from_clip takes CLIPModel checkpoints, "
@@ -140,7 +144,7 @@ class ClipExchange:
         Args:
             clip: a CLIPModel, or the folder or Hub id of one (safetensors only). The weights are copied.
             mask_ratio: fraction of the patches dropped in training.
-            kwargs: with a folder or id: `revision`, `token`, `dtype`, ... for `CLIPModel.from_pretrained`.
+            kwargs: with a folder or id: `revision`, `subfolder`, `token`, `dtype`, ... for `CLIPModel.from_pretrained`.
 
         Returns:
             The model in evaluation mode.

@@ -22,10 +22,12 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
     """Number K of patches kept: `int(L * (1 - mask_ratio))`, in floating point as in the official FLIP and MAE code.
 
     Raises:
-        ValueError: `mask_ratio` is outside [0, 1), or no patch would be left.
+        ValueError: `mask_ratio` is outside [0, 1), or no patch is there or would be left.
     """
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio is the fraction of patches dropped and must be in [0, 1), got {mask_ratio!r}.")
+    if num_patches < 1:
+        raise ValueError("The images are smaller than a patch, and none of them would be seen: make them larger.")
     kept = int(num_patches * (1 - mask_ratio))
     if kept < 1:
         raise ValueError(f"mask_ratio={mask_ratio} keeps none of the {num_patches} patches; use a lower one.")
@@ -191,9 +193,17 @@ def cut_patches(pixel_values: torch.Tensor, patch_size: int, ids_keep: torch.Ten
 
     Returns:
         (B, K, C * P * P), or (B, L, C * P * P) if `ids_keep` is None; flattened in the order of a convolution's kernel.
+
+    Raises:
+        ValueError: the images are smaller than a patch.
     """
     batch_size, channels, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"Images of {height} x {width} pixels are smaller than a patch of {patch_size} x {patch_size}: make them "
+            "larger."
+        )
     pixel_values = pixel_values[:, :, : rows * patch_size, : columns * patch_size]
     grid = pixel_values.reshape(batch_size, channels, rows, patch_size, columns, patch_size)
     grid = grid.permute(0, 2, 4, 1, 3, 5)  # (B, H, W, C, P, P), a view

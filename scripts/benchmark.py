@@ -30,47 +30,23 @@ as JSON and Markdown under scripts/results.
 
 import argparse
 import json
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import torch
-from benchmarks.candidates import PEERS
-from benchmarks.end_to_end import benchmark_end_to_end, end_to_end_markdown
-from benchmarks.inference import benchmark_inference, inference_markdown
-from benchmarks.loader import benchmark_loader, loader_markdown
-from benchmarks.loss import benchmark_loss, loss_markdown
-from benchmarks.mae import benchmark_mae, mae_markdown
-from benchmarks.measuring import environment
-from benchmarks.models import ARCHITECTURES
-from benchmarks.step import benchmark_step, step_markdown
-from benchmarks.zero_shot import benchmark_zero_shot, zero_shot_markdown
+from benchmarks.names import ARCHITECTURES, PEERS
+from parse_first import finish_import
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_file
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, integer, number
-from flip_hf.losses import TILE_SIZE
 from flip_hf.redaction import install
 
 RESULTS = Path(__file__).parent / "results"
-QUESTIONS = {
-    "step": (benchmark_step, step_markdown),
-    "inference": (benchmark_inference, inference_markdown),
-    "zero-shot": (benchmark_zero_shot, zero_shot_markdown),
-    "loss": (benchmark_loss, loss_markdown),
-    "loader": (benchmark_loader, loader_markdown),
-    "end-to-end": (benchmark_end_to_end, end_to_end_markdown),
-    "mae": (benchmark_mae, mae_markdown),
-}
-
-
-def device(text: str) -> str:
-    """A device that is here, as argparse's type."""
-    try:
-        torch.zeros(1, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
-        raise argparse.ArgumentTypeError(f"{text} is no device of this machine: {str(error).splitlines()[0]}") from None
-    return text
+QUESTIONS = ("step", "inference", "zero-shot", "loss", "loader", "end-to-end", "mae")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -78,14 +54,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = ScriptParser(description="Speed against peers, as ratios in one run.")
     parser.add_argument("question", choices=sorted(QUESTIONS), help="what is measured")
     parser.add_argument("--repeats", type=integer(1, 100_000), default=7, help="counted runs of each candidate")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
     parser.add_argument("--output", help="name of the result files; not written if not given")
     installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
     step = parser.add_argument_group("step, inference, end-to-end, mae")
-    step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16")
+    step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16", help="the model's size (B/16)")
     step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="of step, mae")
-    step.add_argument("--batch_size", type=integer(1, 2**20), default=16)
-    step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    step.add_argument("--batch_size", type=integer(1, 2**20), default=16, help="pairs or images a step (16)")
+    step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the forward pass (fp32)")
     step.add_argument("--compile", action="store_true", help="step: also flip_hf compiled; end-to-end: both compiled")
     step.add_argument(
         "--peers",
@@ -106,17 +82,45 @@ def make_parser() -> argparse.ArgumentParser:
         "--decoder_blocks", type=integer(1, 1024), default=8, help="depth of MAE's decoder; the paper also has 1"
     )
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--pairs", type=integer(2, 2**24), nargs="+", default=[64, 512, 4096, 8192, 16384, 32768])
-    loss.add_argument("--tile_sizes", type=integer(1, 2**24), nargs="+", default=[TILE_SIZE])
+    loss.add_argument(
+        "--pairs",
+        type=integer(2, 2**24),
+        nargs="+",
+        default=[64, 512, 4096, 8192, 16384, 32768],
+        help="pairs that are contrasted (64 512 4096 8192 16384 32768)",
+    )
+    loss.add_argument(
+        "--tile_sizes", type=integer(1, 2**24), nargs="+", help="rows of a tile; the loss's own if not given"
+    )
     return parser
+
+
+def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[..., str]]:
+    """What measures a question, and what writes the result as Markdown."""
+    name = question.replace("-", "_")
+    module = import_module(f"benchmarks.{name}")
+    return getattr(module, f"benchmark_{name}"), getattr(module, f"{name}_markdown")
 
 
 def main() -> None:
     """Measures, prints, and writes what was measured; a mistake ends in one line, before anything is measured."""
     install()
-    options = make_parser().parse_args()
+    parser = make_parser()
+    options = parser.parse_args()
+    finish_import()
+    import torch
+    from benchmarks.measuring import environment
+
+    from flip_hf.losses import TILE_SIZE
+
+    options.tile_sizes = options.tile_sizes or [TILE_SIZE]
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
+        parser.error(f"--device {options.device} is no device of this machine: {str(error).splitlines()[0]}")
     torch.manual_seed(0)
-    measure, to_markdown = QUESTIONS[options.question]
+    measure, to_markdown = functions_of(options.question)
     try:
         if options.output:
             for suffix in (".json", ".md"):

@@ -11,17 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
+from parse_first import finish_import
 
-import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
 from flip_hf.console.endings import FAILURE, end_with
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, integer
-from flip_hf.conversion.clip import convert_from_clip, convert_to_clip
-from flip_hf.conversion.folder import new_folder
-from flip_hf.conversion.mae import convert_from_mae
-from flip_hf.conversion.official import convert_official
-from flip_hf.conversion.open_clip import convert_from_open_clip, write_open_clip
 from flip_hf.redaction import install
 
 # Sub-command, what it does, what SOURCE is.
@@ -64,6 +58,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def convert(command: str, source: str, folder: Path, options: dict[str, Any]) -> str:
     """Fills the folder; returns what it holds, in words."""
+    from flip_hf.conversion.clip import convert_from_clip, convert_to_clip
+    from flip_hf.conversion.mae import convert_from_mae
+    from flip_hf.conversion.official import convert_official
+    from flip_hf.conversion.open_clip import convert_from_open_clip, write_open_clip
+
     if command == "to-open-clip":
         write_open_clip(source, folder)
         return "an open_clip model"
@@ -84,6 +83,11 @@ def main() -> None:
     install()
     arguments = vars(make_parser().parse_args())
     command, source, output = (arguments.pop(name) for name in ("command", "source", "output"))
+    finish_import()
+    from transformers.utils import logging
+
+    from flip_hf.conversion.folder import new_folder
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     start = time.monotonic()

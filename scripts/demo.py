@@ -13,17 +13,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
+from parse_first import finish_import
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_folder
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import integer
-from flip_hf.conversion.folder import new_folder
-from flip_hf.demo.model import DemoModel
-from flip_hf.demo.page import make_page, serve
-from flip_hf.demo.search import embedded_pictures, pictures_below
-from flip_hf.demo.space import write_space
 from flip_hf.redaction import install
 
 
@@ -43,9 +38,23 @@ def main() -> None:
     """Serves the page or writes the Space; a mistake ends in one line."""
     install()
     options = make_parser().parse_args()
+    finish_import()
+    from transformers.utils import logging as transformers_logging
+
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    open_page(options)
+
+
+def open_page(options: argparse.Namespace) -> None:
+    """Serves the page or writes the Space."""
+    from flip_hf.conversion.folder import new_folder
+    from flip_hf.demo.model import DemoModel
+    from flip_hf.demo.page import make_page, serve
+    from flip_hf.demo.search import embedded_pictures, pictures_below
+    from flip_hf.demo.space import write_space
+
     try:
         if options.space is not None:
             try_folder(options.space, "--space")

@@ -13,33 +13,24 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from benchmarks.candidates import OURS
-from benchmarks.step import model_flops
-from tqdm import tqdm
+from parse_first import finish_import
 
-from flip_hf import FlipConfig
 from flip_hf.console.endings import end_with
 from flip_hf.console.fields import require as _require
 from flip_hf.console.files import read_text, try_file
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, integer, number
-from flip_hf.evaluation.plots import try_picture
 from flip_hf.redaction import install, redact
-from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator
+from flip_hf.training.accelerators import ACCELERATORS, Accelerator, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.build import MISTAKES
-from flip_hf.training.hardware import device_name
-from flip_hf.training.memory import model_bytes
-from flip_hf.training.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
-from flip_hf.training.models import make_config
-from flip_hf.training.plan import Cluster, Run
-from flip_hf.training.plan_report import make_report, to_markdown
 from flip_hf.training.recipes import parse_arguments
+
+if TYPE_CHECKING:
+    from flip_hf.training.plan import Run
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_MFU = 0.25
@@ -50,13 +41,26 @@ _POSITIVE = number(0, 1e12, open_low=True)
 DEFAULT_CORE, DEFAULT_CORE_SOURCE = 250.0, "a guess for JPEGs of 256 pixels; measure yours"
 
 
-def make_parser() -> argparse.ArgumentParser:
+def gpu(text: str) -> Accelerator:
+    """A GPU of the table, as argparse's type."""
+    try:
+        return named_accelerator(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def make_parser() -> ScriptParser:
     """The plan's own options."""
     parser = ScriptParser(description="Plans a run. Options of pretrain.py are understood too.")
-    parser.add_argument("recipe", nargs="?", default="vit_l16", help="name or YAML file")
-    parser.add_argument("--gpu", default="H100-SXM", help=", ".join(a.name for a in ACCELERATORS))
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", default="vit_l16", help="name or YAML file (vit_l16)")
+    parser.add_argument(
+        "--gpu",
+        type=gpu,
+        default=named_accelerator("H100-SXM"),
+        help=f"H100-SXM if not given; one of {', '.join(each.name for each in ACCELERATORS)}",
+    )
     parser.add_argument("--gpus", type=integer(1, 1_000_000), default=8, help="GPUs of a node")
-    parser.add_argument("--nodes", type=integer(1, 1_000_000), default=1)
+    parser.add_argument("--nodes", type=integer(1, 1_000_000), default=1, help="machines")
     parser.add_argument("--masks", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="mask ratios to plan")
     parser.add_argument("--mfu", help=f"a fraction ({DEFAULT_MFU}), or a result file of `benchmark.py step`")
     parser.add_argument(
@@ -98,6 +102,9 @@ def measured_mfu(result: dict[str, Any], text: str) -> tuple[dict[float, float],
     Raises:
         ValueError: it is of another question, or of hardware that is not in the table.
     """
+    from benchmarks.candidates import OURS
+    from benchmarks.step import model_flops
+
     _require(result.get("question") == "step", f"--mfu {text} is no result of `benchmark.py step`.")
     gpu = find_accelerator(result["hardware"])
     peak = gpu.peak(result["precision"]) if gpu else None
@@ -111,13 +118,23 @@ def measured_mfu(result: dict[str, Any], text: str) -> tuple[dict[float, float],
     return rates, f"measured: {result['command']} on {result['hardware']}"
 
 
-def read_arguments(recipe: str, rest: list[str]) -> Arguments:
-    """The run; data need not be named, since none is read."""
-    return parse_arguments([recipe, "--train_data", "shapes", *rest], RECIPES, default_recipe="vit_l16")
+def read_arguments(recipe: str, rest: list[str], own: Sequence[str] = ()) -> Arguments:
+    """The run; data need not be named, since none is read.
+
+    Args:
+        recipe: its name or file.
+        rest: options of pretrain.py.
+        own: names of the plan's own options, for a hint where one of the rest is no option of either.
+    """
+    words = [recipe, "--train_data", "shapes", *rest]
+    return parse_arguments(words, RECIPES, default_recipe="vit_l16", more_options=own)
 
 
-def make_run(arguments: Arguments, text_tokens: int | None) -> Run:
+def make_run(arguments: Arguments, text_tokens: int | None) -> "Run":
     """What the recipe trains."""
+    from flip_hf.training.models import make_config
+    from flip_hf.training.plan import Run
+
     _require(
         not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
     )
@@ -133,13 +150,16 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> Run:
     return Run(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
 
 
-def plan(options: argparse.Namespace, rest: list[str]) -> None:
+def plan(options: argparse.Namespace, arguments: Arguments) -> None:
     """Plans and prints."""
-    try_outputs(options)
+    from flip_hf.training.memory import model_bytes
+    from flip_hf.training.plan import Cluster
+    from flip_hf.training.plan_report import make_report, to_markdown
+
     core = options.samples_per_core
-    gpu = named_accelerator(options.gpu)
+    gpu = options.gpu
     mfu, mfu_source = read_mfu(options.mfu)
-    run = make_run(read_arguments(options.recipe, rest), options.text_tokens)
+    run = make_run(arguments, options.text_tokens)
     gpus = options.gpus * options.nodes
     dollars, kilobytes = options.dollars_per_gpu_hour, options.sample_kilobytes
     cluster = Cluster(gpu, gpus, mfu, core or DEFAULT_CORE, kilobytes * 1000, dollars)
@@ -168,7 +188,14 @@ def plan(options: argparse.Namespace, rest: list[str]) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """The plan's memory against measurement, B/16, three configurations."""
-    try_outputs(options)
+    import torch
+    import transformers
+    from tqdm import tqdm
+
+    from flip_hf import FlipConfig
+    from flip_hf.training.hardware import device_name
+    from flip_hf.training.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hardware = device_name(device)
     rows: list[dict[str, Any]] = []
@@ -204,6 +231,8 @@ def try_outputs(options: argparse.Namespace) -> None:
     Raises:
         ValueError: one cannot be written.
     """
+    from flip_hf.evaluation.plots import try_picture
+
     for suffix in (".json", ".md") if options.output else ():
         try_file(f"{options.output}{suffix}", "--output")
     if options.plot:
@@ -229,19 +258,24 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for name in masks[0]["data_sets"] if masks else ():
         days.plot(names, [mask["data_sets"][name]["days"] for mask in masks], marker="o", label=name)
     memory.bar(names, [mask["chosen"]["total"] / 1e9 for mask in masks], color="0.6")
-    for panel, label in ((days, "days"), (memory, "memory of one GPU, GB")):
+    for panel, label in ((days, "days (fewer are better)"), (memory, "memory of one GPU, GB (less is better)")):
         panel.set(xlabel="mask ratio", ylabel=label, ylim=(0, None))
-    days.legend() if masks else None
+    if masks:
+        figure.legend(*days.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     """Plans or checks; a mistake ends in one line."""
     install()
-    options, rest = make_parser().parse_known_args()
+    parser = make_parser()
+    options, rest = parser.parse_known_args()
     try:
-        check(options) if options.check else plan(options, rest)
-    except MISTAKES as error:
+        arguments = read_arguments(options.recipe, rest, parser.names())
+        finish_import()
+        try_outputs(options)
+        check(options) if options.check else plan(options, arguments)
+    except (ValueError, OSError) as error:
         end_with(error)
 
 

@@ -12,13 +12,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as transformers_logging
+from parse_first import finish_import
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.parsers import ScriptParser
-from flip_hf.hub.folder import FolderError, prepare, scratch_beside
-from flip_hf.hub.push import HubError, HubUnreachable, create, push
 from flip_hf.redaction import install
 
 
@@ -40,6 +37,18 @@ def main() -> None:
     """Prepares a complete folder, and uploads it; a mistake ends in one line."""
     install()
     options = make_parser().parse_args()
+    finish_import()
+    publish(options)
+
+
+def publish(options: argparse.Namespace) -> None:
+    """Makes the folder, and uploads it unless that is not wanted."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    from flip_hf.hub.folder import FolderError, prepare, scratch_beside
+    from flip_hf.hub.push import HubError, HubUnreachable, create, push
+
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     hub_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()

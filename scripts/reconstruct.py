@@ -13,31 +13,18 @@ python scripts/reconstruct.py runs/mae --data my/images --split validation --sam
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+import random
 from pathlib import Path
-from typing import Any
 
-from transformers.utils import logging
+from parse_first import finish_import
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import FRACTION, POSITIVE, SEED
-from flip_hf.data.decode import open_picture
-from flip_hf.data.eval_stream import EvalStream
-from flip_hf.data.processes import make_accelerator
-from flip_hf.data.reading import Reader
-from flip_hf.data.refusals import BadDataError
-from flip_hf.data.rendering import background_of
-from flip_hf.data.sources import open_source
-from flip_hf.data.targets import nothing
-from flip_hf.evaluation.encoder import ImageTransform
-from flip_hf.evaluation.plots import try_picture
-from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining, plot_reconstructions
-from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 from flip_hf.redaction import install
 
 BATCH_SIZE = 64
-DRAWN = 8  # images of a data set in the picture
+DRAWN = 8  # images of a data set in the picture, at most
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,17 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mask_ratios", nargs="+", type=FRACTION, default=[0.5, 0.75, 0.9], help="patches dropped")
     parser.add_argument("--baselines", action="store_true", help="draw the two other fillings, too")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the picture's file")
-    parser.add_argument("--seed", type=SEED, default=0, help="of the masks")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the masks, and of which images")
     return parser
-
-
-def first_samples(batches: Iterable[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
-    """Batches of the first `count` images of these."""
-    for batch in batches:
-        yield {**batch, **{name: batch[name][:count] for name in ("images", "targets", "places")}}
-        count -= len(batch["places"])
-        if count <= 0:
-            return
 
 
 def table(measured: dict[float, dict[str, float]]) -> str:
@@ -81,11 +59,18 @@ def table(measured: dict[float, dict[str, float]]) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Prints the errors on a data set, and draws its first images.
+    """Prints the errors on images from all over a data set, and draws some of them.
 
     Raises:
         ValueError, OSError, BadDataError: the model or the data are none, or a ratio cannot be.
     """
+    from flip_hf.data.processes import make_accelerator
+    from flip_hf.data.sources import open_source
+    from flip_hf.evaluation.encoder import ImageTransform
+    from flip_hf.evaluation.reconstruction import draw_reconstructions, load_pretraining
+    from flip_hf.evaluation.reconstruction_error import measure_reconstruction
+    from flip_hf.evaluation.spread import batches_at, spread_places
+
     model, image_processor = load_pretraining(arguments.model)
     accelerator = make_accelerator()
     if accelerator.num_processes > 1:
@@ -93,24 +78,24 @@ def measure(arguments: argparse.Namespace) -> None:
     model.to(accelerator.device)
     source = open_source(arguments.data, split=arguments.split, image_column=arguments.image_column, kind="image")
     transform = ImageTransform(image_processor)
-    stream = EvalStream(
-        source, transform, nothing, batch_size=BATCH_SIZE, process=Reader(0, 1), background=transform.background
-    )
+    places = spread_places(source, arguments.samples, arguments.seed)
     measured = {}
     for ratio in arguments.mask_ratios:
-        batches = first_samples(stream, arguments.samples)
+        batches = batches_at(source, places, transform, BATCH_SIZE)
         measured[ratio] = measure_reconstruction(model, batches, accelerator, ratio, arguments.seed)
         if not measured[ratio]["images"]:
             raise ValueError(f"No image of {source.name!r} can be used.")
     print(table(measured))
-    first = next(first_samples(stream, DRAWN))
+    some = sorted(random.Random(arguments.seed).sample(places, min(DRAWN, len(places))))
+    # Where none of those can be decoded, others can: some have been measured.
+    shown = next(batches_at(source, some, transform, DRAWN), None) or next(batches_at(source, places, transform, DRAWN))
     draw_reconstructions(
         model,
-        first["images"].to(accelerator.device),
+        shown["images"].to(accelerator.device),
         arguments.mask_ratios,
         arguments.output,
         statistics=(image_processor.image_mean, image_processor.image_std),
-        places=first["places"],
+        places=shown["places"],
         seed=arguments.seed,
         baselines=arguments.baselines,
     )
@@ -122,6 +107,10 @@ def draw(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: the model, an image or a ratio is none.
     """
+    from flip_hf.data.decode import open_picture
+    from flip_hf.data.rendering import background_of
+    from flip_hf.evaluation.reconstruction import load_pretraining, plot_reconstructions
+
     for path in arguments.images:  # before the model is loaded
         open_picture(path)
     model, image_processor = load_pretraining(arguments.model)
@@ -136,7 +125,13 @@ def main() -> None:
     parser = make_parser()
     arguments = parser.parse_args()
     if bool(arguments.images) == bool(arguments.data):
-        parser.error("give image files, or --data.")
+        parser.error("give image files or --data, one of the two.")
+    finish_import()
+    from transformers.utils import logging
+
+    from flip_hf.data.refusals import BadDataError
+    from flip_hf.evaluation.plots import try_picture
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -147,7 +142,7 @@ def main() -> None:
             measure(arguments)
     except (OSError, ValueError, BadDataError) as error:
         end_with(error)
-    what = f"{len(arguments.images)} images" if arguments.images else f"the first images of {arguments.data}"
+    what = f"{len(arguments.images)} images" if arguments.images else f"images from all over {arguments.data}"
     print(f"{arguments.output}: {what} at mask ratios {arguments.mask_ratios}")
 
 

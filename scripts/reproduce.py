@@ -20,21 +20,20 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from parse_first import finish_import
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_folder
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import SEED, number
 from flip_hf.redaction import install
-from flip_hf.reproduction.figures import speed_table, write_report
-from flip_hf.reproduction.findings import findings
 from flip_hf.reproduction.plan import RECIPES, SEEDS, Run, Scale, planned_runs, words_of
-from flip_hf.reproduction.running import Point, Points, RunFailed, environment, run_script, training_rate
-from flip_hf.reproduction.speedup import steady
 from flip_hf.training.recipes import recipe_options
+
+if TYPE_CHECKING:
+    from flip_hf.reproduction.running import Point, Points
 
 FOLDER = Path("runs/reproduce")
 
@@ -50,14 +49,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--recipe", default="scenes", help="of every run; one that trains on `scenes`")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of points, models, logs and figures")
-    parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="of the runs; 0 1 2 if not given")
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
     parser.add_argument("--figures_only", action="store_true", help="draw from what has been run")
     parser.add_argument("--list", action="store_true", help="name the runs and their samples, and stop there")
     return parser
 
 
-def scale_for(budget: float, points: Points) -> Scale:
+def scale_for(budget: float, points: "Points") -> Scale:
     """The samples of the longest run are measured once, on the unmasked model, and kept in `plan.json`.
 
     Raises:
@@ -65,6 +64,8 @@ def scale_for(budget: float, points: Points) -> Scale:
             of another machine.
         FileNotFoundError: there is no such recipe.
     """
+    from flip_hf.reproduction.running import environment, run_script, training_rate
+
     path, scale = points.folder / "plan.json", Scale.of_recipe(points.recipe, 0)
     options, where = recipe_options(points.recipe, RECIPES), environment()
     if points.read():
@@ -119,8 +120,10 @@ def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
     return [run for run in runs if run.name in names]
 
 
-def run_all(points: Points, runs: list[Run], seeds: list[int]) -> None:
+def run_all(points: "Points", runs: list[Run], seeds: list[int]) -> None:
     """Runs what is not there yet, seed by seed, so that what there is can be compared early."""
+    from tqdm import tqdm
+
     due = [(run, seed) for seed in seeds for run in runs if not points.path(run.name, seed).is_file()]
     by_name = {run.name: run for run in runs}
     total = sum(run.cost for run, _ in due)
@@ -137,11 +140,17 @@ def main() -> None:
     """Plans, runs, draws; an interruption loses at most the run under way."""
     install()
     options = make_parser().parse_args()
+    finish_import()
+    from flip_hf.reproduction.figures import write_report
+    from flip_hf.reproduction.running import Points, RunFailed
+    from flip_hf.reproduction.speedup import steady
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way ends, too
     points = Points(options.folder, options.recipe)
     try:
         try_folder(options.folder, "--folder")
         if not options.figures_only:
+            chosen(planned_runs(Scale.of_recipe(options.recipe, 10**6)), options.only)  # names, before anything is run
             runs = chosen(planned_runs(scale_for(options.budget, points)), options.only)
             if options.list:
                 for run in runs:
@@ -159,14 +168,17 @@ def main() -> None:
     print(f"Figures and tables of {len(found)} points: {options.folder / 'README.md'}")
 
 
-def summary(found: list[Point]) -> str:
+def summary(found: "list[Point]") -> str:
     """The headline, and how many findings came out how."""
+    from flip_hf.reproduction.figures import speed_table
+    from flip_hf.reproduction.findings import findings
+
     verdicts = Counter(finding.verdict for finding in findings(found))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return f"{speed_table(found)}\n\nThe paper's findings here: {counts}.\n"
 
 
-def about(points: Points, plan: dict[str, Any]) -> str:
+def about(points: "Points", plan: dict[str, Any]) -> str:
     """By which commands and on what the points were made."""
     made = [json.loads(path.read_text())["environment"] for path in (points.folder / "points").glob("*.json")]
     where = {f"{each['hardware']}, torch {each['torch']}, transformers {each['transformers']}" for each in made}

@@ -8,12 +8,11 @@ python scripts/zero_shot.py runs/shapes *.jpg --labels "red circle" "blue square
 import argparse
 from typing import Any
 
-from transformers.utils import logging
+from parse_first import finish_import
 
-from flip_hf import ZeroShotClassifier
-from flip_hf.console.endings import end_with
+from flip_hf.console.endings import MISTAKE, end_with
 from flip_hf.console.parsers import ScriptParser
-from flip_hf.data.decode import open_picture
+from flip_hf.evaluation.templates import check_labels, resolve_templates
 from flip_hf.redaction import install
 
 BAR_WIDTH = 30
@@ -39,22 +38,35 @@ def format_answer(path: str, scores: list[dict]) -> str:
     return "\n".join([f"{path}: {scores[0]['label']}", *lines])
 
 
-def main() -> None:
-    """Loads the model once and answers for each image."""
-    install()
-    arguments = make_parser().parse_args()
+def answer(arguments: argparse.Namespace) -> Any:
+    """The scores of all labels for each image; what is wrong with an image or the model ends in one line."""
+    from transformers.utils import logging
+
+    from flip_hf import ZeroShotClassifier
+    from flip_hf.data.decode import open_picture
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         for path in arguments.images:  # before the model is loaded; they are not kept, as they may be many
             open_picture(path)
         classify = ZeroShotClassifier.from_pretrained(arguments.model)
+        return classify(arguments.images, arguments.labels, arguments.template)
     except (OSError, ValueError) as error:
         end_with(error)
+
+
+def main() -> None:
+    """Loads the model once and answers for each image."""
+    install()
+    arguments = make_parser().parse_args()
     try:
-        answers: Any = classify(arguments.images, arguments.labels, arguments.template)
+        check_labels(arguments.labels)
+        resolve_templates(arguments.template)
     except ValueError as error:
-        end_with(error)
+        end_with(error, MISTAKE)
+    finish_import()
+    answers = answer(arguments)
     for path, scores in zip(arguments.images, answers, strict=True):
         print(format_answer(path, scores))
 

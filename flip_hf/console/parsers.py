@@ -1,41 +1,50 @@
 """Parsers whose mistakes are one line: the option, what is wrong with it, and the nearest one that there is."""
 
 import argparse
+import dataclasses
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
-
-from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
+from typing import Any, NoReturn, get_type_hints
 
 from flip_hf.console.endings import MISTAKE, end_with
-from flip_hf.console.fields import CHOICES, JSON, RANGE, OptionError
+from flip_hf.console.fields import CHOICES, RANGE, OptionError, kind_of
 from flip_hf.console.ranges import Range
 
 # What argparse takes for an option, and is a number: -1e-5, -inf.
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
+# How people write yes and no.
+_BOOLEANS = {
+    **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
+    **dict.fromkeys(("no", "false", "f", "n", "0"), False),
+}
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """A sentence that names the nearest of the known names, with a space before it; empty where none is near."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    known = list(known)
+    longer = [each for each in known if len(str(name)) > 3 and each.startswith(str(name))]  # cut short: --arch
+    close = longer[:1] or difflib.get_close_matches(str(name), known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def boolean(text: str) -> bool:
     """Reads yes, no, true, false, 1 or 0, as argparse's type."""
     try:
-        return string_to_bool(text)
-    except argparse.ArgumentTypeError:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
         raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}.") from None
 
 
 class ScriptParser(argparse.ArgumentParser):
     """An `ArgumentParser` that ends with exit code 2 and one line, and abbreviates nothing.
 
-    Numbers are declared as a [`Range`]: `type=integer(1)`. Of unknown options it names the nearest known one.
+    Numbers are declared as a [`Range`]: `type=integer(1)`. Options may be written with dashes for their underscores,
+    and of an unknown one it names the nearest known one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -43,21 +52,13 @@ class ScriptParser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **kwargs})
 
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
-        """Adds an argument; from the metadata of a field, its range becomes its type."""
-        within, allowed = kwargs.pop(RANGE, None), kwargs.pop(CHOICES, ())
-        kwargs.pop(JSON, None)
-        if allowed:
-            kwargs["choices"], kwargs["metavar"] = allowed, kwargs.get("metavar", str(names[0]).lstrip("-").upper())
-        if within is not None:
-            kwargs["type"] = within
-        elif kwargs.get("type") is string_to_bool:
-            kwargs["type"] = boolean
+        """Adds an argument, as `ArgumentParser` does."""
         if isinstance(kwargs.get("type"), Range):
             kwargs.setdefault("metavar", "N")
         return super().add_argument(*names, **kwargs)
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
-        """Parses as `ArgumentParser` does, with negative numbers of any form."""
+        """Parses as `ArgumentParser` does, with negative numbers of any form, and dashes in names of options."""
         try:
             return super().parse_known_args(self._marked(sys.argv[1:] if args is None else args), namespace)
         except argparse.ArgumentError as error:
@@ -75,18 +76,39 @@ class ScriptParser(argparse.ArgumentParser):
             return
         word = next((each for each in rest if each.startswith("--")), None)
         if word is None:
-            self.error(f"{rest[0]!r} belongs to no option.")
+            before = f" {self.first} stands before all options." if self.first else ""
+            self.error(f"{rest[0]!r} belongs to no option.{before}")
         name = word.split("=")[0]
-        known = [each for action in self._actions for each in action.option_strings[:1]]
-        self.error(f"there is no option {name}.{nearest('--' + name[2:].replace('-', '_'), known)}")
+        self.error(f"there is no option {name}.{nearest('--' + name[2:].replace('-', '_'), self.names())}")
+
+    @property
+    def first(self) -> str:
+        """What stands before all options and is not argparse's; empty where there is none."""
+        return ""
+
+    def names(self) -> list[str]:
+        """The options' names, with their dashes; of sub-commands, too."""
+        found = [each for action in self._actions for each in action.option_strings if each.startswith("--")]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [name for parser in action.choices.values() for name in parser.names()]
+        return list(dict.fromkeys(found))
 
     def _marked(self, words: Iterable[str]) -> list[str]:
-        """The words, with a space before negative numbers that argparse would take for options; Python's ignore it."""
+        """The words as argparse takes them.
+
+        Names of options have underscores; a space stands before negative numbers that would be taken for options, which
+        Python's own parsing of numbers ignores.
+        """
+        known = set(self.names())
         numeric = {name for action in self._actions if isinstance(action.type, Range) for name in action.option_strings}
         marked: list[str] = []
         of_numbers = False
         for word in words:
             if word.startswith("--"):
+                name, equals, value = word.partition("=")
+                spelled = f"--{name[2:].replace('-', '_')}"
+                word = f"{spelled}{equals}{value}" if name not in known and spelled in known else word
                 of_numbers = word in numeric
             marked.append(f" {word}" if of_numbers and _NEGATIVE.match(word) else word)
         return marked
@@ -109,8 +131,30 @@ def _sentence(message: str) -> str:
     return message if message.endswith((".", "?", "!")) else f"{message}."
 
 
-class OptionsParser(ScriptParser, HfArgumentParser):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """A parser of dataclasses made of `option`; its mistakes are [`OptionError`]s."""
+class OptionsParser(ScriptParser):
+    """A parser of dataclasses made of `option`, a group of options each; its mistakes are [`OptionError`]s."""
+
+    def __init__(self, groups: Sequence[type], more_options: Sequence[str] = (), **kwargs: Any):
+        super().__init__(**kwargs)
+        self._more_options = tuple(more_options)
+        self._dataclasses = tuple(groups)
+        for group in groups:
+            described = (inspect.getdoc(group) or "").split("\n\n")[0]
+            title = re.sub(r"(Arguments|Options)$", "", group.__name__).lower()
+            section = self.add_argument_group(title, " ".join(described.split()))
+            hints = get_type_hints(group)
+            for field in dataclasses.fields(group):
+                _add_option(section, field, hints[field.name])
+
+    @property
+    def first(self) -> str:
+        """What the usage names before the options."""
+        found = re.search(r"\b(RECIPE|MODEL)\b", self.usage or "")
+        return found[0] if found else ""
+
+    def names(self) -> list[str]:
+        """The options' names, and those of options that a script parses itself."""
+        return [*super().names(), *self._more_options]
 
     def parse(self, words: Sequence[str]) -> tuple[Any, ...]:
         """The dataclasses, filled from the command line's words.
@@ -120,8 +164,40 @@ class OptionsParser(ScriptParser, HfArgumentParser):  # pyright: ignore[reportIn
         """
         namespace, rest = self.parse_known_args(list(words))
         self.refuse(rest)
-        return self.parse_dict(vars(namespace))
+        given = vars(namespace)
+        return tuple(
+            group(**{field.name: given[field.name] for field in dataclasses.fields(group) if field.name in given})
+            for group in self._dataclasses
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raises an `OptionError` of one line."""
         raise OptionError(_sentence(message))
+
+
+def _add_option(section: Any, field: dataclasses.Field, hint: Any) -> None:
+    """Adds a field's option to a group of a parser; a switch that is on by default gets its `--no_` beside it."""
+    kind, several, _ = kind_of(hint)
+    default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
+    # What is not given stays out of the namespace: the dataclass has the default.
+    shared = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field.metadata["help"], default)}
+    if kind is bool:
+        section.add_argument(f"--{field.name}", nargs="?", const=True, type=boolean, metavar="BOOL", **shared)
+        if default is True:
+            turned_off = {**shared, "help": f"the same as --{field.name} false"}
+            section.add_argument(f"--no_{field.name}", action="store_false", **turned_off)
+        return
+    within = field.metadata[RANGE]
+    if within is not None:
+        typed = {"type": within, "metavar": "N"}
+    else:
+        typed = {"type": kind, "choices": field.metadata[CHOICES] or None, "metavar": "TEXT"}
+    section.add_argument(f"--{field.name}", nargs="+" if several else None, **typed, **shared)
+
+
+def _help(text: str, default: Any) -> str:
+    """What `--help` says of an option: its help, and the default, where there is one to name."""
+    if default is not None and default is not False and default != []:
+        values = default if isinstance(default, list) else [default]
+        text = f"{text} (default: {' '.join(str(value) for value in values)})"
+    return text.replace("%", "%%")

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 
 from flip_hf.conversion.errors import ConversionError, reason
+from flip_hf.conversion.lineage import base_model_of
 
 # Several files of this size: the writer holds one of them in memory beside the model.
 MAX_SHARD_SIZE = "2GB"
@@ -66,11 +67,12 @@ def card_data(source: str | None = None, **kwargs: Any) -> ModelCardData:
     """A card's metadata.
 
     Args:
-        source: what was converted; named as `base_model` if it is a Hub id and not a local path.
+        source: what was converted; named as `base_model` is the model of the Hub that it is, or came from.
         kwargs: further fields of `ModelCardData`.
     """
-    if source is not None and not Path(source).exists():
-        kwargs["base_model"] = source
+    base = base_model_of(source) if source is not None else None
+    if base is not None:
+        kwargs["base_model"] = base
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",

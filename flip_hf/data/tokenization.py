@@ -11,6 +11,7 @@ schön becomes schon, がき かき, and Hindi and Thai lose their vowels.
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -139,6 +140,31 @@ def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bo
         )
     tokenizer.model_max_length = context_length
     return tokenizer
+
+
+def check_pooling(tokenizer: PreTrainedTokenizerBase, text_config: Any) -> None:
+    """Checks that the token which is a text's feature is one that the tokenizer gives every text.
+
+    Args:
+        tokenizer: as texts are going to go through it.
+        text_config: of the model's text tower.
+
+    Raises:
+        ValueError: `pooling_type` is `eos` or `argmax`, and no end-of-text token stands where it is looked for: the
+            feature would be that of an arbitrary token.
+    """
+    pooling, wanted = text_config.pooling_type, text_config.eos_token_id
+    if pooling not in ("eos", "argmax"):
+        return
+    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    if (wanted in ids) if pooling == "eos" else (ids and ids[-1] == max(ids) and ids[-1] in tokenizer.all_special_ids):
+        return
+    looked_for = f"token {wanted}" if pooling == "eos" else "the special token of the highest id"
+    raise ValueError(
+        f'pooling_type="{pooling}" reads the feature of a text at {looked_for}, and the tokenizer gives texts none: '
+        f"'a' becomes {ids}. Keep the tokenizer's special tokens (--special_tokens), make eos_token_id the one that it "
+        'ends texts with, or take pooling_type="first".'
+    )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

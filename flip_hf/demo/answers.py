@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from flip_hf.data.texts import is_unicode
-from flip_hf.evaluation.labels import PROMPT_SETS
+from flip_hf.evaluation.templates import PROMPT_SETS, fault_of
 
 # More rows say nothing more.
 MAX_ROWS = 10
@@ -65,8 +65,9 @@ def read_prompt(text: str | None) -> str:
     if prompt in PROMPT_SETS:
         return prompt
     if prompt.count("{}") != 1 or prompt.count("{") + prompt.count("}") != 2:
+        fault = fault_of(prompt) or "has braces of its own, which this page does not take."
         raise ValueError(
-            f"Write {{}} once into the prompt, where the label goes; or name one of {', '.join(PROMPT_SETS)}."
+            f"The prompt {fault} Write {{}} once, where the label goes; or name one of {', '.join(PROMPT_SETS)}."
         )
     return prompt
 
@@ -74,6 +75,11 @@ def read_prompt(text: str | None) -> str:
 def ratio_in_words(mask_ratio: float) -> str:
     """How much is dropped, for a heading."""
     return f"{mask_ratio:.0%} dropped" if mask_ratio else "whole image"
+
+
+def view_in_words(mask_ratio: float) -> str:
+    """What of the image an answer is of, for its heading."""
+    return f"the masked view, {mask_ratio:.0%} of the patches dropped" if mask_ratio else "the whole image"
 
 
 def comparison_table(mask_ratios: Sequence[float], answers: Sequence[Mapping[str, float]]) -> str:

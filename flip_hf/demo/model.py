@@ -13,9 +13,9 @@ from transformers import AutoConfig
 from flip_hf.console.loading import loading
 from flip_hf.data.texts import bound_text
 from flip_hf.evaluation.encoder import Encoder, ImageTransform
-from flip_hf.evaluation.labels import resolve_templates
 from flip_hf.evaluation.reconstruction import grey_out, load_pretraining, reconstruct, to_colours, visible_pixels
 from flip_hf.evaluation.reconstruction_error import draw_masks
+from flip_hf.evaluation.templates import resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipProcessor
 

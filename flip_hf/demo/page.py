@@ -17,6 +17,7 @@ from flip_hf.demo.answers import (
     read_labels,
     read_prompt,
     read_query,
+    view_in_words,
 )
 from flip_hf.demo.model import DemoModel
 from flip_hf.demo.parts import (
@@ -30,13 +31,14 @@ from flip_hf.demo.parts import (
     picture_output,
 )
 from flip_hf.demo.search import ImageSearch, Picture, fit_to_show
-from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.templates import resolve_templates
 
 MASK_RATIOS = (0.0, 0.5, 0.75)  # the paper's
 FOUND = 12
 PROMPT = "a photo of a {}."
 CSS = """
 .gradio-container { width: 100%; max-width: 1080px !important; margin: 0 auto !important; }
+.picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 .comparison { width: 100%; border-collapse: collapse; font-size: 14px; }
 .comparison, .comparison tr, .comparison th, .comparison td { border: 0 !important; }
 .comparison th { text-align: left; font-weight: 400; padding: 4px 8px; }
@@ -108,7 +110,7 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
             with gr.Row():
                 seen = picture_output("What the model sees")
                 with gr.Column():
-                    gr.Markdown("What it answers")
+                    told = gr.Markdown("What it answers")
                     answer = gr.Label(show_label=False, num_top_classes=5)
             masked, seed = mask_inputs(visible=model.knows_masks, value=50 if model.knows_masks else 0)
             table = gr.HTML(visible=model.knows_masks, label="The answer under masks")
@@ -122,11 +124,17 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
         mask_ratios = sorted({*MASK_RATIOS, asked}) if model.knows_masks else [0.0]
         answers = model.classify(picture, names, checked, mask_ratios, number)
         shown = fit_to_show(model.seen(picture, asked, number))
-        return shown, answers[mask_ratios.index(asked)], comparison_table(mask_ratios, answers)
+        heading = f"What it answers, of {view_in_words(asked)}"
+        return shown, heading, answers[mask_ratios.index(asked)], comparison_table(mask_ratios, answers)
 
     triggers = [ask.click, labels.submit, prompt.submit, masked.change, seed.change]
     answer_image(
-        page, classify, [image, labels, prompt, masked, seed], [seen, answer, table], triggers, at_once=bool(known)
+        page,
+        classify,
+        [image, labels, prompt, masked, seed],
+        [seen, told, answer, table],
+        triggers,
+        at_once=bool(known),
     )
 
 

@@ -47,7 +47,9 @@ def image_input(examples: Sequence[Example], background: Colour = WHITE) -> gr.I
     object, because Gradio writes a file beside the source of every class that is derived from a component.
     """
     first = examples[0].image if examples else None
-    image = gr.Image(first, type="pil", show_label=False, label="Image", height=250, format="png", buttons=[])
+    image = gr.Image(
+        first, type="pil", show_label=False, label="Image", height=250, format="png", buttons=[], elem_classes="picture"
+    )
 
     def preprocess(payload: Any) -> Image.Image | None:
         try:
@@ -65,7 +67,15 @@ def picture_output(title: str, height: int = 250) -> gr.Image:
     """A picture under its title: Gradio's own label covers a corner of it."""
     with gr.Column(min_width=140):
         gr.Markdown(title)
-        return gr.Image(show_label=False, interactive=False, format="png", buttons=[], height=height, alt_text=title)
+        return gr.Image(
+            show_label=False,
+            interactive=False,
+            format="png",
+            buttons=[],
+            height=height,
+            alt_text=title,
+            elem_classes="picture",
+        )
 
 
 def mask_inputs(*, visible: bool, value: int, minimum: int = 0) -> tuple[gr.Slider, gr.Number]:

@@ -19,7 +19,8 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.decode import open_picture
 from flip_hf.evaluation.encoder import ImageTransform
-from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings, resolve_templates
+from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings
+from flip_hf.evaluation.templates import check_labels, resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
 
 
@@ -108,8 +109,7 @@ class ZeroShotClassifier:
             ValueError: no labels, one twice, or a template without `{}`.
         """
         labels, templates = tuple(labels), resolve_templates(templates)
-        if not labels or len(set(labels)) != len(labels):
-            raise ValueError("Give at least one label, and none twice.")
+        check_labels(labels)
         fingerprint = self.fingerprint()
         path = self._cache_path(labels, templates, fingerprint)
         if path is not None and path.is_file():

@@ -1,33 +1,22 @@
 """The command: what `scripts/evaluate.py` does."""
 
 import logging
-import sys
 from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from flip_hf.console.endings import end_with
-from flip_hf.console.fields import OptionError
 from flip_hf.console.files import try_folder
 from flip_hf.data.processes import make_accelerator
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import check_tasks, evaluate
 from flip_hf.evaluation.model_index import eval_results, write_card
-from flip_hf.evaluation.options import EvaluationOptions, parse_options
+from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.pictures import draw
-from flip_hf.evaluation.registry import DataSet, all_data_sets, data_set
+from flip_hf.evaluation.registry import DataSet
 from flip_hf.evaluation.report import table, to_json, write_report
 from flip_hf.evaluation.result import Result
-from flip_hf.redaction import install
-
-
-def list_data_sets() -> None:
-    """Prints what is known, a line a data set."""
-    for name in all_data_sets():
-        known = data_set(name)
-        where = known.path or "not on the Hub"
-        print(f"{name:<24} {known.task:<15} {known.metric:<15} {', '.join(known.groups):<22} {where}")
 
 
 def results_folder(model: str, options: EvaluationOptions) -> Path:
@@ -54,23 +43,16 @@ def _report(
     print(f"Written to {folder}")
 
 
-def main() -> None:
-    """Parses, loads, measures, reports; a mistake ends in one line, before anything is measured."""
-    install()
+def run(model: str, options: EvaluationOptions) -> None:
+    """Loads, measures, reports; a mistake ends in one line, before anything is measured.
+
+    Args:
+        model: folder or Hub id.
+        options: as they were parsed.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
-    argv = sys.argv[1:]
-    if argv == ["--list"]:
-        return list_data_sets()
-    model, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     try:
-        options = parse_options(rest)
-        if model is None:
-            raise OptionError(
-                "Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a FLIP vision tower."
-            )
-        if options.card and not Path(model).is_dir():
-            raise OptionError(f"--card writes into a model folder, and {model} is none.")
         try_folder(results_folder(model, options), "--output_dir")
         if options.card:
             try_folder(model, "--card")

@@ -28,10 +28,16 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
         FileNotFoundError: there is no such file.
         ValueError: it has no names, or cannot be read: see `read_text`.
     """
-    names = tuple(line.strip() for line in read_text(path, "class names").splitlines() if line.strip())
-    if not names:
+    lines = [line.strip() for line in read_text(path, "class names").rstrip().splitlines()]
+    if not lines:
         raise ValueError(f"{path} has no class names: write one a line, in the order of the labels.")
-    return names
+    if "" in lines:
+        number = lines.index("") + 1
+        raise ValueError(
+            f"{path} has no name in its line {number}, so that the names below may be those of other labels: write one "
+            "a line, in the order of the labels."
+        )
+    return tuple(lines)
 
 
 def _local_copy(data_set: DataSet, split: str, data_dir: str) -> str:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flip_hf.console.fields import OptionError, check_options, option, require
+from flip_hf.console.names import short_name
 from flip_hf.console.parsers import OptionsParser
 from flip_hf.console.ranges import SEED, integer, number
 from flip_hf.data.class_names import TEXTS
 from flip_hf.data.targets import CAPTION_FORMS
-from flip_hf.evaluation.labels import prompt_set, resolve_templates
-from flip_hf.evaluation.loading import read_class_names
-from flip_hf.evaluation.metrics import METRICS
-from flip_hf.evaluation.registry import DataSet, data_set, data_set_names
+from flip_hf.evaluation.registry import METRICS, DataSet, all_data_sets, data_set, data_set_names
+from flip_hf.evaluation.templates import prompt_set, resolve_templates
 from flip_hf.redaction import shown
 
 TASKS = ("zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune")
@@ -20,7 +19,7 @@ FINE_TUNE_RECIPES = ("mae_b", "mae_l", "mae_h", "flip")
 NEED_TRAINING = ("linear-probe", "few-shot", "fine-tune")
 NEED_TEXTS = ("zero-shot", "masked", "retrieval")
 PROBES = ("clip", "mae", "flip")
-CLASS_METRICS = tuple(name for name in METRICS if name != "recall")
+CLASS_METRICS = METRICS["classification"]
 _BATCH = integer(1, 2**20)
 
 
@@ -37,7 +36,8 @@ class EvaluationOptions:
     validation_split: str | None = option(None, "its split to choose by; held out of the training split if not given")
     test_split: str = option("test", "its split to measure on")
     image_column: str | None = option(None, "its image column; found by its usual names if not given")
-    target_column: str | None = option(None, "its column of labels, or of captions; found if not given")
+    label_column: str | None = option(None, "its column of labels: indices or names; found if not given")
+    caption_column: str | None = option(None, "of retrieval: its column of captions; found if not given")
     caption_form: str = option(
         "text",
         "of retrieval: what a text of it is: text (one caption), lines (one a line) or json (a list)",
@@ -94,6 +94,10 @@ class EvaluationOptions:
             bool(self.datasets) or self.data is not None,
             "Name known data sets with --datasets, or data of your own with --data.",
         )
+        is_retrieval = self.tasks == ["retrieval"]
+        for name, other in (("label_column", "caption_column"), ("caption_column", "label_column")):
+            misplaced = getattr(self, name) is not None and is_retrieval == (name == "label_column")
+            require(not misplaced, f"--{name} is of other tasks; for {' '.join(self.tasks)} it is --{other}.")
         if self.templates:
             try:
                 resolve_templates(self.templates[0] if len(self.templates) == 1 else self.templates)
@@ -116,18 +120,20 @@ class EvaluationOptions:
         return chosen
 
     def _own_data(self, path: str) -> DataSet:
+        from flip_hf.evaluation.loading import read_class_names  # which imports what reads data
+
         is_retrieval = self.tasks == ["retrieval"]
         splits = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         return DataSet(
             name=Path(shown(path)).name,
-            title=shown(path),
+            title=short_name(shown(path)),
             task="retrieval" if is_retrieval else "classification",
             groups=(),
             path=path,
             config=self.config,
             splits={name: called for name, called in splits.items() if called is not None},
             image_column=self.image_column,
-            target_column=self.target_column,
+            target_column=self.caption_column if is_retrieval else self.label_column,
             metric="recall" if is_retrieval else self.metric,
             templates=("{}",) if is_retrieval else prompt_set("clip_1"),
             licence="",
@@ -143,12 +149,46 @@ def fits(task: str, data_set: DataSet) -> bool:
     return (task == "retrieval") == (data_set.task == "retrieval")
 
 
+def list_data_sets() -> None:
+    """Prints what is known, a line a data set."""
+    for name in all_data_sets():
+        known = data_set(name)
+        where = known.path or "not on the Hub"
+        print(f"{name:<24} {known.task:<15} {known.metric:<15} {', '.join(known.groups):<22} {where}")
+
+
+def parse_command(argv: list[str]) -> tuple[str, EvaluationOptions]:
+    """Reads the command line: MODEL, then options.
+
+    Raises:
+        OptionError: there is no MODEL, or an option is unknown, or its value is of another type or out of range.
+        ValueError: a data set or group is not known.
+    """
+    require("--list" not in argv, "--list stands alone: it lists the known data sets.")
+    model, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    options = parse_options(rest)
+    if model is None:
+        raise OptionError(
+            "Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a FLIP vision tower."
+        )
+    if options.card and not Path(model).is_dir():
+        raise OptionError(f"--card writes into a model folder, and {model} is none.")
+    data_set_names(options.datasets)
+    return model, options
+
+
 def parse_options(argv: list[str]) -> EvaluationOptions:
     """Reads the command line after the model's name.
 
     Raises:
         OptionError: an option is unknown, or its value is of another type or out of range.
     """
-    parser = OptionsParser(EvaluationOptions, prog=f"{Path(sys.argv[0]).name} MODEL")  # pyright: ignore
+    parser = OptionsParser(
+        [EvaluationOptions],
+        prog=Path(sys.argv[0]).name,
+        usage="%(prog)s MODEL [--OPTION VALUE ...]",
+        description="Measures MODEL, which stands first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a "
+        "FLIP vision tower. `--list` alone lists the known data sets.",
+    )
     (options,) = parser.parse(argv)
     return options

@@ -6,6 +6,7 @@ from typing import Any
 
 from flip_hf.evaluation.papers import published
 from flip_hf.evaluation.plots import (
+    Sweep,
     plot_confusion_matrix,
     plot_probe_curves,
     plot_retrieval_grid,
@@ -38,18 +39,33 @@ def draw(results: Iterable[Result], folder: Path, model: str) -> list[Path]:
             plot_confusion_matrix(result.material["confusion"], result.material["class_names"], files[-1])
     for name in dict.fromkeys(result.data_set for result in results):
         probes = {r.task: r.material for r in results if r.data_set == name}
-        linear = probes.get("linear-probe", {}).get("searched")
-        shots = probes.get("few-shot", {}).get("few_shot")
-        if linear or shots:
+        if any("searched" in material or "few_shot" in material for material in probes.values()):
             files.append(folder / f"probes_{name}.png")
-            base = zero_shot[name].value if name in zero_shot else None
-            plot_probe_curves(linear, shots, base, files[-1])
+            _draw_probes([result for result in results if result.data_set == name], files[-1])
     for result in results:
         if result.task == "retrieval":
             for what, (queries, answers) in _retrieved(result.material).items():
                 files.append(folder / f"retrieval_{what}_{result.data_set}.png")
                 plot_retrieval_grid(queries, answers, files[-1])
     return files
+
+
+def _draw_probes(results: list[Result], path: Path) -> None:
+    """The probes of one data set: of each figure the split is said that it was measured on, and how many samples."""
+    by_task = {result.task: result for result in results}
+    linear, few, zero_shot = (by_task.get(task) for task in ("linear-probe", "few-shot", "zero-shot"))
+    sweep = None
+    if linear is not None and "searched" in linear.material:
+        on = linear.material.get("searched_on", {"split": "validation", "samples": 0})
+        sweep = Sweep(
+            linear.material["searched"],
+            f"{on['split']}, n = {on['samples']:,}",
+            linear.value,
+            f"{linear.split}, n = {linear.samples:,}",
+        )
+    shots = few.material.get("few_shot") if few is not None else None
+    shots_on = f"{few.split}, n = {few.samples:,}" if few is not None else ""
+    plot_probe_curves(sweep, shots, zero_shot.value if zero_shot is not None else None, path, shots_on)
 
 
 def _retrieved(material: dict[str, Any]) -> dict[str, tuple[list[Any], list[list[tuple[Any, bool]]]]]:

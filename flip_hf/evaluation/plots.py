@@ -6,6 +6,7 @@ come in [0, 1] and are shown in percent.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,11 @@ def plot_zero_shot_bars(
         known = {name: value for name, value in _percent("Chance levels", chance).items() if name in places}
         middles = np.array([places[name] for name in known])
         axes.vlines(list(known.values()), middles - 0.39, middles + 0.39, "black", ":", linewidth=1.6, label="chance")
-    axes.set(xlim=(0, 100), ylim=(len(shown) - 0.4, -0.6), xlabel="accuracy, or the data set's own metric (%)")
+    axes.set(
+        xlim=(0, 100),
+        ylim=(len(shown) - 0.4, -0.6),
+        xlabel="accuracy, or the data set's own metric (%); higher is better",
+    )
     axes.set_yticks(range(len(shown)), list(shown), parse_math=False)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
@@ -207,19 +212,38 @@ def plot_retrieval_grid(
     return _save(figure, path)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """The search for a linear probe's strength, and what came of it.
+
+    Attributes:
+        accuracies: by the strength λ of the L2 penalty.
+        searched_on: the split that they were measured on and its size, in words.
+        tested: the accuracy of the classifier with the best strength.
+        tested_on: the split that it was measured on and its size, in words.
+    """
+
+    accuracies: Mapping[float, float]
+    searched_on: str
+    tested: float
+    tested_on: str
+
+
 def plot_probe_curves(
-    linear: Mapping[float, float] | None,
+    linear: Sweep | None,
     few_shot: Mapping[int, Sequence[float]] | None,
     zero_shot: float | None,
     path: str | Path,
+    few_shot_on: str = "test",
 ) -> Figure:
     """Draws a linear probe's accuracy over its regularisation, and over examples a class.
 
     Args:
-        linear: accuracies by the strength λ of the L2 penalty.
+        linear: the search for its strength, and its test.
         few_shot: accuracies of several draws of examples, by examples a class.
         zero_shot: the same model's zero-shot accuracy, beside the few-shot ones.
         path: the picture's file.
+        few_shot_on: the split that few-shot and zero-shot accuracies were measured on and its size, in words.
     """
     if not linear and not few_shot:
         raise ValueError("Give linear, few_shot or both: there is nothing to draw.")
@@ -230,23 +254,27 @@ def plot_probe_curves(
         _draw_sweep(panels[0], linear)
     if few_shot:
         _draw_shots(panels[-1], few_shot, zero_shot)
+        panels[-1].set_ylabel(f"accuracy (%), higher is better\n{few_shot_on}")
     for panel in panels:
-        panel.set_ylabel("accuracy (%)")
         panel.grid(color="0.9")
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)  # it covers no point
     return _save(figure, path)
 
 
-def _draw_sweep(panel: Axes, linear: Mapping[float, float]) -> None:
-    points = sorted(_percent("Accuracies", linear).items())
+def _draw_sweep(panel: Axes, linear: Sweep) -> None:
+    points = sorted(_percent("Accuracies", linear.accuracies).items())
     if points[0][0] <= 0:
         raise ValueError(f"λ is drawn on a logarithmic axis and must be above 0, got {points[0][0]}.")
     best = max(points, key=lambda point: point[1])
     panel.plot(*zip(*points, strict=True), color="black", marker="o", markersize=3.5, linewidth=1.2)
-    about = f"best: {best[1]:.1f} at λ = {best[0]:.3g}"
+    about = f"best on {linear.searched_on}: {best[1]:.1f} at λ = {best[0]:.3g}"
     panel.plot(*best, "o", markersize=11, markerfacecolor="none", color="black", label=about)
     panel.set_xscale("log")
+    tested = 100 * linear.tested
+    about = f"with that λ on {linear.tested_on}: {tested:.1f}"
+    panel.axhline(tested, color="0.3", linestyle="--", linewidth=1.2, label=about)
     panel.set(xlabel="L2 penalty λ", title="linear probe")
+    panel.set_ylabel(f"accuracy (%), higher is better\ncurve: {linear.searched_on}")
 
 
 def _draw_shots(panel: Axes, few_shot: Mapping[int, Sequence[float]], zero_shot: float | None) -> None:

@@ -53,6 +53,7 @@ class ProbeResult:
         score: of the test set.
         best_lambda: the strength found on the validation split.
         searched: each strength that was tried to its validation score.
+        validation_samples: how many samples gave that score.
         unconverged: how many fits were stopped at `max_iter`, of the search and the last.
         converged: whether the last one, which is tested, was not.
         probabilities: (N, C), of the test set.
@@ -62,6 +63,7 @@ class ProbeResult:
     score: float
     best_lambda: float
     searched: dict[float, float]
+    validation_samples: int
     unconverged: int
     converged: bool
     probabilities: np.ndarray
@@ -159,6 +161,7 @@ def _probe(
         score=float(score(tested, test.labels)),
         best_lambda=strength,
         searched=searched,
+        validation_samples=len(validation),
         unconverged=sum(stopped),
         converged=not stopped[-1],
         probabilities=tested,

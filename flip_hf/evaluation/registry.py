@@ -16,7 +16,7 @@ import yaml
 
 from flip_hf.data.class_names import names_an_index
 from flip_hf.data.targets import CAPTION_FORMS
-from flip_hf.evaluation.labels import resolve_templates
+from flip_hf.evaluation.templates import resolve_templates
 
 METRICS = {
     "classification": ("accuracy", "mean_per_class", "mean_top1_top5", "map_11_points", "roc_auc"),

@@ -1,6 +1,7 @@
 """Results for people and for programs: a table, JSON, Markdown."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ def to_json(model: str, options: EvaluationOptions, results: list[Result], skipp
         results: what was measured.
         skipped: what was not, `data set, task` to the reason.
     """
-    keep = ("data_set", "title", "task", "metric", "metrics", "samples", "refused", "details")
+    keep = ("data_set", "title", "split", "task", "metric", "metrics", "samples", "refused", "details")
     return {
         "model": model,
-        "command": "scripts/evaluate.py " + " ".join(sys.argv[1:]),
+        "command": "scripts/evaluate.py " + shlex.join(sys.argv[1:]),
         "options": {name: value for name, value in vars(options).items() if value not in (None, [])},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "results": [{name: getattr(result, name) for name in keep} for result in results],
@@ -36,17 +37,20 @@ def to_json(model: str, options: EvaluationOptions, results: list[Result], skipp
 
 def table(results: list[Result], skipped: dict[str, str]) -> str:
     """A Markdown table, a row a task and data set; figures in percent."""
-    lines = ["| data set | task | metric | % | other figures, % | samples | skipped |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| data set | split | task | metric | % | other figures, % | samples | skipped |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for result in results:
         others = ", ".join(f"{k} {100 * v:.1f}" for k, v in result.metrics.items() if k != result.metric)
         refused = ", ".join(f"{count} x {reason}" for reason, count in result.refused.items())
         lines.append(
-            f"| {result.title} | {task_name(result)} | {result.metric} | {100 * result.value:.1f} | {others} "
-            f"| {result.samples:,} | {refused or 'none'} |"
+            f"| {result.title} | {result.split} | {task_name(result)} | {result.metric} | {100 * result.value:.1f} "
+            f"| {others} | {result.samples:,} | {refused or 'none'} |"
         )
     for name, why in skipped.items():
         title, task = name.rsplit(", ", 1)
-        lines.append(f"| {title} | {task} | not measured | | | | {why} |")
+        lines.append(f"| {title} | | {task} | not measured | | | | {why} |")
     return "\n".join(lines) + "\n"
 
 

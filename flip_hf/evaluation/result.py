@@ -18,6 +18,7 @@ class Result:
         refused: samples that could not be used, by reason.
         details: what else belongs into the report; JSON-able.
         material: for pictures; not in the report.
+        split: of the data set, that was measured on.
     """
 
     data_set: str
@@ -29,6 +30,7 @@ class Result:
     refused: dict[str, int]
     details: dict[str, Any] = field(default_factory=dict)
     material: dict[str, Any] = field(default_factory=dict)
+    split: str = "test"
 
     @property
     def value(self) -> float:

@@ -18,11 +18,11 @@ from flip_hf.data.sources import Source
 from flip_hf.data.workers import default_workers
 from flip_hf.evaluation.encoder import Encoder, masked_images
 from flip_hf.evaluation.features import Features, extract, extract_texts
-from flip_hf.evaluation.labels import resolve_templates
 from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.registry import DataSet
 from flip_hf.evaluation.result import Result
+from flip_hf.evaluation.templates import resolve_templates
 from flip_hf.evaluation.zero_shot import normalized, prompt_embeddings
 
 logger = logging.getLogger(__name__)
@@ -156,6 +156,6 @@ def make_result(
 ) -> Result:
     """The result of a task on a subject."""
     described = subject.data_set
-    return Result(
-        described.name, described.title, task, metric, metrics, samples, dict(sorted(subject.refused.items())), **more
-    )
+    refused = dict(sorted(subject.refused.items()))
+    split = described.splits["test"]
+    return Result(described.name, described.title, task, metric, metrics, samples, refused, split=split, **more)

@@ -141,7 +141,13 @@ def probe_clip(subject: Subject) -> Result:
         **{"lambda": found.best_lambda, "searched": {f"{k:.3g}": v for k, v in found.searched.items()}},
         **{"unconverged": found.unconverged, "empty_classes": [names[index] for index in found.empty_classes]},
     }
-    material = {"searched": found.searched}
+    splits = subject.data_set.splits
+    held_out = validation is None
+    details["searched_on"] = {
+        "split": f"a fifth of {splits['train']}, held out" if held_out else splits["validation"],
+        "samples": found.validation_samples,
+    }
+    material = {"searched": found.searched, "searched_on": details["searched_on"]}
     return make_result(
         subject, "linear-probe", metrics, _main_metric(subject), len(test.labels), details=details, material=material
     )

@@ -8,11 +8,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from flip_hf.console.names import is_hub_id, short_name
 from flip_hf.conversion.folder import card_data
 from flip_hf.evaluation.model_index import read_eval_results
 from flip_hf.hub import facts
 from flip_hf.hub.carbon import GRID_SOURCE, Compute
-from flip_hf.hub.run import Run, is_hub_id, short_name
+from flip_hf.hub.run import Run
 from flip_hf.redaction import redact
 
 CARD = "README.md"
@@ -87,7 +88,7 @@ def _is_ours(card: Any) -> bool:
 def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> Any:
     """What the Hub reads: the old card's, with the run's own in its place."""
     made: Any = card_data(
-        run.source if run.source and is_hub_id(run.source) else None,
+        run.base_model,
         datasets=run.hub_data or None,
         license=license or (old and old.license) or _inherited_license(run),
         model_name=(repo_id or run.folder.resolve().name).split("/")[-1],

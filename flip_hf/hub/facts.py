@@ -5,9 +5,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from flip_hf.console.names import is_hub_id, short_name
 from flip_hf.data import scenes, shapes
 from flip_hf.hub.carbon import Compute
-from flip_hf.hub.run import Run, is_hub_id, short_name
+from flip_hf.hub.run import Run
 
 PAPER_SAMPLES = "12.8 billion"
 CODE_LICENCE = "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
@@ -94,7 +95,7 @@ def training(run: Run) -> str:
     batch, scale = recipe["batch_size"], recipe["batch_size"] / 256
     contrasted = ", all contrasted with each other" if run.contrasts else ""
     rows = [
-        ("began from", short_name(run.source) if run.source else "a new model"),
+        ("began from", _origin(run)),
         (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} a step{contrasted}"),
         ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
         ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
@@ -117,6 +118,17 @@ def training(run: Run) -> str:
     if run.results.get("skipped_steps"):
         rows.append(("steps skipped", f"{run.results['skipped_steps']:,}, which were not finite"))
     return f"{_rows(rows)}\n\nEverything else is in `recipe.yaml`, which `scripts/pretrain.py` of flip_hf runs again."
+
+
+def _origin(run: Run) -> str:
+    """The model that the run began from, and the Hub's model that this one came from."""
+    if run.source is None:
+        return "a new model"
+    base = run.base_model
+    named = f"`{short_name(run.source)}`" if run.source != base else ""
+    linked = f"[{base}](https://huggingface.co/{base})" if base else ""
+    origin = f"{named}, which came from {linked}" if named and linked else named or linked
+    return origin if run.recipe.get("model_name_or_path") else f"a new model with the image tower of {origin}"
 
 
 def _masking(recipe: dict[str, Any], ratio: str, strategy: str) -> str:
@@ -198,5 +210,5 @@ def licence(run: Run, identifier: str | None) -> str:
     """Whose terms hold for weights and code."""
     weights = f"Weights: `{identifier}`." if identifier else "No licence was given for the weights."
     if run.source and not identifier:
-        weights += f" They began as {short_name(run.source)}, whose terms hold on."
+        weights += f" They began as {run.base_model or short_name(run.source)}, whose terms hold on."
     return f"{weights} The Python files beside them: {CODE_LICENCE}." if run.is_flip else weights

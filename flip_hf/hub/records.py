@@ -3,10 +3,13 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from flip_hf.console.names import without_paths
 from flip_hf.hub.card import CARD
 from flip_hf.hub.inspection import texts
 from flip_hf.hub.regular import NotRegularError, RegularFiles
@@ -20,6 +23,8 @@ LOGS = {"log.jsonl": 512 * MIB, CARD: MIB, **dict.fromkeys(("LICENSE", "LICENSE.
 RECORDS = {"recipe.yaml": MIB, "results.json": 16 * MIB, "training_curves.png": 64 * MIB}
 REPORT = "evaluation/results.json"
 EVALUATION = {REPORT: 16 * MIB, "evaluation/results.md": 16 * MIB}
+# Written by this package alone, in which paths of this machine are shortened.
+_OWN_TEXTS = ("log.jsonl", "recipe.yaml", "results.json", *EVALUATION)
 MAX_PICTURE = 64 * MIB
 # Trackers write one file here, and one in a folder of its own, named by the time, for the options of the run.
 EVENTS, MAX_EVENTS = "logs", 512 * MIB
@@ -58,6 +63,8 @@ def _copy(files: RegularFiles, name: str, limit: int, target: Path) -> None:
     if _is_text(name):
         try:
             data = clean_text(data, path)
+            if name in _OWN_TEXTS:
+                data = _without_paths(data, path)
         except UnicodeDecodeError:
             return logger.warning("%s is no text and is left out.", path)
     else:
@@ -81,38 +88,46 @@ def clean_text(data: bytes, path: Path) -> bytes:
     text = data.decode("utf-8")
     clean = redact(text)
     if path.suffix in _PARSED:
-        clean = _PARSED[path.suffix](clean)
+        clean = _PARSED[path.suffix](clean, redacted)
     if clean == text:
         return data
     logger.warning("What looks like a token or a password was taken out of %s.", path)
     return clean.encode("utf-8")
 
 
-def _clean_json(text: str) -> str:
-    """JSON without the secrets that are seen only when it is read: behind escapes, or under a telling name."""
+def _without_paths(data: bytes, path: Path) -> bytes:
+    """A record without the folders of this machine: they say nothing to others, and much about who ran it."""
+    text = data.decode("utf-8")
+    parsed = _PARSED.get(path.suffix)
+    clean = without_paths(text) if parsed is None else parsed(text, without_paths)
+    return data if clean == text else clean.encode("utf-8")
+
+
+def _clean_json(text: str, cleaned: Callable[[Any], Any]) -> str:
+    """JSON without what is seen only when it is read: secrets behind escapes or under a telling name, paths."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    clean = redacted(value)
+    clean = cleaned(value)
     return text if clean == value else json.dumps(clean, indent=2) + "\n"
 
 
-def _clean_json_lines(text: str) -> str:
+def _clean_json_lines(text: str, cleaned: Callable[[Any], Any]) -> str:
     def clean(line: str) -> str:
-        found = _clean_json(line)
+        found = _clean_json(line, cleaned)
         return line if found == line else json.dumps(json.loads(found)) + "\n"
 
-    # Escapes alone hide something from `redact`, and most lines have none.
-    return "".join(clean(line) if "\\" in line else line for line in text.splitlines(keepends=True))
+    # Escapes alone hide something from `redact`, and paths have slashes; most lines have neither.
+    return "".join(clean(line) if "\\" in line or "/" in line else line for line in text.splitlines(keepends=True))
 
 
-def _clean_yaml(text: str) -> str:
+def _clean_yaml(text: str, cleaned: Callable[[Any], Any]) -> str:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         return text
-    clean = redacted(value)
+    clean = cleaned(value)
     return text if clean == value else yaml.safe_dump(clean, sort_keys=False)
 
 

@@ -1,7 +1,6 @@
 """What the files of a model folder tell about its model."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -12,7 +11,8 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoConfig
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+from flip_hf.console.names import is_hub_id
+from flip_hf.conversion.lineage import base_model_of
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,18 @@ class Run:
 
     @property
     def source(self) -> str | None:
-        """The model that the run began from; None for a new one."""
-        return self.recipe.get("model_name_or_path")
+        """The model that the run, or its image tower, began from; None for a new one."""
+        return self.recipe.get("model_name_or_path") or self.recipe.get("init_vision_from")
+
+    @property
+    def base_model(self) -> str | None:
+        """The Hub's id of the model that it came from, through whatever conversions and runs; None if none is known."""
+        known = self.results.get("base_model")
+        if known is not None or self.source is None:
+            return known
+        return base_model_of(self.source)
 
     @property
     def hub_data(self) -> list[str]:
         """Training data of the Hub."""
         return [name for name in self.recipe.get("train_data") or [] if is_hub_id(name)]
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name is a Hub id, as far as its form and the files at hand tell."""
-    return bool(HUB_ID.fullmatch(name)) and not name.endswith((".tar", ".parquet")) and not Path(name).exists()
-
-
-def short_name(name: str) -> str:
-    """A path's end, without the folders above it on this machine: a folder's name, a file's with its folder."""
-    path = Path(name)
-    return "/".join(path.parts[-2:] if path.suffix else path.parts[-1:]) if path.is_absolute() else name

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flip_hf.training.models import make_config
 from flip_hf.training.recipes import parse_arguments
 
 RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
@@ -50,6 +49,8 @@ class Scale:
             FileNotFoundError: there is no such recipe.
             ValueError: it has options that do not exist, or values out of range.
         """
+        from flip_hf.training.models import make_config  # which imports torch, and the options are known without it
+
         arguments = parse_arguments([recipe], RECIPES, recipe)
         tower: Any = make_config(arguments.model).vision_config
         width = tower.hidden_size // 2

@@ -7,8 +7,10 @@ matrices). float32 is that of torch's default, true float32 and not TF32.
 import difflib
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 TERA, GIGA = 1e12, 1e9
 
@@ -70,24 +72,31 @@ ACCELERATORS = (
 
 def find_accelerator(device_name: str) -> Accelerator | None:
     """The accelerator that `torch.cuda.get_device_name()` calls so; None if it is not in the table."""
-    return next((a for a in ACCELERATORS if re.search(a.pattern, device_name)), None)
+    return next((a for a in ACCELERATORS if re.search(a.pattern, device_name, re.IGNORECASE)), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]+", " ", name).strip().lower()
 
 
 def named_accelerator(name: str) -> Accelerator:
-    """The accelerator of the plan's name, in whatever case.
+    """The accelerator of a name, as people write it: `H100-SXM`, `h100`, `A100 40GB`, `NVIDIA H100 80GB HBM3`.
+
+    Of a product that comes in several forms, its name alone is that of the SXM form with the larger memory.
 
     Raises:
         ValueError: there is none; the message lists the known ones.
     """
-    known = {accelerator.name.lower(): accelerator for accelerator in ACCELERATORS}
-    if name.lower() in known:
-        return known[name.lower()]
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    known = {_plain(accelerator.name): accelerator for accelerator in ACCELERATORS}
+    found = known.get(_plain(name)) or find_accelerator(_plain(name))
+    if found is not None:
+        return found
+    close = difflib.get_close_matches(_plain(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {known[close[0]].name}?" if close else ""
     raise ValueError(f"There is no GPU {name!r} in the table.{hint} Known: {', '.join(a.name for a in ACCELERATORS)}.")
 
 
-def peak_flops(device: torch.device, precision: str) -> float | None:
+def peak_flops(device: "torch.device", precision: str) -> float | None:
     """FLOP/s that the device reaches at most.
 
     Args:
@@ -99,5 +108,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """
     if device.type != "cuda":
         return None
+    import torch  # which the table itself, and with it the help of plan.py, goes without
+
     accelerator = find_accelerator(torch.cuda.get_device_name(device))
     return accelerator.peak("bf16" if precision == "bf16" else "fp32") if accelerator else None

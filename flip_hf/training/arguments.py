@@ -8,14 +8,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import nearest
 from flip_hf.console.ranges import POSITIVE, SEED, integer, number
 from flip_hf.data.rendering import Colour, read_colour
-from flip_hf.evaluation.labels import fault_of
-from flip_hf.modeling import FlipDecoderConfig, FlipTextConfig, FlipVisionConfig
+from flip_hf.evaluation.templates import fault_of
 from flip_hf.redaction import redacted
 
 # ImageNet's statistics, which the official FLIP normalises with.
@@ -47,7 +44,18 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _json_object(text: str | None, name: str, config_class: type) -> dict[str, Any]:
+def _own_fields(config_class: str) -> list[str]:
+    """The fields that a configuration of `flip_hf.modeling` has beside those of every model's."""
+    # Imported here, for it imports torch: options are parsed without it, unless they have such fields.
+    from transformers import PreTrainedConfig
+
+    import flip_hf.modeling as modeling
+
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}  # pyright: ignore[reportArgumentType]
+    return [each.name for each in dataclasses.fields(getattr(modeling, config_class)) if each.name not in inherited]
+
+
+def _json_object(text: str | None, name: str, config_class: str) -> dict[str, Any]:
     """The fields of a configuration that are given as JSON.
 
     Raises:
@@ -58,8 +66,7 @@ def _json_object(text: str | None, name: str, config_class: type) -> dict[str, A
     except (ValueError, RecursionError) as error:
         raise OptionError(f"--{name} must be JSON such as '{{\"hidden_size\": 512}}': {error}.") from error
     require(isinstance(value, dict), f"--{name} must be a JSON object, got {text}.")
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}  # pyright: ignore[reportArgumentType]
-    known = [field.name for field in dataclasses.fields(config_class) if field.name not in inherited]
+    known = _own_fields(config_class) if value else []
     for key in value:
         require(key in known, f"--{name} has no field {key!r}.{nearest(key, known)}")
         require(key not in _ELSEWHERE, f"--{name}: {key} is given by {_ELSEWHERE.get(key)}, for the whole model.")
@@ -141,8 +148,8 @@ class ModelArguments:
     def tower_configs(self) -> dict[str, dict]:
         """The fields given for the two towers, under `text_config` and `vision_config`."""
         return {
-            "text_config": _json_object(self.text_config, "text_config", FlipTextConfig),
-            "vision_config": _json_object(self.vision_config, "vision_config", FlipVisionConfig),
+            "text_config": _json_object(self.text_config, "text_config", "FlipTextConfig"),
+            "vision_config": _json_object(self.vision_config, "vision_config", "FlipVisionConfig"),
         }
 
 
@@ -184,7 +191,7 @@ class ObjectiveArguments:
 
     def decoder_fields(self) -> dict[str, Any]:
         """The fields given for the decoder."""
-        return _json_object(self.decoder_config, "decoder_config", FlipDecoderConfig)
+        return _json_object(self.decoder_config, "decoder_config", "FlipDecoderConfig")
 
 
 @dataclass
@@ -259,7 +266,6 @@ class DataArguments:
         )
         self.background_colour()  # what is no colour belongs here
         for template in self.templates:
-            require("{}" in template, f"--templates: {template!r} has no {{}} for the class name.")
             fault = fault_of(template)
             require(fault is None, f"--templates: {template!r} {fault}")
 

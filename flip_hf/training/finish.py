@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from flip_hf.conversion.lineage import BASE_MODEL, base_model_of
 from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.redaction import redacted
@@ -81,7 +82,10 @@ class Report:
     def save(self, arguments: Arguments, folder: Path) -> None:
         """Writes the curves and, last, `results.json`: where it says `"finished": true`, everything is there."""
         plot_curves(self.records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
-        write_whole(folder / RESULTS, json.dumps(redacted(self.results), indent=2) + "\n")
+        source = arguments.model.model_name_or_path or arguments.model.init_vision_from
+        base = base_model_of(source) if source is not None else None
+        results = self.results if base is None else {**self.results, BASE_MODEL: base}
+        write_whole(folder / RESULTS, json.dumps(redacted(results), indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -190,5 +194,5 @@ def _use(arguments: Arguments, class_names: tuple[str, ...]) -> list[str]:
         whole = folder / WITH_DECODER if objective.contrasts else folder
         commands.append(f"python scripts/reconstruct.py {whole} IMAGE")
     if not objective.contrasts:
-        commands.append(f"accelerate launch scripts/pretrain.py --init_vision_from {folder} ...")
+        commands.append(f"python scripts/pretrain.py --init_vision_from {folder} ...")
     return [f"{'Use it' if i == 0 else '':<10}{command}" for i, command in enumerate(commands)]

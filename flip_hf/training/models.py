@@ -19,7 +19,7 @@ from flip_hf.data.coverage import measure_coverage
 from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
-from flip_hf.data.tokenization import check_vocabulary, load_tokenizer, train_wordpiece
+from flip_hf.data.tokenization import check_pooling, check_vocabulary, load_tokenizer, train_wordpiece
 from flip_hf.modeling import (
     FlipConfig,
     FlipDecoderConfig,
@@ -219,6 +219,7 @@ def _fit_vocabulary(model: ModelArguments, text_config: Any, tokenizer: PreTrain
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(text_config, name, getattr(tokenizer, name))
     check_vocabulary(tokenizer, text_config.vocab_size)
+    check_pooling(tokenizer, text_config)
 
 
 def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTraining:

@@ -4,12 +4,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from flip_hf.training.checkpoint import SET_ASIDE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Progress:
@@ -114,19 +117,22 @@ def _record(line: str) -> dict[str, Any] | None:
 # A curve: the key in the records, its name, how it is drawn.
 _LINE, _GREY, _POINTS = {"color": "black"}, {"color": "0.55"}, {"color": "black", "marker": "o", "markersize": 4}
 _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
-    "loss": [
+    "loss (lower is better)": [
         ("loss", "trained on", _LINE),
         ("contrastive_loss", "contrastive", _GREY),
         ("reconstruction_loss", "reconstruction", {**_GREY, "linestyle": ":"}),
         ("validation_loss", "held-out pairs, unmasked", _POINTS),
     ],
-    "accuracy": [("accuracy", "in the training batch", _GREY), ("zero_shot_top1", "zero-shot top-1", _POINTS)],
-    "retrieval of held-out pairs": [
+    "accuracy (higher is better)": [
+        ("accuracy", "in the training batch", _GREY),
+        ("zero_shot_top1", "zero-shot top-1", _POINTS),
+    ],
+    "retrieval of held-out pairs (higher is better)": [
         ("text_retrieval_recall@1", "R@1, image to text", _POINTS),
         ("image_retrieval_recall@1", "R@1, text to image", {**_GREY, "marker": "o", "markersize": 4}),
         ("mean_recall", "mean of R@1, 5 and 10", {**_GREY, "linestyle": "--"}),
     ],
-    "reconstruction error": [
+    "reconstruction error (lower is better)": [
         ("reconstruction_error", "reconstructed", _POINTS),
         ("patch_mean_error", "each patch's mean colours", {**_GREY, "linestyle": "--"}),
         ("nearest_patch_error", "the nearest visible patch", {**_GREY, "linestyle": ":"}),
@@ -135,8 +141,8 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 }
 
 
-def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path) -> None:
-    """Draws what there is of losses, accuracies, reconstruction errors and temperature over samples seen.
+def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path) -> "Figure":
+    """Draws what there is of losses, accuracies, reconstruction errors and temperature over samples seen; returns it.
 
     Args:
         records: what [`Progress.records`] gives.
@@ -144,22 +150,26 @@ def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path)
         path: the picture's file.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     known = {key for record in records for key in record}
     curves = {label: [curve for curve in found if curve[0] in known] for label, found in _PANELS.items()}
-    curves = {label: found for label, found in curves.items() if found} or {"loss": []}
+    curves = {label: found for label, found in curves.items() if found} or {"loss (lower is better)": []}
     figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
     for panel, (label, found) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         for key, name, style in found:
             points = [(record["samples"], record[key]) for record in records if key in record]
             panel.plot([p[0] for p in points], [p[1] for p in points], linewidth=1.2, label=name, **style)
-        if label in ("accuracy", "retrieval of held-out pairs"):
+        if label.startswith(("accuracy", "retrieval")):
             panel.set_ylim(0, 1)
         panel.set_ylabel(label)
         panel.set_xlabel("samples seen")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 200 k: long numbers run into each other
         panel.grid(color="0.9")
         if boundary is not None:
             panel.axvline(boundary, color="0.4", linestyle="--", linewidth=1, label="whole images from here")
-        if len(panel.lines) > 1:
-            panel.legend(fontsize=8)
+        if len(panel.lines) > 1:  # below the panel: beside the curves there is seldom room
+            panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     figure.savefig(path, dpi=120)
+    return figure

@@ -7,6 +7,8 @@ of them, and an unknown key is an error.
 import dataclasses
 import json
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,9 +34,17 @@ MAX_RECIPE_BYTES = 2**18
 MAX_BASES = 16
 
 
-def make_parser() -> OptionsParser:
-    """The parser of all options."""
-    return OptionsParser(GROUPS, description="Pre-trains FLIP.")  # pyright: ignore
+def make_parser(recipe_folder: Path, default_recipe: str, more_options: Sequence[str] = ()) -> OptionsParser:
+    """The parser of all options; its help says what RECIPE is. For `more_options` see [`parse_arguments`]."""
+    known = ", ".join(sorted(path.stem for path in recipe_folder.glob("*.yaml")))
+    return OptionsParser(
+        GROUPS,
+        usage="%(prog)s [RECIPE] [--OPTION VALUE ...]",
+        description="Pre-trains FLIP. RECIPE stands first: the name of a recipe, or a YAML file of options. Options "
+        f"that are given count more than the recipe's. Without RECIPE and --train_data it is {default_recipe}; with "
+        f"--train_data alone, the defaults below hold, which are the paper's. Recipes are {known}.",
+        more_options=more_options,
+    )
 
 
 def option_names() -> list[str]:
@@ -42,12 +52,12 @@ def option_names() -> list[str]:
     return [field.name for group in GROUPS for field in dataclasses.fields(group)]
 
 
-def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a recipe says, over what its `base`, another recipe of the same folder, says.
+def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a recipe says, over what its `base` says, another recipe: one beside it, or else a named one.
 
     Args:
-        name: a YAML file, or the name of one in `folder`.
-        folder: where named recipes lie.
+        name: a YAML file, or the name of one in a folder.
+        folders: where named recipes lie; the first one that has the name counts.
         above: files that have this one as their base.
 
     Raises:
@@ -55,7 +65,7 @@ def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dic
         ValueError: it is no mapping of plain values, has itself as its base, or has an option that is unknown, of
             another type or out of range.
     """
-    path = _find_recipe(name, folder)
+    path = _find_recipe(name, folders)
     recipe = read_yaml(read_text(path, "a recipe", MAX_RECIPE_BYTES), str(path))
     seen = [each.resolve() for each in above]
     if path.resolve() in seen or len(seen) >= MAX_BASES:
@@ -64,8 +74,10 @@ def recipe_options(name: str, folder: Path, above: tuple[Path, ...] = ()) -> dic
     if base is not None and not isinstance(base.value, str):
         raise ValueError(f"{path}: base must be the name of a recipe, got {base.value!r}.")
     options = {key: _checked(path, key, plain) for key, plain in recipe.items() if plain.value is not None}
-    below = recipe_options(base.value, path.parent, (*above, path)) if base is not None and base.value else {}
-    return below | options
+    if base is None or not base.value:
+        return options
+    below = dict.fromkeys((path.parent, *folders))  # each folder once
+    return recipe_options(base.value, *below, above=(*above, path)) | options
 
 
 def _declared(name: str) -> tuple[dataclasses.Field, type, bool] | None:
@@ -132,20 +144,27 @@ def _as_argv(options: dict[str, Any]) -> list[str]:
     return argv
 
 
-def _find_recipe(name: str, folder: Path) -> Path:
-    named = folder / f"{name}.yaml"
-    try:
-        if named.is_file() and not Path(name).is_file():
-            return named
+def _find_recipe(name: str, folders: Sequence[Path]) -> Path:
+    with suppress(OSError):  # no name that a file can have
+        if not Path(name).is_file():
+            for folder in folders:
+                # A path counts from the recipe that names it, with or without its ending.
+                for found in (folder / f"{name}.yaml", folder / name):
+                    if found.is_file():
+                        return found
         if Path(name).exists():
             return Path(name)
-    except OSError:  # no name that a file can have
-        pass
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise FileNotFoundError(f"There is no recipe {name!r}. Give a YAML file, or one of: {known}.")
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    near = nearest(name, known)
+    raise FileNotFoundError(
+        f"There is no recipe {name!r} in {' or '.join(str(folder) for folder in folders)}.{near} Give a YAML file, or "
+        f"one of: {', '.join(known)}."
+    )
 
 
-def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -> Arguments:
+def parse_arguments(
+    argv: list[str], recipe_folder: Path, default_recipe: str, more_options: Sequence[str] = ()
+) -> Arguments:
     """Reads `[RECIPE] [--option value ...]`.
 
     Args:
@@ -153,6 +172,7 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
         recipe_folder: where named recipes lie.
         default_recipe: the recipe where neither RECIPE nor --train_data is given. With --train_data alone the
             dataclasses' defaults hold, which are the paper's.
+        more_options: names of options that a script has besides, for hints.
 
     Raises:
         FileNotFoundError: there is no such recipe.
@@ -163,7 +183,7 @@ def parse_arguments(argv: list[str], recipe_folder: Path, default_recipe: str) -
     names_data = any(word.split("=")[0] == "--train_data" for word in argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
     words = _as_argv(recipe_options(recipe, recipe_folder)) if recipe else []
-    return Arguments(*make_parser().parse(words + argv))
+    return Arguments(*make_parser(recipe_folder, default_recipe, more_options).parse(words + argv))
 
 
 def write_recipe(arguments: Arguments, path: Path) -> None:

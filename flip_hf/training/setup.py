@@ -86,14 +86,18 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     if name is None:
         return Evaluation()
     kind = _kind_of_target(data, name) if labels else "image"
-    source = open_source(
-        name,
-        split=data.eval_split,
-        config=data.eval_config,
-        image_column=data.eval_image_column,
-        target_column=(data.eval_caption_column or data.label_column) if labels else None,
-        kind=kind,
-    )
+    try:
+        source = open_source(
+            name,
+            split=data.eval_split,
+            config=data.eval_config,
+            image_column=data.eval_image_column,
+            target_column=(data.eval_caption_column or data.label_column) if labels else None,
+            kind=kind,
+        )
+    except ValueError as error:  # which names the options of the training data
+        told = str(error).replace("--image_column", "--eval_image_column")
+        raise ValueError(told.replace("--caption_column", "--eval_caption_column")) from error
     if not labels:
         return Evaluation(source, key=source.name)
     if kind == "caption" or (kind == EITHER and source.target_column in USUAL_COLUMNS["caption"]):

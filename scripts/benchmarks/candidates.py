@@ -24,7 +24,6 @@ from flip_hf.training.packing import pack_texts
 
 from .models import CONTEXT, Inputs, make_clip, make_flip, make_open_clip
 
-PEERS = ("open_clip", "open_clip-strong", "clip", "vit_mae")
 OURS, COMPILED, OPEN_CLIP, STRONG, CLIP = "flip_hf", "flip_hf, compiled", "open_clip", "open_clip, strong", "CLIPModel"
 VIT_MAE = "ViTMAEForPreTraining"
 OPEN_CLIP_CONTEXT = 77

@@ -10,13 +10,9 @@ from transformers import CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraini
 
 from flip_hf import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingConfig
 
+from .names import ARCHITECTURES
+
 # Width, blocks and heads of the two towers, patch side, shared embedding (the paper's Table 9).
-ARCHITECTURES = {
-    "B/16": {"vision": (768, 12, 12), "text": (512, 12, 8), "patch": 16, "embed": 512},
-    "L/16": {"vision": (1024, 24, 16), "text": (768, 12, 12), "patch": 16, "embed": 768},
-    "L/14": {"vision": (1024, 24, 16), "text": (768, 12, 12), "patch": 14, "embed": 768},
-    "H/14": {"vision": (1280, 32, 16), "text": (1024, 24, 16), "patch": 14, "embed": 1024},
-}
 VOCAB_SIZE, CONTEXT, IMAGE_SIZE = 30522, 32, 224
 EOS = VOCAB_SIZE - 1  # the highest id, by which open_clip finds the end of a text
 # Tokens of a caption, special ones included: log-normal, as of captions from the web; 16 in the mean.

@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from flip_hf import FlipConfig, FlipModel, FlipProcessor, ZeroShotClassifier
 from flip_hf.data.tokenization import train_wordpiece
-from flip_hf.evaluation.labels import prompt_set
+from flip_hf.evaluation.templates import prompt_set
 
 from .measuring import about, alternate
 

@@ -60,6 +60,17 @@ class Some:
         check_options(self)
 
 
+@dataclass
+class MoreArguments:
+    """What else there is, 100 % of it.
+
+    A second paragraph.
+    """
+
+    long_name: int = option(7, "of a long name", integer(-9, 9))
+    kept: bool = option(True, "whether it stays")
+
+
 def test_options_are_checked_where_they_come_from_code_too():
     assert Some(count=9, shares=[0, 1.0], name="a") == Some(9, [0, 1.0], "a", False)
     for fields, message in (
@@ -78,7 +89,7 @@ def test_options_are_checked_where_they_come_from_code_too():
 
 
 def test_negative_numbers_of_any_form_are_numbers_and_options_are_not():
-    parser = OptionsParser(Some)
+    parser = OptionsParser([Some])
     for word in ("-1", "-1e5", "-.5", "-inf", "-nan", "-NaN"):
         with pytest.raises(OptionError, match="^--shares must be"):
             parser.parse(["--shares", "0.5", word])
@@ -92,7 +103,25 @@ def test_negative_numbers_of_any_form_are_numbers_and_options_are_not():
     assert vars(script.parse_args(["--low", "-1e5", "--words", "a"])) == {"low": -1e5, "words": ["a"]}
 
 
-def test_help_is_as_long_as_ever(capsys):
+def test_help_names_each_option_once_with_its_default(capsys):
     with pytest.raises(SystemExit) as end:
-        OptionsParser(Some, prog="x.py").parse(["--help"])
-    assert not end.value.code and "--shares N [N ...]" in capsys.readouterr().out
+        OptionsParser([Some, MoreArguments], prog="x.py").parse(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert not end.value.code
+    assert "--shares N [N ...] shares (default: 0.5)" in printed
+    assert "more: What else there is, 100 % of it. --long_name N of a long name (default: 7)" in printed
+    assert "long-name" not in printed
+    assert "--kept [BOOL] whether it stays (default: True) --no_kept the same as --kept false" in printed
+
+
+def test_names_of_options_may_have_dashes():
+    parser = OptionsParser([Some, MoreArguments])
+    for words in (["--long-name", "-3"], ["--long-name=-3"], ["--long_name", "-3"]):
+        assert parser.parse(words)[1].long_name == -3
+    for words in (["--no-kept"], ["--no_kept"], ["--kept", "no"], ["--kept=false"]):
+        assert not parser.parse(words)[1].kept
+    with pytest.raises(OptionError, match="^there is no option --long-nome. Did you mean '--long_name'?"):
+        parser.parse(["--long-nome", "3"])
+    script = ScriptParser(prog="x.py")
+    script.add_argument("--a_b", nargs="+")
+    assert script.parse_args(["--a-b", "x-y", "--a_b=c-d"]).a_b == ["c-d"]

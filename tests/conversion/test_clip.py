@@ -46,6 +46,13 @@ def test_a_folder_is_taken_and_given_back(tmp_path):
     assert_identical(clip, loaded)
 
 
+def test_a_subfolder_is_taken(tmp_path):
+    clip = tiny_clip(99)
+    clip.save_pretrained(tmp_path / "pipeline" / "clip")
+    flip = FlipModel.from_clip(str(tmp_path / "pipeline"), subfolder="clip")
+    assert_identical(clip, flip.to_clip())
+
+
 def test_the_weights_are_copied():
     clip = tiny_clip(99)
     flip = FlipModel.from_clip(clip)

@@ -21,7 +21,9 @@ VALUES = [None, True, -1, 0, 10**12, 1.5, "x", [], [1], {}, {"a": 1}, "\x1b[31m\
 
 @pytest.fixture(scope="module")
 def main():
-    return runpy.run_path(str(ROOT / "scripts" / "convert.py"), run_name="convert")["main"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        return runpy.run_path(str(ROOT / "scripts" / "convert.py"), run_name="convert")["main"]
 
 
 @pytest.fixture

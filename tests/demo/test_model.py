@@ -64,7 +64,8 @@ def test_a_clip_model_sees_whole_images(saved, photo, tmp_path):
     page = make_page(model, embedded_pictures())
     assert tabs(page) == ["What is it?", "Search"]
     classify = next(event.fn for event in page.fns.values() if event.api_name == "classify")
-    seen, shown, _ = classify(photo, ", ".join(LABELS), "{}", 50, None)  # as if the hidden slider were moved
+    seen, told, shown, _ = classify(photo, ", ".join(LABELS), "{}", 50, None)  # as if the hidden slider were moved
+    assert told == "What it answers, of the whole image"
     assert shown == pytest.approx(answer) and seen.tobytes() == fit_to_show(model.seen(photo, 0.0, 0)).tobytes()
 
 

@@ -44,6 +44,7 @@ def run(*arguments) -> str:
     """What the script prints, run in this process: each start of another takes seconds."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
+        patch.syspath_prepend(SCRIPT.parent)
         runpy.run_path(str(SCRIPT), run_name="__main__")
     return printed.getvalue()
 

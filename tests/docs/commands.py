@@ -29,6 +29,9 @@ from tests.training.conftest import TINY
 NOT_RUN = {
     "pip install": "tests install nothing; that extras exist is checked",
     "make": "it installs first; that its targets exist is checked",
+    "git clone": "the repository is here",
+    "cd flip_hf": "the tests run in a copy of it already",
+    "source .venv/bin/activate": "the tests run in an environment already; that make fills this one is checked",
     "python -m flip_hf.evaluation.clip_benchmark": "runs where CLIP_benchmark is installed: test_clip_benchmark.py",
 }
 # Of the system, and run as they are.
@@ -151,6 +154,8 @@ def check_not_run(words: list[str]) -> None:
         done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:
             raise ValueError(done.stderr.strip())
+    if words[0] == "source" and "VENV ?= .venv\n" not in (ROOT / "Makefile").read_text(encoding="utf-8"):
+        raise ValueError("the Makefile installs elsewhere.")
     if words[:2] == ["pip", "install"]:
         extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         for name in re.findall(r"\w+", " ".join(re.findall(r"(?:flip_hf|\.)\[(.*?)\]", " ".join(words)))):

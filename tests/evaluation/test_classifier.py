@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor, SiglipConfig, SiglipModel, pipeline
 
 from flip_hf import FlipModel, ZeroShotClassifier
-from flip_hf.evaluation.labels import LabelEmbeddings, prompt_set, resolve_templates
+from flip_hf.evaluation.labels import LabelEmbeddings
+from flip_hf.evaluation.templates import prompt_set, resolve_templates
 from tests.data.bombs import EPS
 from tests.modeling.test_parity import tiny_clip
 
@@ -136,12 +137,12 @@ def test_prompt_sets_are_clips():
 
 
 def test_what_cannot_be_asked_is_refused(classifier, pictures):
-    with pytest.raises(ValueError, match="'clip_70' has no {} for the label, and is not a set"):
+    with pytest.raises(ValueError, match="'clip_70' has no {} for the label. Sets of templates are clip_1"):
         resolve_templates("clip_70")
     with pytest.raises(ValueError, match="at least one template"):
         resolve_templates([])
-    for labels in ([], ["a", "a"]):
-        with pytest.raises(ValueError, match="at least one label, and none twice"):
+    for labels, said in (([], "give at least one"), (["a", "a"], "none twice"), (["a", ""], "Label 2 of 2 is empty")):
+        with pytest.raises(ValueError, match=said):
             classifier(pictures, labels)
 
 

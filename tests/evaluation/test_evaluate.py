@@ -13,8 +13,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel, SiglipConfig, SiglipModel
 
-from flip_hf.evaluation.command import main
+from flip_hf.console.endings import end_with
+from flip_hf.evaluation.command import run
 from flip_hf.evaluation.encoder import Encoder
+from flip_hf.evaluation.options import parse_command
 from flip_hf.evaluation.registry import data_set
 from flip_hf.evaluation.scoring import map_11_points
 from tests.conftest import NUM_PATCHES
@@ -56,7 +58,11 @@ def evaluated(out, *argv) -> dict:
     """The report of the command, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["evaluate.py", *map(str, argv), "--output_dir", str(out), "--num_workers", "1"])
-        main()
+        try:
+            model, parsed = parse_command(sys.argv[1:])
+        except ValueError as error:
+            end_with(error)
+        run(model, parsed)
     return json.loads((out / "results.json").read_text())
 
 
@@ -117,7 +123,7 @@ def test_zero_shot_of_a_clip_is_what_plain_transformers_say_and_two_processes_ag
 
 def test_retrieval_counts_any_caption_of_an_image_and_two_processes_agree(clip, labelled, tmp_path):
     data, rows = labelled
-    argv = [clip, "--tasks", "retrieval", "--data", data / "images", "--target_column", "captions", "--batch_size", 9]
+    argv = [clip, "--tasks", "retrieval", "--data", data / "images", "--caption_column", "captions", "--batch_size", 9]
     one = evaluated(tmp_path / "one", *argv)
     plain = Plain(clip, data)
     images = [plain.image(number) for number in range(40)]
@@ -233,7 +239,7 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     report = evaluated(
         tmp_path / "out",
         *(tmp_path / "flip", "--tasks", "zero-shot", "linear-probe", "few-shot", "--data", tmp_path / "digits"),
-        *("--target_column", "label", "--class_names", tmp_path / "names.txt", "--train_split", "train"),
+        *("--label_column", "label", "--class_names", tmp_path / "names.txt", "--train_split", "train"),
         *("--templates", "the digit {}", "--shots", 1, 4, "--repeats", 2),
     )
     zero_shot, linear, few = report["results"]
@@ -246,7 +252,7 @@ def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     tuned = evaluated(
         tmp_path / "tuned",
         *(tmp_path / "flip", "--tasks", "fine-tune", "--data", tmp_path / "digits", "--train_split", "train"),
-        *("--target_column", "label", "--class_names", tmp_path / "names.txt"),
+        *("--label_column", "label", "--class_names", tmp_path / "names.txt"),
         *("--epochs", 2, "--train_batch_size", 128, "--train_base_lr", 0.02),
     )
     (result,) = tuned["results"]  # that it learns is seen in test_finetune.py: so short a run by MAE's recipe does not

@@ -9,6 +9,7 @@ from PIL import Image
 
 from flip_hf.evaluation.papers import published
 from flip_hf.evaluation.plots import (
+    Sweep,
     plot_confusion_matrix,
     plot_probe_curves,
     plot_retrieval_grid,
@@ -122,24 +123,33 @@ def test_right_answers_have_a_thick_frame_and_a_tick(picture):
 
 
 def test_probe_curves_show_the_best_and_the_spread(picture):
-    linear = {100.0: 0.5, 1e-6: 0.4, 0.1: 0.75}
+    linear = Sweep({100.0: 0.5, 1e-6: 0.4, 0.1: 0.75}, "a fifth of train, held out, n = 20", 0.7, "test, n = 40")
     few_shot = {4: [0.5, 0.6, 0.55], 1: [0.2, 0.4], 16: [0.7]}
-    sweep, shots = plot_probe_curves(linear, few_shot, 0.612, picture).axes
-    curve, best = sweep.lines
+    sweep, shots = plot_probe_curves(linear, few_shot, 0.612, picture, "test, n = 40").axes
+    curve, best, tested = sweep.lines
     assert curve.get_xdata() == pytest.approx([1e-6, 0.1, 100]) and curve.get_ydata() == pytest.approx([40, 75, 50])
-    assert (sweep.get_xscale(), best.get_label()) == ("log", "best: 75.0 at λ = 0.1")
+    assert (sweep.get_xscale(), best.get_label()) == (
+        "log",
+        "best on a fifth of train, held out, n = 20: 75.0 at λ = 0.1",
+    )
+    assert tested.get_ydata() == pytest.approx([70, 70])
+    assert tested.get_label() == "with that λ on test, n = 40: 70.0"
     mean, zero_shot = shots.lines
     assert mean.get_xdata().tolist() == [1, 4, 16] and mean.get_ydata() == pytest.approx([30, 55, 70])
     assert zero_shot.get_ydata() == pytest.approx([61.2, 61.2]) and zero_shot.get_label() == "zero-shot: 61.2"
     band = shots.collections[0].get_paths()[0].vertices
     assert {(round(x), round(y)) for x, y in band} >= {(1, 20), (1, 40), (4, 50), (4, 60), (16, 70)}
     assert [label.get_text() for label in shots.get_xticklabels()] == ["1", "4", "16"]
-    assert all(panel.get_ylabel() == "accuracy (%)" and panel.get_legend() for panel in (sweep, shots))
+    assert sweep.get_ylabel() == "accuracy (%), higher is better\ncurve: a fifth of train, held out, n = 20"
+    assert shots.get_ylabel() == "accuracy (%), higher is better\ntest, n = 40"
+    for panel in (sweep, shots):
+        legend = panel.get_legend().get_window_extent()
+        assert not legend.overlaps(panel.get_window_extent())
     assert is_grey(picture)
 
 
 def test_one_kind_of_probe_is_one_panel(picture):
-    (sweep,) = plot_probe_curves({1.0: 0.5}, None, None, picture).axes
+    (sweep,) = plot_probe_curves(Sweep({1.0: 0.5}, "validation", 0.5, "test"), None, None, picture).axes
     assert sweep.get_xlabel() == "L2 penalty λ"
     (shots,) = plot_probe_curves(None, {1: [0.5]}, None, picture).axes
     assert len(shots.lines) == 1
@@ -157,7 +167,7 @@ def test_what_cannot_be_drawn_is_refused(picture):
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_probe_curves(None, {}, 0.5, picture)
     with pytest.raises(ValueError, match="above 0"):
-        plot_probe_curves({0.0: 0.5}, None, None, picture)
+        plot_probe_curves(Sweep({0.0: 0.5}, "validation", 0.5, "test"), None, None, picture)
     assert not picture.exists()
 
 

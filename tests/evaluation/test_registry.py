@@ -15,8 +15,8 @@ from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import open_source
 from flip_hf.data.targets import ClassIndex
-from flip_hf.evaluation.labels import prompt_set
 from flip_hf.evaluation.registry import all_data_sets, data_set, data_set_names, read_data_set
+from flip_hf.evaluation.templates import prompt_set
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
+from flip_hf.conversion.folder import card_data
+from flip_hf.conversion.lineage import base_model_of
 from flip_hf.evaluation.model_index import write_card as write_figures
 from flip_hf.hub.carbon import Compute
 from flip_hf.hub.card import write_card
@@ -89,6 +91,31 @@ def test_the_licence_of_the_weights_before_is_carried_on(run_folder, tmp_path):
         assert card.data.license == license
         assert card.data.base_model == (None if license else source)
     assert "They began as user/flip, whose terms hold on." in card.text and str(tmp_path) not in card.text
+
+
+def test_where_a_model_came_from_is_kept_through_conversions_and_runs(run_folder, tmp_path):
+    converted = tmp_path / "models" / "flip"
+    converted.mkdir(parents=True)
+    (converted / "README.md").write_text(f"---\n{card_data('openai/clip-tiny').to_yaml()}\n---\n\n# flip\n")
+    recipe = (run_folder / "recipe.yaml").read_text()
+    assert "model_name_or_path: null" in recipe
+    changed = recipe.replace("model_name_or_path: null", f"model_name_or_path: {converted}")
+    (run_folder / "recipe.yaml").write_text(changed)
+    card = card_of(run_folder, repo_id="you/flip")
+    assert card.data.base_model == "openai/clip-tiny"
+    linked = "[openai/clip-tiny](https://huggingface.co/openai/clip-tiny)"
+    assert f"| began from | `flip`, which came from {linked} |" in card.text
+    # The run's results tell it where the converted folder is gone, and the next run is told by them.
+    results = json.loads((run_folder / "results.json").read_text())
+    (run_folder / "results.json").write_text(json.dumps({**results, "base_model": "openai/clip-tiny"}))
+    (converted / "README.md").unlink()
+    assert card_of(run_folder).data.base_model == "openai/clip-tiny"
+    assert base_model_of(str(run_folder)) == "openai/clip-tiny"
+    assert card_data(str(run_folder)).base_model == "openai/clip-tiny"  # of what is converted back
+    assert base_model_of(str(converted)) is None and base_model_of("openai/clip-tiny") == "openai/clip-tiny"
+    (run_folder / "recipe.yaml").write_text(recipe.replace("init_vision_from: null", "init_vision_from: user/mae"))
+    (run_folder / "results.json").write_text(json.dumps(results))
+    assert "| began from | a new model with the image tower of [user/mae](" in card_of(run_folder).text
 
 
 def test_without_recipe_and_results_nothing_is_made_up(run_folder):

@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 from transformers import CLIPConfig, CLIPModel
 
 from flip_hf import FlipForImageClassification, FlipModel
+from flip_hf.evaluation.options import parse_options
+from flip_hf.evaluation.report import to_json, write_report
 from flip_hf.hub.folder import FolderError, prepare
 from flip_hf.redaction import redact
 from flip_hf.training.build import build_trainer
@@ -139,3 +141,29 @@ def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, t
         namespace = {}
         exec(code, namespace)
         assert namespace["features"].shape == (1, 32) and namespace["outputs"].reconstruction_loss > 0
+
+
+def test_no_path_of_this_machine_is_published(run_folder, tmp_path):
+    secret = "/home/somebody/work"
+    recipe = (run_folder / "recipe.yaml").read_text()
+    data = [f"{secret}/my pairs/{{00..09}}.tar", f"{secret}/pictures"]
+    changed = {**yaml.safe_load(recipe), "train_data": data, "output_dir": f"{secret}/runs/x", "class_names": "~/c.txt"}
+    (run_folder / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    results = json.loads((run_folder / "results.json").read_text())
+    results["sources"] = {name: {"samples": 3, "refused": {}} for name in data}
+    (run_folder / "results.json").write_text(json.dumps(results))
+    (run_folder / "log.jsonl").write_text(json.dumps({"samples": 1, "said": f"read {secret}/a/b.tar"}) + "\n")
+    options = parse_options(["--data", f"{secret}/pictures", "--class_names", f"{secret}/classes.txt"])
+    report = {
+        **to_json(f"{secret}/runs/x", options, [], {}),
+        "command": f"scripts/evaluate.py {secret}/runs/x --data '{secret}/my pictures'",
+    }
+    write_report(run_folder / "evaluation", report, "")
+    prepare(run_folder, tmp_path / "out", repo_id="you/x")
+    published = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    for path in published:
+        assert b"somebody" not in path.read_bytes(), path
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["class_names"] == "c.txt"
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "- `my pairs/{00..09}.tar`: 3 pairs seen" in text and "- `pictures`: 3 pairs seen" in text
+    assert "--data 'my pictures'" in (tmp_path / "out" / "evaluation" / "results.md").read_text()

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import logging as hub_logging
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.console.names import without_paths
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
 from tests.hub.hub_server import WRITER
@@ -21,10 +23,11 @@ from tests.training.conftest import ROOT, SHORT, TINY
 REPO = "you/flip"
 SCRIPT = str(ROOT / "scripts" / "push_to_hub.py")
 PUSH = """
-import runpy, sys
+import os, runpy, sys
 from transformers import GenerationMixin  # with Transformers 5.17, that imports scikit-learn where it is installed
 theirs = set(sys.modules)
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 print("extras:", sorted({"datasets", "evaluate", "sklearn", "matplotlib"} & (set(sys.modules) - theirs)))
 """
@@ -89,6 +92,7 @@ def script(monkeypatch, capsys):
 
     def script(*argv):
         monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, argv)])
+        monkeypatch.syspath_prepend(ROOT / "scripts")
         try:
             runpy.run_path(SCRIPT, run_name="__main__")
         except SystemExit as stop:
@@ -128,8 +132,13 @@ def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tm
     assert done.stdout.strip().splitlines()[-1].startswith(f"Pushed    {hub.endpoint}/you/mine (public): ")
     published, folder = hub.repositories["you/mine"], tmp_path / "runs" / "mine"
     assert len(published.commits) == 3 and not published.private  # its creation, the first push, and the last
-    for name in ("model.safetensors", "recipe.yaml", "results.json", "log.jsonl", "training_curves.png"):
+    for name in ("model.safetensors", "log.jsonl", "training_curves.png"):
         assert published.files[name] == (folder / name).read_bytes(), name
+    for name in ("recipe.yaml", "results.json"):  # as they are, but for the folders of this machine
+        assert yaml.safe_load(published.files[name]) == without_paths(yaml.safe_load((folder / name).read_bytes())), (
+            name
+        )
+        assert str(tar_folder.parent) not in published.files[name].decode()
     card = published.files["README.md"].decode()
     assert 'model="you/mine"' in card and "| pairs seen | 256," in card and "minutes of training on 1 x " in card
     assert not list(folder.glob("partial-*"))

@@ -91,3 +91,11 @@ def test_patches_compile_and_export_with_the_mask_as_an_input():
     program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
     for case in (inputs, {name: value[:2, :2] for name, value in inputs.items()}):
         assert torch.allclose(program(**case)[0], model(**case)[0], atol=1e-6)
+
+
+def test_images_smaller_than_a_patch_are_named(model):
+    with pytest.raises(ValueError, match="Images of 8 x 7 pixels are smaller than a patch of 8 x 8"):
+        cut_patches(torch.zeros(1, 3, 8, 7), 8)
+    for mask_ratio in (0.0, 0.5):
+        with pytest.raises(ValueError, match="smaller than a patch"):
+            model.get_image_features(torch.zeros(1, 3, 4, 4), interpolate_pos_encoding=True, mask_ratio=mask_ratio)

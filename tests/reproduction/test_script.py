@@ -54,6 +54,7 @@ def reproduce(monkeypatch, capsys):
 
     def run(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, words)])
+        monkeypatch.syspath_prepend(Path(SCRIPT).parent)
         capsys.readouterr()
         runpy.run_path(SCRIPT, run_name="__main__")
         return capsys.readouterr().out

@@ -73,6 +73,7 @@ def test_what_cannot_be_converted_leaves_nothing_behind(saved, tmp_path, argumen
     paths = {"flip", "half.zip", "absent", "OUT"}
     words = [str(tmp_path / word) if word in paths else word for word in arguments]
     monkeypatch.setattr(sys, "argv", ["convert.py", *words])
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     with pytest.raises(SystemExit) as end:  # in this process: each start of another takes seconds
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert str(end.value).startswith("error: ") and message in str(end.value)

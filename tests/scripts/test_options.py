@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from flip_hf import FlipPreTrainingConfig
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import Range
+from flip_hf.training.recipes import option_names, parse_arguments
 from tests.conftest import tiny_config
 from tests.programs import ROOT
 
@@ -74,6 +76,42 @@ def test_unknown_options_get_the_nearest_known_one(script, capsys):
         assert f"there is no option {given.split('=')[0]}. Did you mean {known!r}?" in printed
 
 
+ALL_SCRIPTS = [*SCRIPTS, "convert", "evaluate", "pretrain"]
+WHAT_WAS_IMPORTED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {folder!r})
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    heavy = [name for name in ("torch", "transformers", "datasets", "accelerate") if name in sys.modules]
+    print("ended with", end.code or 0, heavy)
+"""
+
+
+@pytest.mark.parametrize("name", ALL_SCRIPTS)
+def test_help_and_mistakes_come_before_the_imports_that_take_seconds(name):
+    for words, code in ((["--help"], 0), (["--no_such_option"], 2)):
+        program = WHAT_WAS_IMPORTED.format(folder=str(ROOT / "scripts"))
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(ROOT / "scripts" / f"{name}.py"), *words],
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.endswith(f"ended with {code} []\n"), (done.stdout[-300:], done.stderr[-2000:])
+
+
+def test_pretrain_helps_with_the_recipe_and_names_each_option_once(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"], ROOT / "scripts" / "recipes", "shapes")
+    printed = capsys.readouterr().out
+    assert "[RECIPE]" in printed and "vit_l16_mask75_text50" in printed
+    for name in option_names():
+        assert len(re.findall(rf"^  --{name} ", printed, re.MULTILINE)) == 1, name
+    assert "mask-ratio" not in printed and "(default: 0.5)" in printed
+    assert all(f"\n{title}:\n" in printed for title in ("model", "objective", "data", "optimization", "run", "hub"))
+
+
 def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
     """What a script that must not go on says, and its exit code; in this process."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
@@ -91,13 +129,37 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         ("benchmark", ["step", "--batch_size"], "--batch_size needs a value.", 2),
         ("benchmark", ["loss", "--device", "gpu"], "--device gpu is no device of this machine: ", 2),
         ("zero_shot", ["MODEL", "IMAGE"], "the following arguments are required: --labels.", 2),
-        ("reconstruct", ["MODEL"], "give image files, or --data.", 2),
+        ("reconstruct", ["MODEL"], "give image files or --data, one of the two.", 2),
         ("plan", ["vit_b16", "--mask-ration", "0.5"], "there is no option --mask-ration. Did you mean", 2),
+        ("plan", ["vit_b16", "--nodez", "2"], "there is no option --nodez. Did you mean '--nodes'", 2),
+        ("plan", ["vit_b16", "--gpu", "X100"], "--gpu There is no GPU 'X100' in the table.* Known: B200, ", 2),
+        ("pretrain", ["--mask-ration", "0.5"], "there is no option --mask-ration. Did you mean '--mask_ratio'", 2),
+        (
+            "convert",
+            ["clip", "a", "b", "--mask-ration", "0.5"],
+            ".*option --mask-ration. Did you mean '--mask_ratio'",
+            2,
+        ),
         ("plan", ["vit_b16", "--base_lr", "-inf"], "--base_lr must be a number between 0 and 1,000, got -inf.", 2),
         ("plan", ["vit_b17"], "There is no recipe 'vit_b17'", 1),
         ("plan", ["vit_b16", "--mfu", "nan"], "--mfu is a fraction", 2),
         ("evaluate", ["MODEL", "--batch_size", "abc"], "--batch_size must be an integer between 1 and", 2),
         ("evaluate", ["--tasks", "zero-shot", "--datasets", "cifar10"], "Name the model first", 2),
+        ("evaluate", ["M", "--data", "x", "--target_column", "y"], "there is no option --target_column. Did you", 2),
+        (
+            "evaluate",
+            ["M", "--data", "x", "--caption_column", "y"],
+            "--caption_column is of other tasks; for zero-s",
+            2,
+        ),
+        ("evaluate", ["M", "--data", "x", "--templates", "{} {}"], "--templates: The template .* 2 times; write it", 2),
+        ("zero_shot", ["M", "I", "--labels", "a", ""], "Label 2 of 2 is empty", 2),
+        ("zero_shot", ["M", "I", "--labels", "a", "--template", "{a} {}"], ".* has {a}, which nothing fills", 2),
+        ("pretrain", ["vit_b16", "--train_data", "x", "--templates", "{} {}"], "--templates: .* 2 times", 2),
+        ("demo", ["/no/such/folder"], "The model /no/such/folder cannot be loaded: there is no such folder.", 1),
+        ("evaluate", ["--list", "--card"], "--list stands alone", 2),
+        ("benchmark", ["step", "--arch", "B/16"], "there is no option --arch. Did you mean '--architecture'", 2),
+        ("reproduce", ["--only", "nothing", "--folder", "/tmp/none"], "no run has 'nothing' in its name: mask0-", 1),
         ("reproduce", ["--budget", "nan"], "--budget must be a number above 0 and at most 1e.09, got nan.", 2),
         ("zero_shot", ["no/such/model", ROOT / "docs" / "x.png", "--labels", "a"], ".*x.png cannot be read", 1),
     ],

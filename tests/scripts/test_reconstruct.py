@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
+from flip_hf.data.sources import open_source
 from flip_hf.evaluation.reconstruction import join_patches, reconstruct
 from flip_hf.evaluation.reconstruction_error import draw_masks
+from flip_hf.evaluation.spread import batches_at, spread_places
 from flip_hf.modeling.masking_flip import cut_patches
 from tests.conftest import PATCH_SIZE, tiny_config
 
@@ -39,6 +42,7 @@ def picture(tmp_path) -> Path:
 
 def run(monkeypatch, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", ["reconstruct.py", *map(str, arguments)])
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     runpy.run_path(str(SCRIPT), run_name="__main__")  # in this process: each start of another takes seconds
 
 
@@ -88,7 +92,7 @@ def test_a_data_set_is_measured_and_drawn(folder, tmp_path, monkeypatch, capsys)
     options = [folder, "--data", tmp_path / "images", "--split", "train", "--mask_ratios"]
     run(monkeypatch, *options, "0.5", "0.75", "--output", tmp_path / "plain.png")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith(f"{tmp_path / 'plain.png'}: the first images of {tmp_path / 'images'}")
+    assert lines[-1].startswith(f"{tmp_path / 'plain.png'}: images from all over {tmp_path / 'images'}")
     rows = [line.strip("| ").split(" | ") for line in lines if "%" in line]
     assert [(row[0], row[-1]) for row in rows] == [("50%", "3"), ("75%", "3")]
     for row in rows:
@@ -98,7 +102,34 @@ def test_a_data_set_is_measured_and_drawn(folder, tmp_path, monkeypatch, capsys)
     run(monkeypatch, *options, "0.75", "--output", tmp_path / "wide.png", "--baselines", "--samples", "2")
     assert "| 2 |" in capsys.readouterr().out
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "wide.png") as wide:
-        assert plain.size == wide.size and plain.height > 3 * 100  # 1 + 2 * 2 and 1 + 4 columns, three rows
+        assert plain.width == wide.width  # 1 + 2 * 2 and 1 + 4 columns
+        assert plain.height > 3 * 100 and wide.height * 3 == pytest.approx(plain.height * 2, rel=0.1)  # those measured
+
+
+def test_images_are_from_all_over_a_sorted_folder(tmp_path):
+    for number in range(60):
+        folder = tmp_path / "images" / f"{number // 20}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:02d}.png")
+    (tmp_path / "images" / "0" / "05.png").write_text("damaged")
+    source = open_source(str(tmp_path / "images"), kind="image")
+    places = spread_places(source, 12, seed=0)
+    assert len(set(places)) == 12 and places == sorted(places) == spread_places(source, 12, seed=0)
+    assert places != spread_places(source, 12, seed=1)
+
+    def red(image):
+        return torch.tensor(np.asarray(image)[0, 0, 0])
+
+    def numbers(places):
+        batches = list(batches_at(source, places, red, 5))
+        assert all(len(batch["images"]) == len(batch["places"]) <= 5 for batch in batches)
+        return [int(image) for batch in batches for image in batch["images"]]
+
+    classes = Counter(number // 20 for seed in range(20) for number in numbers(spread_places(source, 12, seed)))
+    assert min(classes.values()) > 50 and sum(classes.values()) <= 240
+    every = spread_places(source, 100, seed=0)
+    assert sorted(numbers(every)) == sorted({*range(60)} - {5})
+    assert max(numbers(spread_places(source, 3, seed=0, max_rows=10))) < 60
 
 
 def test_what_cannot_be_drawn_is_named(folder, saved, picture, tmp_path, monkeypatch):

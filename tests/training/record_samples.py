@@ -46,4 +46,5 @@ def iterate(self):
 Trainer.run, TrainLoader.__iter__ = run, iterate
 script = str(Path(__file__).parents[2] / "scripts" / "pretrain.py")
 sys.argv[0] = script
+sys.path.insert(0, str(Path(script).parent))
 runpy.run_path(script, run_name="__main__")

@@ -95,7 +95,7 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
         (["--flip", "2"], "--flip is a probability"),
         (["--precision", "fp8"], "--precision is one of auto, fp32, bf16"),
         (["--batch_size", "1"], "no negatives"),
-        (["--templates", "a cat"], r"no \{\} for the class name"),
+        (["--templates", "a cat"], r"no \{\} for the label"),
         (["--vision_config", "hidden"], "--vision_config must be JSON"),
         (["--model_name_or_path", "x"], "not both"),
         (["--train_data", "x", "--init_vision_from", "x", "--model_name_or_path", "y"], "Give one of them"),
@@ -136,6 +136,28 @@ def test_a_recipe_with_an_unknown_key_suggests_the_right_one(tmp_path):
         FileNotFoundError, match="one of: mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16"
     ):
         parse("vit_b17")
+
+
+def test_the_guides_own_recipe_is_found_its_base_wherever_it_lies(tmp_path, monkeypatch):
+    (printed,) = re.findall(
+        r"```yaml\n(base: vit_b16\n.*?)```", (RECIPES.parents[1] / "docs" / "pretraining.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "mine.yaml").write_text(printed)
+    monkeypatch.chdir(tmp_path)
+    for name in ("my/mine.yaml", str(tmp_path / "my" / "mine.yaml")):
+        arguments = parse(name)
+        assert arguments.optimization.batch_size == 4096 and arguments.data.tokenizer == "google-bert/bert-base-uncased"
+    (tmp_path / "my" / "again.yaml").write_text("base: mine.yaml\nseed: 3\n")
+    assert parse("my/again.yaml").run.output_dir == "runs/mine"
+    # One beside it comes before the package's.
+    (tmp_path / "my" / "vit_b16.yaml").write_text("seed: 7\n")
+    assert parse("my/mine.yaml").run.seed == 7
+    (tmp_path / "my" / "mine.yaml").write_text("base: vit_b61\ntrain_data: x\n")
+    with pytest.raises(
+        FileNotFoundError, match="no recipe 'vit_b61' in my or .*scripts/recipes. Did you mean 'vit_b16'"
+    ):
+        parse("my/mine.yaml")
 
 
 def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):

@@ -147,7 +147,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_its_checkpoints(data, tm
     script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))\n"
     size = max(path.stat().st_size for path in _checkpoint_of(data, tmp_path / "before").iterdir())
     (tmp_path / "full.py").write_text(
-        script.format(size // 2) + f"import runpy; runpy.run_path({str(PRETRAIN)!r}, run_name='__main__')"
+        script.format(size // 2) + f"import runpy, sys; sys.path.insert(0, {str(PRETRAIN.parent)!r})\n"
+        f"runpy.run_path({str(PRETRAIN)!r}, run_name='__main__')"
     )
     out = tmp_path / "run"
     shutil.copytree(tmp_path / "before", out)
@@ -254,7 +255,8 @@ def test_weights_that_are_not_finite_replace_no_good_checkpoint(tar_folder, tmp_
 def test_a_run_that_ends_with_spoilt_weights_exits_with_an_error(data, tmp_path):
     """The same from the outside: no model, no `Use it`."""
     (tmp_path / "spoil.py").write_text(
-        "import runpy, torch\nfrom flip_hf.training.engine import Trainer\nstep = Trainer._step\n"
+        f"import runpy, sys, torch\nsys.path.insert(0, {str(PRETRAIN.parent)!r})\n"
+        "from flip_hf.training.engine import Trainer\nstep = Trainer._step\n"
         "def spoiling(self, *batch):\n    result = step(self, *batch)\n"
         "    if self.state.steps == 40: self.flip.logit_scale.data.fill_(float('nan'))\n    return result\n"
         f"Trainer._step = spoiling\nrunpy.run_path({str(PRETRAIN)!r}, run_name='__main__')\n"

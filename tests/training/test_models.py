@@ -1,14 +1,17 @@
 """What a run starts from and cannot be had: one line, before anything is computed."""
 
+import copy
 import json
 import os
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import SiglipConfig
 
 from flip_hf import FlipModel
 from flip_hf.data.sources import open_source
+from flip_hf.data.tokenization import check_pooling
 from flip_hf.training.fit import check_memory, parameters_at_least
 from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
 from flip_hf.training.recipes import parse_arguments
@@ -118,3 +121,25 @@ def test_a_run_says_what_its_tokenizer_loses_of_the_captions(saved, capsys):
     assert line.startswith(f"Tokenizer learned: {len(learned):,} tokens; of 1,000 captions, 0 hold an unknown word")
     make_tokenizer(parse("--model_name_or_path", saved), sources, 16)
     assert capsys.readouterr().out.startswith(f"Tokenizer {saved}: ")
+
+
+def test_a_feature_that_the_tokenizer_never_gives_is_refused(tokenizer, tmp_path):
+    """Pooling would read the first token of every text, without a word."""
+    config = tiny_config(text={"vocab_size": 600, "pooling_type": "eos", "eos_token_id": 3}).text_config
+    with pytest.raises(ValueError, match='pooling_type="eos" reads .* at token 3, .*--special_tokens'):
+        check_pooling(tokenizer, config)
+    config.pooling_type = "argmax"
+    with pytest.raises(ValueError, match='pooling_type="argmax" reads'):
+        check_pooling(tokenizer, config)
+    config.pooling_type = "first"
+    check_pooling(tokenizer, config)
+    ended = copy.deepcopy(tokenizer)
+    ended.add_special_tokens({"eos_token": "<end>"})
+    end = ended.convert_tokens_to_ids("<end>")
+    ended.backend_tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end)])
+    for pooling in ("eos", "argmax"):
+        config.pooling_type, config.eos_token_id = pooling, end
+        check_pooling(ended, config)
+    config.pooling_type, config.eos_token_id = "eos", 3
+    with pytest.raises(ValueError, match="at token 3"):
+        check_pooling(ended, config)

@@ -30,6 +30,7 @@ if "FAIL_EVALUATION" in os.environ:
     def failing(*features):
         raise RuntimeError("injected into the evaluation")
     validation.normalized = failing
+sys.path.insert(0, os.path.dirname(os.environ["PRETRAIN"]))
 runpy.run_path(os.environ["PRETRAIN"], run_name="__main__")
 """
 

@@ -1,0 +1,77 @@
+"""Some images from all over a data set: folders are sorted by class, and the first images are those of one."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.data.reading import Place, Reader, read_rows
+from flip_hf.data.sources import Source
+from flip_hf.evaluation.encoder import ImageTransform
+
+# Rows that images are chosen from, at most: what is not decoded is still read.
+MAX_ROWS = 2**14
+
+
+def _rows(source: Source) -> Iterator[tuple[Place, dict]]:
+    return read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: None)
+
+
+def spread_places(source: Source, count: int, seed: int, max_rows: int = MAX_ROWS) -> list[Place]:
+    """Places of rows, drawn evenly from the first ones (algorithm R, Vitter 1985), in the data's order.
+
+    Args:
+        source: where rows come from.
+        count: how many, at most.
+        seed: of the draw.
+        max_rows: how many rows are read for it; `count`, if that is more.
+    """
+    draw = random.Random(seed)
+    kept: list[Place] = []
+    for number, (place, _) in zip(range(max(count, max_rows)), _rows(source), strict=False):
+        if number < count:
+            kept.append(place)
+        else:
+            replaced = draw.randrange(number + 1)
+            if replaced < count:
+                kept[replaced] = place
+    return sorted(kept)
+
+
+def _batch(images: list[torch.Tensor], places: list[Place], refused: Counter[str]) -> dict[str, Any]:
+    targets = [None] * len(images)
+    return {"images": torch.stack(images), "targets": targets, "places": places, "refused": dict(refused)}
+
+
+def batches_at(
+    source: Source, places: list[Place], transform: ImageTransform, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Batches of the images (B, ...) at some places, without targets, as `EvalStream` has them.
+
+    `refused` counts what could not be decoded since the last batch, by reason.
+    """
+    wanted = set(places)
+    images: list[torch.Tensor] = []
+    found: list[Place] = []
+    refused: Counter[str] = Counter()
+    for place, row in _rows(source):
+        if not wanted:
+            break
+        if place not in wanted:
+            continue
+        wanted.remove(place)
+        try:
+            images.append(transform(decode_image(source.image(row), transform.background)))
+            found.append(place)
+        except RefusedSample as error:
+            refused[error.reason] += 1
+        if len(found) == batch_size:
+            yield _batch(images, found, refused)
+            images = []
+            found = []
+            refused = Counter()
+    if found:
+        yield _batch(images, found, refused)
