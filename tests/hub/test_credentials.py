@@ -102,8 +102,11 @@ def test_a_run_writes_no_credentials_and_goes_on_with_them(guarded, pretrain, tm
 
     prepare(out, tmp_path / "ready", repo_id="you/flip")
     published = [path for path in (tmp_path / "ready").rglob("*") if path.is_file()]
-    for path in published:  # what a run writes is left as it is
+    for path in published:  # what a run writes is left as it is, but for the folder that it wrote to
         same = out / path.relative_to(tmp_path / "ready")
+        if path.name == "recipe.yaml":
+            assert yaml.safe_load(path.read_text()) == {**yaml.safe_load(same.read_text()), "output_dir": out.name}
+            continue
         assert path.name in ("README.md",) or "tfevents" in path.name or path.read_bytes() == same.read_bytes(), path
     assert sum("tfevents" in path.name for path in published) == sum("tfevents" in p.name for p in out.rglob("*"))
     assert leaks(again, tmp_path / "ready") == [] and shown in (tmp_path / "ready" / "README.md").read_text()
