@@ -78,17 +78,19 @@ def measure(arguments: argparse.Namespace) -> None:
     model.to(accelerator.device)
     source = open_source(arguments.data, split=arguments.split, image_column=arguments.image_column, kind="image")
     transform = ImageTransform(image_processor)
+    background = transform.background
     places = spread_places(source, arguments.samples, arguments.seed)
     measured = {}
     for ratio in arguments.mask_ratios:
-        batches = batches_at(source, places, transform, BATCH_SIZE)
+        batches = batches_at(source, places, transform, BATCH_SIZE, background)
         measured[ratio] = measure_reconstruction(model, batches, accelerator, ratio, arguments.seed)
         if not measured[ratio]["images"]:
             raise ValueError(f"No image of {source.name!r} can be used.")
     print(table(measured))
     some = sorted(random.Random(arguments.seed).sample(places, min(DRAWN, len(places))))
     # Where none of those can be decoded, others can: some have been measured.
-    shown = next(batches_at(source, some, transform, DRAWN), None) or next(batches_at(source, places, transform, DRAWN))
+    drawn = next(batches_at(source, some, transform, DRAWN, background), None)
+    shown = drawn or next(batches_at(source, places, transform, DRAWN, background))
     draw_reconstructions(
         model,
         shown["images"].to(accelerator.device),

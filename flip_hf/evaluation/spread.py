@@ -2,15 +2,16 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from PIL import Image
 
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.reading import Place, Reader, read_rows
+from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
-from flip_hf.evaluation.encoder import ImageTransform
 
 # Rows that images are chosen from, at most: what is not decoded is still read.
 MAX_ROWS = 2**14
@@ -47,7 +48,11 @@ def _batch(images: list[torch.Tensor], places: list[Place], refused: Counter[str
 
 
 def batches_at(
-    source: Source, places: list[Place], transform: ImageTransform, batch_size: int
+    source: Source,
+    places: list[Place],
+    transform: Callable[[Image.Image], torch.Tensor],
+    batch_size: int,
+    background: Colour = WHITE,
 ) -> Iterator[dict[str, Any]]:
     """Batches of the images (B, ...) at some places, without targets, as `EvalStream` has them.
 
@@ -64,7 +69,7 @@ def batches_at(
             continue
         wanted.remove(place)
         try:
-            images.append(transform(decode_image(source.image(row), transform.background)))
+            images.append(transform(decode_image(source.image(row), background)))
             found.append(place)
         except RefusedSample as error:
             refused[error.reason] += 1

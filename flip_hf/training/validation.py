@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from flip_hf.data.sources import Source
-from flip_hf.data.targets import ClassIndex, captions, nothing
+from flip_hf.data.targets import Captions, ClassIndex, nothing
 from flip_hf.evaluation.features import Features, extract, extract_texts
 from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 from flip_hf.evaluation.scoring import recall_at, retrieval_ranks, top_k_accuracy
@@ -109,7 +109,7 @@ class Validator:
         return {"top1": top1, "top5": top5, "images": float(len(labels))}
 
     def _compare(self, encoder: PairEncoder, source: Source) -> dict[str, float]:
-        features = self._features(encoder, source, captions, "held-out pairs")
+        features = self._features(encoder, source, Captions(), "held-out pairs")
         if len(features.targets) < 2:
             return {"pairs": 0.0}
         texts = [text for of_image in features.targets for text in of_image]

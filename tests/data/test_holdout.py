@@ -14,7 +14,7 @@ from flip_hf.data.holdout import image_key, is_held_out
 from flip_hf.data.pool import collect, open_pool, read_facts, write_pool
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import open_source
-from flip_hf.data.targets import captions
+from flip_hf.data.targets import Captions
 from flip_hf.data.transforms import EvalTransform
 from tests.data.conftest import write_tar
 from tests.data.loading import current_epochs, make_train_loader, samples_by_epoch
@@ -82,7 +82,7 @@ def test_a_picture_with_several_captions_is_one_image_of_the_pool(samples, tmp_p
     batches = EvalStream(
         open_pool(tmp_path / "pool", captions=True),
         EvalTransform(32),
-        captions,
+        Captions(),
         batch_size=64,
         process=Reader(0, 1),
     )

@@ -71,7 +71,7 @@ def test_a_clip_folder_is_taken_as_it_is_and_trains_as_the_converted_one_does(tm
         one, other = ([line for line in text.splitlines() if '"dtype"' not in line] for text in texts)
         assert one == other, file
     write_card(tmp_path / "from-clip")
-    assert "| began from | clip |" in (tmp_path / "from-clip" / "README.md").read_text()
+    assert "| began from | `clip` |" in (tmp_path / "from-clip" / "README.md").read_text()
 
 
 def test_a_clip_is_fine_tuned_masked_and_shipped_as_a_clip(tmp_path):
