@@ -11,8 +11,9 @@ from PIL import Image
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import has_extension
 from flip_hf.data.loader import TrainLoader, make_loader
+from flip_hf.data.opening import SHARD_EXTENSIONS
 from flip_hf.data.reading import Reader
-from flip_hf.data.sources import EMBEDDED, SHARD_EXTENSIONS, Source, open_source
+from flip_hf.data.sources import EMBEDDED, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
 from flip_hf.data.targets import ClassIndex, nothing
 from flip_hf.data.transforms import EvalTransform, TrainTransform
