@@ -27,6 +27,7 @@ from flip_hf.data.parquet_pages import (
     SmallerBatchError,
     check_footer,
 )
+from flip_hf.data.paths import FilePolicy
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.texts import read_json
@@ -59,14 +60,16 @@ class ParquetShards:
     Args:
         files: paths or URLs.
         features: types of the columns, such as a data set's card has them; those of the first sound file if None.
+        paths: what a column of paths may name, where the files are known to have one.
 
     Raises:
         FileNotFoundError: a file of this machine is not there, or none at all can be opened.
         ValueError: none is a parquet file.
     """
 
-    def __init__(self, files: Sequence[str], features: Features | None = None):
+    def __init__(self, files: Sequence[str], features: Features | None = None, paths: FilePolicy | None = None):
         self.urls = tuple(files)
+        self.files = paths
         self.remote = any(is_remote(url) for url in self.urls)
         self.selected: tuple[str, ...] | None = None
         self.columns, found = self._first_schema()

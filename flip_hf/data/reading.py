@@ -9,11 +9,11 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from datasets import IterableDataset
+from datasets import Audio, Dataset, Image, IterableDataset, LargeList, List, Video
 
 from flip_hf.data.paths import FilePolicy
 from flip_hf.data.refusals import BadDataError
@@ -31,6 +31,8 @@ _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 MAX_BROKEN_SHARDS = 16
 
 _OTHER_BYTES = 32  # of a number and the like
+
+_MAX_SHARDS = 64  # of a table that is in one piece
 
 _STRIDE = 7919  # a prime: consecutive shards begin far from each other
 
@@ -63,18 +65,38 @@ class Shards(Protocol):
         """Yields (row's number, row) from row `first` on, `part`'s turns alone; see [`TarShards.read`]."""
         ...
 
+    def select(self, image: str, target: str | None, /) -> "Shards":
+        """The same rows, of which the columns of the image and of the target alone are read.
+
+        Dots in their names lead into nested values, `;` parts alternatives.
+        """
+        ...
+
 
 class DatasetShards:
-    """A `datasets.IterableDataset` as shards.
+    """A data set of `datasets` as shards.
 
     Args:
-        dataset: yields rows that are not decoded.
+        table: yields rows; pictures, sounds and films in them are not decoded, but given as they are stored.
         remote: whether reading it may fail for a while and then work again.
         files: what its rows may name by a path; None where they hold bytes.
     """
 
-    def __init__(self, dataset: IterableDataset, remote: bool, files: FilePolicy | None = None):
-        self.dataset, self.remote, self.files = dataset, remote, files
+    def __init__(self, table: Dataset | IterableDataset, remote: bool, files: FilePolicy | None = None):
+        self.remote, self.files = remote, files
+        self._table = table
+        self.dataset = _undecoded(table)
+
+    @property
+    def columns(self) -> list[str] | None:
+        """The names of all columns; None where only the rows tell."""
+        return None if self.dataset.features is None else list(self.dataset.features)
+
+    def select(self, *columns: str | None) -> "DatasetShards":
+        """The same rows, of which these columns alone are read; see [`ParquetShards.select`]."""
+        names = {part for each in columns if each for name in each.split(";") for part in (name, name.split(".")[0])}
+        kept = [name for name in self.columns or () if name in names]
+        return DatasetShards(self._table.select_columns(kept), self.remote, self.files) if kept else self
 
     @property
     def num_shards(self) -> int:
@@ -94,6 +116,26 @@ class DatasetShards:
         for index, batch in enumerate(rows.iter(batch_size=1), start=first):
             if part is None or index % part.count == part.index:
                 yield index, {name: values[0] for name, values in batch.items()}
+
+
+def _undecoded(table: Dataset | IterableDataset) -> IterableDataset:
+    """The rows as bytes, text and numbers: what cannot be decoded is for us to count, not an error of a stream."""
+    if isinstance(table, Dataset):
+        table = table.to_iterable_dataset(num_shards=min(_MAX_SHARDS, max(1, len(table))))
+    for name, feature in (table.features or {}).items():
+        stored = _as_stored(feature)
+        if stored != feature:
+            table = table.cast_column(name, stored)
+    return table
+
+
+def _as_stored(feature: Any) -> Any:
+    """A feature whose pictures, sounds and films, at any depth, are not decoded."""
+    if isinstance(feature, dict):
+        return {name: _as_stored(each) for name, each in feature.items()}
+    if isinstance(feature, (List, LargeList)):
+        return replace(feature, feature=_as_stored(feature.feature))
+    return replace(feature, decode=False) if isinstance(feature, (Image, Audio, Video)) else feature
 
 
 def row_bytes(row: Any) -> int:

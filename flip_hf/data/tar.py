@@ -5,6 +5,9 @@ first key that comes twice, refuses data whose first samples differ in their mem
 short one. Here members stay bytes until somebody needs them, and what was lost is reported.
 """
 
+import copy
+import io
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,19 +15,30 @@ from typing import Any
 
 from flip_hf.data.archive import Archive, Member
 from flip_hf.data.decode import RefusedSample
-from flip_hf.data.files import MAX_FILE_BYTES, is_remote, open_at
+from flip_hf.data.files import MAX_FILE_BYTES, has_extension, is_remote, open_at
+from flip_hf.data.gzipped import GunzippedFile
 from flip_hf.data.reading import Reader
 from flip_hf.redaction import shown
 
 # Members of a sample that are kept. Their bytes are bounded, too, by twice those that one member may have.
 MAX_MEMBERS = 1024
+COMPRESSED = (".tar.gz", ".tgz")
+TAR_EXTENSIONS = (".tar", *COMPRESSED)
 _OWN_COLUMNS = ("__key__", "__url__")
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_DOTTED_NAME = re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)")
+# Members whose names are looked at to tell why the parts of a sample are not together.
+_NAMES_LOOKED_AT = 20_000
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension by WebDataset's convention: the key ends at the base name's first dot. None without both."""
-    match = _NAME.fullmatch(name)
+def split_name(name: str, *, at_last_dot: bool = False) -> tuple[str, str] | None:
+    """Key and extension; None without both.
+
+    Args:
+        name: a member's path.
+        at_last_dot: the key ends there, and not at the base name's first dot, which is WebDataset's convention.
+    """
+    match = (_DOTTED_NAME if at_last_dot else _NAME).fullmatch(name)
     return (match.group(1), match.group(2).lower()) if match else None
 
 
@@ -35,13 +49,14 @@ class _Draft:
         self.key = key
         self.is_crowded = False
         self.row: dict[str, Any] = {"__key__": key, "__url__": url}
+        self.extensions: set[str] = set()
         self._left = max_bytes
 
     def add(self, extension: str) -> bool:
         """Makes a place for a member, if there is any left."""
-        self.is_crowded = self.is_crowded or len(self.row) == MAX_MEMBERS + 2
+        self.is_crowded = self.is_crowded or len(self.extensions) == MAX_MEMBERS
         if not self.is_crowded:
-            self.row[extension] = None
+            self.extensions.add(extension)
         return not self.is_crowded
 
     def take(self, archive: Archive, member: Member, max_bytes: int) -> bytes | RefusedSample | None:
@@ -65,10 +80,13 @@ class TarShards:
     Args:
         urls: paths or URLs.
         max_member_bytes: a larger member is not read; whoever asks for it gets a [`RefusedSample`].
+        keys_have_dots: keys end at a name's last dot, not at its first one: `v1.0-0001.jpg`.
     """
 
-    def __init__(self, urls: Sequence[str], max_member_bytes: int = MAX_FILE_BYTES):
+    def __init__(self, urls: Sequence[str], max_member_bytes: int = MAX_FILE_BYTES, *, keys_have_dots: bool = False):
         self.urls, self.max_member_bytes = tuple(urls), max_member_bytes
+        self.keys_have_dots = keys_have_dots
+        self._wanted: frozenset[str] | None = None
         self.remote = any(is_remote(url) for url in self.urls)
         # Where the last row began that was read of a shard: a lost connection is taken up there.
         self._mark = (-1, 0, 0)  # shard, row, byte
@@ -81,6 +99,17 @@ class TarShards:
     def name(self, shard: int) -> str:
         """What to call a shard in a message."""
         return shown(self.urls[shard])
+
+    def select(self, *columns: str | None) -> "TarShards":
+        """The same files, of whose members these alone are read and held.
+
+        Args:
+            columns: their extensions; dots lead into nested values, `;` parts alternatives.
+        """
+        names = [name for column in columns if column for name in column.split(";")]
+        shards = copy.copy(self)
+        shards._wanted = frozenset(part for name in names for part in (name, name.split(".")[0]))
+        return shards
 
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
@@ -117,19 +146,19 @@ class TarShards:
         with self._open(shard, offset) as archive:
             draft: _Draft | None = None
             for member in archive.walk(damage):
-                name = split_name(member.name) if member.is_file else None
-                if name is None or name[1] in _OWN_COLUMNS:
+                name = self._split(member)
+                if name is None:
                     continue
                 key, extension = name
-                if draft is not None and (key != draft.key or extension in draft.row):
+                if draft is not None and (key != draft.key or extension in draft.extensions or extension in draft.row):
                     self._mark = (shard, row + 1, member.offset)
                     if _wanted(row, first, part):
                         yield row, draft.row
                     row, draft = row + 1, None
                 draft = draft or _Draft(key, self.urls[shard], 2 * self.max_member_bytes)
                 was_crowded = draft.is_crowded
-                has_place = draft.add(extension)
-                if not _wanted(row, first, part):
+                has_place = draft.add(extension) or self._wanted is not None
+                if not _wanted(row, first, part) or (self._wanted is not None and extension not in self._wanted):
                     continue
                 if has_place:
                     data = draft.take(archive, member, self.max_member_bytes)
@@ -147,8 +176,38 @@ class TarShards:
         """The archive from a byte on."""
         url = self.urls[shard]
         in_one_go = url in self._in_one_go
+        if has_extension(url.lower(), COMPRESSED):
+            with open_at(url, in_one_go=in_one_go) as packed, io.BufferedReader(GunzippedFile(packed), 2**16) as file:
+                left = offset
+                while left > 0 and (skipped := len(file.read(min(left, 2**20)))):
+                    left -= skipped
+                yield Archive(file, offset, seekable=False)
+            return
         with open_at(url, offset, in_one_go=in_one_go) as file:
             yield Archive(file, offset, seekable=not in_one_go)
+
+    def _split(self, member: Member) -> tuple[str, str] | None:
+        """A member's key and extension; None where it is no part of a sample."""
+        name = split_name(member.name, at_last_dot=self.keys_have_dots) if member.is_file else None
+        return None if name is None or name[1] in _OWN_COLUMNS else name
+
+    def find_parted(self) -> tuple[str, str] | None:
+        """Two members of one sample in the first shard between which there are others; None where there are none.
+
+        Of the archive the beginning is looked at, and no member is read.
+        """
+        seen: dict[str, str] = {}
+        last = None
+        with self._open(0, 0) as archive:
+            for member in itertools.islice(archive.walk(lambda reason: None), _NAMES_LOOKED_AT):
+                name = self._split(member)
+                if name is None:
+                    continue
+                if name[0] != last and name[0] in seen:
+                    return seen[name[0]], member.name
+                seen[name[0]] = member.name
+                last = name[0]
+        return None
 
 
 def _wanted(row: int, first: int, part: Reader | None) -> bool:

@@ -14,8 +14,9 @@ from flip_hf.data.class_names import check_class_names
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import files_below
 from flip_hf.data.loader import make_loader
+from flip_hf.data.opening import SHARD_EXTENSIONS
 from flip_hf.data.reading import Reader
-from flip_hf.data.sources import SHARD_EXTENSIONS, Source, open_source
+from flip_hf.data.sources import Source, open_source
 from flip_hf.data.targets import Captions, ClassIndex, ClassVector
 from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.registry import DataSet
@@ -40,8 +41,11 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _local_copy(data_set: DataSet, split: str, data_dir: str) -> str:
-    """The folder of a data set below `data_dir`: `name/split` where that holds shards, else `name`."""
+def _local_copy(data_set: DataSet, split: str, data_dir: str) -> tuple[str, str | None]:
+    """The folder of a data set below `data_dir`, and the split in it.
+
+    `name/split` where that holds shards, which are then all of the split; else `name`.
+    """
     folder = Path(data_dir) / data_set.name
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -50,15 +54,8 @@ def _local_copy(data_set: DataSet, split: str, data_dir: str) -> str:
         )
     inner = folder / split
     if inner.is_dir() and any(files_below(str(inner), extension) for extension in SHARD_EXTENSIONS):
-        return str(inner)
-    if any(files_below(str(folder), extension) for extension in SHARD_EXTENSIONS) and not _is_saved(folder):
-        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        raise FileNotFoundError(f"{folder} has no shards of the split {split!r} in {inner}; there are: {found}.")
-    return str(folder)
-
-
-def _is_saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+        return str(inner), None
+    return str(folder), split
 
 
 def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
@@ -71,14 +68,16 @@ def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
     if split not in data_set.splits:
         known = ", ".join(data_set.splits) or "none"
         raise ValueError(f"{data_set.title} has no split for {split!r}, only: {known}.")
-    called, columns = data_set.splits[split], (data_set.image_column, data_set.target_column)
+    called: str | None = data_set.splits[split]
+    columns = (data_set.image_column, data_set.target_column)
     if data_dir is None and data_set.path is None:
         raise ValueError(
             f"{data_set.title} is not on the Hub; get a copy and name its folder with --data_dir. {data_set.note or ''}"
         )
     path, config = data_set.path or "", data_set.config
     if data_dir is not None:
-        path, config = _local_copy(data_set, called, data_dir), None
+        path, called = _local_copy(data_set, called, data_dir)
+        config = None
         if not any(files_below(path, ".tar")):  # the columns of another form are found by their usual names
             columns = (None, None)
     return open_source(

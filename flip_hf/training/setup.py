@@ -14,9 +14,10 @@ from flip_hf.data.class_names import check_class_names
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import has_extension
 from flip_hf.data.loader import TrainLoader, make_loader
+from flip_hf.data.opening import EITHER, LISTED_COLUMNS, SHARD_EXTENSIONS
 from flip_hf.data.pool import PoolFacts, collect, open_pool, read_facts, write_pool
 from flip_hf.data.reading import Reader
-from flip_hf.data.sources import EITHER, EMBEDDED, SHARD_EXTENSIONS, USUAL_COLUMNS, Source, open_source
+from flip_hf.data.sources import EMBEDDED, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.evaluation.loading import read_class_names
@@ -100,7 +101,8 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
         raise ValueError(told.replace("--caption_column", "--eval_caption_column")) from error
     if not labels:
         return Evaluation(source, key=source.name)
-    if kind == "caption" or (kind == EITHER and source.target_column in USUAL_COLUMNS["caption"]):
+    found = (source.target_column or "").split(";")[0]
+    if kind == "caption" or (kind == EITHER and found in LISTED_COLUMNS["caption"]):
         if data.holdout:
             raise ValueError(
                 f"--eval_data {shown(name)} holds pairs, and --holdout takes others from the training data to validate "

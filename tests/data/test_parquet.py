@@ -13,9 +13,10 @@ import pytest
 from datasets import Audio, ClassLabel, Dataset, Features, Image, Json, List, Value, load_dataset
 
 from flip_hf.data.decode import RefusedSample, decode_image
+from flip_hf.data.opening import open_named
 from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.reading import DatasetShards, Reader, read_rows
-from flip_hf.data.sources import open_named, open_source
+from flip_hf.data.sources import open_source
 from tests.data.test_remote import server  # noqa: F401
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -1,156 +1,179 @@
-"""Splits of local folders: found as `datasets` finds them, and an unknown one is an error that lists them."""
+"""Splits of a local folder are those that `datasets` finds, and an unknown one is an error."""
 
-import logging
-import os
+import io
+import tarfile
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
 from flip_hf.data.sources import open_source
-from flip_hf.data.splits import UnknownSplit
-from tests.conftest import shapes_rows
+from flip_hf.data.splits import find_splits, list_folder
 from tests.data.conftest import write_tar
 
-ROWS = shapes_rows(6)
-README = """---
-configs:
-- config_name: default
-  data_files:
-  - {split: train, path: a/*}
-  - {split: test, path: b/*}
-- config_name: swapped
-  data_files:
-  - {split: train, path: b/*}
-  - {split: test, path: a/*}
----
-"""
+LAYOUTS = [
+    ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
+    ("data/big_split-00000-of-00001.parquet", "data/train-00000-of-00001-0a1b.parquet", "extra.parquet"),
+    ("train.parquet", "test.parquet"),
+    ("train/0.tar", "train/1.tar", "test/0.tar"),
+    ("my-train.tar", "a/val_1.tar", "dev.tar", "evaluation.2.tar"),
+    ("a/train/x/0.tar", "a/testing_2/0.tar", "valid/0.tar"),
+    ("train_images/1.jpg", "test images/2.jpg"),
+    ("0.tar", "1.tar"),
+    ("trainer.tar", "contest.tar", "validated/0.tar"),
+    ("train/test.tar", "test/train.tar"),
+    ("Train/0.tar", "TEST.tar"),
+    (".hidden/train.tar", "__MACOSX/test.tar", "0.tar"),
+    ("README.md", "a/README.md", "data.tar"),
+    ("dev/a.csv", "b.csv"),
+]
 
 
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".tar":
-        write_tar(path, [(f"{n}", row["image"]["bytes"], row["caption"].encode()) for n, row in enumerate(rows)])
-    elif path.suffix == ".parquet":
-        captions = [row["caption"] for row in rows]
-        pq.write_table(pa.table({"image": [row["image"] for row in rows], "caption": captions}), path)
-    else:
-        for number, row in enumerate(rows):
-            (path / str(number % 2)).mkdir(parents=True, exist_ok=True)
-            (path / str(number % 2) / f"{path.name}{number}.png").write_bytes(row["image"]["bytes"])
+def touch(folder, files):
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
 
 
-def captions(folder, **kwargs) -> list[str]:
-    source = open_source(str(folder), **kwargs)
-    return sorted(value if isinstance(value, str) else value.decode() for value in map(source.target, source.rows()))
+@pytest.mark.parametrize("files", LAYOUTS, ids=lambda files: files[0])
+def test_splits_are_those_that_datasets_finds(files, tmp_path):
+    touch(tmp_path, files)
+    found = find_splits(list_folder(str(tmp_path)))
+    expected = DataFilesDict.from_patterns(get_data_patterns(str(tmp_path)), str(tmp_path))
+    assert {name: sorted(str(tmp_path / file) for file in each) for name, each in found.items()} == {
+        str(name): sorted(set(each)) for name, each in expected.items()
+    }
 
 
-def expected(rows) -> list[str]:
-    return sorted(row["caption"] for row in rows)
+def test_a_folder_is_listed_once_whatever_links_are_in_it(tmp_path):
+    touch(tmp_path, ["a/0.tar", "b.tar", ".c.tar"])
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
+    assert list_folder(str(tmp_path)) == ["a/0.tar", "b.tar"]
+    with pytest.raises(EmptyDatasetError):
+        get_data_patterns(str(tmp_path / "none"))
 
 
-NAMES = {
-    "a cloned repository": ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
-    "files at the top": ("train.parquet", "test.parquet"),
-    "folders of shards": ("train/0.tar", "test/0.tar"),
-    "names with numbers": ("train-000.tar", "eval-000.tar"),
-}
+def captions(folder, **options) -> list[str]:
+    source = open_source(str(folder), **options)
+    values = [source.target(row) for row in source.rows()]
+    return sorted(value.decode() if isinstance(value, bytes) else value for value in values)
 
 
-@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-def test_the_splits_of_a_folder_are_those_that_datasets_finds(tmp_path, names):
-    for name, rows in zip(names, (ROWS[:4], ROWS[4:]), strict=True):
-        write(tmp_path / "data" / name, rows)
-    folder = tmp_path / "data"
-    assert captions(folder, split="train") == expected(ROWS[:4])
-    assert captions(folder, split="test") == expected(ROWS[4:])
-    if names[0].endswith(".parquet"):
-        assert expected(load_dataset(str(folder), split="test")) == expected(ROWS[4:])
-    with pytest.raises(UnknownSplit, match="has no split 'validation', only: train, test"):
-        open_source(str(folder), split="validation")
+def table(samples) -> Dataset:
+    columns = {"image": [{"bytes": s[1], "path": None} for s in samples], "caption": [s[2].decode() for s in samples]}
+    return Dataset.from_dict(columns, features=Features({"image": Image(), "caption": Value("string")}))
 
 
-def test_the_readme_of_a_folder_tells_its_splits_and_configurations(tmp_path):
-    write(tmp_path / "a" / "x.parquet", ROWS[:4])
-    write(tmp_path / "b" / "y.parquet", ROWS[4:])
-    assert captions(tmp_path, split="train") == expected(ROWS)  # nothing tells of splits yet
-    (tmp_path / "README.md").write_text(README)
-    assert captions(tmp_path, split="train") == expected(ROWS[:4])
-    assert captions(tmp_path, split="train", config="swapped") == expected(ROWS[4:])
-    with pytest.raises(UnknownSplit, match="only: train, test"):
-        open_source(str(tmp_path), split="dev")
-    with pytest.raises(ValueError, match="no configuration 'other', only: default, swapped"):
-        open_source(str(tmp_path), config="other")
-    (tmp_path / "README.md").write_text("no yaml")
-    with pytest.raises(ValueError, match="no configuration 'other', for it has no README.md that describes any"):
-        open_source(str(tmp_path), config="other")
+def cloned(folder, train, test):
+    table(train).to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    table(test).to_parquet(str(folder / "data" / "test-00000-of-00001.parquet"))
 
 
-@pytest.mark.parametrize("pattern", ["../b/*", "/etc/*", "https://example.com/x.parquet", "a/../../b/*"])
-def test_a_readme_names_files_of_its_own_folder_alone(tmp_path, pattern):
-    write(tmp_path / "d" / "a" / "x.parquet", ROWS[:4])
-    write(tmp_path / "b" / "y.parquet", ROWS[4:])
-    (tmp_path / "d" / "README.md").write_text(README.replace("a/*", pattern))
-    with pytest.raises(ValueError, match="names files elsewhere"):
-        open_source(str(tmp_path / "d"))
+def tars(folder, train, test):
+    for name, each in (("train", train), ("test", test)):
+        (folder / name).mkdir(parents=True)
+        write_tar(folder / name / "0.tar", each)
 
 
-def test_an_unreadable_readme_is_named(tmp_path):
-    write(tmp_path / "x.parquet", ROWS)
-    (tmp_path / "README.md").write_text("---\nconfigs: [: }\n---\n")
-    with pytest.raises(ValueError, match="README.md cannot be read"):
-        open_source(str(tmp_path))
+def top(folder, train, test):
+    table(train).to_parquet(str(folder / "train.parquet"))
+    table(test).to_parquet(str(folder / "test.parquet"))
 
 
-@pytest.mark.parametrize("name", ["0.tar", "0.parquet", "images"])
-def test_a_folder_that_tells_of_no_splits_is_train_or_what_its_own_name_says(tmp_path, name):
-    write(tmp_path / "heldout" / name, ROWS)
-    kind = "image" if name == "images" else "caption"
-    for split in ("train", "heldout"):
-        assert len(list(open_source(str(tmp_path / "heldout"), split=split, kind=kind).rows())) == 6
-    with pytest.raises(UnknownSplit, match="has no split 'test', only: train"):
-        open_source(str(tmp_path / "heldout"), split="test", kind=kind)
+def saved(folder, train, test):
+    DatasetDict({"train": table(train), "test": table(test)}).save_to_disk(str(folder))
 
 
-def test_image_folders_list_their_splits(tmp_path):
-    write(tmp_path / "train", ROWS[:4])
-    write(tmp_path / "test", ROWS[4:])
-    assert len(list(open_source(str(tmp_path), split="test", kind="label").rows())) == 2
-    with pytest.raises(UnknownSplit, match="has no split 'validation', only: train, test"):
-        open_source(str(tmp_path), split="validation", kind="label")
+def beside(folder, train, test):
+    for name, each in (("train", train), ("test", test)):
+        (folder / name).mkdir(parents=True)
+        for key, image, caption in each:
+            (folder / name / f"{key}.jpg").write_bytes(image)
+            (folder / name / f"{key}.txt").write_bytes(caption)
 
 
-def test_what_was_saved_knows_its_splits(tmp_path):
-    def table(rows):
-        return Dataset.from_dict({"image": [row["image"] for row in rows], "caption": expected(rows)})
-
-    DatasetDict(train=table(ROWS[:4]), test=table(ROWS[4:])).save_to_disk(tmp_path / "both")
-    assert captions(tmp_path / "both", split="test") == expected(ROWS[4:])
-    with pytest.raises(UnknownSplit, match="only: train, test"):
-        open_source(str(tmp_path / "both"), split="dev")
-    table(ROWS).save_to_disk(tmp_path / "one")
-    assert captions(tmp_path / "one") == expected(ROWS)
-    with pytest.raises(UnknownSplit, match="only: train"):
-        open_source(str(tmp_path / "one"), split="test")
-    write(tmp_path / "x" / "train.parquet", ROWS)
-    load_dataset(str(tmp_path / "x"), split="train").save_to_disk(tmp_path / "named")
-    with pytest.raises(UnknownSplit, match="only: train"):
-        open_source(str(tmp_path / "named"), split="test")
+def described(folder, train, test):
+    table(train).to_parquet(str(folder / "a" / "x.parquet"))
+    table(test).to_parquet(str(folder / "b" / "x.parquet"))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: a/*\n"
+        "  - split: test\n    path: [b/*]\n- config_name: swapped\n  data_dir: b\n---\n# Data\n"
+    )
 
 
-def test_shards_of_no_split_are_named(tmp_path, caplog):
-    for name in ("train-0.tar", "more-1.tar"):
-        write(tmp_path / name, ROWS[:2])
-    with caplog.at_level(logging.WARNING):
-        assert captions(tmp_path) == expected(ROWS[:2])
-    assert f"1 of the 2 .tar files in {tmp_path} are of no split, and left out" in caplog.text
+@pytest.mark.parametrize("write", [cloned, tars, top, saved, beside, described], ids=lambda write: write.__name__)
+def test_each_split_has_its_own_rows_and_an_unknown_one_is_an_error(write, samples, tmp_path):
+    train, test = samples[:9], samples[20:25]
+    write(tmp_path / "data", train, test)
+    assert captions(tmp_path / "data") == [caption.decode() for _, _, caption in train]
+    assert captions(tmp_path / "data", split="test") == [caption.decode() for _, _, caption in test]
+    with pytest.raises(ValueError, match="has no split 'validation', only: (train, test|test, train)"):
+        open_source(str(tmp_path / "data"), split="validation")
+    with pytest.raises(ValueError, match="configuration.* 'nope'"):
+        open_source(str(tmp_path / "data"), config="nope")
 
 
-def test_shards_keep_their_order_and_names(tmp_path, monkeypatch):
-    """As before splits were looked for: a resumed run and its seed depend on both."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("b.tar", "a.tar", "c/d.tar"):
-        write(tmp_path / "link to" / name, ROWS[:2])
-    os.symlink("link to", "shards")
-    assert open_source("shards").shards.urls == ("shards/a.tar", "shards/b.tar", "shards/c/d.tar")  # pyright: ignore
+def test_a_configuration_of_a_card_is_read(samples, tmp_path):
+    described(tmp_path, samples[:9], samples[20:25])
+    assert captions(tmp_path, config="swapped") == [caption.decode() for _, _, caption in samples[20:25]]
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("configs:\n- config_name: x\n  data_files: ../*.parquet", "no such file is in the folder"),
+        ("configs:\n- config_name: x\n  data_files: https://example.org/x.parquet", "no such file is in the folder"),
+        ("configs:\n- config_name: x\n  data_files: /etc/passwd", "no such file is in the folder"),
+        ("configs:\n- config_name: x\n  data_dir: ../other", "has no split 'train'"),
+        ("configs:\n- config_name: x\n  columns: [image]", "asks for columns, which is not done"),
+        ("configs:\n- config_name: x\n- config_name: y", "has several configurations: x, y. Name one"),
+        ("configs: 3", "has damaged configs"),
+        ("configs: [", "cannot be read as the card"),
+        ("configs: !!python/object/apply:os.system [true]", "cannot be read as the card"),
+    ],
+)
+def test_a_card_names_files_of_its_folder_alone(card, message, samples, tmp_path):
+    table(samples[:4]).to_parquet(str(tmp_path / "other" / "x.parquet"))
+    table(samples[:4]).to_parquet(str(tmp_path / "data" / "x.parquet"))
+    (tmp_path / "data" / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(str(tmp_path / "data"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_nothing_divides_is_train_and_an_error_says_so(tar_folder, samples, tmp_path):
+    with pytest.raises(ValueError, match="no split 'test', only: train. Nothing in it is named after a split"):
+        open_source(str(tar_folder), split="test")
+    assert len(captions(tar_folder, split=None)) == len(samples)
+    assert len(captions(tar_folder / "*.tar", split="test")) == len(samples)  # files that are named are all read
+    table(samples[:3]).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="no split 'test', only: train"):
+        open_source(str(tmp_path / "saved"), split="test")
+
+
+def test_pictures_of_which_some_are_in_no_split_are_refused(samples, tmp_path):
+    for name in ("a.jpg", "b.jpg", "test drive.jpg"):
+        (tmp_path / name).write_bytes(samples[0][1])
+    with pytest.raises(ValueError, match="2 of the 3 pictures .* are in no split, such as 'a.jpg'"):
+        open_source(str(tmp_path), kind="image")
+
+
+def test_classes_of_an_image_folder_have_one_number_in_all_splits(samples, tmp_path):
+    """A class of which one split has no picture is numbered all the same."""
+    for name in ("train/ant", "train/bee", "train/cat", "test/bee", "test/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").write_bytes(samples[0][1])
+    source = open_source(str(tmp_path), split="test", kind="label")
+    assert source.class_names == ("ant", "bee", "cat") and [source.target(row) for row in source.rows()] == [1, 2]
+
+
+def test_shards_of_a_split_are_found_in_a_tar_by_name_too(samples, tmp_path):
+    for name, each in (("pairs-train-0", samples[:3]), ("pairs-test-0", samples[3:5])):
+        write_tar(tmp_path / f"{name}.tar", each)
+    assert captions(tmp_path, split="test") == [caption.decode() for _, _, caption in samples[3:5]]
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("x"))
+    (tmp_path / "train.tar.gz").write_bytes(packed.getvalue())
+    assert set(find_splits(list_folder(str(tmp_path)))) == {"train", "test"}

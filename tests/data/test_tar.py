@@ -5,8 +5,9 @@ import pytest
 
 from flip_hf.data import tar
 from flip_hf.data.decode import RefusedSample
+from flip_hf.data.opening import open_named
 from flip_hf.data.reading import Reader
-from flip_hf.data.sources import column_value, open_named, open_source
+from flip_hf.data.sources import column_value, open_source
 from flip_hf.data.tar import TarShards, split_name
 from tests.data import damaged
 

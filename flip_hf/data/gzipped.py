@@ -1,0 +1,66 @@
+"""A gzip file read from its beginning, in memory and time that follow from its own size and not from what it claims."""
+
+import io
+import zlib
+from typing import IO
+
+# Pictures hardly shrink, and archives of small ones by a factor of ten. A bomb expands to a thousand times its size.
+MAX_EXPANSION = 100
+_GRACE_BYTES = 64 * 2**20
+_READ_BYTES = 2**16
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+class GunzippedFile(io.RawIOBase):
+    """What a gzip file expands to.
+
+    `gzip` of Python's own reads a header byte by byte in Python, of whatever length; here `zlib` does.
+
+    Args:
+        file: the compressed file, at its beginning. It is closed with this one.
+
+    Raises (in reading):
+        ValueError: the data are damaged, or expand to more than [`MAX_EXPANSION`] times their size.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._inflater = zlib.decompressobj(_GZIP)
+        self._waiting = b""
+        self._taken = 0
+        self._given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        data = b""
+        while not data:
+            if not self._waiting:
+                self._waiting = self._file.read(_READ_BYTES)
+                self._taken += len(self._waiting)
+                if not self._waiting:
+                    return 0
+            data = self._inflate(len(buffer))
+        self._given += len(data)
+        if self._given > _GRACE_BYTES + MAX_EXPANSION * self._taken:
+            raise ValueError(f"it expands to more than {MAX_EXPANSION} times its size")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _inflate(self, size: int) -> bytes:
+        if self._inflater.eof:  # further members may follow, or zeros that fill a block
+            self._waiting = self._waiting.lstrip(b"\0")
+            self._inflater = zlib.decompressobj(_GZIP)
+            return b""
+        try:
+            data = self._inflater.decompress(self._waiting, size)
+        except zlib.error as error:
+            raise ValueError("damaged gzip data") from error
+        self._waiting = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

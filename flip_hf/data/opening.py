@@ -1,0 +1,374 @@
+"""Opens any data set as shards: tells its form by what is there, and says so where it has none."""
+
+import glob
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import load_dataset, load_dataset_builder, load_from_disk
+from datasets.data_files import DataFilesList
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+from flip_hf.data.files import check_regular_files, files_below, has_extension, is_remote, list_files
+from flip_hf.data.lists import LIST_EXTENSIONS, ListShards, list_columns
+from flip_hf.data.pairs import PairShards
+from flip_hf.data.parquet import ParquetShards
+from flip_hf.data.paths import FilePolicy, FilesBelow
+from flip_hf.data.reading import DatasetShards, Shards
+from flip_hf.data.splits import (
+    CARDS,
+    UNDIVIDED,
+    are_divided,
+    config_splits,
+    find_splits,
+    list_folder,
+    no_such_split,
+    read_configs,
+)
+from flip_hf.data.tar import TAR_EXTENSIONS, TarShards
+from flip_hf.data.texts import check_json_lines
+from flip_hf.redaction import redact, shown
+
+logger = logging.getLogger(__name__)
+
+# Files that hold many samples.
+SHARD_EXTENSIONS = (*TAR_EXTENSIONS, ".parquet", *LIST_EXTENSIONS)
+# Where the picture, the caption, the label of a row usually are.
+USUAL_COLUMNS = {
+    "image": ("image", "jpg", "jpeg", "png", "webp", "img"),
+    "caption": ("caption", "text", "txt", "captions"),
+    "label": ("label", "labels", "cls"),
+}
+# In a list, and in the metadata of a folder, which have a path in place of a picture.
+LISTED_COLUMNS = {
+    "image": (
+        "filepath",
+        "file_name",
+        "filename",
+        "file_path",
+        "image_path",
+        "img_path",
+        "path",
+        *USUAL_COLUMNS["image"],
+    ),
+    "caption": (*USUAL_COLUMNS["caption"], "title"),
+    "label": USUAL_COLUMNS["label"],
+}
+EITHER = "either"  # a label or a caption
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_PICTURES = (*ImageFolder.EXTENSIONS, ".avif", ".heic")
+# What `datasets` opens by itself.
+_SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
+_ADVICE = {
+    ".arrow": "Name the folder that save_to_disk wrote, with its state.json, or write it as parquet.",
+    ".zip": "Unpack it.",
+    ".7z": "Unpack it.",
+    ".rar": "Unpack it.",
+    ".tfrecord": "Write its samples as tar shards.",
+    ".mp4": "Write frames of it as pictures.",
+    ".json": "Write one JSON object a line, in a file that ends in .jsonl.",
+    ".gz": "Unpack it, unless it is a .tar.gz.",
+    ".zst": "Unpack it.",
+    ".xlsx": "Save it as CSV in UTF-8.",
+    ".txt": "A text goes with the picture of the same name: a.txt with a.jpg.",
+}
+_FORMS = (
+    "What can be read: .tar, .tar.gz, .tgz and .parquet files; lists in .csv, .tsv and .jsonl; folders of pictures "
+    "with a text beside each, or with a metadata.jsonl; what save_to_disk wrote."
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is looked for in a data set.
+
+    Attributes:
+        kind: what its target is, `caption` or `label`, `either` of them, or `image` where pictures do alone.
+        image: the column that the user named for the picture, if any.
+        target: that for the target.
+    """
+
+    kind: str = "caption"
+    image: str | None = None
+    target: str | None = None
+
+    def targets(self, usual: dict[str, tuple[str, ...]]) -> set[str]:
+        """The names under which the target may be, the first parts of nested ones."""
+        kinds = ("label", "caption") if self.kind == EITHER else (self.kind,)
+        named = self.target.split(";") if self.target else [name for kind in kinds for name in usual.get(kind, ())]
+        return {part for name in named for part in (name, name.split(".")[0])}
+
+
+def open_shards(data: str, config: str | None, split: str | None, wanted: Wanted) -> Shards:
+    """Opens a data set; see `open_source`."""
+    if os.path.isdir(data):
+        return _open_folder(data, config, split, wanted)
+    if has_extension(data.lower(), SHARD_EXTENSIONS):
+        return open_files(list_files(data))
+    if is_remote(data):
+        for extension in SHARD_EXTENSIONS:
+            files = files_below(data, extension)
+            if files:
+                return open_files(files)
+        raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {shown(data)!r}.")
+    if os.path.exists(data):
+        raise unknown_form(data, [data])
+    if data.startswith((".", "/", "~")) or os.path.splitext(data)[1] in _ADVICE:
+        found = glob.glob(os.path.expanduser(data))
+        if found:
+            raise unknown_form(data, found)
+        raise FileNotFoundError(f"There is no file or folder {shown(data)!r}.")
+    return open_named(data, config, split or UNDIVIDED)
+
+
+def open_files(files: Sequence[str], root: str | None = None) -> Shards:
+    """Files of one kind that hold many samples each, as they are: no name of theirs tells a split.
+
+    Args:
+        files: paths or URLs.
+        root: the folder in which the pictures of a list may be; its own if None.
+
+    Raises:
+        ValueError: they are of several kinds, or of none.
+    """
+    kinds = [(TAR_EXTENSIONS, TarShards), ((".parquet",), ParquetShards)]
+    for extensions, kind in kinds:
+        if all(has_extension(file.lower(), extensions) for file in files):
+            return kind(files)
+    if all(has_extension(file.lower(), LIST_EXTENSIONS) for file in files):
+        return ListShards(files, root)
+    others = [file for file in files if not has_extension(file.lower(), SHARD_EXTENSIONS)]
+    if others:
+        raise unknown_form(others[0], others)
+    raise ValueError(f"{shown(files[0])!r} and the other files are of several kinds: name each kind on its own.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The files of a split, by what they are; paths are relative to the folder."""
+
+    shards: list[str]
+    tables: list[str]
+    lists: list[str]
+    metadata: list[str]
+    pictures: list[str]
+    archives: list[str]
+
+
+def _sorted_out(files: Iterable[str]) -> _Split:
+    found = _Split([], [], [], [], [], [])
+    kinds = [
+        (METADATA, found.metadata),
+        (TAR_EXTENSIONS, found.shards),
+        ((".parquet",), found.tables),
+        (LIST_EXTENSIONS, found.lists),
+        (_PICTURES, found.pictures),
+        ((".zip",), found.archives),
+    ]
+    for file in files:
+        name = os.path.basename(file).lower()
+        place = next((place for endings, place in kinds if _ends(name, endings)), None)
+        if place is not None:
+            place.append(file)
+    return found
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return name in METADATA if endings is METADATA else name.endswith(endings)
+
+
+def _open_folder(path: str, config: str | None, split: str | None, wanted: Wanted) -> Shards:
+    check_regular_files(path, (*METADATA, *_SAVED, *CARDS))
+    if any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
+        return _open_saved(path, config, split)
+    listed = list_folder(path)
+    files = [file for file in listed if file.lower().endswith((*SHARD_EXTENSIONS, *_PICTURES, ".zip"))]
+    splits = _splits_of(path, config, files)
+    if split is None:
+        splits = {UNDIVIDED: files}
+        split = UNDIVIDED
+    if not files:
+        raise unknown_form(path, listed)
+    divided = are_divided(files, splits)
+    if not divided and split == _own_name(path):
+        split = UNDIVIDED
+    if split not in splits:
+        raise no_such_split(shown(path), split, splits, divided)
+    _tell_left_out(path, files, splits)
+    return _open_split(path, splits, split, listed, wanted)
+
+
+def _own_name(path: str) -> str:
+    """What a folder is called: one that tells of no splits may be a split as a whole, `data/test`."""
+    return os.path.basename(os.path.realpath(path))
+
+
+def _tell_left_out(path: str, files: Sequence[str], splits: dict[str, list[str]]) -> None:
+    """Says which files of samples are of no split: `datasets` leaves them out without a word."""
+    left = sorted({file for file in files if file.lower().endswith(SHARD_EXTENSIONS)}.difference(*splits.values()))
+    if left:
+        logger.warning(
+            "%d files in %s are of no split, and left out; the first is %s.", len(left), shown(path), left[0]
+        )
+
+
+def _splits_of(path: str, config: str | None, files: Sequence[str]) -> dict[str, list[str]]:
+    configs = read_configs(path)
+    if configs or config is not None:
+        return config_splits(configs, config, files, shown(path))
+    splits = find_splits(files)
+    pictures = [file for file in files if file.lower().endswith(_PICTURES)]
+    rest = set(pictures).difference(*splits.values())
+    if rest and len(rest) < len(pictures) and len(pictures) == len(files):
+        raise ValueError(
+            f"{len(rest):,} of the {len(pictures):,} pictures in {shown(path)!r} are in no split, such as "
+            f"{min(rest)!r}. Others are in {', '.join(splits)}, by their names or folders: put each split into a "
+            "folder of its name."
+        )
+    return splits
+
+
+def _open_split(path: str, splits: dict[str, list[str]], split: str, listed: Sequence[str], wanted: Wanted) -> Shards:
+    found = _sorted_out(splits[split])
+    has_pictures = bool(found.pictures)
+    if found.shards:
+        return open_files(_in(path, found.shards))
+    tables = [file for file in found.metadata if file.lower().endswith(".parquet")]
+    if has_pictures and tables:
+        return _described_pictures(path, tables)
+    if found.tables:
+        shards = ParquetShards(_in(path, found.tables))
+        usual = any(name in shards.columns for name in USUAL_COLUMNS["image"])
+        # Beside pictures, a table without any describes them: img2dataset's, which lies beside each folder of "files".
+        if usual or wanted.image is not None or not has_pictures:
+            return shards
+    lists = _lists_of_pictures(path, found.lists, wanted)
+    if lists and not (has_pictures and (found.metadata or wanted.kind == "image")):
+        return ListShards(_in(path, lists), path)
+    if has_pictures and not found.metadata and wanted.kind != "image":
+        pairs = PairShards(path, found.pictures, [file for file in listed if file not in set(found.pictures)])
+        if wanted.targets(USUAL_COLUMNS).intersection(pairs.columns[1:]):
+            return pairs
+    if has_pictures or (found.archives and (wanted.kind == "image" or found.metadata)):
+        return _image_folder(path, splits, split)
+    if found.lists:
+        return ListShards(_in(path, found.lists), path)
+    raise unknown_form(path, listed)
+
+
+def _in(path: str, files: Sequence[str]) -> list[str]:
+    return [os.path.join(path, file) for file in files]
+
+
+def _lists_of_pictures(path: str, lists: Sequence[str], wanted: Wanted) -> list[str]:
+    """Those lists that have columns of pictures and of what is wanted: a folder may have tables of other things."""
+    kept: list[str] = []
+    for file in lists:
+        columns = set(list_columns(os.path.join(path, file)))
+        images = {wanted.image} if wanted.image else set(LISTED_COLUMNS["image"])
+        if columns & images and (wanted.kind == "image" or columns & wanted.targets(LISTED_COLUMNS)):
+            kept.append(file)
+    return kept
+
+
+def _described_pictures(path: str, tables: Sequence[str]) -> ParquetShards:
+    """Pictures that a `metadata.parquet` describes: its rows, which name them."""
+    if len(tables) > 1:
+        raise ValueError(
+            f"{shown(path)!r} has several metadata.parquet files in one split: join them into one, beside the pictures."
+        )
+    table = os.path.join(path, tables[0])
+    return ParquetShards([table], paths=FilesBelow(os.path.dirname(table)))
+
+
+def _image_folder(path: str, splits: dict[str, list[str]], split: str) -> DatasetShards:
+    """An image folder of `datasets`: what its metadata say of pictures, or which folders they are in."""
+    endings = (*_PICTURES, ".zip", *METADATA)
+    found: dict[str, Any] = {
+        name: DataFilesList(_in(os.path.abspath(path), kept), [])
+        for name, files in splits.items()
+        if (kept := [file for file in files if file.lower().endswith(endings)])
+    }
+    for file in itertools.chain.from_iterable(found.values()):
+        if os.path.basename(file) == "metadata.jsonl":
+            check_json_lines(file)
+    # All splits together: the classes of one are numbered as those of the others.
+    dataset: Any = load_dataset("imagefolder", data_files=found, split=split, streaming=True)
+    return DatasetShards(dataset, False, FilesBelow(path))
+
+
+def _open_saved(path: str, config: str | None, split: str | None) -> DatasetShards:
+    """What `save_to_disk` wrote: a data set, or several splits."""
+    if config is not None:
+        raise ValueError(f"{shown(path)!r} was written by save_to_disk and has no configurations, such as {config!r}.")
+    folder = path
+    if os.path.exists(os.path.join(path, "dataset_dict.json")):
+        splits = sorted(name for name in os.listdir(path) if os.path.exists(os.path.join(path, name, "state.json")))
+        if split not in splits:
+            raise no_such_split(shown(path), split or UNDIVIDED, splits)
+        folder = os.path.join(path, split)
+    table: Any = load_from_disk(folder)
+    if folder == path and split is not None:
+        own = str(table.split or UNDIVIDED).partition("[")[0]
+        if split != own and (table.split is not None or split != _own_name(path)):
+            raise no_such_split(shown(path), split, [own], divided=table.split is not None)
+    return DatasetShards(table, False, FilesBelow(path))
+
+
+def unknown_form(data: str, files: Sequence[str]) -> ValueError:
+    """The error that files are of no form that can be read; it names what was found, and what to do."""
+    if not files:
+        return ValueError(f"The folder {shown(data)!r} is empty. {_FORMS}")
+    endings = Counter(os.path.splitext(file)[1].lower() or "no ending" for file in files)
+    listed = ", ".join(f"{count:,} x {ending}" for ending, count in endings.most_common(4))
+    advice = next((_ADVICE[ending] for ending, _ in endings.most_common() if ending in _ADVICE), "")
+    return ValueError(f"{shown(data)!r} is of no form that can be read; found: {listed}. {advice or _FORMS}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Hub
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def open_named(data: str, config: str | None, split: str) -> Shards:
+    """A data set of the Hub, or a folder in its layout."""
+    try:
+        builder = load_dataset_builder(data, config)
+    except ConnectionError as error:
+        raise FileNotFoundError(
+            f"There is no {shown(data)!r} here, and the Hub cannot be asked for it: {redact(str(error))}."
+        ) from error
+    files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
+    if not isinstance(builder, WebDataset) and not _is_plain_parquet(builder):
+        below: FilePolicy | None = None
+        if isinstance(builder, FolderBasedBuilder):  # which lists the repository's files itself
+            below = FilesBelow(_common_folder(itertools.chain.from_iterable(files.values())))
+        rows: Any = builder.as_streaming_dataset(split=split)
+        return DatasetShards(rows, True, below)
+    if split not in files:
+        raise no_such_split(shown(data), split, files)
+    if isinstance(builder, WebDataset):
+        return TarShards(files[split])
+    return ParquetShards(files[split], builder.info.features)
+
+
+def _is_plain_parquet(builder: Any) -> bool:
+    """Whether a builder reads parquet files as they are: a card may ask for filters, columns or types of its own."""
+    config = builder.config
+    return isinstance(builder, Parquet) and config.columns is config.filters is config.features is None
+
+
+def _common_folder(files: Iterable[str]) -> str:
+    return os.path.commonprefix([str(file) for file in files]).rpartition("/")[0]
