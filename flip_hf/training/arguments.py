@@ -199,14 +199,16 @@ class DataArguments:
     """What is trained on, what is evaluated on, and how it is read."""
 
     train_data: list[str] | None = option(
-        None, "shapes (embedded), Hub id, folder, or .tar / .parquet files (path, URL, pattern); several are mixed"
+        None, "shapes (embedded), Hub id, folder, or .tar / .parquet / .csv / .jsonl files, as path, URL or pattern"
     )
     train_weights: list[float] | None = option(
         None,
         "how often each of several --train_data is drawn from, in any unit; equally often if not given",
         number(0, 1e12, open_low=True, says="needs positive numbers, {range}"),
     )
-    train_config: list[str] | None = option(None, "configuration name of the Hub data set; one, or one for each")
+    train_config: list[str] | None = option(
+        None, "configuration name, on the Hub or in a folder with a card; one, or one for each"
+    )
     train_split: str = option("train", "split to train on")
     image_column: list[str] | None = option(
         None, "image column, one or one for each data; found by its usual names if not given"
