@@ -119,7 +119,7 @@ class Validator:
             return prompt_embeddings(encoder, self.tokenizer, some, "{}", self.accelerator.device)
 
         values = extract_texts(encode, texts, self.accelerator, _TEXTS)
-        scale = float(encoder.flip.get_logit_scale())
+        scale = float(encoder.flip.get_logit_scale().detach())
         batch_size = self.arguments.optimization.batch_size
         measured = measure_pairs(features.values, values, np.array(counts), scale, batch_size)
         return {**measured, "pairs": float(len(counts)), "captions": float(len(texts))}
