@@ -144,6 +144,8 @@ def _form_of(path: str) -> _Form:
         ValueError: it has none, or they are no text.
         OSError: it cannot be read.
     """
+    if not is_remote(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"There is no file {shown(path)!r}.")
     with open_at(path) as file:
         begin = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
         file.seek(begin)
@@ -157,6 +159,8 @@ def _form_of(path: str) -> _Form:
             form = _Form((), None, begin)
             rows = (row for _, row in itertools.islice(_rows(file, form, begin), _LINES_LOOKED_AT))
             columns = dict.fromkeys(str(name) for row in rows if row is not None for name in row)
+            if not columns:
+                raise ValueError(f"None of the first lines of {shown(path)} is a JSON object.")
             return _Form(tuple(columns), None, begin)
     text = head.decode("utf-8", "replace")
     delimiter = max(_DELIMITERS, key=text.count)

@@ -258,7 +258,8 @@ def _open_split(path: str, splits: dict[str, list[str]], split: str, listed: Seq
     if lists and not (has_pictures and (found.metadata or wanted.kind == "image")):
         return ListShards(_in(path, lists), path)
     if has_pictures and not found.metadata and wanted.kind != "image":
-        pairs = PairShards(path, found.pictures, [file for file in listed if file not in set(found.pictures)])
+        pictures = set(found.pictures)
+        pairs = PairShards(path, found.pictures, [file for file in listed if file not in pictures])
         if wanted.targets(USUAL_COLUMNS).intersection(pairs.columns[1:]):
             return pairs
     if has_pictures or (found.archives and (wanted.kind == "image" or found.metadata)):

@@ -194,8 +194,14 @@ class TarShards:
     def find_parted(self) -> tuple[str, str] | None:
         """Two members of one sample in the first shard between which there are others; None where there are none.
 
-        Of the archive the beginning is looked at, and no member is read.
+        Of the archive the beginning is looked at, and no member is read. One that cannot be opened tells nothing.
         """
+        try:
+            return self._find_parted()
+        except (OSError, ValueError):
+            return None
+
+    def _find_parted(self) -> tuple[str, str] | None:
         seen: dict[str, str] = {}
         last = None
         with self._open(0, 0) as archive:
@@ -203,7 +209,7 @@ class TarShards:
                 name = self._split(member)
                 if name is None:
                     continue
-                if name[0] != last and name[0] in seen:
+                if name[0] != last and name[0] in seen and seen[name[0]] != member.name:
                     return seen[name[0]], member.name
                 seen[name[0]] = member.name
                 last = name[0]
