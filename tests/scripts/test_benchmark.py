@@ -113,10 +113,11 @@ def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(benchmark, tmp_
 
 def test_loss_benchmark_leaves_out_what_does_not_fit(benchmark):
     from benchmarks.loss import loss_markdown, measure_alone
+    from benchmarks.measuring import environment
 
     assert measure_alone("dense", 10**7, "cpu") is None
     point = {"pairs": 10**7, "candidate": "dense", "seconds": [], "peak_bytes": []}
-    result = {"embedding": 512, "repeats": 1, "points": [point], **benchmark.environment("cpu")}
+    result = {"embedding": 512, "repeats": 1, "points": [point], **environment("cpu")}
     assert "| 10,000,000 | dense | not measured: too little memory |" in loss_markdown(result)
 
 
