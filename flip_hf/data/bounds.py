@@ -16,8 +16,9 @@ from flip_hf.data.refusals import RefusedSample
 
 # Seconds that decoding one picture may take. Far more than any sound one needs, as it depends on the machine.
 DECODE_SECONDS = 20.0
-# Pillow parses chunks, blocks and runs in Python, which takes about two microseconds a read.
-MAX_READS = 300_000
+# Pillow parses chunks, blocks and runs in Python, which takes two to five microseconds a read. A PNG has three reads
+# for a chunk, most of 8 kB or more: no sound one comes near.
+MAX_READS = 120_000
 # A decoder reads a file twice, a header more often; entries that overlap, thousands of times.
 MAX_REREADS = 8
 # Scans of a JPEG; encoders make about ten. A scan that refines 64 megapixels takes some 35 ms whatever is in it.
