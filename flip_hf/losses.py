@@ -9,6 +9,7 @@ Letters: N pairs in all, n of them on this process, E the length of an embedding
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,10 @@ from torch.autograd.function import once_differentiable
 # Rows and columns of a tile: two of 16 MiB in float32 are held at a time. On a CPU, 512 to 2048 are equally fast, 4096
 # is slower.
 TILE_SIZE = 2048
+
+# torch 2.13 has new names for both, and warns of the old ones; a build without processes has neither.
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
+_REDUCE_SCATTER: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -37,7 +42,7 @@ def _gather(rows: torch.Tensor) -> torch.Tensor:
     if _num_processes() == 1:
         return rows
     gathered = rows.new_empty(_num_processes() * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    _ALL_GATHER(gathered, rows.contiguous())
     return gathered
 
 
@@ -46,7 +51,7 @@ def _sum_and_scatter(rows: torch.Tensor) -> torch.Tensor:
     if _num_processes() == 1:
         return rows
     own = rows.new_empty(rows.shape[0] // _num_processes(), *rows.shape[1:])
-    dist.reduce_scatter_tensor(own, rows)
+    _REDUCE_SCATTER(own, rows)
     return own
 
 

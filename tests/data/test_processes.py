@@ -1,6 +1,7 @@
 """As many processes as were started train together, or none does."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -47,6 +48,9 @@ def test_torchrun_on_a_cpu_makes_one_run_of_two_processes(samples, tokenizer, tm
     assert one.returncode == 0 and two.returncode == 0, one.stderr[-2000:] + two.stderr[-2000:]
     assert "on 1 process" in one.stdout and "on 2 processes" in two.stdout and two.stdout.count("Trained") == 1
     assert json.loads((tmp_path / "two" / "results.json").read_text())["hardware"]["processes"] == 2
+    assert "is deprecated" not in two.stderr and not re.search(r"flip_hf/\S+ \w*Warning", two.stderr), two.stderr[
+        -3000:
+    ]
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     far = {name: float((ours[name] - theirs[name]).abs().max()) for name in ours}
     assert max(far.values()) < 1e-5, far
