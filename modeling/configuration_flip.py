@@ -99,7 +99,7 @@ def _of_vision_tower(name: str) -> Any:
 
 
 class FlipTowerConfig(PreTrainedConfig):
-    """What both towers' configurations share."""
+    """The fields that both towers' configurations share."""
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -114,7 +114,7 @@ class FlipPreTrainingConfig(PreTrainedConfig):
         check_numbers(self)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is saved: without the path that the FlipModel within came from, which is nobody else's business."""
+        """The fields that are saved: without the path of the FlipModel within, which is nobody else's business."""
         fields = super().to_diff_dict()
         fields["flip_config"].pop("_name_or_path", None)
         return fields

@@ -91,7 +91,7 @@ def legacy_bicubic_tensor(images: torch.Tensor, height: int, width: int) -> torc
 
 
 class OfficialDefaults:
-    """What both image processors share: the official evaluation's settings, and how they are published."""
+    """The common part of both image processors: the official evaluation's settings, and how they are published."""
 
     size = {"height": 224, "width": 224}
     default_to_square = True
@@ -108,7 +108,7 @@ class OfficialDefaults:
     do_convert_rgb = True
 
     def to_dict(self) -> dict[str, Any]:
-        """What is saved: where code is published, with the class of each backend, of which Transformers writes one."""
+        """The fields that are saved; where code is published, with the class of each backend, not of one alone."""
         fields = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
         if "auto_map" in fields:
             module = type(self).__module__.split(".")[-1]

@@ -13,7 +13,7 @@ TEXT_KWARGS = {"padding": True, "truncation": True}
 
 
 class FlipProcessorKwargs(ProcessingKwargs, total=False):
-    """What a call may be given; the defaults stand here for Transformers 5.17, newer versions read the processor's."""
+    """Options of a call; the defaults stand here for Transformers 5.17, newer versions read the processor's."""
 
     _defaults = {"text_kwargs": TEXT_KWARGS}  # pyright: ignore[reportGeneralTypeIssues]
 

@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[..., str]]:
-    """What measures a question, and what writes the result as Markdown."""
+    """The functions that measure a question and write the result as Markdown."""
     name = question.replace("-", "_")
     module = import_module(f"benchmarks.{name}")
     return getattr(module, f"benchmark_{name}"), getattr(module, f"{name}_markdown")

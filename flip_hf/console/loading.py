@@ -134,7 +134,7 @@ def _fault_of_folder(folder: Path, what: str) -> str | None:
 
 
 def _fault_of_run(folder: Path) -> str | None:
-    """Where the models are in the folder of a run that has not ended; None if it is no such folder."""
+    """The places of models in the folder of a run that has not ended; None if it is no such folder."""
     inside = [path.parent for path in sorted(folder.glob("checkpoint-*/config.json"))]
     if not inside:
         return None

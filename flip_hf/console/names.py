@@ -10,7 +10,7 @@ FILE_ENDINGS = (".tar", ".gz", ".tgz", ".zip", ".parquet", ".arrow", ".csv", ".t
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is a Hub id, as far as its form and the files at hand tell."""
+    """Tells whether a name is a Hub id, as far as its form and the files at hand tell."""
     return bool(HUB_ID.fullmatch(name)) and not name.endswith(FILE_ENDINGS) and not Path(name).exists()
 
 

@@ -83,7 +83,7 @@ class ScriptParser(argparse.ArgumentParser):
 
     @property
     def first(self) -> str:
-        """What stands before all options and is not argparse's; empty where there is none."""
+        """The words before all options that are not argparse's; empty where there are none."""
         return ""
 
     def names(self) -> list[str]:
@@ -148,7 +148,7 @@ class OptionsParser(ScriptParser):
 
     @property
     def first(self) -> str:
-        """What the usage names before the options."""
+        """The part of the usage before the options."""
         found = re.search(r"\b(RECIPE|MODEL)\b", self.usage or "")
         return found[0] if found else ""
 
@@ -196,7 +196,7 @@ def _add_option(section: Any, field: dataclasses.Field, hint: Any) -> None:
 
 
 def _help(text: str, default: Any) -> str:
-    """What `--help` says of an option: its help, and the default, where there is one to name."""
+    """The text of an option in `--help`: its help, and the default, where there is one to name."""
     if default is not None and default is not False and default != []:
         values = default if isinstance(default, list) else [default]
         text = f"{text} (default: {' '.join(str(value) for value in values)})"

@@ -1,4 +1,4 @@
-"""What a model came from: the Hub's model at the beginning of a line of conversions and runs."""
+"""The origin of a model: the Hub's model at the beginning of a line of conversions and runs."""
 
 import json
 from pathlib import Path

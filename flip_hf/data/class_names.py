@@ -1,4 +1,4 @@
-"""Whether the names that classes are given go with the labels of the data."""
+"""Checks that the names that classes are given go with the labels of the data."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,6 +8,13 @@ if TYPE_CHECKING:  # options are read before what opens data is imported
 
 # What a label written as a text can be.
 TEXTS = ("index", "name")
+# An index of more digits belongs to no class.
+_MAX_DIGITS = 18
+
+
+def index_of(text: str) -> int | None:
+    """The number that a text writes in ASCII digits; None for other scripts' digits, and more than any index has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
 def names_an_index(class_names: Sequence[str]) -> str | None:
@@ -16,7 +23,8 @@ def names_an_index(class_names: Sequence[str]) -> str | None:
     Of a text label "1" nobody can then tell whether it is the name or the index.
     """
     for index, name in enumerate(class_names):
-        if name.isascii() and name.isdecimal() and int(name) != index and int(name) < len(class_names):
+        number = index_of(name)
+        if number is not None and number != index and number < len(class_names):
             return name
     return None
 

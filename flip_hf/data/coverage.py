@@ -1,4 +1,4 @@
-"""What a tokenizer loses of captions: unknown words, texts that it reads alike, and ends beyond the context."""
+"""The losses of a tokenizer on captions: unknown words, texts that it reads alike, and ends beyond the context."""
 
 import unicodedata
 from collections import defaultdict
@@ -13,7 +13,7 @@ WORTH_A_WARNING = 0.01
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a tokenizer makes of captions.
+    """Counts of what a tokenizer loses of captions.
 
     Attributes:
         captions: how many were read.

@@ -12,7 +12,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 class GunzippedFile(io.RawIOBase):
-    """What a gzip file expands to.
+    """The expanded content of a gzip file.
 
     `gzip` of Python's own reads a header byte by byte in Python, of whatever length; here `zlib` does.
 

@@ -1,4 +1,4 @@
-"""Which pairs are held out of training, and the pool of them that a run is validated on.
+"""The choice of the pairs that are held out of training.
 
 Whether a picture is held out follows from the picture alone: from its bytes, or its name where a table names files. So
 it does not change with the order of rows, the number of shards, processes and workers, or the seed; all rows of one
@@ -15,7 +15,7 @@ _HASHED_BYTES = 2**16
 
 
 def image_key(image: Any) -> str | None:
-    """What identifies an encoded picture; None where there is none.
+    """A key that identifies an encoded picture; None where there is none.
 
     Args:
         image: bytes, `{"bytes", "path"}`, or a [`StoredFile`], of which the last two parts of the name count.

@@ -26,7 +26,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def lacks_end(data: bytes) -> bool:
-    """Whether a JPEG has no end marker behind its last scan."""
+    """Tells whether a JPEG has no end marker behind its last scan."""
     return not data.endswith(_END) and data.find(_END, max(0, data.rfind(_SCAN))) < 0
 
 

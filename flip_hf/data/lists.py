@@ -6,6 +6,7 @@ itself.
 """
 
 import codecs
+import copy
 import csv
 import itertools
 import os
@@ -37,7 +38,7 @@ _Line = tuple[int, bytes | None]  # where it begins, and what it says; None if i
 
 @dataclass(frozen=True)
 class _Form:
-    """How the rows of a list are written.
+    """The way in which the rows of a list are written.
 
     Attributes:
         columns: their names.
@@ -138,7 +139,7 @@ def _named(values: list[str], columns: tuple[str, ...]) -> dict | None:
 
 
 def _form_of(path: str) -> _Form:
-    """How a list is written, by its name and its first lines.
+    """The way in which a list is written, by its name and its first lines.
 
     Raises:
         ValueError: it has none, or they are no text.
@@ -205,7 +206,7 @@ class ListShards:
         self._shards = [place for number in range(len(self.files)) for place in self._places(number)]
 
     def _places(self, number: int) -> Iterator[tuple[int, int, int]]:
-        """Where the shards of a list begin: its number, the byte, and how many rows are before it."""
+        """The places where the shards of a list begin: its number, the byte, and how many rows are before it."""
         with open_at(self.files[number]) as file:
             form = self._forms[number]
             file.seek(form.start)
@@ -218,16 +219,17 @@ class ListShards:
         return len(self._shards)
 
     def name(self, shard: int) -> str:
-        """What to call a shard in a message."""
+        """The name of a shard in a message."""
         number, _, row = self._shards[shard]
         return f"{shown(self.files[number])} from row {row + 1:,}"
 
     def select(self, image: str, target: str | None, /) -> "ListShards":
-        """Says which column names the picture, and that no other one is wanted but that of the target."""
+        """The same lists, with the column that names the picture, and no other one but that of the target."""
         names = [name for column in (image, target) if column for name in column.split(";")]
-        self._image = image
-        self._wanted = {part for name in names for part in (name, name.split(".")[0])}
-        return self
+        shards = copy.copy(self)
+        shards._image = image
+        shards._wanted = {part for name in names for part in (name, name.split(".")[0])}
+        return shards
 
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]

@@ -16,7 +16,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from flip_hf.data.files import check_regular_files, files_below, has_extension, is_remote, list_files
+from flip_hf.data.files import check_regular_files, files_below, find_file_system, has_extension, is_remote, list_files
 from flip_hf.data.lists import LIST_EXTENSIONS, ListShards, list_columns
 from flip_hf.data.pairs import PairShards
 from flip_hf.data.parquet import ParquetShards
@@ -87,7 +87,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is looked for in a data set.
+    """The columns and the kind of target that are looked for in a data set.
 
     Attributes:
         kind: what its target is, `caption` or `label`, `either` of them, or `image` where pictures do alone.
@@ -116,7 +116,7 @@ def open_shards(data: str, config: str | None, split: str | None, wanted: Wanted
         for extension in SHARD_EXTENSIONS:
             files = files_below(data, extension)
             if files:
-                return open_files(files)
+                return open_files(_of_split(data, files, split))
         raise FileNotFoundError(f"There are no {' or '.join(SHARD_EXTENSIONS)} files in {shown(data)!r}.")
     if os.path.exists(data):
         raise unknown_form(data, [data])
@@ -126,6 +126,21 @@ def open_shards(data: str, config: str | None, split: str | None, wanted: Wanted
             raise unknown_form(data, found)
         raise FileNotFoundError(f"There is no file or folder {shown(data)!r}.")
     return open_named(data, config, split or UNDIVIDED)
+
+
+def _of_split(folder: str, files: Sequence[str], split: str | None) -> Sequence[str]:
+    """The files of one split, of those below a folder that is a URL; all where None is asked for.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split is None:
+        return files
+    system, path = find_file_system(folder)
+    root = system.unstrip_protocol(path).rstrip("/")
+    by_name = {file.removeprefix(f"{root}/"): file for file in files}
+    splits = find_splits(list(by_name))
+    return [by_name[name] for name in splits[_pick(split, splits, list(by_name), root)]]
 
 
 def open_files(files: Sequence[str], root: str | None = None) -> Shards:
@@ -201,27 +216,32 @@ def _open_folder(path: str, config: str | None, split: str | None, wanted: Wante
         split = UNDIVIDED
     if not files:
         raise unknown_form(path, listed)
-    divided = are_divided(files, splits)
-    if not divided and split == _own_name(path):
-        split = UNDIVIDED
-    if split not in splits:
-        raise no_such_split(shown(path), split, splits, divided)
-    _tell_left_out(path, files, splits)
+    split = _pick(split, splits, files, os.path.realpath(path))
     return _open_split(path, splits, split, listed, wanted)
 
 
-def _own_name(path: str) -> str:
-    """What a folder is called: one that tells of no splits may be a split as a whole, `data/test`."""
-    return os.path.basename(os.path.realpath(path))
+def _pick(split: str, splits: dict[str, list[str]], files: Sequence[str], folder: str) -> str:
+    """Picks a split of a folder's: the one of that name, or all of what tells of no splits and is itself called so.
 
+    Args:
+        split: its name.
+        splits: the files of each that there is.
+        files: all files that may hold data.
+        folder: where they are: `data/test` may be a split as a whole.
 
-def _tell_left_out(path: str, files: Sequence[str], splits: dict[str, list[str]]) -> None:
-    """Says which files of samples are of no split: `datasets` leaves them out without a word."""
+    Raises:
+        ValueError: there is no such split; the message lists those that there are.
+    """
+    divided = are_divided(files, splits)
+    if not divided and split == folder.rstrip("/").rpartition("/")[2]:
+        return UNDIVIDED
+    if split not in splits:
+        raise no_such_split(shown(folder), split, splits, divided)
+    # `datasets` leaves these out without a word.
     left = sorted({file for file in files if file.lower().endswith(SHARD_EXTENSIONS)}.difference(*splits.values()))
     if left:
-        logger.warning(
-            "%d files in %s are of no split, and left out; the first is %s.", len(left), shown(path), left[0]
-        )
+        logger.warning("%s: left out as of no split: %d, such as %s.", shown(folder), len(left), left[0])
+    return split
 
 
 def _splits_of(path: str, config: str | None, files: Sequence[str]) -> dict[str, list[str]]:
@@ -260,7 +280,9 @@ def _open_split(path: str, splits: dict[str, list[str]], split: str, listed: Seq
     if has_pictures and not found.metadata and wanted.kind != "image":
         pictures = set(found.pictures)
         pairs = PairShards(path, found.pictures, [file for file in listed if file not in pictures])
-        if wanted.targets(USUAL_COLUMNS).intersection(pairs.columns[1:]):
+        texts = set(pairs.columns[1:])
+        # What is beside pictures is theirs, whatever its ending: where captions are wanted, the message names it.
+        if texts if wanted.kind == "caption" else texts & wanted.targets(USUAL_COLUMNS):
             return pairs
     if has_pictures or (found.archives and (wanted.kind == "image" or found.metadata)):
         return _image_folder(path, splits, split)
@@ -311,7 +333,7 @@ def _image_folder(path: str, splits: dict[str, list[str]], split: str) -> Datase
 
 
 def _open_saved(path: str, config: str | None, split: str | None) -> DatasetShards:
-    """What `save_to_disk` wrote: a data set, or several splits."""
+    """Opens what `save_to_disk` wrote: a data set, or several splits."""
     if config is not None:
         raise ValueError(f"{shown(path)!r} was written by save_to_disk and has no configurations, such as {config!r}.")
     folder = path
@@ -323,7 +345,7 @@ def _open_saved(path: str, config: str | None, split: str | None) -> DatasetShar
     table: Any = load_from_disk(folder)
     if folder == path and split is not None:
         own = str(table.split or UNDIVIDED).partition("[")[0]
-        if split != own and (table.split is not None or split != _own_name(path)):
+        if split != own and (table.split is not None or split != os.path.basename(os.path.realpath(path))):
             raise no_such_split(shown(path), split, [own], divided=table.split is not None)
     return DatasetShards(table, False, FilesBelow(path))
 
@@ -366,7 +388,7 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
 
 
 def _is_plain_parquet(builder: Any) -> bool:
-    """Whether a builder reads parquet files as they are: a card may ask for filters, columns or types of its own."""
+    """Tells whether a builder reads parquet files as they are: a card may ask for filters, columns or types."""
     config = builder.config
     return isinstance(builder, Parquet) and config.columns is config.filters is config.features is None
 

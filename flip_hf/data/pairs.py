@@ -54,7 +54,7 @@ class PairShards:
         return -(-len(self.pictures) // _SHARD_ROWS)
 
     def name(self, shard: int) -> str:
-        """What to call a shard in a message."""
+        """The name of a shard in a message."""
         return f"{self.folder} from {self.pictures[shard * _SHARD_ROWS]}"
 
     def select(self, *columns: str | None) -> "PairShards":

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flip_hf.data.decode import RefusedSample, choose_caption, image_bytes
+from flip_hf.data.decode import RefusedSample, image_bytes
 from flip_hf.data.holdout import image_key
 from flip_hf.data.reading import Reader, read_rows, row_bytes
 from flip_hf.data.sources import Source, open_source
+from flip_hf.data.targets import Captions
 from flip_hf.data.texts import MAX_CAPTIONS
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """What is known of a pool beside its pairs, as `about.json` has it.
+    """Facts of a pool beside its pairs, as `about.json` has it.
 
     Attributes:
         wanted: what was asked for, by option.
@@ -105,6 +105,7 @@ def collect(sources: list[Source], count: int) -> Pool:
         count: images wanted, of each source as many.
     """
     pool = Pool()
+    read_captions = Captions()
     for number, source in enumerate(sources, start=1):
         wanted = count * number // len(sources)
         share = number / len(sources)
@@ -116,7 +117,8 @@ def collect(sources: list[Source], count: int) -> Pool:
             if source.holdout and not source.is_held_out(row):
                 continue
             try:
-                pool.add(source.image(row), _captions(source, row))
+                captions = [] if source.target_column is None else read_captions(source.target(row))
+                pool.add(source.image(row), captions)
             except RefusedSample:
                 continue  # counted in training, where it is met too
     return pool
@@ -130,28 +132,6 @@ def _is_spent(pool: Pool, share: float) -> bool:
 def _rows(source: Source) -> Iterator[dict]:
     rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=_SEED, report=lambda reason, detail: None)
     return (row for _, row in rows)
-
-
-def _captions(source: Source, row: dict) -> list[str]:
-    """The usable captions of a row, as training reads them; none where no texts are read.
-
-    Raises:
-        RefusedSample: no caption can be used.
-    """
-    if source.target_column is None:
-        return []
-    value = source.target(row)
-    values = list(value[:MAX_CAPTIONS]) if isinstance(value, (list, tuple)) and value else [value]
-    found: list[str] = []
-    refused: RefusedSample | None = None
-    for each in values:
-        try:
-            found.append(choose_caption(each, np.random.default_rng(0)))
-        except RefusedSample as error:
-            refused = error
-    if not found and refused is not None:
-        raise refused
-    return found
 
 
 def write_pool(pool: Pool, folder: Path, wanted: dict[str, Any]) -> PoolFacts:

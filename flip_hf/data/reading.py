@@ -83,7 +83,8 @@ class DatasetShards:
     """
 
     def __init__(self, table: Dataset | IterableDataset, remote: bool, files: FilePolicy | None = None):
-        self.remote, self.files = remote, files
+        self.remote = remote
+        self.files = files
         self._table = table
         self.dataset = _undecoded(table)
 

@@ -1,4 +1,4 @@
-"""What a viewer shows of a picture, whatever its mode: numbers by their range, transparent parts on a background.
+"""Pictures of any mode as a viewer shows them: numbers by their range, transparent parts on a background.
 
 Pillow's own `convert("RGB")` clips numbers of more than eight bits to white, fractions to black, and drops the alpha
 channel, so that what shows is whatever colour the transparent pixels happen to have.

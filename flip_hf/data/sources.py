@@ -155,10 +155,19 @@ def _find_column(columns: list[str], usual: tuple[str, ...], wanted: str | None,
         listed = sorted(columns)
         more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
         raise ValueError(
-            f"The data set {data!r} {named}. Its columns are: {', '.join(listed[:_MAX_LISTED])}{more}. Name the right "
-            f"one with --{kind}_column."
+            f"The data set {data!r} {named}. Its columns are: {', '.join(listed[:_MAX_LISTED])}{more}. "
+            f"{_what_is_missing(listed, kind)}"
         )
     return wanted
+
+
+def _what_is_missing(columns: list[str], kind: str) -> str:
+    """What to do about a column that was not found."""
+    if kind == "image" and "url" in columns:
+        return "Pictures are not downloaded from their addresses: do it first, with img2dataset or the like."
+    if kind == "caption" and set(columns) <= {"image", "label"}:
+        return "Put a text beside each picture, a.txt beside a.jpg, or describe them in a metadata.jsonl."
+    return f"Name the right one with --{kind}_column."
 
 
 def _find_columns(columns: list[str], wanted: Wanted, listed: bool, data: str) -> tuple[str | None, str]:
@@ -177,7 +186,7 @@ def _find_columns(columns: list[str], wanted: Wanted, listed: bool, data: str) -
 
 
 def _label_or_caption(columns: list[str], usual: dict[str, tuple[str, ...]], data: str) -> str:
-    """What the columns of usual names hold, `label` or `caption`.
+    """The kind of target that the columns of usual names hold, `label` or `caption`.
 
     Raises:
         ValueError: there are both.

@@ -46,7 +46,7 @@ def list_folder(folder: str) -> list[str]:
 
 
 def _is_new(place: str, name: str, entered: set[str]) -> bool:
-    """Whether a folder is none, or no link to one, that is being walked through already."""
+    """Tells whether a folder is none, or no link to one, that is being walked through already."""
     path = os.path.join(place, name)
     if not os.path.islink(path):
         return True
@@ -77,7 +77,7 @@ def find_splits(files: Sequence[str]) -> dict[str, list[str]]:
 
 
 def are_divided(files: Sequence[str], splits: dict[str, list[str]]) -> bool:
-    """Whether splits are more than the one name that files have which nothing divides."""
+    """Tells whether splits are more than the one name that files have which nothing divides."""
     return set(splits) != {UNDIVIDED} or len(splits[UNDIVIDED]) < len(files)
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from flip_hf.data.class_names import names_an_index
+from flip_hf.data.class_names import index_of, names_an_index
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.texts import MAX_CAPTIONS, MAX_TEXT_BYTES, read_caption, read_json, usable_captions
 
 # What a text may be where captions are wanted: one caption, one a line, or a JSON list of them.
 CAPTION_FORMS = ("text", "lines", "json")
-# An index of more digits, or a name of more bytes, belongs to no class.
-_MAX_DIGITS = 18
+# A name of more bytes belongs to no class.
 _MAX_NAME_BYTES = 2**16
 
 
@@ -58,17 +57,12 @@ class ClassIndex:
         )
 
     def _read(self, text: str) -> int | None:
-        index = -1 if text == "-1" and text not in self.by_name else _index_of(text)
+        index = -1 if text == "-1" and text not in self.by_name else index_of(text)
         if self.texts == "index":
             return index
         if self.is_ambiguous and index is not None and index >= 0:
             raise RefusedSample("label is an index or a name")
         return self.by_name.get(text, None if self.texts == "name" else index)
-
-
-def _index_of(text: str) -> int | None:
-    """The number that a text writes in ASCII digits; None for other scripts' digits, and more than any index has."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
 class ClassVector:

@@ -153,7 +153,8 @@ def check_pooling(tokenizer: PreTrainedTokenizerBase, text_config: Any) -> None:
         ValueError: `pooling_type` is `eos` or `argmax`, and no end-of-text token stands where it is looked for: the
             feature would be that of an arbitrary token.
     """
-    pooling, wanted = text_config.pooling_type, text_config.eos_token_id
+    pooling = text_config.pooling_type
+    wanted = text_config.eos_token_id
     if pooling not in ("eos", "argmax"):
         return
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]

@@ -78,7 +78,7 @@ def ratio_in_words(mask_ratio: float) -> str:
 
 
 def view_in_words(mask_ratio: float) -> str:
-    """What of the image an answer is of, for its heading."""
+    """The view of the image that an answer is of, for its heading."""
     return f"the masked view, {mask_ratio:.0%} of the patches dropped" if mask_ratio else "the whole image"
 
 

@@ -173,7 +173,8 @@ def make_train_loader(
         )
     dataset: Any
     if isinstance(data, IterableDataset):
-        dataset, sampler = _IterableExamples(data, transform, num_labels, options.background), None
+        dataset = _IterableExamples(data, transform, num_labels, options.background)
+        sampler = None
     else:
         dataset = _MapExamples(data, transform, num_labels, options.background)
         # Not the loader's generator, from which all processes' workers would take one seed for the augmentation.

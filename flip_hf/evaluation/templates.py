@@ -16,7 +16,7 @@ def prompt_set(name: str) -> tuple[str, ...]:
 
 
 def fault_of(template: str) -> str | None:
-    """What keeps a template from taking a label, as the end of a sentence; None if it takes one.
+    """The fault that keeps a template from taking a label, as the end of a sentence; None if it takes one.
 
     A template has one `{}`; `{{` and `}}` are braces of the text.
     """

@@ -21,7 +21,7 @@ METRICS = {"mean_recall": True, "top1": True, "reconstruction_error": False}
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What the main process makes of an evaluation.
+    """The main process's judgement of an evaluation.
 
     Attributes:
         metric: by which it was judged; None where nothing was measured.
@@ -50,8 +50,11 @@ class Best:
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, compared_on: str, patience: int | None, keeps: bool):
-        self.accelerator, self.folder = accelerator, output_dir / BEST
-        self.compared_on, self.patience, self.keeps = compared_on, patience, keeps
+        self.accelerator = accelerator
+        self.folder = output_dir / BEST
+        self.compared_on = compared_on
+        self.patience = patience
+        self.keeps = keeps
 
     def begin(self, state: TrainState) -> None:
         """Readies folder and state for a run that starts from `state`: what cannot be compared is left behind.
@@ -99,7 +102,7 @@ class Best:
         return self.patience is not None and state.evaluations_since_best >= self.patience
 
     def reason(self, state: TrainState) -> str | None:
-        """Why the run ended early; None where it did not."""
+        """The reason why the run ended early; None where it did not."""
         if not self.is_over(state):
             return None
         since = f"since {state.best_samples:,} samples" if state.best_value is not None else "at all"
@@ -109,7 +112,7 @@ class Best:
         )
 
     def kept(self) -> dict[str, Any] | None:
-        """What is known of the folder's model: `metric`, `value`, `samples` and `compared_on`; None without one."""
+        """Facts of the folder's model: `metric`, `value`, `samples` and `compared_on`; None without one."""
         try:
             found = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
             return found if isinstance(found["value"], float) and found["metric"] in METRICS else None

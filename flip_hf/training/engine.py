@@ -71,7 +71,8 @@ class Trainer:
         self.arguments, self.accelerator = arguments, accelerator
         self.objective, self.options, self.paths = arguments.objective, arguments.optimization, arguments.run
         self.output_dir, self.hub, self.pusher = Path(arguments.run.output_dir), arguments.hub, pusher
-        self.processor, self.class_names = processor, evaluation.class_names
+        self.processor = processor
+        self.class_names = evaluation.class_names
         self.loader, self.num_micro = loader, num_micro
         self.phases = plan_phases(arguments)
         self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step

@@ -168,7 +168,7 @@ def summary(
 
 
 def _best(results: dict[str, Any], output_dir: Path) -> list[str]:
-    """Where the best model lies, and why the run ended early, if it did."""
+    """The place of the best model, and the reason why the run ended early, if it did."""
     best = results["best"]
     lines = []
     if best is not None:

@@ -53,7 +53,7 @@ def option_names() -> list[str]:
 
 
 def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a recipe says, over what its `base` says, another recipe: one beside it, or else a named one.
+    """The values of a recipe over those of its `base`, another recipe: one beside it, or else a named one.
 
     Args:
         name: a YAML file, or the name of one in a folder.

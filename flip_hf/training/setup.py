@@ -33,7 +33,7 @@ from flip_hf.training.patches import Views
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run is evaluated on; one of both or both.
+    """The data that a run is evaluated on: labelled images, pairs, or both.
 
     Attributes:
         images: with labels, or alone where nothing is contrasted.
@@ -120,7 +120,7 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
 
 
 def _kind_of_target(data: DataArguments, name: str) -> str:
-    """What the evaluation data hold beside images, as far as options tell: `label`, `caption` or `either`."""
+    """The kind of target of the evaluation data, as far as options tell: `label`, `caption` or `either`."""
     if data.eval_caption_column is not None:
         return "caption"
     return "label" if name in EMBEDDED or data.label_column or data.class_names else EITHER

@@ -65,7 +65,8 @@ class Validator:
         """
         encoder.eval()
         metrics: dict[str, float] = {}
-        images, pairs = self.evaluation.images, self.evaluation.pairs
+        images = self.evaluation.images
+        pairs = self.evaluation.pairs
         if self.objective.contrasts and pairs is not None:
             metrics |= self._compare(encoder, pairs)
         if self.objective.contrasts and images is not None:
@@ -98,7 +99,8 @@ class Validator:
 
     def _classify(self, encoder: PairEncoder, source: Source) -> dict[str, float]:
         names = self.evaluation.class_names
-        prompts, device = setup.templates(self.arguments.data), self.accelerator.device
+        prompts = setup.templates(self.arguments.data)
+        device = self.accelerator.device
         weights = class_embeddings(encoder, self.tokenizer, names, prompts, device)
         features = self._features(encoder, source, ClassIndex(names), "zero-shot")
         if not features.targets:
@@ -193,7 +195,8 @@ def _pairs_in_words(metrics: dict[str, float]) -> str:
     count = metrics["pairs"]
     if "mean_recall" not in metrics:
         return f"not measured on {count:,.0f} held-out images: the model's numbers are not finite"
-    of_images, of_texts = metrics["text_retrieval_recall@1"], metrics["image_retrieval_recall@1"]
+    of_images = metrics["text_retrieval_recall@1"]
+    of_texts = metrics["image_retrieval_recall@1"]
     return (
         f"held-out loss {metrics['validation_loss']:.3f}, R@1 {of_images:.1%} image to text and {of_texts:.1%} text to "
         f"image, mean R@1/5/10 {metrics['mean_recall']:.1%} on {count:,.0f} held-out images with "

@@ -1,4 +1,4 @@
-"""What options choose from: sizes of models and peers. It imports nothing, so that `--help` is there at once."""
+"""Names that options choose from: sizes of models and peers. It imports nothing, so that `--help` is there at once."""
 
 PEERS = ("open_clip", "open_clip-strong", "clip", "vit_mae")
 ARCHITECTURES = {

@@ -405,6 +405,25 @@ def test_what_cannot_be_read_is_refused_by_what_was_found(name, message, tmp_pat
             open_source(str(data))
 
 
+def test_what_has_no_captions_or_no_pictures_says_what_to_do(few, tmp_path):
+    write_pictures(tmp_path / "pictures", few)
+    with pytest.raises(ValueError, match="Its columns are: image. Put a text beside each picture, a.txt beside a.jpg"):
+        open_source(str(tmp_path / "pictures"))
+    (tmp_path / "pictures" / "00000.json").write_text("{}")
+    with pytest.raises(ValueError, match="Its columns are: image, json. Name the right one with --caption_column"):
+        open_source(str(tmp_path / "pictures"))
+    (tmp_path / "urls.csv").write_text("url,caption\nhttps://example.org/a.jpg,x\n")
+    pq.write_table(pa.table({"url": ["https://example.org/a.jpg"], "caption": ["x"]}), tmp_path / "urls.parquet")
+    for name in ("urls.csv", "urls.parquet"):
+        with pytest.raises(ValueError, match="Pictures are not downloaded"):
+            open_source(str(tmp_path / name))
+    (tmp_path / "x.jsonl").write_text("[1]\n2\n")
+    with pytest.raises(ValueError, match="None of the first lines of .* is a JSON object"):
+        open_source(str(tmp_path / "x.jsonl"))
+    with pytest.raises(FileNotFoundError, match="There is no file .*none.csv"):
+        open_source(str(tmp_path / "none.csv"))
+
+
 def test_an_empty_folder_and_files_of_several_kinds_are_refused(few, tmp_path):
     with pytest.raises(ValueError, match="is empty. What can be read"):
         open_source(str(tmp_path))

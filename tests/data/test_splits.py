@@ -1,8 +1,9 @@
-"""Splits of a local folder are those that `datasets` finds, and an unknown one is an error."""
+"""Splits of a folder are those that `datasets` finds, and an unknown one is an error."""
 
 import io
 import tarfile
 
+import fsspec
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
@@ -177,3 +178,50 @@ def test_shards_of_a_split_are_found_in_a_tar_by_name_too(samples, tmp_path):
         archive.addfile(tarfile.TarInfo("x"))
     (tmp_path / "train.tar.gz").write_bytes(packed.getvalue())
     assert set(find_splits(list_folder(str(tmp_path)))) == {"train", "test"}
+
+
+@pytest.mark.parametrize("form", ["tars", "parquet", "pictures", "saved"])
+def test_a_folder_that_tells_of_no_splits_may_be_one_as_a_whole(form, samples, tmp_path):
+    folder = tmp_path / "heldout"
+    if form == "saved":
+        table(samples[:3]).save_to_disk(str(folder))
+    else:
+        {"tars": tars, "parquet": cloned, "pictures": beside}[form](tmp_path / "made", samples[:3], samples[3:6])
+        folder = (tmp_path / "made" / ("data" if form == "parquet" else "train")).rename(folder)
+        for file in folder.glob("*.parquet"):
+            file.rename(folder / "0.parquet") if "train" in file.name else file.unlink()
+    assert len(captions(folder, split="heldout")) == len(captions(folder)) == 3
+    with pytest.raises(ValueError, match="has no split 'test', only: train"):
+        open_source(str(folder), split="test")
+
+
+def test_shards_of_no_split_are_named(samples, tmp_path, caplog):
+    for name in ("train-0.tar", "more-1.tar"):
+        write_tar(tmp_path / name, samples[:2])
+    assert len(captions(tmp_path)) == 2
+    assert f"{tmp_path}: left out as of no split: 1, such as more-1.tar" in caplog.text
+
+
+def test_shards_keep_their_order_and_names(samples, tmp_path, monkeypatch):
+    """A resumed run and its seed depend on both."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked" / "c").mkdir(parents=True)
+    for name in ("b.tar", "a.tar", "c/d.tar"):
+        write_tar(tmp_path / "linked" / name, samples[:2])
+    (tmp_path / "shards").symlink_to("linked")
+    assert open_source("shards").shards.urls == ("shards/a.tar", "shards/b.tar", "shards/c/d.tar")  # pyright: ignore
+
+
+def test_a_folder_that_is_a_url_has_splits_too(samples, tmp_path):
+    tars(tmp_path / "data", samples[:9], samples[20:25])
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "data"), "/splits", recursive=True)
+    try:
+        assert len(captions("memory://splits")) == 9
+        assert len(captions("memory://splits", split="test")) == 5
+        assert len(captions("memory://splits", split=None)) == 14
+        assert len(captions("memory://splits/test", split="test")) == 5
+        with pytest.raises(ValueError, match="has no split 'validation', only: (train, test|test, train)"):
+            open_source("memory://splits", split="validation")
+    finally:
+        memory.rm("/splits", recursive=True)

@@ -39,4 +39,4 @@ def colours(tmp_path):
             rows.append(json.dumps({"file_name": f"{number}.png", "label": number % 4}))
         (folder / split / "metadata.jsonl").write_text("\n".join(rows))
     (tmp_path / "names.txt").write_text("\n".join(COLOURS))
-    return "--data", folder, "--train_split", "train", "--class_names", tmp_path / "names.txt"
+    return "--data", folder, "--class_names", tmp_path / "names.txt"
