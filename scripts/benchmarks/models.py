@@ -12,7 +12,6 @@ from flip_hf import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingCo
 
 from .names import ARCHITECTURES
 
-# Width, blocks and heads of the two towers, patch side, shared embedding (the paper's Table 9).
 VOCAB_SIZE, CONTEXT, IMAGE_SIZE = 30522, 32, 224
 EOS = VOCAB_SIZE - 1  # the highest id, by which open_clip finds the end of a text
 # Tokens of a caption, special ones included: log-normal, as of captions from the web; 16 in the mean.
