@@ -41,7 +41,7 @@ print("WARNINGS " + json.dumps(lines))
 
 
 def test_nothing_of_ours_makes_a_library_warn(folders, tar_folder, image, tmp_path):  # noqa: F811
-    """A causal text tower, a decoder and recomputed activations take every branch of the model."""
+    """A causal text tower, a decoder, recomputed activations and held-out pairs take every branch of a run."""
     (tmp_path / "watched.py").write_text(WATCHED)
     causal = json.dumps({**json.loads(TINY[3]), "causal": True, "pooling_type": "mean"})
     decoder = json.dumps({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32})
@@ -57,7 +57,7 @@ def test_nothing_of_ours_makes_a_library_warn(folders, tar_folder, image, tmp_pa
         "0",
     ]
     words += ["--objective", "both", "--decoder_config", decoder, "--gradient_checkpointing", "True"]
-    words += ["--output_dir", str(tmp_path / "run")]
+    words += ["--holdout", "0.2", "--output_dir", str(tmp_path / "run")]
     call = json.dumps([words, str(ROOT / "scripts" / "recipes"), folders, str(tmp_path / "image.png")])
     done = run_program(tmp_path / "watched.py", call, str(ROOT / "tests" / "watched"))
     assert done.returncode == 0, done.stderr[-3000:]
