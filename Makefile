@@ -20,7 +20,7 @@ pretrain: $(VENV)/train.installed
 	$(BIN)/python scripts/pretrain.py $(ARGS)
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # Both ends of what is supported, each in an environment of its own.
 test-oldest:
