@@ -98,6 +98,22 @@ def _of_vision_tower(name: str) -> Any:
     return property(lambda config: getattr(config.vision_config, name), write)
 
 
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """Number K of patches kept: `int(L * (1 - mask_ratio))`, in floating point as in the official FLIP and MAE code.
+
+    Raises:
+        ValueError: `mask_ratio` is outside [0, 1), or no patch is there or would be left.
+    """
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"mask_ratio is the fraction of patches dropped and must be in [0, 1), got {mask_ratio!r}.")
+    if num_patches < 1:
+        raise ValueError("The images are smaller than a patch, and none of them would be seen: make them larger.")
+    kept = int(num_patches * (1 - mask_ratio))
+    if kept < 1:
+        raise ValueError(f"mask_ratio={mask_ratio} keeps none of the {num_patches} patches; use a lower one.")
+    return kept
+
+
 class FlipTowerConfig(PreTrainedConfig):
     """The fields that both towers' configurations share."""
 
@@ -260,8 +276,7 @@ class FlipVisionConfig(FlipTowerConfig):
             )
         if self.position_embedding_type == "sincos2d" and self.hidden_size % 4 != 0:
             raise ValueError(f"2D sin-cos positions need a hidden_size divisible by 4, got {self.hidden_size}.")
-        if int(self.num_patches * (1 - self.mask_ratio)) < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio} keeps none of the {self.num_patches} patches.")
+        num_kept(self.num_patches, self.mask_ratio)
 
 
 @strict

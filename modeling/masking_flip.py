@@ -13,25 +13,11 @@ from collections.abc import Callable
 
 import torch
 
+from .configuration_flip import num_kept
+
 # Of GLIP's released code, which calls it a standard deviation; the image reaches from -1 to 1.
 GAUSSIAN_VARIANCE = 0.2
 TEXT_MASK_STRATEGIES = ("random", "prioritized")
-
-
-def num_kept(num_patches: int, mask_ratio: float) -> int:
-    """Number K of patches kept: `int(L * (1 - mask_ratio))`, in floating point as in the official FLIP and MAE code.
-
-    Raises:
-        ValueError: `mask_ratio` is outside [0, 1), or no patch is there or would be left.
-    """
-    if not 0 <= mask_ratio < 1:
-        raise ValueError(f"mask_ratio is the fraction of patches dropped and must be in [0, 1), got {mask_ratio!r}.")
-    if num_patches < 1:
-        raise ValueError("The images are smaller than a patch, and none of them would be seen: make them larger.")
-    kept = int(num_patches * (1 - mask_ratio))
-    if kept < 1:
-        raise ValueError(f"mask_ratio={mask_ratio} keeps none of the {num_patches} patches; use a lower one.")
-    return kept
 
 
 def random_masking(batch_size: int, num_patches: int, mask_ratio: float, device: torch.device | str) -> torch.Tensor:

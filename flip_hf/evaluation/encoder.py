@@ -21,6 +21,7 @@ from flip_hf.modeling import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
+from flip_hf.modeling.masking_flip import num_kept
 
 
 def keeps_aspect(image_processor: Any) -> bool:
@@ -194,8 +195,8 @@ def complementary_masks(places: list[tuple[int, int]], num_patches: int, mask_ra
     Raises:
         ValueError: a view would be the whole image, or empty.
     """
-    kept = int(num_patches * (1 - mask_ratio))
-    if not 0 < kept < num_patches:
+    kept = num_kept(num_patches, mask_ratio)
+    if kept == num_patches:
         raise ValueError(f"A mask ratio of {mask_ratio} keeps {kept} of {num_patches} patches: that is no masked view.")
     views = num_patches // kept
     drawn = [np.random.default_rng((seed, *place)).permutation(num_patches)[: views * kept] for place in places]

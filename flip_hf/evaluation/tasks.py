@@ -10,6 +10,7 @@ from flip_hf.evaluation.metrics import METRICS
 from flip_hf.evaluation.probe import few_shot, linear_probe
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject, make_result
+from flip_hf.modeling.masking_flip import num_kept
 
 # -- with texts --------------------------------------------------------------------------------------------------------
 
@@ -58,8 +59,9 @@ def masked(subject: Subject) -> Result:
         features = subject.features("test", kind)
         scores = _classified(subject, features.values @ weights.T, subject.labels("test"))
         metrics |= {f"{name}, {key}": value for key, value in scores.items()}
-    views = int(1 / (1 - subject.options.mask_ratio))
-    details = {"mask_ratio": subject.options.mask_ratio, "views": views}
+    ratio = subject.options.mask_ratio
+    num_patches = subject.encoder.num_patches
+    details = {"mask_ratio": ratio, "views": num_patches // num_kept(num_patches, ratio)}
     samples = len(subject.labels("test"))
     return make_result(subject, "masked", metrics, f"ensemble, {metric}", samples, details=details)
 

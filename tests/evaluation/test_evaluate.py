@@ -150,14 +150,16 @@ def test_retrieval_counts_any_caption_of_an_image_and_two_processes_agree(clip, 
 def test_masked_views_and_their_ensemble_are_measured_and_go_into_the_card(saved, labelled, tmp_path):
     data, _ = labelled
     argv = [saved, "--tasks", "zero-shot", "masked", "--data", data / "images", "--class_names", data / "classes.txt"]
-    report = evaluated(tmp_path / "one", *argv, "--mask_ratio", "0.75", "--card")
+    report = evaluated(tmp_path / "one", *argv, "--mask_ratio", "0.7", "--card")
     whole, views = report["results"]
-    assert views["metrics"]["whole, top1"] == whole["metrics"]["top1"] and views["details"]["views"] == 4
+    assert (
+        views["metrics"]["whole, top1"] == whole["metrics"]["top1"] and views["details"]["views"] == 4
+    )  # of 4 patches each
     assert set(views["metrics"]) >= {"one view, top1", "ensemble, top1"} and views["metric"] == "ensemble, top1"
     (entry, *_) = ModelCard.load(saved / "README.md").data.eval_results
     assert entry.metric_type == "top1" and entry.metric_value == round(100 * whole["metrics"]["top1"], 2)
     before = len(ModelCard.load(saved / "README.md").data.eval_results)
-    evaluated(tmp_path / "again", *argv, "--mask_ratio", "0.75", "--card")
+    evaluated(tmp_path / "again", *argv, "--mask_ratio", "0.7", "--card")
     assert len(ModelCard.load(saved / "README.md").data.eval_results) == before  # replaced, not added
 
 
@@ -171,6 +173,8 @@ def test_complementary_views_share_an_image_out_and_depend_on_its_place_alone():
     assert torch.equal(complementary_masks(places[1:], NUM_PATCHES, 0.75, seed=0), masks[:, 1:])
     assert not torch.equal(masks[:, 0], masks[:, 1])
     with pytest.raises(ValueError, match="no masked view"):
+        complementary_masks(places, NUM_PATCHES, 0, seed=0)
+    with pytest.raises(ValueError, match=f"keeps none of the {NUM_PATCHES} patches"):
         complementary_masks(places, NUM_PATCHES, 0.99, seed=0)
 
 

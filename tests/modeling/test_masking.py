@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -208,3 +209,10 @@ def test_short_texts_stay_as_they_are_where_padding_is_dropped_first():
     assert mask_text(input_ids, attention_mask, strategy="random", kept=8, context=16)["input_ids"].shape == (3, 5)
     with pytest.raises(ValueError, match="one of random, prioritized, got 'syntax'"):
         mask_text(input_ids, attention_mask, strategy="syntax", kept=8, context=16)
+
+
+def test_every_strategy_is_a_choice_of_a_run():
+    from flip_hf.training.arguments import ModelArguments
+
+    (option,) = [field for field in fields(ModelArguments) if field.name == "mask_strategy"]
+    assert option.metadata["allowed"] == (*MASK_STRATEGIES, "resize")
