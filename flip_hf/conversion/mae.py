@@ -78,7 +78,8 @@ def _encoder_entries(config: ViTMAEConfig) -> list[Entry]:
 
 
 def _decoder_entries(config: Any) -> list[Entry]:
-    patch_size, channels = config.patch_size, config.num_channels
+    patch_size = config.patch_size
+    channels = config.num_channels
     # A patch's pixels lie (P, P, C) in ViTMAE and (C, P, P) here, as in a convolution's kernel.
     pixels = Layout(
         lambda t: (t.unflatten(0, (patch_size, patch_size, channels)).movedim(2, 0).flatten(0, 2),),
@@ -174,9 +175,11 @@ def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = Fa
     mae = load_pretrained(model_class, folder, config, may_stay=may_stay)
     to_flip: Any = mae_to_pretraining if decoder else mae_to_vision_tower
     if decoder:
-        title, note = "A ViTMAE and its decoder as a Flip model", "the text tower is a new one, not trained"
+        title = "A ViTMAE and its decoder as a Flip model"
+        note = "the text tower is a new one, not trained"
     else:
-        title, note = "A ViTMAE encoder as a Flip vision tower", "the decoder is left behind"
+        title = "A ViTMAE encoder as a Flip vision tower"
+        note = "the decoder is left behind"
     with configuring(source):
         model = to_flip(mae, mask_ratio, **flip_fields)
     return Converted(

@@ -157,6 +157,20 @@ def _tower(shapes: Mapping[str, tuple[int, ...]], tower: str) -> dict[str, int]:
     return {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": _num_blocks(shapes, tower)}
 
 
+def _image_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Returns the sides of an image and of a patch, in pixels.
+
+    Raises:
+        ConversionError: the patches do not form a square grid.
+    """
+    num_patches = shapes["img_encoder/posembed_encoder/pos_embedding"][1] - 1
+    grid = math.isqrt(num_patches)
+    patch_size = shapes["img_encoder/embedding/kernel"][0]
+    if num_patches < 1 or grid**2 != num_patches:
+        raise ConversionError(f"The image positions, {num_patches}, are not those of a square grid of patches.")
+    return grid * patch_size, patch_size
+
+
 def config_of(
     shapes: Mapping[str, tuple[int, ...]],
     *,
@@ -178,7 +192,8 @@ def config_of(
             sizes are out of range.
     """
     _check_ranks(shapes)
-    vision, text = _tower(shapes, "img_encoder"), _tower(shapes, "txt_encoder")
+    vision = _tower(shapes, "img_encoder")
+    text = _tower(shapes, "txt_encoder")
     sizes = tuple(tower[name] for tower in (vision, text) for name in ("num_hidden_layers", "hidden_size"))
     _, known_vision, known_text = RELEASED.get(sizes, (None, None, None))
     vision_heads = _heads("--vision_heads", vision_heads, known_vision, vision["hidden_size"])
@@ -189,10 +204,7 @@ def config_of(
             f"{vision['hidden_size']} for images, {text['num_hidden_layers']} of {text['hidden_size']} for text. The "
             "arrays do not tell the number of attention heads; give --vision_heads and --text_heads."
         )
-    num_patches = shapes["img_encoder/posembed_encoder/pos_embedding"][1] - 1
-    grid, patch_size = math.isqrt(num_patches), shapes["img_encoder/embedding/kernel"][0]
-    if num_patches < 1 or grid**2 != num_patches:
-        raise ConversionError(f"The image positions, {num_patches}, are not those of a square grid of patches.")
+    image_size, patch_size = _image_size(shapes)
     vocab_size, _ = shapes["txt_encoder/token_embedding/embedding"]
     fields = {
         "text_config": {
@@ -206,7 +218,7 @@ def config_of(
         "vision_config": {
             **vision,
             "num_attention_heads": vision_heads,
-            "image_size": grid * patch_size,
+            "image_size": image_size,
             "patch_size": patch_size,
             "num_channels": shapes["img_encoder/embedding/kernel"][2],
             "pooling_type": image_pooling,

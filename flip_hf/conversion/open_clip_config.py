@@ -70,7 +70,8 @@ def _activation(quick_gelu: bool, fields: Mapping[str, Any]) -> str:
 
 
 def _tower(fields: Mapping[str, Any], *, width: int, layers: int, quick_gelu: bool) -> dict[str, Any]:
-    width, layers = fields.get("width", width), fields.get("layers", layers)
+    width = fields.get("width", width)
+    layers = fields.get("layers", layers)
     return {
         "hidden_size": width,
         "intermediate_size": int(width * fields.get("mlp_ratio", 4.0)),
@@ -86,7 +87,8 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
     Raises:
         ConversionError: the model is not made of standard ViT towers; the message names the field.
     """
-    vision, text = model_cfg.get("vision_cfg"), model_cfg.get("text_cfg")
+    vision = model_cfg.get("vision_cfg")
+    text = model_cfg.get("text_cfg")
     if not isinstance(vision, dict) or not isinstance(text, dict) or "embed_dim" not in model_cfg:
         raise ConversionError(
             "This is no configuration of an open_clip model: it has no embed_dim, vision_cfg, text_cfg."
@@ -98,7 +100,8 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
     for part, fields in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
         _check_tower(part, fields)
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
-    pool_type, bidirectional = text.get("pool_type", "argmax"), bool(text.get("no_causal_mask", False))
+    pool_type = text.get("pool_type", "argmax")
+    bidirectional = bool(text.get("no_causal_mask", False))
     if pool_type not in ("first", "argmax", "eos"):
         raise ConversionError(f"This open_clip model has text_cfg.pool_type = {pool_type!r}, which FLIP has not.")
     vision_tower = _tower(vision, width=768, layers=12, quick_gelu=quick_gelu)

@@ -162,7 +162,8 @@ def image_processor_from_open_clip(preprocess: Mapping[str, Any], image_size: in
             raise ConversionError(f"The preprocessing's {name} must be three numbers, got {values!r:.80}.")
         for value in values:
             number(f"The preprocessing's {name}", value, least, 1e4)
-    mode, interpolation = preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic")
+    mode = preprocess.get("resize_mode", "shortest")
+    interpolation = preprocess.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or interpolation not in (*RESAMPLING,):
         raise ConversionError(
             f"The preprocessing has resize_mode {mode!r} and interpolation {interpolation!r}; only shortest and "

@@ -73,10 +73,13 @@ class ZarrArray:
     """
 
     def __init__(self, files: Files, members: Mapping[str, int], folder: str):
-        self.files, self.folder = files, folder
+        self.files = files
+        self.folder = folder
         meta = self._metadata(members.get(".zarray", 0))
-        self.shape, self.chunks = tuple(meta["shape"]), tuple(meta["chunks"])
-        self.dtype, self.compressed = DTYPES[meta["dtype"]], meta["compressor"] is not None
+        self.shape = tuple(meta["shape"])
+        self.chunks = tuple(meta["chunks"])
+        self.dtype = DTYPES[meta["dtype"]]
+        self.compressed = meta["compressor"] is not None
         self._check_size({name: size for name, size in members.items() if name != ".zarray"})
 
     def _metadata(self, size: int) -> dict[str, Any]:
@@ -85,7 +88,9 @@ class ZarrArray:
             raise ConversionError(f"{name}, the description of an array, is missing, empty or too large.")
         meta = parse_json(self.files.read(name, MAX_ZARRAY_BYTES), name)
         try:
-            shape, chunks, compressor = meta["shape"], meta["chunks"], meta["compressor"]
+            shape = meta["shape"]
+            chunks = meta["chunks"]
+            compressor = meta["compressor"]
             known = (
                 meta["zarr_format"] == 2
                 and meta["dtype"] in DTYPES

@@ -95,7 +95,8 @@ def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> Non
     Raises:
         ConversionError: they are not; the message lists both differences.
     """
-    expected, found = set(expected), set(found)
+    expected = set(expected)
+    found = set(found)
     if expected != found:
         raise ConversionError(
             f"{what} does not have the tensors of this format. Missing: {_some(expected - found)}. "

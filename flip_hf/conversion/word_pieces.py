@@ -21,7 +21,8 @@ from flip_hf.conversion.files import read_file
 
 logger = logging.getLogger(__name__)
 
-PAD, UNKNOWN = "[PAD]", "[UNK]"
+PAD = "[PAD]"
+UNKNOWN = "[UNK]"
 CONTINUES = "##"
 MAX_WORD_BYTES = 100
 # BERT's multilingual vocabulary has 120,000 lines and 1 MB.

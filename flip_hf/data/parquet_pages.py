@@ -31,10 +31,23 @@ _MAX_BATCH_BYTES = 256 * 2**20
 _MAX_REPEATED_BYTES = 128 * 2**20
 _MAX_HEADER_BYTES = 2**20
 
-_STOP, _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12
+_STOP = 0
+_TRUE = 1
+_FALSE = 2
+_BYTE = 3
+_I32 = 5
+_DOUBLE = 7
+_BINARY = 8
+_LIST = 9
+_SET = 10
+_MAP = 11
+_STRUCT = 12
 _VARINTS = (4, _I32, 6)
 _MAX_DEPTH = 32
-_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 5, 7, 8  # the fields of a page's header that hold these
+# Fields of a page's header that describe each kind of page.
+_DATA_PAGE = 5
+_DICTIONARY_PAGE = 7
+_DATA_PAGE_V2 = 8
 _DELTA_BYTE_ARRAY = 7
 
 
@@ -59,7 +72,9 @@ class _Thrift:
     """Walks a structure in Thrift's compact protocol; `IndexError` is its end before its time."""
 
     def __init__(self, data: bytes, place: int = 0):
-        self.data, self.place, self.structs = data, place, 0
+        self.data = data
+        self.place = place
+        self.structs = 0
 
     def varint(self) -> int:
         value = shift = 0
@@ -281,7 +296,8 @@ class GuardedFile:
     closed = False
 
     def __init__(self, file: IO[bytes]):
-        self.file, self.size = file, file.seek(0, os.SEEK_END)
+        self.file = file
+        self.size = file.seek(0, os.SEEK_END)
         self.failure: Exception | None = None
         self.refusal: Exception | None = None
         self._chunks: Sequence[Chunk] = ()

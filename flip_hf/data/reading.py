@@ -249,7 +249,8 @@ def _read_shard(
     while True:
         try:
             for index, row in shards.read(shard, first, part, lambda reason: damage(reason, "")):
-                first, failures = index + 1, 0
+                first = index + 1
+                failures = 0
                 yield index, row
             return
         except Exception as error:  # archives, connections, schemas: any kind

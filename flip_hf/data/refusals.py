@@ -40,7 +40,9 @@ class Refusals:
         self._refused: dict[str, Counter[str]] = {}
         self._held_out: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()  # of this window, for the message
-        self._logged, self._last_log, self._silent = 0, 0.0, 0
+        self._logged = 0
+        self._last_log = 0.0
+        self._silent = 0
 
     def accept(self, source: str) -> None:
         """Counts a sample of a source that is used."""
@@ -74,7 +76,8 @@ class Refusals:
         if self._logged >= MAX_LOGGED and now - self._last_log < LOG_SECONDS:
             self._silent += 1
             return
-        self._logged, self._last_log = self._logged + 1, now
+        self._logged = self._logged + 1
+        self._last_log = now
         more = f" ({self._silent} more were not logged)" if self._silent else ""
         more = " (from here on, one a minute is logged)" if self._logged == MAX_LOGGED else more
         self._silent = 0

@@ -21,7 +21,9 @@ _MAYBE_UNUSED_ALPHA = ("TGA", "BMP")
 _TRANSPARENCY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 # Pixels converted at once, as numbers take four times the memory of the picture.
 _STRIP_PIXELS = 2**20
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_SAMPLE_FORMAT = 339
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
 

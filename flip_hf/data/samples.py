@@ -62,9 +62,14 @@ class SourceReader:
         refusals: Refusals,
         block_bytes: int = MAX_BLOCK_BYTES,
     ):
-        self.source, self.transform, self.reader, self.position = source, transform, reader, position
-        self.seed, self.refusals = seed, refusals
-        self.shuffle_block, self.block_bytes = shuffle_block, block_bytes
+        self.source = source
+        self.transform = transform
+        self.reader = reader
+        self.position = position
+        self.seed = seed
+        self.refusals = refusals
+        self.shuffle_block = shuffle_block
+        self.block_bytes = block_bytes
 
     def samples(self) -> Iterator[Sample]:
         """Yields (image, caption or None) for ever; after each, `position` is the one behind it.
@@ -72,7 +77,8 @@ class SourceReader:
         Raises:
             BadDataError: there is nothing to be found.
         """
-        pieces, empty_epochs = self.position.pieces, 0
+        pieces = self.position.pieces
+        empty_epochs = 0
         while True:
             is_own_epoch = not pieces
             if is_own_epoch:
@@ -107,7 +113,9 @@ class SourceReader:
             rows.clear()
             for offset in range(begun, len(order)):
                 piece.shard, piece.row = begin
-                piece.used, piece.last, piece.block_bytes = offset + 1, last, block_bytes
+                piece.used = offset + 1
+                piece.last = last
+                piece.block_bytes = block_bytes
                 rng = np.random.default_rng((*key, *begin, offset))
                 sample = self._sample(left.pop(), rng)
                 if sample is not None:
@@ -142,7 +150,8 @@ class SourceReader:
             del row
             if len(rows) == self.shuffle_block or (max_bytes is not None and held >= max_bytes):
                 yield rows, begin, place[0], problems
-                rows, problems = [], []
+                rows = []
+                problems = []
                 held = 0
                 max_bytes = self.block_bytes
         yield rows, begin, place[0], problems

@@ -100,7 +100,8 @@ def _name(rng: np.random.Generator, obj: SceneObject) -> str:
 
 
 def _relation(first: SceneObject, second: SceneObject) -> str:
-    dx, dy = second.x - first.x, second.y - first.y
+    dx = second.x - first.x
+    dy = second.y - first.y
     if abs(dy) > abs(dx):
         return "above" if dy > 0 else "below"
     return "left of" if dx > 0 else "right of"

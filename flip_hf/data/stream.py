@@ -87,9 +87,14 @@ class TrainStream(IterableDataset):
         weights: list[float] | None = None,
         max_bad_fraction: float = 1.0,
     ):
-        self.sources, self.plan, self.tokenize = sources, plan, tokenize
-        self.batch_size, self.process, self.max_bad_fraction = batch_size, process, max_bad_fraction
-        self.seed, self.shuffle_block = seed, shuffle_block
+        self.sources = sources
+        self.plan = plan
+        self.tokenize = tokenize
+        self.batch_size = batch_size
+        self.process = process
+        self.max_bad_fraction = max_bad_fraction
+        self.seed = seed
+        self.shuffle_block = shuffle_block
         self.weights = np.array(weights or [1.0] * len(sources)) / sum(weights or [1.0] * len(sources))
         self.workers: list[dict] = []
         self.first_worker = self.samples = 0
@@ -123,7 +128,8 @@ class _Worker:
     """One reader at work on all sources."""
 
     def __init__(self, stream: TrainStream, reader: Reader, state: dict):
-        self.stream, self.reader = stream, reader
+        self.stream = stream
+        self.reader = reader
         self.refusals = Refusals(stream.max_bad_fraction, tuple(state["window"]))
         self.draws = state["draws"]
         self.positions = [SourcePosition.from_json(values) for values in state["sources"]]
@@ -160,7 +166,8 @@ class _Worker:
             ids_keep = self._draw_mask(view)
             for reader in readers:
                 reader.image_size = view.image_size
-            patches, captions = [], []
+            patches = []
+            captions = []
             for i in range(stream.batch_size):
                 image, caption = next(samples[self._draw()])
                 mask = None if ids_keep is None or stream.plan.whole else ids_keep[i : i + 1]

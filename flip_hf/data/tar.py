@@ -84,7 +84,8 @@ class TarShards:
     """
 
     def __init__(self, urls: Sequence[str], max_member_bytes: int = MAX_FILE_BYTES, *, keys_have_dots: bool = False):
-        self.urls, self.max_member_bytes = tuple(urls), max_member_bytes
+        self.urls = tuple(urls)
+        self.max_member_bytes = max_member_bytes
         self.keys_have_dots = keys_have_dots
         self._wanted: frozenset[str] | None = None
         self.remote = any(is_remote(url) for url in self.urls)
@@ -154,7 +155,8 @@ class TarShards:
                     self._mark = (shard, row + 1, member.offset)
                     if _wanted(row, first, part):
                         yield row, draft.row
-                    row, draft = row + 1, None
+                    row = row + 1
+                    draft = None
                 draft = draft or _Draft(key, self.urls[shard], 2 * self.max_member_bytes)
                 was_crowded = draft.is_crowded
                 has_place = draft.add(extension) or self._wanted is not None

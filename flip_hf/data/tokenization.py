@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from flip_hf.data.texts import bound_text
 
-PAD, UNKNOWN = "[PAD]", "[UNK]"
+PAD = "[PAD]"
+UNKNOWN = "[UNK]"
 # A vocabulary is learned from so many characters at most. A longer word than this is an unknown one, whatever the
 # vocabulary, and the time that learning takes grows with its square.
 MAX_VOCABULARY_CHARACTERS = 2**28

@@ -36,9 +36,11 @@ def random_crop_box(
     for _ in range(10 if area[0] < 1 else 0):  # nothing but the whole has the whole area
         target = rng.uniform(*area) * width * height
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            left = int(rng.integers(width - w + 1))
+            top = int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
     return centre_square(width, height)
 
@@ -46,7 +48,8 @@ def random_crop_box(
 def centre_square(width: int, height: int) -> Box:
     """The largest centred square (left, top, right, bottom)."""
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
+    left = (width - side) // 2
+    top = (height - side) // 2
     return left, top, left + side, top + side
 
 
@@ -94,5 +97,6 @@ class EvalTransform:
         short = min(image.size)
         width, height = (int(self.image_size * side / short) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
+        left = (width - self.image_size) // 2
+        top = (height - self.image_size) // 2
         return _to_tensor(image.crop((left, top, left + self.image_size, top + self.image_size)))

@@ -41,7 +41,9 @@ class DemoModel:
     ):
         if encoder is not None:
             check_alternatives(encoder.model)
-        self.title, self.encoder, self.pretraining = title, encoder, pretraining
+        self.title = title
+        self.encoder = encoder
+        self.pretraining = pretraining
         self.transform = ImageTransform(image_processor)
         self._label_embeddings = lru_cache(maxsize=LABEL_SETS)(self._embed_labels)
 
@@ -188,7 +190,8 @@ class DemoModel:
         Raises:
             ValueError: no patch would be left, or the prompt has no `{}`.
         """
-        encoder, pixel_values = self._texts_encoder(), self._pixel_values(image)
+        encoder = self._texts_encoder()
+        pixel_values = self._pixel_values(image)
         label_embeds = self._label_embeddings(tuple(labels), resolve_templates(prompt))  # (C, E)
         answers = []
         for mask_ratio in mask_ratios:

@@ -116,11 +116,14 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
             table = gr.HTML(visible=model.knows_masks, label="The answer under masks")
 
     def classify(image: Image.Image | None, labels: str, prompt: str, percent: float | None, seed: float | None) -> Any:
-        picture, names, checked = _given(image), read_labels(labels), read_prompt(prompt)
+        picture = _given(image)
+        names = read_labels(labels)
+        checked = read_prompt(prompt)
         if len(names) == 1:
             gr.Warning("A label alone has a probability of 100 %. Give another one to compare it with.")
         _warn_of_cuts(model, [resolve_templates(checked)[0].format(name) for name in names])
-        asked, number = (percent or 0) / 100 if model.knows_masks else 0.0, int(seed or 0)
+        asked = (percent or 0) / 100 if model.knows_masks else 0.0
+        number = int(seed or 0)
         mask_ratios = sorted({*MASK_RATIOS, asked}) if model.knows_masks else [0.0]
         answers = model.classify(picture, names, checked, mask_ratios, number)
         shown = fit_to_show(model.seen(picture, asked, number))

@@ -107,7 +107,8 @@ def answer_image(
         triggers: their events.
         at_once: whether the page begins with an answer, where it begins with an image.
     """
-    image, call = inputs[0], in_words(function)
+    image = inputs[0]
+    call = in_words(function)
     options: dict[str, Any] = {**MODEL_AT_WORK, "show_progress": "minimal", "trigger_mode": "always_last"}
     if at_once and image.value is not None:
         triggers = [page.load, *triggers]

@@ -19,7 +19,8 @@ from flip_hf.demo.model import DemoModel
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 BATCH_SIZE = 32
 # Side of what is shown, in pixels.
-MAX_SHOWN, MIN_SHOWN = 512, 256
+MAX_SHOWN = 512
+MIN_SHOWN = 256
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class ImageSearch:
     """
 
     def __init__(self, model: DemoModel, pictures: Sequence[Picture]):
-        self.model, self.pictures = model, pictures
+        self.model = model
+        self.pictures = pictures
         self.refused: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._usable: list[Picture] = []
@@ -110,7 +112,8 @@ class ImageSearch:
 
     def _encode(self, progress: Callable[[int, int], Any]) -> torch.Tensor:
         self.refused.clear()
-        self._usable, found = [], []
+        self._usable = []
+        found = []
         background = self.model.transform.background
         for start in range(0, len(self.pictures), BATCH_SIZE):
             progress(start, len(self.pictures))

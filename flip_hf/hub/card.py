@@ -95,7 +95,8 @@ def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> A
         eval_results=_eval_results(run, old) or None,
     )
     if run.reconstructs:
-        made.pipeline_tag, made.tags = "image-feature-extraction", [*made.tags, "mae"]
+        made.pipeline_tag = "image-feature-extraction"
+        made.tags = [*made.tags, "mae"]
     found = Compute.from_results(run.results)
     if found is not None and found.kilograms is not None:
         made.co2_eq_emissions = {

@@ -48,7 +48,8 @@ def _about_pretraining(run: Run) -> str:
 
 def architecture(run: Run) -> str:
     """A table of the towers."""
-    vision, text = run.towers.vision_config, run.towers.text_config
+    vision = run.towers.vision_config
+    text = run.towers.text_config
     columns = {"images": (vision, f"{vision.image_size} pixels, patches of {vision.patch_size}")}
     if run.contrasts:
         columns["texts"] = (text, f"{text.max_position_embeddings} tokens of {text.vocab_size:,}")
@@ -72,7 +73,8 @@ def data(run: Run) -> str:
     """What it was trained on, and what was skipped."""
     if not run.recipe:
         return NOT_KNOWN
-    counted, lines = run.results.get("sources", {}), []
+    counted = run.results.get("sources", {})
+    lines = []
     for name in run.recipe["train_data"]:
         shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short_name(name)}`"
         if name in EMBEDDED:
@@ -92,7 +94,8 @@ def training(run: Run) -> str:
     if not run.recipe:
         return NOT_KNOWN
     recipe = run.recipe
-    batch, scale = recipe["batch_size"], recipe["batch_size"] / 256
+    batch = recipe["batch_size"]
+    scale = recipe["batch_size"] / 256
     contrasted = ", all contrasted with each other" if run.contrasts else ""
     rows = [
         ("began from", _origin(run)),
@@ -160,7 +163,8 @@ def evaluation(run: Run, entries: list[EvalResult]) -> str:
         return error or "Not evaluated yet."
     lines = ["| data set | split | task | metric | % |", "|---|---|---|---|---|"]
     for entry in entries:
-        split, task = entry.dataset_split or "", entry.task_name or entry.task_type
+        split = entry.dataset_split or ""
+        task = entry.task_name or entry.task_type
         lines.append(
             f"| {entry.dataset_name} | {split} | {task} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
         )
@@ -181,7 +185,8 @@ def _reconstruction(results: dict[str, Any]) -> str:
 
 def limitations(run: Run) -> str:
     """What it must not be expected to do."""
-    text, vision = run.towers.text_config, run.towers.vision_config
+    text = run.towers.text_config
+    vision = run.towers.vision_config
     size = f"{vision.image_size} x {vision.image_size} pixels"
     lines = [
         "It knows what its captions say, in their language. Counting, small things, fine differences and writing in "

@@ -209,7 +209,8 @@ def _explain(error: Any, repo_id: str, api: HfApi) -> HubError | None:
 
 
 def _explain_status(error: HfHubHTTPError, repo_id: str) -> HubError:
-    status, said = error.response.status_code, error.server_message or str(error)
+    status = error.response.status_code
+    said = error.server_message or str(error)
     if status in BUSY:
         return HubUnreachable(f"The Hub is busy or down (status {status}).")
     if status == 401:

@@ -50,7 +50,9 @@ class Pusher:
         self.output_dir = Path(output_dir)
         self.repo_id = repo_id
         self.private = private
-        self._export_clip, self._api, self._waits = export_clip, api, waits
+        self._export_clip = export_clip
+        self._api = api
+        self._waits = waits
         self._scratch = self.output_dir  # until a push makes one
         self._thread: threading.Thread | None = None
         self._pushed: Pushed | None = None  # of the last push; where it failed, why is in `_problem`

@@ -27,7 +27,8 @@ EVALUATION = {REPORT: 16 * MIB, "evaluation/results.md": 16 * MIB}
 _OWN_TEXTS = ("log.jsonl", "recipe.yaml", "results.json", *EVALUATION)
 MAX_PICTURE = 64 * MIB
 # Trackers write one file here, and one in a folder of its own, named by the time, for the options of the run.
-EVENTS, MAX_EVENTS = "logs", 512 * MIB
+EVENTS = "logs"
+MAX_EVENTS = 512 * MIB
 _EVENTS_FOLDER = re.compile(r"\d+(?:\.\d+)?")
 _EVENTS_NAME = re.compile(r"(?P<kept>events\.out\.tfevents\.\d+)(?:\.(?P<host>.+))?")
 _PICTURE_OF = re.compile(r"[\w .,@+=()\[\]-]{1,128}")

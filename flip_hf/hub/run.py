@@ -33,7 +33,8 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        recipe, results = folder / "recipe.yaml", folder / "results.json"
+        recipe = folder / "recipe.yaml"
+        results = folder / "results.json"
         return cls(
             folder,
             yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},

@@ -164,7 +164,8 @@ def test_the_converted_folder_answers_as_the_official_model(official_zip, vocab,
     classifier = pipeline("zero-shot-image-classification", model=str(tmp_path / "out"))
     assert isinstance(classifier.image_processor, (FlipImageProcessor, FlipImageProcessorPil))
     official = np.load(FIXTURES / "official_flip_tiny.npz")
-    pixels, input_ids = official["input/image"].transpose(0, 3, 1, 2), torch.from_numpy(official["input/txt"]).long()
+    pixels = official["input/image"].transpose(0, 3, 1, 2)
+    input_ids = torch.from_numpy(official["input/txt"]).long()
     with torch.no_grad():
         image_embeds = classifier.model(pixel_values=torch.from_numpy(pixels), input_ids=input_ids).image_embeds
     assert np.abs(image_embeds.numpy() - official["out/z_img"]).max() < 5e-6
@@ -173,7 +174,8 @@ def test_the_converted_folder_answers_as_the_official_model(official_zip, vocab,
     labels = ["cats", "a dog (photo)", "12"]
     answer = {entry["label"]: entry["score"] for entry in classifier(image, candidate_labels=labels)}
     # Independently of processor and padding: pixels normalised by hand, ids padded to 32 as the official pipeline does.
-    mean, std = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
+    mean = np.array([0.485, 0.456, 0.406]) * 255
+    std = np.array([0.229, 0.224, 0.225]) * 255
     pixel_values = torch.from_numpy(((np.asarray(image) - mean) / std).transpose(2, 0, 1)[None]).float()
     lines = vocab.read_text().split("\n")
     pieces = {"cats": ["cat", "##s"], "a dog (photo)": ["a", "dog", "(", "photo", ")"], "12": ["1", "##2"]}

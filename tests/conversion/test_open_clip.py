@@ -168,8 +168,10 @@ def test_the_installed_open_clip_computes_the_same(variant, tmp_path):
     state_dict, model_cfg = flip_to_open_clip(flip)
     theirs = open_clip.CLIP(**model_cfg).eval()
     theirs.load_state_dict(state_dict)
-    images, ids = torch.randn(3, 3, 32, 32), torch.randint(8, 600, (3, 16))
-    ids[:, 9:], ids[:, 8] = 0, 7 if variant == "quick_gelu" else 599
+    images = torch.randn(3, 3, 32, 32)
+    ids = torch.randint(8, 600, (3, 16))
+    ids[:, 9:] = 0
+    ids[:, 8] = 7 if variant == "quick_gelu" else 599
     with torch.no_grad():
         for ours, expected in (
             (flip.get_image_features(images).pooler_output, theirs.encode_image(images)),

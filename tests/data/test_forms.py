@@ -208,7 +208,7 @@ def test_broken_lines_of_json_cost_themselves(few, tmp_path):
         (b"filepath,title\na.jpg,x\n", "None of the first 1 pictures .* paths are relative to the list"),
         (
             b"filepath,title\n/etc/passwd,x\n",
-            "which is not in its folder. Pictures must lie below the list's own folder",
+            "which is not in its folder. Pictures must be below the list's own folder",
         ),
         (b"path,title\nhttps://example.org/a.jpg,x\n", "Pictures are not downloaded"),
         (b"filepath,title\n", "has no samples"),

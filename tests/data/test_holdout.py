@@ -32,7 +32,8 @@ def held_out(folder, share: float = SHARE, **options):
 
 def trained_on(folder, processes: int, workers: int) -> tuple[list[int], list[dict]]:
     """All samples of the first epoch and a piece of the next, of all processes, and what was counted."""
-    seen, counts = [], []
+    seen = []
+    counts = []
     for process in range(processes):
         reader = Reader(process, processes)
         loader = make_train_loader(folder, workers=workers, process=reader, batch_size=1, holdout=SHARE)

@@ -39,12 +39,18 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.ranges, self.lengths, self.drops, self.down = folder, True, True, [], False
+        self.folder = folder
+        self.ranges = True
+        self.lengths = True
+        self.drops = []
+        self.down = False
         self.requests = []
         self.silent: list[tuple[str, str]] = []
         self.busy: list[str] = []
-        self.extra_length, self.redirect = 0, ""
-        self.asked, self.closing = threading.Event(), threading.Event()
+        self.extra_length = 0
+        self.redirect = ""
+        self.asked = threading.Event()
+        self.closing = threading.Event()
 
     def handle_error(self, *args):
         """Silent: a reader may leave in the middle of an answer."""
@@ -73,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.server.closing.wait(30)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.ranges else None
         if wanted:
-            first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+            first = int(wanted[1])
+            last = min(int(wanted[2] or len(data)), len(data) - 1)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
             data = data[first : last + 1]
@@ -163,7 +170,8 @@ def test_parquet_of_a_web_server_is_read(server, parquet_folder):
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_dropped_connection_is_taken_up_where_it_broke(server, tar_folder, ranges, caplog):
     loader = make_train_loader(server.url("tars/shard-{0000..0004}.tar"), batch_size=1)
-    server.ranges, server.drops = ranges, ["shard-0001.tar", "shard-0003.tar", "shard-0003.tar"]
+    server.ranges = ranges
+    server.drops = ["shard-0001.tar", "shard-0003.tar", "shard-0003.tar"]
     assert sorted(numbers(itertools.islice(loader, 160))) == KEYS
     assert server.drops == [] and loader.counts["refused"] == {}
     assert caplog.text.count("broke off") >= 3 and "ClientPayloadError" in caplog.text
@@ -174,7 +182,8 @@ def test_large_files_come_in_one_go_where_there_are_no_ranges(server, samples, t
     """Larger than what fsspec asks for at once (5 MiB)."""
     rows = [(key, image + bytes(400_000), caption) for key, image, caption in samples[:32]]
     write_tar(tmp_path / "large.tar", rows)
-    server.ranges, server.lengths = False, lengths
+    server.ranges = False
+    server.lengths = lengths
     loader = make_train_loader(server.url("large.tar"), batch_size=1)
     server.drops = ["large.tar"] if lengths else []
     assert sorted(numbers(itertools.islice(loader, 32))) == list(range(32))

@@ -105,7 +105,8 @@ def described(folder, train, test):
 
 @pytest.mark.parametrize("write", [cloned, tars, top, saved, beside, described], ids=lambda write: write.__name__)
 def test_each_split_has_its_own_rows_and_an_unknown_one_is_an_error(write, samples, tmp_path):
-    train, test = samples[:9], samples[20:25]
+    train = samples[:9]
+    test = samples[20:25]
     write(tmp_path / "data", train, test)
     assert captions(tmp_path / "data") == [caption.decode() for _, _, caption in train]
     assert captions(tmp_path / "data", split="test") == [caption.decode() for _, _, caption in test]

@@ -93,7 +93,8 @@ def test_a_search_finds_the_picture_that_is_nearest(whole, photos):
     """Pictures that do not exist any more are left out; the others are those of `get_image_features`."""
     pictures = pictures_below(photos)
     assert [picture.name for picture in pictures][:3] == ["blue.PNG", "cut.jpeg", "green.PNG"]
-    search, seen = ImageSearch(DemoModel.from_pretrained(whole), pictures), []
+    search = ImageSearch(DemoModel.from_pretrained(whole), pictures)
+    seen = []
     embeds = search.encode(lambda *done: seen.append(done))
     assert embeds.shape == (4, 24) and seen == [(0, 6)] and search.reasons() == "1 damaged image, 1 not an image"
     found = search.search("a red circle", 3)

@@ -102,7 +102,8 @@ def browser():
 @pytest.fixture
 def page(browser, url, log):
     """The page, opened; neither it nor its server turns to any other host, and nothing leaves a traceback."""
-    page, hosts = browser.new_page(), set()
+    page = browser.new_page()
+    hosts = set()
     page.set_default_timeout(15_000)
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(url)
@@ -187,7 +188,8 @@ def test_labels_get_probabilities_and_a_mask_changes_what_is_seen(page, photos):
 
 
 def test_mistakes_are_told_in_words(page, photos):
-    ask, labels = page.get_by_role("button", name="Ask the model"), page.get_by_label("Labels, apart")
+    ask = page.get_by_role("button", name="Ask the model")
+    labels = page.get_by_label("Labels, apart")
     ask.click()
     told(page, "Write the labels to choose from")
     labels.fill("red circle")

@@ -72,7 +72,8 @@ def test_a_card_of_somebody_else_stays_as_it_is(run_folder):
 
 def test_metadata_that_a_person_added_is_kept(run_folder):
     card = card_of(run_folder, license="mit")
-    card.data.language, card.data.tags = "fr", [*card.data.tags, "birds"]
+    card.data.language = "fr"
+    card.data.tags = [*card.data.tags, "birds"]
     card.save(run_folder / "README.md")
     again = card_of(run_folder)
     assert (again.data.language, again.data.license) == ("fr", "mit")

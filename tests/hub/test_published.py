@@ -130,7 +130,8 @@ def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tm
     assert done.returncode == 0, done.stderr[-3000:]
     assert not hub.drops and "Trying again in 2 s" in done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(f"Pushed    {hub.endpoint}/you/mine (public): ")
-    published, folder = hub.repositories["you/mine"], tmp_path / "runs" / "mine"
+    published = hub.repositories["you/mine"]
+    folder = tmp_path / "runs" / "mine"
     assert len(published.commits) == 3 and not published.private  # its creation, the first push, and the last
     for name in ("model.safetensors", "log.jsonl", "training_curves.png"):
         assert published.files[name] == (folder / name).read_bytes(), name
