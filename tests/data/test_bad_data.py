@@ -162,7 +162,7 @@ def test_the_window_survives_a_resume(mostly_garbage):
 
 def test_nothing_but_garbage_is_an_error_and_not_an_endless_loop(tmp_path):
     write_tar(tmp_path / "shard.tar", [(f"{i:05d}", b"no image", b"text") for i in range(8)])
-    with pytest.raises(BadDataError, match="no usable sample in 3 whole passes: 24 x not an image"):
+    with pytest.raises(BadDataError, match="no usable sample in 3 whole epochs: 24 x not an image"):
         next(iter(make_train_loader(tmp_path / "shard.tar")))
 
 

@@ -78,4 +78,4 @@ def test_the_one_process_of_a_launch_that_was_to_start_two_says_so(tmp_path):
         _, told = prepare_simple_launcher_cmd_env(launch_command_parser().parse_args([*asked, str(script)]))
         run = run_program(script, environment=told)
         assert run.returncode == code, run.stderr
-        assert ("was asked for several processes and starts one" in run.stderr) == (processes == 2)
+        assert ("was asked for several processes but starts one" in run.stderr) == (processes == 2)

@@ -125,5 +125,5 @@ def test_a_truncated_shard_costs_its_rest_alone(tar_folder):
 
 
 def test_a_name_that_is_nowhere_is_an_error_without_the_hub_too():
-    with pytest.raises(FileNotFoundError, match="There is no 'nobody/nothing' here, and the Hub cannot be asked"):
+    with pytest.raises(FileNotFoundError, match="There is no 'nobody/nothing' here, and it cannot be loaded"):
         open_source("nobody/nothing")

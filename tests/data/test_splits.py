@@ -200,7 +200,7 @@ def test_shards_of_no_split_are_named(samples, tmp_path, caplog):
     for name in ("train-0.tar", "more-1.tar"):
         write_tar(tmp_path / name, samples[:2])
     assert len(captions(tmp_path)) == 2
-    assert f"{tmp_path}: left out as of no split: 1, such as more-1.tar" in caplog.text
+    assert f"{tmp_path}: skipped 1 files that are in no split, such as more-1.tar" in caplog.text
 
 
 def test_shards_keep_their_order_and_names(samples, tmp_path, monkeypatch):
