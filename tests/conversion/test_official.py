@@ -336,7 +336,7 @@ def test_nothing_is_overwritten(tmp_path, kind):
 
 
 def test_what_appears_in_the_meantime_is_not_overwritten(tmp_path):
-    with pytest.raises(ConversionError, match="was made by something else in the meantime"):
+    with pytest.raises(ConversionError, match="was created by something else in the meantime"):
         with new_folder(tmp_path / "out"):
             (tmp_path / "out" / "other").mkdir(parents=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

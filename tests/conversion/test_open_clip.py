@@ -135,7 +135,7 @@ def test_a_flip_that_open_clip_has_not_is_refused_with_the_switches():
 
 def test_a_file_that_is_no_configuration_is_refused(folder):
     (folder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 4}}')
-    with pytest.raises(ConversionError, match="no configuration of an open_clip model"):
+    with pytest.raises(ConversionError, match="not a configuration of an open_clip model"):
         convert_from_open_clip(str(folder))
     shutil.rmtree(folder)
     folder.mkdir()

@@ -55,7 +55,7 @@ def test_what_is_no_plain_tensor_is_refused(tmp_path, value):
 
 def test_two_tensors_of_one_name_are_refused(tmp_path):
     torch.save({"module.a": torch.ones(1), "a": torch.zeros(1)}, tmp_path / "a.pt")
-    with pytest.raises(ConversionError, match="two tensors that are called a"):
+    with pytest.raises(ConversionError, match="two tensors called a"):
         read_state_dict(tmp_path / "a.pt")
 
 

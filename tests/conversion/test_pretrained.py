@@ -89,7 +89,7 @@ def test_an_index_names_files_of_its_folder_only(clip, tmp_path, name):
     (folder / "config.json").write_bytes((clip / "config.json").read_bytes())
     weights = dict.fromkeys(load_file(clip / "model.safetensors"), name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
-    with pytest.raises(ConversionError, match="names a file that is none of the folder's weights"):
+    with pytest.raises(ConversionError, match="names a file other than the folder's weights"):
         convert_from_clip(str(folder))
 
 
