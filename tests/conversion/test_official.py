@@ -188,7 +188,7 @@ def test_the_converted_folder_answers_as_the_official_model(official_zip, vocab,
 
 
 def test_a_vocabulary_that_is_not_the_releases_is_refused(vocab):
-    with pytest.raises(ConversionError, match="not the file of the release"):
+    with pytest.raises(ConversionError, match="is not the released one"):
         official_pieces(str(vocab), 30523, released=True)
     assert len(official_pieces(str(vocab), 500, released=False)) == 499
     assert len(official_pieces(str(vocab), 400, released=False)) == 399  # cut to the table, with a warning
@@ -277,10 +277,10 @@ def chunk(data: bytes):
     ("spoil", "message"),
     [
         (zarray(shape=[10**6, 10**6], chunks=[10**6, 10**6]), "claims 4,000,000,000,000 bytes"),
-        (zarray(chunks=[48, 48]), "should have 2 chunk files, it has 1"),
-        (zarray(dtype="|O"), "of a kind that T5X does not write"),
-        (zarray(compressor={"id": "pickle"}), "of a kind that T5X does not write"),
-        (zarray(shape=[-1, 48]), "of a kind that T5X does not write"),
+        (zarray(chunks=[48, 48]), "should have 2 chunk files, but has 1"),
+        (zarray(dtype="|O"), "a kind of array that T5X does not write"),
+        (zarray(compressor={"id": "pickle"}), "a kind of array that T5X does not write"),
+        (zarray(shape=[-1, 48]), "a kind of array that T5X does not write"),
         (chunk(gzip.compress(bytes(96 * 48 * 4 + 1))), "holds 18,433 bytes, expected 18,432"),
         (chunk(gzip.compress(bytes(100))[:-20] * 9), "damaged|holds"),
         (chunk(b""), "can hold at most 0"),
@@ -303,7 +303,7 @@ def test_a_damaged_or_hostile_checkpoint_is_refused(official_folder, spoil, mess
 def test_an_inline_array_must_have_its_bytes(official_folder):
     lie = msgpack.ExtType(1, msgpack.packb(((10**9,), "float32", b"1234")))
     rewrite_structure(official_folder, lambda target: target.update(logit_scale=lie))
-    with pytest.raises(ConversionError, match="needs 4,000,000,000 bytes, the checkpoint has 4"):
+    with pytest.raises(ConversionError, match="needs 4,000,000,000 bytes, but the checkpoint has 4"):
         read_official(official_folder, **HEADS)
 
 
