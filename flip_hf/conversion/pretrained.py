@@ -187,7 +187,7 @@ def load_pretrained(model_class: Any, source: Path, config: Any, *, may_stay: tu
             None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # tensors and configuration are untrusted; the model's code raises many types
-        raise ConversionError(f"{source} makes no {model_class.__name__}: {reason(error)}.") from error
+        raise ConversionError(f"{source} cannot be loaded as a {model_class.__name__}: {reason(error)}.") from error
     missing = sorted(report["missing_keys"])
     unexpected = (name for name in report["unexpected_keys"] if not name.endswith("position_ids"))
     surplus = sorted(name for name in unexpected if not name.startswith(may_stay))

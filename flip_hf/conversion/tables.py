@@ -113,8 +113,8 @@ def shapes_of(model_class: Any, config: PreTrainedConfig) -> dict[str, torch.Siz
     try:
         with torch.device("meta"):
             return {name: tensor.shape for name, tensor in model_class._from_config(config).state_dict().items()}
-    except Exception as error:  # a model's constructor raises many types, all because of its configuration
-        raise ConversionError(f"This configuration is not one of a {model_class.__name__}: {reason(error)}.") from error
+    except Exception as error:  # of many types
+        raise ConversionError(f"The configuration is not valid for {model_class.__name__}: {reason(error)}.") from error
 
 
 def check_dtypes(dtypes: Mapping[str, torch.dtype], what: str) -> None:

@@ -135,8 +135,8 @@ def test_no_room_is_made_for_a_model_that_the_weights_do_not_fill(clip):
             "7 attention heads do not divide the width, 64",
         ),
         ({"text_config": {"layer_norm_eps": "small"}}, "layer_norm_eps must be a number from 0 to 1"),
-        ({"text_config": {"hidden_act": "none_such"}}, "makes no CLIPModel"),
-        ({"text_config": [1]}, "does not describe a CLIPConfig|makes no CLIPModel"),
+        ({"text_config": {"hidden_act": "none_such"}}, "not valid for CLIPModel"),
+        ({"text_config": [1]}, "does not describe a CLIPConfig|not valid for CLIPModel"),
         ({"model_type": ["clip"]}, "not a CLIPModel"),
     ],
 )

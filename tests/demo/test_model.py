@@ -134,7 +134,7 @@ def test_what_a_visitor_writes_is_checked():
         with pytest.raises(ValueError, match="Write {} once"):
             read_prompt(prompt)
     assert read_query(" a cat ") == "a cat"
-    with pytest.raises(ValueError, match="Write what to look for"):
+    with pytest.raises(ValueError, match="Write what to search for"):
         read_query(" ")
 
 
@@ -152,7 +152,7 @@ def test_a_table_has_the_best_labels_first_and_no_markup_of_a_visitor():
     answers = [{f"<b>{n}</b>": n / 66 for n in range(12)}, {f"<b>{n}</b>": (11 - n) / 66 for n in range(12)}]
     table = comparison_table([0.0, 0.75], answers)
     assert "<b>" not in table and table.index("&lt;b&gt;11&lt;/b&gt;") < table.index("&lt;b&gt;10&lt;/b&gt;")
-    assert table.count("<tr>") == 11 and "… and 2 labels that are less probable for the whole image." in table
+    assert table.count("<tr>") == 11 and "… and 2 labels less probable for the whole image." in table
     assert "<th>whole image</th><th>75% dropped</th>" in table and ">16.7%<" in table
 
 

@@ -91,7 +91,7 @@ def test_the_licence_of_the_weights_before_is_carried_on(run_folder, tmp_path):
         card = card_of(run_folder, repo_id="you/flip")
         assert card.data.license == license
         assert card.data.base_model == (None if license else source)
-    assert "They began as user/flip, whose terms hold on." in card.text and str(tmp_path) not in card.text
+    assert "They are derived from user/flip, whose terms still apply." in card.text and str(tmp_path) not in card.text
 
 
 def test_where_a_model_came_from_is_kept_through_conversions_and_runs(run_folder, tmp_path):

@@ -129,7 +129,7 @@ def test_no_network_is_said(ready, monkeypatch, caplog):
         api = HfApi(endpoint=f"http://127.0.0.1:{nobody.getsockname()[1]}", token=WRITER)
         with pytest.raises(HubUnreachable, match="cannot be reached at http://127.0.0.1"):
             push(ready, REPO, api=api, waits=(0.01,))
-    assert "Trying again in 0.01 s" in caplog.text
+    assert "Retrying in 0.01 s" in caplog.text
     caplog.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubOffline, match="Unset it"):
