@@ -54,7 +54,7 @@ def architecture(run: Run) -> str:
     if run.contrasts:
         columns["texts"] = (text, f"{text.max_position_embeddings} tokens of {text.vocab_size:,}")
     if run.reconstructs:
-        columns["decoder"] = (run.config.decoder_config, "all patches, the dropped ones as one learned token")
+        columns["decoder"] = (run.config.decoder_config, "all patches, dropped ones as one learned token")
     sizes = [f"{t.num_hidden_layers} x {t.hidden_size}, {t.num_attention_heads} heads" for t, _ in columns.values()]
     embeddings = f", embeddings of {run.towers.projection_dim}" if run.contrasts else ""
     return "\n".join(
@@ -78,7 +78,7 @@ def data(run: Run) -> str:
     for name in run.recipe["train_data"]:
         shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short_name(name)}`"
         if name in EMBEDDED:
-            shown += ", drawn by flip_hf itself: coloured shapes and what a caption says of them"
+            shown += ", drawn by flip_hf itself: coloured shapes with captions"
         seen = counted.get(name, {})
         refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
         lines.append(
@@ -99,7 +99,7 @@ def training(run: Run) -> str:
     contrasted = ", all contrasted with each other" if run.contrasts else ""
     rows = [
         ("began from", _origin(run)),
-        (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} a step{contrasted}"),
+        (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} per step{contrasted}"),
         ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
         ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
         (
@@ -120,7 +120,7 @@ def training(run: Run) -> str:
         rows.append(("weights", f"a moving average, half of it the last {recipe['ema_half_life']:,} pairs"))
     if run.results.get("skipped_steps"):
         rows.append(("steps skipped", f"{run.results['skipped_steps']:,}, which were not finite"))
-    return f"{_rows(rows)}\n\nEverything else is in `recipe.yaml`, which `scripts/pretrain.py` of flip_hf runs again."
+    return f"{_rows(rows)}\n\nAll other options are in `recipe.yaml`, which `scripts/pretrain.py` of flip_hf can run again."
 
 
 def _origin(run: Run) -> str:
