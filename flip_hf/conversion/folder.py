@@ -25,7 +25,7 @@ class Converted:
 
     Attributes:
         model: the model, in evaluation mode.
-        processor: its processor, or None where the source had none.
+        processor: its processor, or None if the source had none.
         title: the title of the card.
         about: Markdown paragraphs of the card.
         data: the card's metadata.

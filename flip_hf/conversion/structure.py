@@ -86,7 +86,7 @@ class _Walk:
     def keys(self) -> Iterator[str]:
         """Yields the keys of the next map; the caller takes or skips the value of each before the next key."""
         if self._kind() != "map":
-            raise ConversionError("it has something else where a map of names should be")
+            raise ConversionError("it has something else in place of a map of names")
         seen = set()
         for _ in range(self._spend(self.unpacker.read_map_header())):
             if self._kind() != "text":

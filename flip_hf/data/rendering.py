@@ -122,7 +122,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
     lab = ImageCms.createProfile("LAB")
     rgb = ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    assert converted is not None  # it is only where a picture is changed in place
+    assert converted is not None  # None is returned only by in-place changes
     return converted
 
 

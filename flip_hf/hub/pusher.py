@@ -72,7 +72,7 @@ class Pusher:
             logger.warning("%s Training begins anyway, and pushes are attempted along the way.", error)
 
     def is_free(self) -> bool:
-        """Whether no push is in progress; while one is, the next is dropped."""
+        """True if no push is in progress; while one is, the next is dropped."""
         return self._thread is None or not self._thread.is_alive()
 
     def push(self, save: Callable[[Path], object], samples: int) -> bool:

@@ -60,7 +60,7 @@ def test_states_are_skipped_whatever_they_hold():
         (packed({"a": {}})[:-1], "is truncated|No more data"),
         (packed({}) + b"\x00", "something follows its end"),
         (msgpack.packb({"optimizer": {}}), "target is None"),
-        (b"", "something else where a map"),
+        (b"", "in place of a map"),
     ],
 )
 def test_what_is_no_structure_is_refused(data, message):

@@ -204,7 +204,7 @@ def test_broken_lines_of_json_cost_themselves(few, tmp_path):
     [
         (b"", "is empty"),
         ("filepath,title\na.jpg,x\n".encode("utf-16"), "not text in UTF-8"),
-        (b"name,price\na,3\n", "no caption column of a usual name. Its columns are: name, price"),
+        (b"name,price\na,3\n", "no caption column with a usual name. Its columns are: name, price"),
         (b"filepath,title\na.jpg,x\n", "None of the first 1 pictures .* paths are relative to the list"),
         (
             b"filepath,title\n/etc/passwd,x\n",
@@ -425,7 +425,7 @@ def test_what_has_no_captions_or_no_pictures_says_what_to_do(few, tmp_path):
 
 
 def test_an_empty_folder_and_files_of_several_kinds_are_refused(few, tmp_path):
-    with pytest.raises(ValueError, match="is empty. What can be read"):
+    with pytest.raises(ValueError, match="is empty. Supported are"):
         open_source(str(tmp_path))
     write_tar(tmp_path / "a.tar", few)
     (tmp_path / "b.csv").write_text("filepath,title\n")

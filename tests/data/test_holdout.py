@@ -1,4 +1,4 @@
-"""What is held out is never trained on, whoever reads, and is found again whatever happens to the data around it."""
+"""Held-out pairs are never trained on by any reader, and are found again whatever happens to the data around them."""
 
 import json
 import shutil

@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def refused(self, path: Path) -> bool:
-        """Whether another answer was given than the file."""
+        """Gives another response than the file, if asked to; returns whether it did."""
         if path.name == "elsewhere.tar":
             self.send_response(302)
             self.send_header("Location", self.server.redirect)
@@ -117,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def silence(self, name: str, body: bool) -> str | None:
-        """How to be silent about a file, if at all."""
+        """Returns how to be silent about a file, if at all."""
         for kind in ("head", "body", "trickle") if body else ("head",):
             if (name, kind) in self.server.silent:
                 self.server.silent.remove((name, kind))

@@ -128,7 +128,7 @@ def test_a_configuration_of_a_card_is_read(samples, tmp_path):
         ("configs:\n- config_name: x\n  data_files: https://example.org/x.parquet", "no such file is in the folder"),
         ("configs:\n- config_name: x\n  data_files: /etc/passwd", "no such file is in the folder"),
         ("configs:\n- config_name: x\n  data_dir: ../other", "has no split 'train'"),
-        ("configs:\n- config_name: x\n  columns: [image]", "asks for columns, which is not done"),
+        ("configs:\n- config_name: x\n  columns: [image]", "asks for columns, which is not supported"),
         ("configs:\n- config_name: x\n- config_name: y", "has several configurations: x, y. Name one"),
         ("configs: 3", "has damaged configs"),
         ("configs: [", "cannot be read as the card"),

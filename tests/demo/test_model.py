@@ -1,4 +1,4 @@
-"""What the page asks of a model, without the page: any kind of model, and what a visitor may write."""
+"""The page's requests to a model, without the page: any kind of model, and anything that a visitor may write."""
 
 import os
 
@@ -102,7 +102,7 @@ def test_a_search_finds_the_picture_that_is_nearest(whole, photos):
     assert found[0][2] == pytest.approx((embeds @ search.model.embed_text("a red circle")).max().item(), abs=1e-6)
     assert search.encode(lambda *done: seen.append(done)) is embeds and len(seen) == 1
     broken = [picture for picture in pictures if picture.name in ("cut.jpeg", "text.jpg")]
-    with pytest.raises(ValueError, match="Not one of the 2 pictures can be used"):
+    with pytest.raises(ValueError, match="None of the 2 pictures can be used"):
         ImageSearch(search.model, broken).search("a red circle", 3)
     assert choose_examples(broken) == []
 

@@ -41,7 +41,7 @@ GREY = (128, 128, 128)
 
 
 def run(*arguments) -> str:
-    """What the script prints, run in this process: each start of another takes seconds."""
+    """Returns the script's output, run in this process because starting another takes seconds."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
         patch.syspath_prepend(SCRIPT.parent)
@@ -61,7 +61,7 @@ def space(whole, photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory) -> Path:
-    """What the app prints."""
+    """Returns the app's output."""
     return tmp_path_factory.mktemp("log") / "app.log"
 
 

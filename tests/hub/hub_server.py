@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_ANY
 
     def takes(self, patterns: list[str]) -> bool:
-        """Whether this request is one of those, which is then used up."""
+        """Returns whether this request is one of those, and removes it."""
         fits = next((pattern for pattern in patterns if re.match(pattern, self.request_line)), None)
         if fits is not None:
             patterns.remove(fits)

@@ -1,4 +1,4 @@
-"""What publishing does not do: follow links, take files by broad names, run or send code of others, send NaN."""
+"""Publishing does not follow links, take files by broad names, run or send foreign code, or send NaN."""
 
 import json
 import os
@@ -268,9 +268,11 @@ def test_shards_are_those_of_the_index(run_folder, tmp_path, refused):
     def naming(**entries):
         return edit(INDEX, weight_map={**index["weight_map"], **entries})
 
-    assert "'../x.safetensors', which is no name of a file" in refused(naming(**{names[0]: "../x.safetensors"}))
-    assert "which is no name of a file" in refused(naming(**{names[0]: "id_ed25519"}))
-    assert "has not all of the tensors" in refused(naming(another="model-00001-of-00002.safetensors"))
+    assert "'../x.safetensors', which is not the name of a weights file" in refused(
+        naming(**{names[0]: "../x.safetensors"})
+    )
+    assert "which is not the name of a weights file" in refused(naming(**{names[0]: "id_ed25519"}))
+    assert "lacks tensors" in refused(naming(another="model-00001-of-00002.safetensors"))
     assert "has no weight_map" in refused(lambda f: (f / INDEX).write_text('{"weight_map": 3}'))
 
 

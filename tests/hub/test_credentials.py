@@ -74,7 +74,7 @@ def urls(server: Server) -> dict[str, str]:
 
 
 def leaks(run, *folders) -> list[str]:
-    """Where a secret can be read."""
+    """Returns the places where a secret can be read."""
     texts = {"stdout": run.stdout.encode(), "stderr": run.stderr.encode()}
     texts |= {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
     return [name for name, data in texts.items() for secret in SECRETS if secret.encode() in data or secret in name]

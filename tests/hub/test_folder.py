@@ -1,4 +1,4 @@
-"""What is published of a folder, and what is not."""
+"""Publishing a folder: the files that are taken, and those that are not."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_what_is_in_the_way_is_named(run_folder, tmp_path):
 
 
 def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, tmp_path):
-    """What an MAE run leaves: no tokenizer, a decoder, an image processor."""
+    """The folder of an MAE run: no tokenizer, a decoder, an image processor."""
     words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--unmasked_samples", "0", "--num_workers", "0"]
     words += ["--objective", "reconstruction", "--output_dir", str(tmp_path / "mae"), "--checkpoint_samples", "128"]
     words += ["--decoder_config", json.dumps(DECODER), "--eval_data", "shapes"]
