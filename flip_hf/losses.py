@@ -1,11 +1,11 @@
-"""The contrastive loss over all processes, in tiles, exact for every parameter.
+"""Contrastive loss over all processes, computed in tiles, with exact gradients for every parameter.
 
-The N x N similarities are never held. One pass over tiles of them gives, for every image and every text, the maximum
-and the sum of exponentials that a softmax needs; the backward pass computes each tile again (the idea of
-FlashAttention, for this loss Inf-CL, Cheng et al. 2024). One tile serves both directions, so that the loss and its
-gradient cost four products of all images with all texts: one forward, three backward.
+The N x N similarities are never materialised. One pass over tiles of them yields, for every image and every text, the
+maximum and the sum of exponentials that a softmax needs; the backward pass recomputes each tile (the idea of
+FlashAttention; for this loss Inf-CL, Cheng et al. 2024). One tile serves both directions, so the loss and its gradient
+cost four products of all images with all texts: one forward, three backward.
 
-Letters: N pairs in all, n of them on this process, E the length of an embedding.
+Letters: N pairs in total, n of them on this process, E the length of an embedding.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-# Rows and columns of a tile: two of 16 MiB in float32 are held at a time. On a CPU, 512 to 2048 are equally fast, 4096
-# is slower.
+# Rows and columns of a tile: two tiles of 16 MiB in float32 are held at a time. On a CPU, 512 to 2048 are equally fast
+# and 4096 is slower.
 TILE_SIZE = 2048
 
-# torch 2.13 has new names for both, and warns of the old ones; a build without processes has neither.
+# torch 2.13 renames both and warns about the old names; a build without torch.distributed has neither.
 _ALL_GATHER: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _REDUCE_SCATTER: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The loss is computed so whatever the towers' precision: bfloat16 logits at a scale of 100 are off by 0.1."""
+    """Casts lower precisions to float32: bfloat16 logits at a scale of 100 are off by 0.1."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -38,7 +38,7 @@ def _rank() -> int:
 
 
 def _gather(rows: torch.Tensor) -> torch.Tensor:
-    """All processes' rows, (n, ...) -> (N, ...); the input itself where there is one process."""
+    """Gathers all processes' rows, (n, ...) -> (N, ...); returns the input itself if there is one process."""
     if _num_processes() == 1:
         return rows
     gathered = rows.new_empty(_num_processes() * rows.shape[0], *rows.shape[1:])
@@ -47,7 +47,7 @@ def _gather(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _sum_and_scatter(rows: torch.Tensor) -> torch.Tensor:
-    """This process's part of the sum over processes, (N, ...) -> (n, ...)."""
+    """Returns this process's part of the sum over processes, (N, ...) -> (n, ...)."""
     if _num_processes() == 1:
         return rows
     own = rows.new_empty(rows.shape[0] // _num_processes(), *rows.shape[1:])
@@ -56,21 +56,21 @@ def _sum_and_scatter(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _LogSumExp:
-    """Running log-sum-exp of many rows, kept as a maximum and a sum: neither overflows, whatever the logits."""
+    """Running log-sum-exp of many rows, kept as a maximum and a sum so that no logits make it overflow."""
 
     def __init__(self, count: int, like: torch.Tensor):
         self.maximum = like.new_full((count,), -torch.inf)
         self.total = like.new_zeros(count)
 
     def add(self, where: slice, logits: torch.Tensor, maximum: torch.Tensor, dim: int) -> None:
-        """Takes in logits of the rows `where`, whose maximum along `dim` is given."""
+        """Adds logits of the rows `where`, given their maximum along `dim`."""
         maximum = torch.maximum(self.maximum[where], maximum)
         shrink = (self.maximum[where] - maximum).exp_()
         self.total[where] = self.total[where] * shrink + (logits - maximum.unsqueeze(dim)).exp_().sum(dim)
         self.maximum[where] = maximum
 
     def sum_over_processes(self) -> None:
-        """Puts together what each process has seen of the same rows."""
+        """Combines what each process has seen of the same rows."""
         if _num_processes() > 1:
             own_maximum = self.maximum.clone()
             dist.all_reduce(self.maximum, dist.ReduceOp.MAX)
@@ -79,15 +79,16 @@ class _LogSumExp:
 
 
 def _tiles(count: int, total: int, first: int, size: int) -> Iterator[tuple[slice, slice, int]]:
-    """Rows and columns of each tile of the (n, N) logits, and the offset of its diagonal that holds the pairs."""
+    """Yields rows and columns of each tile of the (n, N) logits, and the offset of the diagonal with the pairs."""
     for row in range(0, count, size):
         for column in range(0, total, size):
-            rows, columns = slice(row, min(row + size, count)), slice(column, min(column + size, total))
+            rows = slice(row, min(row + size, count))
+            columns = slice(column, min(column + size, total))
             yield rows, columns, first + row - column
 
 
 class _ContrastiveLoss(torch.autograd.Function):
-    """Local images against all texts; what the columns need of other processes' images is summed over processes."""
+    """Local images against all texts; what columns need from other processes' images is summed over processes."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -95,8 +96,10 @@ class _ContrastiveLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = images.shape[0]
         first = _rank() * count  # the label of the first row
-        all_texts, scaled = _gather(texts), images * scale  # (N, E), (n, E)
-        per_image, per_text = _LogSumExp(count, images), _LogSumExp(all_texts.shape[0], images)
+        all_texts = _gather(texts)  # (N, E)
+        scaled = images * scale  # (n, E)
+        per_image = _LogSumExp(count, images)
+        per_text = _LogSumExp(all_texts.shape[0], images)
         pair_logits = images.new_empty(count)
         best = torch.zeros(count, dtype=torch.long, device=images.device)  # the best text of each image so far
         for rows, columns, offset in _tiles(count, all_texts.shape[0], first, tile_size):
@@ -126,12 +129,14 @@ class _ContrastiveLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         images, all_texts, scale, image_maximum, image_total, text_maximum, text_total = ctx.saved_tensors
-        count, scaled = images.shape[0], images * scale
-        # A column belongs to the loss of the process that has its text.
+        count = images.shape[0]
+        scaled = images * scale
+        # A column belongs to the loss of the process that holds its text.
         weight = grad / (2 * count)
         image_weight = weight / image_total  # (n)
         text_weight = _gather(weight.expand(count)) / text_total  # (N)
-        image_grads, text_grads = torch.zeros_like(images), torch.zeros_like(all_texts)
+        image_grads = torch.zeros_like(images)
+        text_grads = torch.zeros_like(all_texts)
         with torch.autocast(images.device.type, enabled=False):
             for rows, columns, offset in _tiles(count, all_texts.shape[0], _rank() * count, ctx.tile_size):
                 logits = scaled[rows] @ all_texts[columns].T
@@ -146,32 +151,33 @@ class _ContrastiveLoss(torch.autograd.Function):
         return image_grads.mul_(scale), text_grads, scale_grad, None
 
 
-@torch.compiler.disable(reason="Every tile would be compiled for itself: minutes for the thousands of a big batch.")
+@torch.compiler.disable(reason="Every tile would be compiled separately: minutes for a large batch.")
 def contrastive_loss(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, *, tile_size: int = TILE_SIZE
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The symmetric cross-entropy of n local pairs against all N pairs, in memory linear in N.
+    """Computes the symmetric cross-entropy of n local pairs against all N pairs, in memory linear in N.
 
-    The mean over processes of the results is the loss of the whole batch, and so the mean of their gradients, which
-    DistributedDataParallel takes, is exactly the gradient of one process with all N pairs. Every process must bring as
-    many pairs. Differentiable once. Under autocast it is computed in float32 all the same; torch.compile leaves it as
-    it is, at the price of a graph break.
+    The mean of the results over processes is the loss of the whole batch, so the mean of their gradients, which
+    DistributedDataParallel takes, is exactly the gradient of one process with all N pairs. Every process must pass the
+    same number of pairs. Differentiable once. Computed in float32 even under autocast; torch.compile does not compile
+    it, at the price of a graph break.
 
     Args:
         image_embeds: (n, E), normalised.
         text_embeds: (n, E), normalised, paired with the images.
-        logit_scale: (1,), the factor on cosine similarities.
+        logit_scale: (1,), the factor applied to cosine similarities.
         tile_size: rows and columns of the similarities computed at a time. The result does not depend on it.
 
     Returns:
-        The loss, float32 (float64 from float64), and the share of local images whose best text of all N is their own.
+        The loss, float32 (float64 for float64 inputs), and the fraction of local images whose best text among all N is
+        their own.
 
     Raises:
-        ValueError: if images and texts do not pair up.
+        ValueError: images and texts do not pair up.
     """
     if image_embeds.dim() != 2 or image_embeds.shape != text_embeds.shape:
         raise ValueError(
-            "contrastive_loss takes as many image_embeds as text_embeds, both (n, E), but they are "
+            "contrastive_loss needs as many image_embeds as text_embeds, both (n, E), but they are "
             f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}."
         )
     image_embeds, text_embeds, logit_scale = map(at_least_float32, (image_embeds, text_embeds, logit_scale))

@@ -1,9 +1,9 @@
-"""Keeps credentials out of what is shown, written or published.
+"""Keep credentials out of everything that is shown, written or published.
 
-The forms of tokens are facts that their makers publish and that secret scanners collect; `source` in the table names
-where each can be looked up: a maker's page, or a rule of gitleaks (https://github.com/gitleaks/gitleaks) or a plugin of
-detect-secrets (https://github.com/Yelp/detect-secrets). The patterns are our own, and looser than a scanner's: what is
-removed here by mistake costs a word, what is kept by mistake costs an account.
+Token formats are facts that their issuers publish and that secret scanners collect. `source` in the table says where
+each can be looked up: an issuer's page, a rule of gitleaks (https://github.com/gitleaks/gitleaks) or a plugin of
+detect-secrets (https://github.com/Yelp/detect-secrets). The patterns are our own, and looser than a scanner's: a false
+positive costs a word, a false negative costs an account.
 """
 
 import base64
@@ -20,23 +20,23 @@ from urllib.parse import quote, unquote
 from huggingface_hub import get_token
 
 REMOVED = "[removed]"
-# Variables of the environment whose values are nobody's business: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY ...
+# Environment variables whose values are secret: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY ...
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _SHORTEST = 8  # a shorter value is a switch such as `TOKENIZERS_PARALLELISM=false`
-_SHORTEST_GIVEN = 6  # a shorter password would also be a part of innocent words
-_COMMON = re.compile(r"^\d+$|\.[a-z]{2,7}$")  # numbers and names of files come again where they are no secret
+_SHORTEST_GIVEN = 6  # a shorter password would also match parts of innocent words
+_COMMON = re.compile(r"^\d+$|\.[a-z]{2,7}$")  # numbers and file names recur where they are not secret
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form that a secret has.
+    """A format of secrets.
 
     Attributes:
-        name: what it is, in words.
-        source: where the form can be looked up.
-        hints: a text without any of them, in lower case, has no such secret; they make the search fast.
-        pattern: of the secret; what its group `keep` matches stays.
-        accept: looks closer at a match: whether it is one.
+        name: a description in words.
+        source: where the format can be looked up.
+        hints: a text that contains none of them in lower case has no such secret; they make the search fast.
+        pattern: matches the secret; whatever its group `keep` matches is kept.
+        accept: decides whether a match is a secret, where the pattern alone cannot.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Form:
     accept: Callable[[re.Match[str]], bool] | None = None
 
     def remove(self, text: str) -> str:
-        """The text with `[removed]` in place of each such secret."""
+        """Replaces each such secret in the text by `[removed]`."""
         return self.pattern.sub(self._replace, text)
 
     def may_be_in(self, lowered: str) -> bool:
@@ -59,7 +59,7 @@ class Form:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tokens that say by themselves what they are
+# Tokens that can be recognised by themselves
 # ---------------------------------------------------------------------------------------------------------------------
 
 _BEGIN = r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
@@ -70,7 +70,7 @@ def _form(name: str, pattern: str, source: str, *hints: str) -> Form:
     return Form(name, source, hints, re.compile(pattern))
 
 
-# In a file of binary data any byte may stand before a token; only what is a part of common words looks at it.
+# In binary data any byte may precede a token, so only patterns that also match parts of common words look at it.
 TOKENS = (
     _form("Hugging Face token", r"(?:hf|api_org)_[A-Za-z0-9]{20,}", "gitleaks huggingface-*", "hf_", "api_org_"),
     _form("GitHub token", r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}", "gitleaks github", "gh", "_pat_"),
@@ -132,7 +132,7 @@ TOKENS = (
     ),
     _form("SendGrid key", r"SG\.[\w-]{16,}\.[\w-]{16,}", "gitleaks sendgrid-api-token", "sg."),
     _form("Telegram token", r"(?<!\d)\d{8,10}:AA[\w-]{32,}", "detect-secrets telegram", ":aa"),
-    # Neptune's token is the Base64 of a JSON object alone.
+    # A Neptune token is nothing but the Base64 of a JSON object.
     _form("JSON web token", r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|eyJ[\w+/-]{60,}={0,2}", "RFC 7519; gitleaks jwt", "eyj"),
     _form("age key", r"AGE-SECRET-KEY-1[A-Z0-9]{40,}", "gitleaks age-secret-key", "age-secret-key-"),
     _form(
@@ -150,21 +150,21 @@ TOKENS = (
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Secrets by what stands around them: URLs, headers, assignments
+# Secrets recognised by their context: URLs, headers, assignments
 # ---------------------------------------------------------------------------------------------------------------------
 
-# No secrets: a variable to be filled in, what was removed before, switches, markers such as [PAD], and masks.
+# Not secret: a variable to be filled in, what was removed before, switches, markers such as [PAD], and masks.
 _VARIABLE = r"(?:\$\{\w+\}|\$\w+|\[removed\])"
 _SWITCH = r"(?i:null|none|true|false|yes|no)"
 _HARMLESS = rf"(?:(?i:bearer|basic)\s+)?(?:{_VARIABLE}|{_SWITCH}|\[[\w ]*\]|<[^<>\s]*>|\*+|\.\.\.)"
 _NO_HARMLESS = rf"(?!{_HARMLESS}(?:[\s'\"\\,;&#)}}\]]|$))"
-# Names of which the values are secrets, by their ends: `db_password`, `HF_TOKEN`, `secretAccessKey`.
+# Endings of names whose values are secret: `db_password`, `HF_TOKEN`, `secretAccessKey`.
 _ENDS = (
     r"pass(?:word|wd|phrase|code)s?|pwd|secrets?|credentials?|auth(?:orization)?|jwt|token"
     r"|(?:api|access|account|private|secret|encryption|signing|storage|master|auth|ssh|app|application|wandb|client|sas)"
     r"[_-]?key(?:[_-]?(?:id|value))?|connection[_-]?string|cookie"
 )
-# `pad_token` and its like are words of a vocabulary.
+# `pad_token` and the like are words of a vocabulary.
 _VOCABULARY = (
     r"(?!(?:[\w.-]{0,64}[._-])?(?i:additional_special|audio|bo[ist]|class|cls|decoder_start|end?|eo[cdimstu]"
     r"|im(?:age|g)(?:_\w{1,16})?|mask|newline|pad|placeholder|prefix|sep|sot|start|stop|suffix|text|unk|video|vision|word)"
@@ -174,11 +174,11 @@ _NAME = rf"{_VOCABULARY}[\w.-]{{0,64}}?(?i:{_ENDS})"
 _WORD = rf"(?<![\w.-]){_NAME}"
 _NAMES = ("pass", "pwd", "secret", "credential", "auth", "jwt", "token", "key", "cookie", "connection")
 _SPACE = r"[ \t]*"
-# A value up to the quote it began with, or, where that is missing, to the end of the line.
+# A value runs to the quote that it began with or, if that is missing, to the end of the line.
 _QUOTE = r"(?P<quote>\\?[\"'])"
 _QUOTED = rf"{_NO_HARMLESS}(?:(?:(?!(?P=quote))(?:\\.|[^\\])){{1,4096}}(?=(?P=quote))|[^\n]+)"
 _BARE = rf"{_NO_HARMLESS}(?:[^\s'\"\\;&]|\\[^'\"\s])+"
-# Parameters of a URL that hold a secret, and such as may have long values that are none.
+# URL parameters that hold a secret, and those that may have long values that are not secret.
 _PARAMETERS = (
     r"[\w.~\[\]-]{0,64}(?:signature|token(?!iz)|secret|passw|passphrase|credential|key|auth|pwd|session|jwt)"
     r"[\w.~\[\]-]{0,64}|sig|pass|pw|code|hmac|hdn\w{1,3}|policy|st|sid|otp|ticket"
@@ -186,12 +186,12 @@ _PARAMETERS = (
 _OPEN_PARAMETERS = r"(?:rev|revision|commit|sha\d*|md5|id|uuid|ref|v|version|etag|checksum|hash|blob|file|name|path)="
 
 _SCHEME = r"(?P<keep>(?<![A-Za-z0-9])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31})://)"
-# Of these, a user alone says whose files, or which container, they are.
+# In these schemes a user name alone only says whose files, or which container, is meant.
 _USER_IN_NAME = ("abfs", "abfss", "ftp", "git+ssh", "scp", "sftp", "ssh", "wasb", "wasbs")
 
 
 def _is_login(match: re.Match[str]) -> bool:
-    """Tells whether what stands before the @ of a URL is more than the name of a place."""
+    """Returns whether the text before the @ of a URL is more than the name of a place."""
     login = match.group("login")
     if re.fullmatch(rf"(?:[^:]*:)?{_VARIABLE}", login):
         return False
@@ -199,7 +199,7 @@ def _is_login(match: re.Match[str]) -> bool:
 
 
 def _is_basic(match: re.Match[str]) -> bool:
-    """Tells whether it is the Base64 of `user:password`."""
+    """Returns whether the match is the Base64 of `user:password`."""
     code = match.group("code").rstrip("=")
     try:
         decoded = base64.urlsafe_b64decode(code.replace("+", "-").replace("/", "_") + "=" * (-len(code) % 4))
@@ -220,7 +220,7 @@ CONTEXTS = (
     # A password with a slash in it: no port follows the colon, and an @ comes later.
     Form(
         "login in a URL",
-        "RFC 3986, 3.2.1, which this is a breach of",
+        "RFC 3986, 3.2.1, which this violates",
         ("://",),
         re.compile(
             rf"{_SCHEME}(?P<login>[^/\s@:'\"]+:(?!\d{{1,5}}(?:[/?#\s'\"]|$)|//)(?:(?!://)[^\s@\"]|@(?=[^\s\"]*@))+)(?=@)"
@@ -340,15 +340,15 @@ _NAME_ALONE = re.compile(rf"{_NAME}")
 # Taking them out
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Secrets of names that were shown: they may come back in another form, in the words of whatever opens the name.
+# Secrets in names that were shown: they may reappear in another form, in a message of the library that opens the name.
 _remembered: set[str] = set()
 
 
 def redact(text: str) -> str:
-    """The text with `[removed]` in place of every secret that is known or has the form of one.
+    """Replaces every secret in the text, known or recognised by its format, by `[removed]`.
 
-    Known are this process's Hub token, the values of variables named like a secret (`WANDB_API_KEY`), and the logins
-    and signatures of URLs that [`remember`] was given. Doing it twice changes nothing more.
+    Known secrets are this process's Hub token, the values of variables named like a secret (`WANDB_API_KEY`), and the
+    logins and signatures of URLs passed to [`remember`]. The function is idempotent.
     """
     for secret in sorted(_known_secrets(), key=len, reverse=True):
         text = text.replace(secret, REMOVED)
@@ -360,17 +360,17 @@ def redact(text: str) -> str:
 
 
 def found_tokens(text: str) -> list[str]:
-    """Names of the [`TOKENS`] in a text in which words may not be changed, such as a vocabulary; a secret that is known
-    only by its value or by what stands around it is not looked for.
+    """Names the [`TOKENS`] in a text whose words must not change, such as a vocabulary; known values and contexts are
+    not searched for.
     """
     lowered = text.lower()
     return sorted({form.name for form in TOKENS if form.may_be_in(lowered) and form.remove(text) != text})
 
 
 def redacted(value: Any) -> Any:
-    """A value of JSON's or YAML's kind with all its texts, keys too, as [`redact`] leaves them.
+    """Applies [`redact`] to all strings, keys included, of a JSON-like or YAML-like value.
 
-    A text under a name such as `password` is removed whole.
+    A string under a key such as `password` is removed entirely.
     """
     if isinstance(value, str):
         return redact(value)
@@ -389,13 +389,13 @@ def _redacted_under(name: Any, value: Any) -> Any:
 
 @lru_cache(maxsize=1024)
 def shown(name: str) -> str:
-    """The name of data, a path or a URL, as it may be shown and written; its secrets are remembered, see [`redact`]."""
+    """Redacts the name of a data set, a path or a URL, and remembers its secrets; see [`redact`]."""
     remember(name)
     return redact(name)
 
 
 def shown_apart(names: Iterable[str]) -> list[str]:
-    """[`shown`] of several names; those that differ in nothing but their secrets are numbered."""
+    """Applies [`shown`] to several names, and numbers those that differ only in their secrets."""
     first: dict[str, str] = {}
     counts: dict[str, int] = {}
     result = []
@@ -409,9 +409,7 @@ def shown_apart(names: Iterable[str]) -> list[str]:
 
 
 def remember(text: str) -> None:
-    """Looks for logins and signatures of URLs in a text, such as a word of the command line, so that [`redact`] knows
-    them wherever they come again: quoted, unquoted, or without the URL.
-    """
+    """Remembers logins and signatures of URLs in a text, so that [`redact`] knows them quoted or without the URL."""
     lowered = text.lower()
     for form in CONTEXTS:
         if not form.may_be_in(lowered) or form.name not in ("login in a URL", "signed URL"):
@@ -438,7 +436,7 @@ def _known_secrets() -> set[str]:
 
 
 def _looks_secret(value: str) -> bool:
-    """Tells whether a variable's value is a secret itself, not a switch nor the path of a file that holds one."""
+    """Returns whether a variable's value is itself a secret, not a switch or the path of a file that holds one."""
     return len(value) >= _SHORTEST and not os.path.exists(value)
 
 
@@ -448,7 +446,7 @@ def _looks_secret(value: str) -> bool:
 
 
 class RedactedStream:
-    """A text stream on which nothing secret is written; in everything else it is the one that it was made of."""
+    """A wrapper around a text stream that redacts what is written; all else is passed through."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -466,10 +464,10 @@ class RedactedStream:
 
 
 def install() -> None:
-    """Redacts what this process prints and logs from here on; every script calls it first.
+    """Redacts everything that this process prints and logs from now on; every script calls it first.
 
-    On the streams: prints, tracebacks, the message of `sys.exit`. In log records: for handlers that write elsewhere.
-    Secrets of the command line are remembered; forks inherit it all. What C code writes itself is not seen.
+    The streams cover prints, tracebacks and the message of `sys.exit`; log records cover handlers that write elsewhere.
+    Secrets on the command line are remembered, and forks inherit all of this. Output written by C code is not covered.
     """
     for word in sys.argv:
         remember(word)
@@ -487,11 +485,12 @@ def _redacting(make_record: Callable[..., logging.LogRecord]) -> Callable[..., l
         record = make_record(*args, **kwargs)
         try:
             message = record.getMessage()
-        except Exception:  # a wrong number of arguments: `logging` itself tells of it
+        except Exception:  # a wrong number of arguments: `logging` itself reports it
             return record
         clean = redact(message)
         if clean != message:
-            record.msg, record.args = clean, None
+            record.msg = clean
+            record.args = None
         if record.exc_info:
             record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
         return record

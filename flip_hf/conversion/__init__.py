@@ -1,1 +1,1 @@
-"""Other formats to FLIP and back: a table of names and a few reshapes each."""
+"""Convert other formats to FLIP and back, each by a table of names and a few reshapes."""

@@ -1,4 +1,4 @@
-"""Folders of Transformers' CLIPModel to Flip folders and back, by `FlipModel.from_clip` and `FlipModel.to_clip`."""
+"""Convert folders of Transformers' CLIPModel to Flip folders and back, with `FlipModel.from_clip` and `to_clip`."""
 
 from typing import Any
 
@@ -13,15 +13,14 @@ from flip_hf.modeling import FlipConfig, FlipModel
 
 
 def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
-    """A CLIPModel's folder or Hub id as a complete Flip folder.
+    """Converts a CLIPModel, given by folder or Hub id, to a complete Flip folder.
 
     Args:
         source: folder or Hub id; safetensors only.
         mask_ratio: fraction of the patches dropped in training.
 
     Raises:
-        ConversionError: the source is not a complete CLIPModel with weights that are finite, or a processor's files are
-            damaged.
+        ConversionError: the source is not a complete CLIPModel with finite weights, or a processor's files are damaged.
     """
     check_mask_ratio(mask_ratio)
     clip = load_clip(source)
@@ -41,7 +40,7 @@ def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
 
 
 def load_clip(source: str) -> CLIPModel:
-    """The complete CLIPModel of a folder or Hub id, safetensors only.
+    """Loads the complete CLIPModel of a folder or Hub id, safetensors only.
 
     Raises:
         ConversionError: the source is something else, or its weights are incomplete, damaged or not finite.
@@ -51,7 +50,7 @@ def load_clip(source: str) -> CLIPModel:
 
 
 def load_flip(source: str) -> FlipModel:
-    """The complete FlipModel of a folder or Hub id, to be written in another format.
+    """Loads the complete FlipModel of a folder or Hub id, to be written in another format.
 
     Raises:
         ConversionError: the source is something else, or its weights are incomplete, damaged or not finite.
@@ -61,11 +60,11 @@ def load_flip(source: str) -> FlipModel:
 
 
 def convert_to_clip(source: str) -> Converted:
-    """A Flip folder as a stock CLIPModel's, which needs no code of ours.
+    """Converts a Flip folder to a stock CLIPModel, which needs none of our code.
 
     Raises:
-        ConversionError: CLIPModel has not this architecture, the message names the switches in the way; or the source
-            is no complete FlipModel, see [`load_flip`].
+        ConversionError: CLIPModel does not support the architecture, and the message names the options in the way; or
+            the source is not a complete FlipModel, see [`load_flip`].
     """
     flip = load_flip(source)
     try:
@@ -75,13 +74,13 @@ def convert_to_clip(source: str) -> Converted:
     image_processor = find_image_processor(source)
     if image_processor is not None and not type(image_processor).__module__.startswith("transformers."):
         raise ConversionError(
-            f"{source} has an image processor that Transformers has not, {type(image_processor).__name__}."
+            f"{source} has an image processor that Transformers does not have, {type(image_processor).__name__}."
         )
     tokenizer = find_tokenizer(source, flip.config.get_text_config().max_position_embeddings)
     return Converted(
         model=clip,
         processor=join(image_processor, tokenizer, CLIPProcessor),
         title="A FlipModel as a CLIPModel",
-        about="Exported with `scripts/convert.py` of flip_hf; a stock `CLIPModel`, to be used as any other.",
+        about="Exported with `scripts/convert.py` of flip_hf; a stock `CLIPModel`, to be used like any other.",
         data=card_data(source),
     )

@@ -1,7 +1,7 @@
-"""Files of a checkpoint, in a folder or in a zip that is read in place.
+"""Read the files of a checkpoint, in a folder or in a zip that is read in place.
 
-None is trusted: only regular files are opened, no link is followed out of the checkpoint's folder, and each is read up
-to a limit that its size is held against first.
+No file is trusted: only regular files are opened, no link is followed out of the checkpoint's folder, and each file is
+read only if its size is within a limit.
 """
 
 import io
@@ -14,29 +14,29 @@ from typing import Any
 
 from flip_hf.conversion.errors import ConversionError, reason
 
-# Far above every configuration and index: the largest index of weights on the Hub has some 10 MB.
+# Far above any configuration or index: the largest index of weights on the Hub has some 10 MB.
 MAX_JSON_BYTES = 32 * 2**20
 MAX_JSON_DEPTH = 64
-# The released checkpoints have about 5,000 files, with their optimizer states.
+# The released checkpoints have about 5,000 files, including optimizer states.
 MAX_FILES = 200_000
-# Of a zip's table of contents, which Python reads into memory at once: MAX_FILES entries with names of usual length.
+# A zip's table of contents, which Python reads into memory at once: MAX_FILES entries with names of usual length.
 MAX_ZIP_DIRECTORY_BYTES = 32 * 2**20
-# zipfile cannot bound what the other methods inflate to.
+# With other methods, zipfile cannot limit the decompressed size.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def _places(root: Path) -> list[Path]:
-    """Where a folder's links may lead: into itself, or from a snapshot in the Hub's cache to the cache's blobs."""
+    """Returns where links may lead to: into the folder itself and, from a snapshot of the Hub, to the cache's blobs."""
     real = root.resolve()
     return [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" else [real]
 
 
 def regular_file(path: Path, *, root: Path | None = None) -> Path:
-    """The regular file behind a path, with links resolved.
+    """Returns the regular file at a path, with links resolved.
 
     Args:
         path: the file.
-        root: a folder that links must not lead out of; not given for a file that the user has named.
+        root: a folder that links must not lead out of; None for a file that the user has named.
 
     Raises:
         ConversionError: there is no such file, it is a folder, a pipe or a device, or a link leads out of `root`.
@@ -48,35 +48,35 @@ def regular_file(path: Path, *, root: Path | None = None) -> Path:
         raise ConversionError(f"{path} cannot be opened: {reason(error)}.") from error
     if root is not None and not any(real.is_relative_to(place) for place in _places(root)):
         raise ConversionError(
-            f"{path} is a link to {real}, outside the checkpoint's folder, and is not followed. Put a copy of the file "
-            "in its place."
+            f"{path} is a link to {real}, outside the checkpoint's folder, and is not followed. Put a copy of the "
+            "file in its place."
         )
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-        raise ConversionError(f"{path} is {kind}, where a file should be.")
+        raise ConversionError(f"{path} is {kind}, not a file.")
     return real
 
 
 def check_file(path: Path, limit: int, *, root: Path | None = None) -> Path:
-    """The regular file behind a path, of at most `limit` bytes; see [`regular_file`].
+    """Returns the regular file at a path if it has at most `limit` bytes; see [`regular_file`].
 
     Raises:
-        ConversionError: it is no such file, or larger.
+        ConversionError: it is not a regular file, or larger.
     """
     real = regular_file(path, root=root)
     size = real.stat().st_size
     if size > limit:
         raise ConversionError(
-            f"{path} has {size:,} bytes; at most {limit:,} are read of such a file. It is not what its name says."
+            f"{path} has {size:,} bytes, more than the {limit:,} allowed for such a file. It is not what its name says."
         )
     return real
 
 
 def read_file(path: Path, limit: int, *, root: Path | None = None) -> bytes:
-    """The content of a regular file of at most `limit` bytes; see [`regular_file`].
+    """Reads a regular file of at most `limit` bytes; see [`regular_file`].
 
     Raises:
-        ConversionError: it is no such file, is larger, or cannot be read.
+        ConversionError: it is not a regular file, is larger, or cannot be read.
     """
     real = check_file(path, limit, root=root)
     try:
@@ -87,11 +87,11 @@ def read_file(path: Path, limit: int, *, root: Path | None = None) -> bytes:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number that JSON has")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _depth(value: Any) -> int:
-    """The number of objects and arrays within each other."""
+    """Returns the nesting depth of objects and arrays."""
     depth = 0
     level = [value]
     while level := [v for v in level if isinstance(v, (dict, list))]:
@@ -101,34 +101,34 @@ def _depth(value: Any) -> int:
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """The object of a small JSON file.
+    """Parses a small JSON file that holds an object.
 
     Raises:
-        ConversionError: it is not JSON, no object, or deeper than a configuration is.
+        ConversionError: it is not JSON, not an object, or nested more deeply than a configuration.
     """
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{what} cannot be read as JSON: {reason(error)}.") from error
     if not isinstance(value, dict):
-        raise ConversionError(f"{what} holds {type(value).__name__} in JSON, where an object {{...}} should be.")
+        raise ConversionError(f"{what} holds {type(value).__name__} in JSON, not an object {{...}}.")
     if _depth(value) > MAX_JSON_DEPTH:
         raise ConversionError(f"{what} has more than {MAX_JSON_DEPTH} levels of JSON; a configuration has a few.")
     return value
 
 
 def read_json(path: Path, *, root: Path | None = None) -> dict[str, Any]:
-    """The object of a JSON file; see [`read_file`] and [`parse_json`]."""
+    """Reads the object in a JSON file; see [`read_file`] and [`parse_json`]."""
     return parse_json(read_file(path, MAX_JSON_BYTES, root=root), str(path))
 
 
 class Files:
-    """Files under a folder; folders that are links are not entered.
+    """Files below a folder; folders that are links are not entered.
 
     Attributes:
         sizes: bytes of each regular file, by its path relative to the root, with forward slashes.
-        stored: bytes that each takes where it lies; less than `sizes` in an archive that compresses.
-        refused: why a file that is there is not read (a link that leads out of the folder, a pipe), by its path.
+        stored: bytes that each file takes as stored; less than `sizes` in a compressed archive.
+        refused: the reason why an existing file is not read (a link out of the folder, a pipe), by its path.
 
     Raises:
         ConversionError: there are too many files for a checkpoint.
@@ -154,7 +154,7 @@ class Files:
             self.refused[name] = str(error)
 
     def read(self, name: str, limit: int) -> bytes:
-        """The content of one file.
+        """Reads one file.
 
         Raises:
             ConversionError: it has more than `limit` bytes, or cannot be read.
@@ -163,7 +163,7 @@ class Files:
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which at most `limit` bytes are read at once, as long as there is a limit."""
+    """A file that reads at most `limit` bytes at once, while there is a limit."""
 
     limit: int | None = MAX_ZIP_DIRECTORY_BYTES
 
@@ -177,8 +177,8 @@ class ZipFiles(Files):
     """Members of a zip, read in place.
 
     Raises:
-        ConversionError: it is not a whole zip file, a member's name leads out of it, a member is a link or something
-            else than a file, or there are two of one name.
+        ConversionError: it is not a complete zip file, a member's name leads out of it, a member is not a file, or two
+            members have the same name.
     """
 
     def __init__(self, path: Path):
@@ -189,10 +189,10 @@ class ZipFiles(Files):
             file = _BoundedFile(str(real))
             self.archive = zipfile.ZipFile(file)
             file.limit = None
-        except Exception as error:  # zipfile raises many kinds, for any of which the file is not a zip
+        except Exception as error:  # zipfile raises many types, all of which mean that the file is not a zip
             raise ConversionError(
-                f"{path} is not a complete zip file ({reason(error)}). If it was downloaded, the download broke off: "
-                "fetch it again."
+                f"{path} is not a complete zip file ({reason(error)}). If it was downloaded, the download was cut "
+                "short: fetch it again."
             ) from error
         self.members: dict[str, zipfile.ZipInfo] = {}
         for info in self.archive.infolist():
@@ -216,30 +216,30 @@ class ZipFiles(Files):
             return
         name = PurePosixPath(info.filename).as_posix()
         if name in self.members:
-            raise ConversionError(f"{self.root} has two members named {name!r}. It is not clear which one is meant.")
+            raise ConversionError(f"{self.root} has two members named {name!r}, and it is unclear which one is meant.")
         if len(self.members) >= MAX_FILES:
             raise ConversionError(f"{self.root} has more than {MAX_FILES:,} members, more than any checkpoint.")
         self.members[name] = info
 
     def read(self, name: str, limit: int) -> bytes:
-        """The content of one member, checked against its checksum.
+        """Reads one member, and verifies its checksum.
 
         Raises:
-            ConversionError: it has more than `limit` bytes, is damaged, or compressed in an unusual way.
+            ConversionError: it has more than `limit` bytes, is damaged, or uses an unusual compression.
         """
         info = self.members[name]
         if info.file_size > limit:
             raise ConversionError(
-                f"{self.root}: {name} inflates to {info.file_size:,} bytes, at most {limit:,} belong there."
+                f"{self.root}: {name} inflates to {info.file_size:,} bytes, but at most {limit:,} are expected."
             )
         if info.compress_type not in _ZIP_METHODS:
             raise ConversionError(f"{self.root}: {name} is neither stored nor deflated. Zip the checkpoint again.")
         try:
             with self.archive.open(info) as file:
                 data = file.read(info.file_size)
-                # The end of the member, where its checksum is compared.
+                # Reading past the end verifies the checksum.
                 rest = file.read(1)
-        except Exception as error:  # of a damaged member: zipfile, zlib and struct raise many kinds
+        except Exception as error:  # for a damaged member, zipfile, zlib and struct raise many types
             raise ConversionError(f"{self.root}: {name} cannot be read: {reason(error)}.") from error
         if len(data) != info.file_size or rest:
             raise ConversionError(f"{self.root}: {name} is incomplete. Fetch the zip again.")
@@ -247,10 +247,10 @@ class ZipFiles(Files):
 
 
 def open_files(path: Path) -> Files:
-    """The files of a folder or a zip.
+    """Opens the files of a folder or a zip.
 
     Raises:
-        ConversionError: it is neither.
+        ConversionError: the path is neither.
     """
     try:
         if path.is_dir():

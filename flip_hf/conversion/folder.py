@@ -1,4 +1,4 @@
-"""The folder that a conversion writes: weights, processor, card; whole or not at all."""
+"""Write the folder of a conversion, with weights, processor and card, completely or not at all."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.lineage import base_model_of
 
-# Several files of this size: the writer holds one of them in memory beside the model.
+# The writer holds one file of this size in memory beside the model.
 MAX_SHARD_SIZE = "2GB"
 
 
@@ -25,8 +25,8 @@ class Converted:
 
     Attributes:
         model: the model, in evaluation mode.
-        processor: its processor, or None where the source had none.
-        title: the card's first line.
+        processor: its processor, or None if the source had none.
+        title: the title of the card.
         about: Markdown paragraphs of the card.
         data: the card's metadata.
     """
@@ -52,10 +52,10 @@ class Converted:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes of safetensors' own error, of a full disk for example, one that callers of file functions know.
+    """Turns safetensors' own error, for example on a full disk, into an OSError.
 
     Raises:
-        OSError: a file of weights cannot be written.
+        OSError: a weights file cannot be written.
     """
     try:
         yield
@@ -64,11 +64,11 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def card_data(source: str | None = None, **kwargs: Any) -> ModelCardData:
-    """A card's metadata.
+    """Makes a card's metadata.
 
     Args:
-        source: what was converted; named as `base_model` is the model of the Hub that it is, or came from.
-        kwargs: further fields of `ModelCardData`.
+        source: what was converted; the Hub model that it is, or came from, becomes the `base_model`.
+        kwargs: more fields of `ModelCardData`.
     """
     base = base_model_of(source) if source is not None else None
     if base is not None:
@@ -83,12 +83,12 @@ def card_data(source: str | None = None, **kwargs: Any) -> ModelCardData:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when all went well and vanishes when not.
+    """Yields a folder to write into that becomes `path` on success, and is removed on failure.
 
-    Folders above it that were missing vanish likewise.
+    Parent folders that were created are removed, too.
 
     Raises:
-        ConversionError: there is something at `path` already, or it cannot be a folder.
+        ConversionError: `path` already exists and is not an empty folder, or it cannot be created.
     """
     path = Path(path)
     if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
@@ -99,7 +99,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=parent))
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} cannot be made a folder: {reason(error)}.") from error
+        raise ConversionError(f"{path} cannot be created: {reason(error)}.") from error
     try:
         yield scratch
         scratch.chmod(0o755)
@@ -107,7 +107,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             scratch.replace(path)
         except OSError as error:
             raise ConversionError(
-                f"{path} was made by something else in the meantime ({reason(error)}). Choose another name."
+                f"{path} was created by something else in the meantime ({reason(error)}). Choose another name."
             ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The origin of a model: the Hub's model at the beginning of a line of conversions and runs."""
+"""Trace the origin of a model: the Hub model at the beginning of a chain of conversions and runs."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,15 @@ from flip_hf.console.files import read_text
 from flip_hf.console.names import is_hub_id
 
 MAX_CARD_BYTES = 2**20
-# Of a run's results: the id of the model that its line began from.
+# In a run's results, the id of the model at the beginning of the chain.
 BASE_MODEL = "base_model"
 
 
 def base_model_of(name: str) -> str | None:
-    """The Hub's id of the model that `name` is, or came from by conversions and runs; None if nothing tells.
+    """Returns the Hub id of the model that `name` is, or came from by conversions and runs, or None if unknown.
 
     Args:
-        name: a Hub id or a folder, which a conversion's card or a run's results tell of.
+        name: a Hub id or a folder; a folder's origin is in a conversion's card or a run's results.
     """
     folder = Path(name)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Transformers' ViTMAE to a Flip vision tower, or with its decoder to a model that learns on from both.
+"""Convert Transformers' ViTMAE to a Flip vision tower or, with its decoder, to a model for further pre-training.
 
 FLIP then starts from masked autoencoding.
 """
@@ -61,7 +61,7 @@ _FIELDS = (
 
 
 def vision_fields(config: ViTMAEConfig) -> dict[str, Any]:
-    """Fields of the Flip vision tower, without its mask ratio.
+    """Returns the fields of the Flip vision tower, without its mask ratio.
 
     Raises:
         ConversionError: the attention has no biases.
@@ -78,8 +78,9 @@ def _encoder_entries(config: ViTMAEConfig) -> list[Entry]:
 
 
 def _decoder_entries(config: Any) -> list[Entry]:
-    patch_size, channels = config.patch_size, config.num_channels
-    # A patch's pixels lie (P, P, C) in ViTMAE and (C, P, P) here, as in a convolution's kernel.
+    patch_size = config.patch_size
+    channels = config.num_channels
+    # A patch's pixels are (P, P, C) in ViTMAE and (C, P, P) here, as in a convolution's kernel.
     pixels = Layout(
         lambda t: (t.unflatten(0, (patch_size, patch_size, channels)).movedim(2, 0).flatten(0, 2),),
         lambda t: t.unflatten(0, (channels, patch_size, patch_size)).movedim(0, 2).flatten(0, 2),
@@ -89,15 +90,15 @@ def _decoder_entries(config: Any) -> list[Entry]:
 
 
 def _within(theirs: str, ours: str, entries: Iterable[Entry]) -> list[Entry]:
-    """The entries of a part, under the part's names."""
+    """Returns the entries with prefixed names."""
     return [Entry(theirs + e.theirs, tuple(ours + name for name in e.targets), e.layout) for e in entries]
 
 
 def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> FlipVisionModel:
-    """The encoder of a ViTMAE as a Flip vision tower; on the same visible patches it gives the same tokens.
+    """Converts the encoder of a ViTMAE to a Flip vision tower with the same tokens on the same visible patches.
 
     Args:
-        mae: a `ViTMAEModel`, or a `ViTMAEForPreTraining`, whose decoder is left behind.
+        mae: a `ViTMAEModel`, or a `ViTMAEForPreTraining`, whose decoder is dropped.
         mask_ratio: fraction of the patches dropped in FLIP's training.
 
     Raises:
@@ -108,22 +109,22 @@ def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> 
     tensors = to_ours(
         _encoder_entries(mae.config), encoder.state_dict(), shapes_of(FlipVisionModel, config), what="The ViTMAE"
     )
-    # Copies: the tower does not share its weights with the model that it came from.
+    # Copies, so that the tower does not share weights with its source.
     return load(FlipVisionModel, config, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
 def mae_to_pretraining(
     mae: ViTMAEForPreTraining, mask_ratio: float | None = None, **flip_fields: Any
 ) -> FlipForPreTraining:
-    """A ViTMAE with its decoder as a model that learns on from reconstruction, contrast or both.
+    """Converts a ViTMAE with its decoder to a model for further training on reconstruction, contrast or both.
 
     On the same visible patches it predicts the same pixels, in the layout of `cut_patches`, and has the same loss.
 
     Args:
         mae: encoder and decoder.
-        mask_ratio: fraction of the patches dropped in training; ViTMAE's if not given.
-        flip_fields: of [`FlipConfig`], such as `text_config`. The text tower, the projections and the temperature are
-            initialised as in a new model.
+        mask_ratio: fraction of the patches dropped in training; ViTMAE's by default.
+        flip_fields: fields of [`FlipConfig`], such as `text_config`. The text tower, the projections and the
+            temperature are initialised as in a new model.
 
     Returns:
         The model in evaluation mode.
@@ -150,12 +151,12 @@ def mae_to_pretraining(
     )
     tensors = to_ours(entries, mae.state_dict(), shapes, what="The ViTMAE")
     model = FlipForPreTraining._from_config(config, dtype=mae.dtype)
-    model.load_state_dict(tensors, strict=False)  # all of these parts: to_ours has compared the names
+    model.load_state_dict(tensors, strict=False)  # these parts are complete, as to_ours has compared the names
     return model.eval()
 
 
 def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = False, **flip_fields: Any) -> Converted:
-    """A ViTMAE's folder or Hub id as a folder with a Flip vision tower, for `FlipVisionModel.from_pretrained`.
+    """Converts a ViTMAE to a folder with a Flip vision tower, for `FlipVisionModel.from_pretrained`.
 
     Args:
         source: folder or Hub id.
@@ -164,7 +165,7 @@ def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = Fa
         flip_fields: with the decoder, see [`mae_to_pretraining`].
 
     Raises:
-        ConversionError: it is another architecture, or tensors are missing.
+        ConversionError: the source has another architecture, or tensors are missing.
     """
     check_mask_ratio(mask_ratio)
     folder = local_folder(source)
@@ -174,9 +175,11 @@ def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = Fa
     mae = load_pretrained(model_class, folder, config, may_stay=may_stay)
     to_flip: Any = mae_to_pretraining if decoder else mae_to_vision_tower
     if decoder:
-        title, note = "A ViTMAE and its decoder as a Flip model", "the text tower is a new one, not trained"
+        title = "A ViTMAE and its decoder as a Flip model"
+        note = "the text tower is a new one, not trained"
     else:
-        title, note = "A ViTMAE encoder as a Flip vision tower", "the decoder is left behind"
+        title = "A ViTMAE encoder as a Flip vision tower"
+        note = "the decoder is left behind"
     with configuring(source):
         model = to_flip(mae, mask_ratio, **flip_fields)
     return Converted(

@@ -1,7 +1,7 @@
-"""The official FLIP checkpoints (JAX, T5X) to FlipModel.
+"""Convert the official FLIP checkpoints (JAX, T5X) to FlipModel.
 
-The format's facts were observed on the released code: kernels are (in, out), attention's four are two-dimensional, the
-class token has no position, the text tower attends to its padding.
+The facts about the format were observed on the released code: kernels are (in, out), the four of attention are
+two-dimensional, the class token has no position, and the text tower attends to its padding.
 """
 
 import math
@@ -68,13 +68,13 @@ TEXT = [
 ]
 PROJECTION_BIAS = [Entry("img_mlp1/bias", "visual_projection.bias"), Entry("txt_mlp1/bias", "text_projection.bias")]
 LOGIT_SCALE = Entry("logit_scale", "logit_scale")
-# Blocks and width of the vision tower, blocks and width of the text tower; the name, and the heads of both, which the
-# arrays do not tell.
+# Blocks and width of the vision tower, blocks and width of the text tower; the name, and the heads of both, which
+# cannot be inferred from the arrays.
 RELEASED: dict[tuple[int, ...], tuple[str, int, int]] = {
     (24, 1024, 12, 768): ("ViT-L/16", 16, 12),
     (32, 1280, 24, 1024): ("ViT-H/14", 16, 16),
 }
-# The temperature of a checkpoint that was trained without a learned one is 0.01.
+# A checkpoint without a learned temperature was trained at 0.01.
 FIXED_LOGIT_SCALE = math.log(100)
 CARD = """\
 The official [FLIP](https://arxiv.org/abs/2212.00794) weights (Li et al., "Scaling Language-Image Pre-training via
@@ -100,7 +100,7 @@ def _num_blocks(names: Iterable[str], tower: str) -> int:
 
 
 def entries_of(names: Iterable[str]) -> list[Entry]:
-    """The table for a checkpoint with these names: its numbers of blocks, its options.
+    """Returns the table for a checkpoint with these names, according to its numbers of blocks and its options.
 
     Raises:
         ConversionError: there are names of other architectures, or some are missing.
@@ -120,7 +120,7 @@ def entries_of(names: Iterable[str]) -> list[Entry]:
     return entries
 
 
-# Dimensions of the parameters that the configuration is read from.
+# Number of dimensions of the parameters from which the configuration is read.
 _RANKS = {
     "img_encoder/posembed_encoder/pos_embedding": 3,
     "img_encoder/embedding/kernel": 4,
@@ -135,19 +135,19 @@ _RANKS = {
 def _check_ranks(shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, rank in _RANKS.items():
         if name not in shapes:
-            raise ConversionError(f"There is no {name}, from which the sizes of the model follow.")
+            raise ConversionError(f"There is no {name}, which determines the sizes of the model.")
         if len(shapes[name]) != rank:
             raise ConversionError(f"{name} has the shape {tuple(shapes[name])}, expected {rank} dimensions.")
 
 
 def _heads(option: str, given: int | None, known: int | None, width: int) -> int | None:
-    """The attention heads of a tower: those given, or the known ones; None where neither is there."""
+    """Returns the attention heads of a tower: those given, or the known ones, or None if there are neither."""
     if given is None:
         return known
     if type(given) is not int or given < 1 or width % given:
         raise ConversionError(
-            f"{option} {given!r:.40} is no number of attention heads for the width {width}: it must be a whole number "
-            "from 1 on that divides the width."
+            f"{option} {given!r:.40} is not a number of attention heads for the width {width}: it must be a positive "
+            "whole number that divides the width."
         )
     return given
 
@@ -155,6 +155,20 @@ def _heads(option: str, given: int | None, known: int | None, width: int) -> int
 def _tower(shapes: Mapping[str, tuple[int, ...]], tower: str) -> dict[str, int]:
     width, hidden = shapes[f"{tower}/Transformer/encoderblock_00/MlpBlock_0/Dense_0/kernel"]
     return {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": _num_blocks(shapes, tower)}
+
+
+def _image_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Returns the sides of an image and of a patch, in pixels.
+
+    Raises:
+        ConversionError: the patches do not form a square grid.
+    """
+    num_patches = shapes["img_encoder/posembed_encoder/pos_embedding"][1] - 1
+    grid = math.isqrt(num_patches)
+    patch_size = shapes["img_encoder/embedding/kernel"][0]
+    if num_patches < 1 or grid**2 != num_patches:
+        raise ConversionError(f"The {num_patches} image positions are not those of a square grid of patches.")
+    return grid * patch_size, patch_size
 
 
 def config_of(
@@ -165,11 +179,11 @@ def config_of(
     image_pooling: str = "mean",
     text_pooling: str = "first",
 ) -> FlipConfig:
-    """The configuration of an official checkpoint, from the shapes of its parameters.
+    """Infers the configuration of an official checkpoint from the shapes of its parameters.
 
     Args:
-        shapes: of every parameter, by official name.
-        vision_heads, text_heads: attention heads; known for the released sizes.
+        shapes: shape of every parameter, by official name.
+        vision_heads, text_heads: numbers of attention heads; known for the released sizes.
         image_pooling: `"mean"` as released, or `"cls"`.
         text_pooling: `"first"` as released, or `"mean"`.
 
@@ -178,21 +192,19 @@ def config_of(
             sizes are out of range.
     """
     _check_ranks(shapes)
-    vision, text = _tower(shapes, "img_encoder"), _tower(shapes, "txt_encoder")
+    vision = _tower(shapes, "img_encoder")
+    text = _tower(shapes, "txt_encoder")
     sizes = tuple(tower[name] for tower in (vision, text) for name in ("num_hidden_layers", "hidden_size"))
     _, known_vision, known_text = RELEASED.get(sizes, (None, None, None))
     vision_heads = _heads("--vision_heads", vision_heads, known_vision, vision["hidden_size"])
     text_heads = _heads("--text_heads", text_heads, known_text, text["hidden_size"])
     if vision_heads is None or text_heads is None:
         raise ConversionError(
-            f"This checkpoint is of neither released size: {vision['num_hidden_layers']} blocks of width "
+            f"This checkpoint has neither of the released sizes: {vision['num_hidden_layers']} blocks of width "
             f"{vision['hidden_size']} for images, {text['num_hidden_layers']} of {text['hidden_size']} for text. The "
-            "arrays do not tell the number of attention heads; give --vision_heads and --text_heads."
+            "arrays do not reveal the number of attention heads: give --vision_heads and --text_heads."
         )
-    num_patches = shapes["img_encoder/posembed_encoder/pos_embedding"][1] - 1
-    grid, patch_size = math.isqrt(num_patches), shapes["img_encoder/embedding/kernel"][0]
-    if num_patches < 1 or grid**2 != num_patches:
-        raise ConversionError(f"The image positions, {num_patches}, are not those of a square grid of patches.")
+    image_size, patch_size = _image_size(shapes)
     vocab_size, _ = shapes["txt_encoder/token_embedding/embedding"]
     fields = {
         "text_config": {
@@ -206,7 +218,7 @@ def config_of(
         "vision_config": {
             **vision,
             "num_attention_heads": vision_heads,
-            "image_size": grid * patch_size,
+            "image_size": image_size,
             "patch_size": patch_size,
             "num_channels": shapes["img_encoder/embedding/kernel"][2],
             "pooling_type": image_pooling,
@@ -220,11 +232,11 @@ def config_of(
 
 
 def read_official(path: str | Path, **options: Any) -> FlipModel:
-    """The FlipModel of an official checkpoint, float32.
+    """Reads an official checkpoint as a FlipModel, float32.
 
     Args:
         path: a T5X checkpoint folder, or a folder or zip with one somewhere inside.
-        options: of [`config_of`].
+        options: options of [`config_of`].
 
     Raises:
         ConversionError: see [`T5XCheckpoint`], [`entries_of`] and [`config_of`].
@@ -240,13 +252,13 @@ def read_official(path: str | Path, **options: Any) -> FlipModel:
     tensors = to_ours(entries, checkpoint, shapes, what=str(path))
     if fixed_temperature:
         tensors["logit_scale"] = torch.full((1,), FIXED_LOGIT_SCALE)
-    # The official class token takes no position; the row kept for it may hold anything.
+    # The official class token has no position; the row reserved for it may hold anything.
     tensors["vision_model.embeddings.position_embedding.weight"][0] = 0
     return load(FlipModel, config, tensors)
 
 
 def convert_official(path: str | Path, vocab: str, **options: Any) -> Converted:
-    """An official checkpoint as a complete model: weights, processor, card.
+    """Converts an official checkpoint to a complete model: weights, processor, card.
 
     Args:
         path, options: see [`read_official`].

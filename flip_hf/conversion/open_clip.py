@@ -1,7 +1,7 @@
-"""open_clip's native ViT models to FlipModel and back (checked against open_clip 3.3).
+"""Convert open_clip's native ViT models to FlipModel and back (checked against open_clip 3.3).
 
-A folder of open_clip holds `open_clip_config.json` and the weights; a training checkpoint is one file, and the model's
-configuration must be given beside it.
+A folder of open_clip holds `open_clip_config.json` and the weights; a training checkpoint is a single file, and the
+model's configuration must be given with it.
 """
 
 import json
@@ -76,7 +76,7 @@ TEXT = [
     Entry("text_projection", "text_projection.weight", TRANSPOSED),
     Entry("logit_scale", "logit_scale", SCALAR),
 ]
-# In checkpoints, but no weights: the causal mask, and the sizes that OpenAI's own files carry.
+# Not weights, though in checkpoints: the causal mask, and the sizes in OpenAI's own files.
 NO_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 
 
@@ -84,7 +84,7 @@ NO_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 
 
 def entries_of(config: Any) -> list[Entry]:
-    """The table for a FlipConfig that open_clip can express."""
+    """Returns the table for a FlipConfig that open_clip can express."""
     return [
         *VISION,
         *(PRE_LAYERNORM if config.vision_config.use_pre_layernorm else []),
@@ -102,14 +102,14 @@ def entries_of(config: Any) -> list[Entry]:
 
 
 def read_state_dict(path: Path, *, root: Path | None = None) -> dict[str, Tensor]:
-    """The weights of an open_clip checkpoint: safetensors, or a file of `torch.save` that holds tensors only.
+    """Reads the weights of an open_clip checkpoint: safetensors, or a file of `torch.save` that holds only tensors.
 
     Args:
         path: the file.
-        root: its folder, where links must not lead out of it.
+        root: its folder, if links must not lead out of it.
 
     Raises:
-        ConversionError: the file is damaged, or there is more than data in it.
+        ConversionError: the file is damaged, or holds more than data.
     """
     regular_file(path, root=root)
     checkpoint: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path)
@@ -125,21 +125,22 @@ def read_state_dict(path: Path, *, root: Path | None = None) -> dict[str, Tensor
         if name in NO_WEIGHTS:
             continue
         if name in state_dict:
-            raise ConversionError(f"{path} has two tensors that are called {name} without their prefixes.")
+            raise ConversionError(f"{path} has two tensors called {name} without their prefixes.")
         state_dict[name] = check_plain(name, value, path)
     return state_dict
 
 
 def open_clip_to_flip(state_dict: dict[str, Tensor], model_cfg: dict[str, Any], mask_ratio: float = 0.5) -> FlipModel:
-    """A FlipModel with an open_clip model's weights.
+    """Converts an open_clip model to a FlipModel with its weights.
 
     Args:
         state_dict: from [`read_state_dict`], or a model's `state_dict()`.
-        model_cfg: its configuration, as in open_clip's `model_configs`.
+        model_cfg: the model's configuration, as in open_clip's `model_configs`.
         mask_ratio: fraction of the patches dropped in training.
 
     Raises:
-        ConversionError: the model is not made of standard ViT towers, or the weights do not fit the configuration.
+        ConversionError: the model does not consist of standard ViT towers, or its weights do not match the
+            configuration.
     """
     config = config_from_open_clip(model_cfg, mask_ratio)
     tensors = to_ours(entries_of(config), state_dict, shapes_of(FlipModel, config), what="The open_clip checkpoint")
@@ -147,10 +148,10 @@ def open_clip_to_flip(state_dict: dict[str, Tensor], model_cfg: dict[str, Any], 
 
 
 def flip_to_open_clip(flip: FlipModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict and the configuration of an open_clip model with a FlipModel's weights.
+    """Converts a FlipModel to the state dict and the configuration of an open_clip model.
 
     Raises:
-        ConversionError: open_clip has no such model; the message names the switches in the way.
+        ConversionError: open_clip has no such model; the message names the options in the way.
     """
     model_cfg = config_to_open_clip(flip.config)
     tensors = {**flip.state_dict(), "logit_scale": flip.clipped_logit_scale()}
@@ -161,7 +162,7 @@ def flip_to_open_clip(flip: FlipModel) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def _find_files(source: str, model_config: str | None) -> tuple[Path, Path]:
-    """The weights and the configuration of a folder, a file or a Hub id."""
+    """Finds the weights and the configuration of a folder, a file or a Hub id."""
     path = Path(source)
     try:
         is_folder = path.is_dir()
@@ -198,29 +199,29 @@ def _read_config(path: Path, root: Path | None) -> dict[str, Any]:
     config = config if "model_cfg" in config else {"model_cfg": config}
     for name in ("model_cfg", "preprocess_cfg"):
         if not isinstance(config.get(name, {}), dict):
-            raise ConversionError(f"{path}: {name} is {config[name]!r:.80}, no object; it is no model of open_clip.")
+            raise ConversionError(f"{path}: {name} is {config[name]!r:.80}, not an object of an open_clip model.")
     return config
 
 
 def convert_from_open_clip(
     source: str, *, model_config: str | None = None, tokenizer: str | None = None, mask_ratio: float = 0.5
 ) -> Converted:
-    """An open_clip model as a complete Flip folder.
+    """Converts an open_clip model to a complete Flip folder.
 
     Args:
-        source: a folder or Hub id with `open_clip_config.json`, or a file of weights.
-        model_config: JSON of the model's configuration, where `source` is a file.
-        tokenizer: folder or Hub id of the tokenizer, where the source has none (CLIP's own:
+        source: a folder or Hub id with `open_clip_config.json`, or a weights file.
+        model_config: JSON file with the model's configuration, if `source` is a file.
+        tokenizer: folder or Hub id of the tokenizer, if the source has none (CLIP's own:
             `openai/clip-vit-base-patch32`).
         mask_ratio: fraction of the patches dropped in training.
 
     Raises:
-        ConversionError: a file is missing, damaged or leads out of the folder; the model is not made of standard ViT
-            towers; or the weights do not fit the configuration or are not finite.
+        ConversionError: a file is missing, damaged or leads out of the folder; the model does not consist of standard
+            ViT towers; or the weights do not match the configuration or are not finite.
     """
     check_mask_ratio(mask_ratio)
     weights, config_file = _find_files(source, model_config)
-    # Links of a folder must not lead out of it; a file that was named may be one.
+    # Links in a folder must not lead out of it, but a file that the user named may be a link.
     root = Path(source) if Path(source).is_dir() else None
     config = _read_config(config_file, root)
     flip = open_clip_to_flip(read_state_dict(weights, root=root), config["model_cfg"], mask_ratio)
@@ -243,7 +244,7 @@ def write_open_clip(source: str, folder: Path) -> None:
     """Writes a Flip folder's model as a folder of open_clip, for `create_model_and_transforms("local-dir:FOLDER")`.
 
     Raises:
-        ConversionError: open_clip has no such model or preprocessing, or the source is no complete FlipModel, see
+        ConversionError: open_clip has no such model or preprocessing, or the source is not a complete FlipModel, see
             [`load_flip`][flip_hf.conversion.clip.load_flip].
         OSError: the folder cannot be written.
     """
@@ -257,7 +258,7 @@ def write_open_clip(source: str, folder: Path) -> None:
     tokenizer = find_tokenizer(source, flip.config.get_text_config().max_position_embeddings)
     if tokenizer is not None and "CLIPTokenizer" not in type(tokenizer).__name__:
         tokenizer.save_pretrained(folder)
-        model_cfg["text_cfg"]["hf_tokenizer_name"] = "."  # the folder itself, where open_clip loads it as local-dir
+        model_cfg["text_cfg"]["hf_tokenizer_name"] = "."  # the folder itself, when open_clip loads it as local-dir
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with writing(folder):
         save_file(state_dict, folder / WEIGHT_FILES[0], metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""open_clip's model configuration to FlipConfig and back."""
+"""Convert open_clip's model configuration to FlipConfig and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,8 @@ from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.sizes import check_fields, configuring, number, whole_number
 from flip_hf.modeling import FlipConfig
 
-# Fields of open_clip's configuration that become ours; and those that may have any value, as they do nothing here. All
-# others change the model, and must be at a value that means "off".
+# Fields of open_clip's configuration that become ours, and those without effect here, which may have any value. All
+# others change the model, and must have a value that means "off".
 _READ = {
     "vision_cfg": {
         *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "no_ln_pre", "pos_embed_type"),
@@ -28,7 +28,7 @@ _READ = {
 }
 _OFF = {"pool_type": "tok", "block_type": "default", "proj_type": "linear"}
 _ACTIVATIONS = {"quick_gelu": {"quick_gelu": True}, "gelu": {}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
-# Whole numbers of a tower, with their largest values; others follow from them.
+# Whole numbers in a tower's configuration with their largest values; other sizes follow from them.
 _SIZES = {
     **{"layers": 512, "width": 2**16, "head_width": 2**16, "patch_size": 2**12, "image_size": 2**13},
     **{"heads": 2**12, "context_length": 2**17, "vocab_size": 2**22},
@@ -40,7 +40,7 @@ MAX_MLP_RATIO = 64
 
 
 def _check_tower(part: str, fields: Mapping[str, Any]) -> None:
-    """Checks the types and ranges of a tower's fields that are read."""
+    """Checks types and ranges of the fields of a tower that are read."""
     for name, value in fields.items():
         where = f"This open_clip model's {part}.{name}"
         if name in _SIZES:
@@ -59,8 +59,8 @@ def _refuse_unknown(part: str, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if name not in _READ[part] and value and value != _OFF.get(name):
             raise ConversionError(
-                f"This open_clip model has {part}.{name} = {value!r}, which FLIP has not. Only native ViT towers with "
-                "standard blocks can be converted."
+                f"This open_clip model has {part}.{name} = {value!r}, which FLIP does not support. Only native "
+                "ViT towers with standard blocks can be converted."
             )
 
 
@@ -70,7 +70,8 @@ def _activation(quick_gelu: bool, fields: Mapping[str, Any]) -> str:
 
 
 def _tower(fields: Mapping[str, Any], *, width: int, layers: int, quick_gelu: bool) -> dict[str, Any]:
-    width, layers = fields.get("width", width), fields.get("layers", layers)
+    width = fields.get("width", width)
+    layers = fields.get("layers", layers)
     return {
         "hidden_size": width,
         "intermediate_size": int(width * fields.get("mlp_ratio", 4.0)),
@@ -81,15 +82,16 @@ def _tower(fields: Mapping[str, Any], *, width: int, layers: int, quick_gelu: bo
 
 
 def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5) -> FlipConfig:
-    """The FlipConfig of an open_clip model configuration; absent fields have open_clip's defaults.
+    """Converts an open_clip model configuration to a FlipConfig; absent fields have open_clip's defaults.
 
     Raises:
-        ConversionError: the model is not made of standard ViT towers; the message names the field.
+        ConversionError: the model does not consist of standard ViT towers; the message names the field.
     """
-    vision, text = model_cfg.get("vision_cfg"), model_cfg.get("text_cfg")
+    vision = model_cfg.get("vision_cfg")
+    text = model_cfg.get("text_cfg")
     if not isinstance(vision, dict) or not isinstance(text, dict) or "embed_dim" not in model_cfg:
         raise ConversionError(
-            "This is no configuration of an open_clip model: it has no embed_dim, vision_cfg, text_cfg."
+            "This is not a configuration of an open_clip model: it lacks embed_dim, vision_cfg or text_cfg."
         )
     for part, fields in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
         _refuse_unknown(part, fields)
@@ -98,9 +100,10 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
     for part, fields in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
         _check_tower(part, fields)
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
-    pool_type, bidirectional = text.get("pool_type", "argmax"), bool(text.get("no_causal_mask", False))
+    pool_type = text.get("pool_type", "argmax")
+    bidirectional = bool(text.get("no_causal_mask", False))
     if pool_type not in ("first", "argmax", "eos"):
-        raise ConversionError(f"This open_clip model has text_cfg.pool_type = {pool_type!r}, which FLIP has not.")
+        raise ConversionError(f"This open_clip model has text_cfg.pool_type = {pool_type!r}, which FLIP lacks.")
     vision_tower = _tower(vision, width=768, layers=12, quick_gelu=quick_gelu)
     fields = {
         "text_config": {
@@ -148,10 +151,10 @@ def _tower_cfg(tower: Any) -> dict[str, Any]:
 
 
 def config_to_open_clip(config: FlipConfig) -> dict[str, Any]:
-    """The open_clip model configuration of the same computation.
+    """Returns the open_clip model configuration of the same computation.
 
     Raises:
-        ConversionError: open_clip has no such model; the message names the switches in the way.
+        ConversionError: open_clip has no such model; the message names the options in the way.
     """
     text: Any = config.text_config
     vision: Any = config.vision_config

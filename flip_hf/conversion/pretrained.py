@@ -1,8 +1,8 @@
-"""Folders of Transformers' models, read without trust: by their configuration and safetensors, and nothing else.
+"""Read untrusted folders of Transformers' models: only their configuration and safetensors.
 
-Transformers' own loading follows a folder's files to other places: an adapter's to its base model, an index's to any
-path, a configuration's to code, quantized weights and kernels. Here the files are checked and read first; Transformers
-gets the tensors.
+Transformers' own loading follows a folder's files to other places: an adapter to its base model, an index to any path,
+a configuration to code, quantized weights and kernels. Here the files are checked and read first, and Transformers gets
+the tensors.
 """
 
 from collections.abc import Mapping
@@ -22,20 +22,20 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONVERTER = "SFconvertbot"
 CONVERSION = "Adding `safetensors` variant of this model"
-# Numbers of a model that need not be in a file before room is made for them.
+# Numbers of a model for which memory is allocated even if they are not in a file.
 MUCH = 2**27
 MODEL_FILES = (CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors")
 
 
 def local_folder(source: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
-    """The folder of a source; of a Hub id, the snapshot in the cache, with the files that are wanted.
+    """Returns the folder of a source: for a Hub id, the snapshot in the cache with the wanted files.
 
     Args:
         source: folder or Hub id.
-        patterns: of the files to fetch.
+        patterns: patterns of the files to fetch.
 
     Raises:
-        ConversionError: it is neither.
+        ConversionError: the source is neither.
     """
     path = Path(source)
     try:
@@ -45,7 +45,7 @@ def local_folder(source: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
     except (OSError, ValueError) as error:
         raise ConversionError(f"{source!r} cannot be opened: {reason(error)}.") from error
     if exists:
-        raise ConversionError(f"{source} is a file, where a model's folder or Hub id should be.")
+        raise ConversionError(f"{source} is a file, not a model's folder or Hub id.")
     from huggingface_hub import snapshot_download
 
     try:
@@ -62,9 +62,9 @@ def local_folder(source: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
 
 
 def _safetensors_revision(repo: str) -> str | None:
-    """The revision with safetensors of a repository that has older weights only: the pull request of the Hub's bot.
+    """Returns the revision with safetensors of a repository that has only older weights: the Hub bot's pull request.
 
-    `from_pretrained(use_safetensors=True)` takes it, too.
+    `from_pretrained(use_safetensors=True)` uses it, too.
     """
     from huggingface_hub import get_repo_discussions
 
@@ -72,24 +72,24 @@ def _safetensors_revision(repo: str) -> str | None:
         for pull in get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request"):
             if pull.author == CONVERTER and pull.status == "open" and pull.title == CONVERSION:
                 return pull.git_reference
-    except Exception:  # no network, or discussions are closed: there is no such revision to be had
+    except Exception:  # no network, or discussions are disabled: there is no such revision
         return None
     return None
 
 
 def read_config(folder: Path, config_class: Any, *, model: str) -> Any:
-    """The configuration in a folder's `config.json`.
+    """Reads the configuration in a folder's `config.json`.
 
     Args:
-        folder: of the model.
-        config_class: of the one type that is wanted.
-        model: this type's name in messages.
+        folder: the model's folder.
+        config_class: configuration class of the only accepted type.
+        model: this type's name for messages.
 
     Raises:
-        ConversionError: there is none that can be read, it is of another type, or its numbers are out of range.
+        ConversionError: there is no readable configuration, it has another type, or its numbers are out of range.
     """
     if not (folder / CONFIG).exists() and not (folder / CONFIG).is_symlink():
-        raise ConversionError(f"{folder} has no {CONFIG}: it is no folder of a Transformers model.")
+        raise ConversionError(f"{folder} has no {CONFIG}: it is not the folder of a Transformers model.")
     fields = read_json(folder / CONFIG, root=folder)
     if fields.get("model_type") != config_class.model_type:
         raise ConversionError(
@@ -100,28 +100,28 @@ def read_config(folder: Path, config_class: Any, *, model: str) -> Any:
 
 
 def read_safetensors(path: Path, *, root: Path | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Reads the tensors of a safetensors file.
 
     Raises:
-        ConversionError: it is not a regular file inside `root`, or damaged.
+        ConversionError: it is damaged, or not a regular file inside `root`.
     """
     real = regular_file(path, root=root)
     try:
         return load_file(real)
-    except Exception as error:  # SafetensorError, and what torch makes of odd dtypes
+    except Exception as error:  # SafetensorError, and torch's errors for unusual dtypes
         raise ConversionError(
             f"{path} cannot be read as weights in safetensors: {reason(error)}. Fetch it again."
         ) from error
 
 
 def _shards(folder: Path) -> list[str]:
-    """The files of a folder's weights."""
+    """Returns the files of a folder's weights."""
     if (folder / WEIGHTS).exists() or (folder / WEIGHTS).is_symlink():
         return [WEIGHTS]
     if not (folder / INDEX).exists():
         raise ConversionError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}. Other files of weights, such as pytorch_model.bin, are not "
-            "read here; load the model in a program that you trust and save it as safetensors."
+            f"{folder} has neither {WEIGHTS} nor {INDEX}. Other weights files, such as pytorch_model.bin, are not read "
+            "here; load the model in a program that you trust and save it as safetensors."
         )
     files = read_json(folder / INDEX, root=folder).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
@@ -129,27 +129,27 @@ def _shards(folder: Path) -> list[str]:
     names = sorted(set(files.values()))
     for name in names:
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise ConversionError(f"{folder / INDEX} names a file that is none of the folder's weights: {name!r:.200}.")
+            raise ConversionError(f"{folder / INDEX} names a file other than the folder's weights: {name!r:.200}.")
     return names
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder: one file of safetensors, or several with an index.
+    """Reads the weights of a folder: one safetensors file, or several with an index.
 
     Raises:
-        ConversionError: a file is missing or damaged, leads out of the folder, or does not hold what the index says; a
-            tensor is not of floating-point numbers, or not finite.
+        ConversionError: a file is missing or damaged, leads out of the folder, or does not match the index; a tensor
+            does not hold floating-point numbers, or is not finite.
     """
     tensors: dict[str, Tensor] = {}
     for name in _shards(folder):
         part = read_safetensors(folder / name, root=folder)
         twice = tensors.keys() & part.keys()
         if twice:
-            raise ConversionError(f"{folder / name} has tensors that another file has, too: {', '.join(twice):.200}.")
+            raise ConversionError(f"{folder / name} has tensors of another file, too: {', '.join(twice):.200}.")
         tensors |= part
     if not (folder / WEIGHTS).exists():
         check_names(read_json(folder / INDEX, root=folder)["weight_map"], tensors, f"{folder} (against its index)")
-    # Old checkpoints store the row numbers 0, 1, 2 ... as well.
+    # Old checkpoints also store the row numbers 0, 1, 2 ...
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
     check_dtypes({name: tensor.dtype for name, tensor in weights.items()}, str(folder))
     check_finite(weights.items(), str(folder))
@@ -157,28 +157,28 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_amount(model_class: Any, config: Any, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuses a configuration whose model is larger than its weights, before room is made for it."""
-    # What is missing within reason is named after loading.
+    """Refuses a configuration whose model is much larger than its weights, before memory is allocated for it."""
+    # Smaller amounts of missing weights are reported after loading.
     needed = sum(shape.numel() for shape in shapes_of(model_class, config).values())
     there = sum(tensor.numel() for tensor in tensors.values())
     if needed > 2 * there + MUCH:
         raise ConversionError(
-            f"{what}: {CONFIG} describes a {model_class.__name__} of {needed:,} numbers, the weights hold {there:,}. "
-            "They belong to different models."
+            f"{what}: {CONFIG} describes a {model_class.__name__} of {needed:,} numbers, but the weights hold "
+            f"{there:,}. They belong to different models."
         )
 
 
 def load_pretrained(model_class: Any, source: Path, config: Any, *, may_stay: tuple[str, ...] = ()) -> Any:
-    """A complete model of a folder, in evaluation mode.
+    """Loads a complete model from a folder, in evaluation mode.
 
     Args:
-        model_class: of Transformers.
-        source: its folder.
-        config: its configuration.
-        may_stay: beginnings of the names of tensors that may be left over.
+        model_class: a model class of Transformers.
+        source: the model's folder.
+        config: the model's configuration.
+        may_stay: prefixes of the names of tensors that may be left over.
 
     Raises:
-        ConversionError: see [`read_weights`]; or tensors are missing, left over, or of other shapes.
+        ConversionError: see [`read_weights`]; or tensors are missing, left over, or have other shapes.
     """
     tensors = read_weights(source)
     _check_amount(model_class, config, tensors, str(source))
@@ -186,14 +186,14 @@ def load_pretrained(model_class: Any, source: Path, config: Any, *, may_stay: tu
         model, report = model_class.from_pretrained(
             None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except Exception as error:  # tensors and configuration come from outside; the model's code raises many kinds
-        raise ConversionError(f"{source} makes no {model_class.__name__}: {reason(error)}.") from error
+    except Exception as error:  # tensors and configuration are untrusted; the model's code raises many types
+        raise ConversionError(f"{source} cannot be loaded as a {model_class.__name__}: {reason(error)}.") from error
     missing = sorted(report["missing_keys"])
     unexpected = (name for name in report["unexpected_keys"] if not name.endswith("position_ids"))
     surplus = sorted(name for name in unexpected if not name.startswith(may_stay))
     if missing or surplus:
         name = model_class.__name__
-        raise ConversionError(f"{source} is no complete {name}: missing {missing}, left over {surplus}.")
+        raise ConversionError(f"{source} is not a complete {name}: missing {missing}, left over {surplus}.")
     for name, found, expected in report["mismatched_keys"]:
         raise ConversionError(
             f"{source}: {name} has the shape {tuple(found)}, expected {tuple(expected)} by {CONFIG}. The two belong to "

@@ -1,4 +1,4 @@
-"""Image processors and tokenizers of a conversion: taken over, or written in the other format's words."""
+"""Carry image processors and tokenizers over in a conversion, or translate them to the other format."""
 
 import logging
 import os
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-# What Transformers may open beside them.
+# Other files that Transformers may open.
 OTHER_FILES = (
     *("config.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja"),
     *("chat_template.json", "video_preprocessor_config.json", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 CHAT_TEMPLATES = "additional_chat_templates"
-# The largest tokenizers, of 250,000 pieces, have 35 MB.
+# The largest tokenizers, with 250,000 pieces, have 35 MB.
 MAX_FILE_BYTES = 128 * 2**20
 MAX_CONFIG_BYTES = 8 * 2**20
 RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
@@ -37,10 +37,10 @@ MAX_SIDE = 2**13
 
 
 def _check_files(folder: Path) -> None:
-    """Checks the files that Transformers opens for a processor, whichever it needs.
+    """Checks all files that Transformers may open for a processor.
 
     Raises:
-        ConversionError: one is no regular file inside the folder, is too large, or no JSON object.
+        ConversionError: one is not a regular file inside the folder, is too large, or is not a JSON object.
     """
     names = (*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *OTHER_FILES)
     templates = (folder / CHAT_TEMPLATES).glob("*") if (folder / CHAT_TEMPLATES).is_dir() else ()
@@ -51,7 +51,7 @@ def _check_files(folder: Path) -> None:
             config = parse_json(read_file(path, MAX_CONFIG_BYTES, root=folder), str(path))
             for field in ("fast_tokenizer_files", "model_input_names"):
                 names = config.get(field) or []
-                # The first are files to choose from, by the version of Transformers: none of another folder.
+                # Transformers chooses one of these files by its version; none may be in another folder.
                 if not isinstance(names, list) or any(not isinstance(n, str) or Path(n).name != n for n in names):
                     raise ConversionError(f"{path}: {field} must be a list of plain names, got {names!r:.200}.")
         else:
@@ -59,51 +59,51 @@ def _check_files(folder: Path) -> None:
 
 
 def _found(kind: str, auto_class: Any, source: str, files: tuple[str, ...]) -> Any:
-    """The source's image processor or tokenizer, or None with a warning.
+    """Returns the source's image processor or tokenizer, or None with a warning.
 
     Raises:
-        ConversionError: there are files of one, but they are damaged or need code that is not Transformers'.
+        ConversionError: its files are damaged or need code from outside Transformers.
     """
-    # Looked for first: without files, AutoTokenizer makes an empty tokenizer of the model's type.
+    # Check for files first: without them, AutoTokenizer makes an empty tokenizer of the model's type.
     folder = None if Path(source).is_file() else local_folder(source, (*files, *OTHER_FILES))
     there = [name for name in files if folder is not None and os.path.lexists(folder / name)]
     if folder is None or not there:
-        logger.warning("%s has no %s; the result has none either.", source, kind)
+        logger.warning("%s has no %s, so the result has none either.", source, kind)
         return None
     _check_files(folder)
     try:
         found = auto_class.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare Exceptions, Transformers nearly everything
+    except Exception as error:  # tokenizers raises bare Exceptions, Transformers nearly every type
         raise ConversionError(
-            f"The {kind} of {source} cannot be loaded ({reason(error)}). Mend {', '.join(there)}, or remove all of its "
-            "files to convert the model without."
+            f"The {kind} of {source} cannot be loaded ({reason(error)}). Fix {', '.join(there)}, or remove all of its "
+            "files to convert the model without it."
         ) from error
-    # Names of code beside the source's weights, which the result may not have.
+    # Drop names of code beside the source's weights, which the result must not have.
     for fields in (found.__dict__, getattr(found, "init_kwargs", {})):
         fields.pop("auto_map", None)
     return found
 
 
 def find_tokenizer(source: str, context_length: int) -> Any:
-    """The tokenizer of a folder or Hub id, cut to the model's context; None with a warning if there is none.
+    """Loads the tokenizer of a folder or Hub id, limited to the model's context; None with a warning if there is none.
 
     Raises:
-        ConversionError: there is one that is damaged.
+        ConversionError: the tokenizer is damaged.
     """
     tokenizer = _found("tokenizer", AutoTokenizer, source, TOKENIZER_FILES)
     if tokenizer is not None:
         length = tokenizer.model_max_length
         if type(length) not in (int, float) or length < 1 or length != int(length):
-            raise ConversionError(f"{source}: the tokenizer's model_max_length is {length!r:.80}, no number of tokens.")
+            raise ConversionError(f"{source}: the tokenizer's model_max_length is {length!r:.80}, not a whole number.")
         tokenizer.model_max_length = min(length, context_length)
     return tokenizer
 
 
 def find_image_processor(source: str) -> Any:
-    """The image processor of a folder or Hub id; None with a warning if there is none.
+    """Loads the image processor of a folder or Hub id; None with a warning if there is none.
 
     Raises:
-        ConversionError: there is one that is damaged.
+        ConversionError: the image processor is damaged.
     """
     found = _found("image processor", AutoImageProcessor, source, IMAGE_PROCESSOR_FILES)
     if found is not None:
@@ -115,7 +115,7 @@ def _check_image_processor(found: Any, what: str) -> None:
     """Checks the values of an image processor.
 
     Raises:
-        ConversionError: a size, a mean, a deviation or a switch is none.
+        ConversionError: a size, a mean, a deviation or a switch is invalid.
     """
     for name in ("size", "crop_size"):
         for side in dict(getattr(found, name, None) or {}).values():
@@ -143,18 +143,18 @@ def _check_switch(where: str, name: str, value: Any) -> None:
 
 
 def join(image_processor: Any, tokenizer: Any, processor_class: Any = FlipProcessor) -> Any:
-    """A processor of both, or the one that there is, or None."""
+    """Returns a processor of both, or the one that exists, or None."""
     if image_processor is not None and tokenizer is not None:
         return processor_class(image_processor, tokenizer)
     return image_processor if image_processor is not None else tokenizer
 
 
 def image_processor_from_open_clip(preprocess: Mapping[str, Any], image_size: int) -> CLIPImageProcessorPil:
-    """The image processor of open_clip's `preprocess_cfg`.
+    """Converts open_clip's `preprocess_cfg` to an image processor.
 
     Raises:
-        ConversionError: it resizes or interpolates in a way that CLIP's image processor has not, or a mean or deviation
-            is no number.
+        ConversionError: it resizes or interpolates in a way that CLIP's image processor does not support, or a mean or
+            deviation is not a number.
     """
     for name, least in (("mean", -1e4), ("std", 1e-6)):
         values = preprocess.get(name, OPENAI_CLIP_MEAN)
@@ -162,7 +162,8 @@ def image_processor_from_open_clip(preprocess: Mapping[str, Any], image_size: in
             raise ConversionError(f"The preprocessing's {name} must be three numbers, got {values!r:.80}.")
         for value in values:
             number(f"The preprocessing's {name}", value, least, 1e4)
-    mode, interpolation = preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic")
+    mode = preprocess.get("resize_mode", "shortest")
+    interpolation = preprocess.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or interpolation not in (*RESAMPLING,):
         raise ConversionError(
             f"The preprocessing has resize_mode {mode!r} and interpolation {interpolation!r}; only shortest and "
@@ -180,7 +181,7 @@ def image_processor_from_open_clip(preprocess: Mapping[str, Any], image_size: in
 
 
 def image_processor_to_open_clip(image_processor: Any, image_size: int) -> dict[str, Any]:
-    """open_clip's `preprocess_cfg` of an image processor of CLIP's kind.
+    """Converts an image processor of CLIP's kind to open_clip's `preprocess_cfg`.
 
     Raises:
         ConversionError: it is of another kind, such as the official FLIP's.

@@ -1,4 +1,4 @@
-"""Ranges of the numbers that describe a model, checked before anything of their size is made."""
+"""Check the numbers that describe a model against their ranges, before memory of that size is allocated."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from flip_hf.conversion.errors import ConversionError, reason
 
-# Largest values, several times those of the largest vision-language models. Fields of decoders have the same names
-# after `decoder_`.
+# Largest values, several times those of the largest vision-language models. Decoders have the same fields with the
+# prefix `decoder_`.
 SIZES = {
     "hidden_size": 2**16,
     "intermediate_size": 2**18,
@@ -23,7 +23,7 @@ SIZES = {
     "image_size": 2**13,
     "patch_size": 2**12,
 }
-# Smallest and largest values of fields that are any number.
+# Smallest and largest values of fields that need not be whole numbers.
 NUMBERS = {
     "layer_norm_eps": (0.0, 1.0),
     "initializer_range": (0.0, 1e3),
@@ -31,19 +31,19 @@ NUMBERS = {
     "attention_dropout": (0.0, 1.0),
     "logit_scale_init_value": (-1e3, 1e3),
 }
-# Of tokens; -1 is none in older configurations.
+# Token ids; older configurations use -1 for none.
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-# In a configuration, these make Transformers load code, other files or other kinds of weights.
+# Fields of a configuration that make Transformers load code, other files or other kinds of weights.
 _DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
 _OTHER_WEIGHTS = ("quantization_config", "fusion_config", "kernel_config", "transformers_weights", "compression_config")
 _NOT_OF_THE_MODEL = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
 
 
 def whole_number(name: str, value: Any, most: int, *, least: int = 1) -> int:
-    """A whole number in a range.
+    """Checks and returns a whole number in a range.
 
     Raises:
-        ConversionError: it is not; the message begins with `name`.
+        ConversionError: the value is anything else; the message begins with `name`.
     """
     if type(value) is not int or not least <= value <= most:
         raise ConversionError(f"{name} must be a whole number from {least} to {most:,}, got {value!r:.80}.")
@@ -51,10 +51,10 @@ def whole_number(name: str, value: Any, most: int, *, least: int = 1) -> int:
 
 
 def number(name: str, value: Any, least: float, most: float) -> float:
-    """A finite number in a range.
+    """Checks and returns a finite number in a range.
 
     Raises:
-        ConversionError: it is not; the message begins with `name`.
+        ConversionError: the value is anything else; the message begins with `name`.
     """
     if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
         raise ConversionError(f"{name} must be a number from {least:g} to {most:g}, got {value!r:.80}.")
@@ -75,14 +75,14 @@ def check_mask_ratio(value: Any) -> None:
 
 
 def check_fields(fields: Mapping[str, Any], what: str) -> None:
-    """Checks the numbers in a configuration, also in those of its towers.
+    """Checks the numbers in a configuration and in those of its towers.
 
     Args:
         fields: names and values, as in a `config.json`.
-        what: the configuration's name in messages.
+        what: the configuration's name for messages.
 
     Raises:
-        ConversionError: a number is out of its range, heads do not divide a width, or patches an image.
+        ConversionError: a number is out of range, heads do not divide a width, or patches do not divide an image.
     """
     for name, value in fields.items():
         plain = name.removeprefix("decoder_")
@@ -119,7 +119,7 @@ def configuring(what: str) -> Iterator[None]:
 
 
 def make_config(config_class: Any, fields: Mapping[str, Any], what: str) -> Any:
-    """A configuration of checked fields.
+    """Makes a configuration of checked fields.
 
     Raises:
         ConversionError: a field has a wrong type or value, or asks for code or other weights.
@@ -128,15 +128,15 @@ def make_config(config_class: Any, fields: Mapping[str, Any], what: str) -> Any:
     check_fields(fields, what)
     try:
         return config_class.from_dict(fields)
-    except Exception as error:  # strict dataclasses, and what Transformers does with odd values: many types
-        raise ConversionError(f"{what} describes no {config_class.__name__}: {reason(error)}.") from error
+    except Exception as error:  # strict dataclasses, and Transformers on unusual values, raise many types
+        raise ConversionError(f"{what} does not describe a {config_class.__name__}: {reason(error)}.") from error
 
 
 def _of_the_model(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The fields without those that name code or a way to compute; the towers' likewise."""
+    """Returns the fields, also of the towers, without those that name code or a way to compute."""
     others = [name for name in _OTHER_WEIGHTS if fields.get(name)]
     if others:
-        raise ConversionError(f"{what} has {others[0]}: weights of another kind than plain ones, which are not read.")
+        raise ConversionError(f"{what} has {others[0]}, but only plain weights are read.")
     for name in ("dtype", "torch_dtype"):
         if fields.get(name) not in _DTYPES:
             raise ConversionError(f"{what}: {name} must be one of {', '.join(_DTYPES[2:])}, got {fields[name]!r:.40}.")

@@ -1,7 +1,7 @@
-"""The msgpack file of a T5X checkpoint: a tree down to arrays, or to descriptions of arrays that lie elsewhere.
+"""Read the msgpack file of a T5X checkpoint: a tree of arrays, or of descriptions of arrays that lie elsewhere.
 
-Only the parameters' part is built, one value after the other and only so many: msgpack's own `unpackb` makes room for
-as many as a list claims to have, and takes hundreds of bytes for each empty one. Optimizer states are skipped.
+Only the parameters are built, value by value and up to a limit: msgpack's own `unpackb` allocates as many values as a
+list claims to have, and takes hundreds of bytes for each empty one. Optimizer states are skipped.
 """
 
 import math
@@ -15,27 +15,27 @@ from flip_hf.conversion.errors import ConversionError, reason
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_DIMENSIONS = 8
-# ViT-H/14's parameters, 909 of them, are described by some 36,000 values. One takes at most a few hundred bytes.
+# The 909 parameters of ViT-H/14 are described by some 36,000 values. Each takes at most a few hundred bytes.
 MAX_VALUES = 300_000
 MAX_DEPTH = 32
 MAX_TEXT_BYTES = 4096
-# flax's array, and array scalar.
+# Extension codes of flax's array and array scalar.
 _ARRAYS = (1, 3)
 _CHUNKED = "__msgpack_chunked_array__"
 
 
 def _array(shape: Any, dtype: Any, data: bytes) -> Tensor:
-    """An array that lies inside the structure."""
+    """Makes a tensor of an array inside the structure."""
     known = isinstance(dtype, str) and dtype in DTYPES and isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
     if not known or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
         raise ConversionError(
-            f"The checkpoint has an array of dtype {dtype!r:.40} and shape {shape!r:.80} in it; weights are "
+            f"The checkpoint has an array of dtype {dtype!r:.40} and shape {shape!r:.80} in it; weights must be "
             f"{', '.join(DTYPES)}."
         )
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if size != len(data):
         raise ConversionError(
-            f"An array of shape {tuple(shape)} needs {size:,} bytes, the checkpoint has {len(data):,}."
+            f"An array of shape {tuple(shape)} needs {size:,} bytes, but the checkpoint has {len(data):,}."
         )
     if size == 0:
         return torch.empty(shape, dtype=DTYPES[dtype])
@@ -43,10 +43,10 @@ def _array(shape: Any, dtype: Any, data: bytes) -> Tensor:
 
 
 class _Walk:
-    """A walk through msgpack data that builds what is asked for and skips the rest.
+    """A walk through msgpack data that builds requested values and skips the rest.
 
     Args:
-        data: all of it.
+        data: the complete msgpack data.
     """
 
     def __init__(self, data: bytes):
@@ -72,7 +72,7 @@ class _Walk:
         return count
 
     def _kind(self) -> str:
-        """The kind of the next value, from its first byte."""
+        """Returns the kind of the next value, from its first byte."""
         at = self.unpacker.tell()
         first = self.data[at] if at < len(self.data) else 0xC1
         if first & 0xF0 == 0x80 or first in (0xDE, 0xDF):
@@ -81,12 +81,12 @@ class _Walk:
             return "list"
         if first & 0xE0 == 0xA0 or first in (0xD9, 0xDA, 0xDB):
             return "text"
-        return "end" if first == 0xC1 else "other"  # 0xC1 is no byte that msgpack writes
+        return "end" if first == 0xC1 else "other"  # msgpack never writes 0xC1
 
     def keys(self) -> Iterator[str]:
-        """The keys of the map that comes next; the caller takes or skips the value of each before the next one."""
+        """Yields the keys of the next map; the caller takes or skips the value of each before the next key."""
         if self._kind() != "map":
-            raise ConversionError("it has something else where a map of names should be")
+            raise ConversionError("it has something else in place of a map of names")
         seen = set()
         for _ in range(self._spend(self.unpacker.read_map_header())):
             if self._kind() != "text":
@@ -98,11 +98,11 @@ class _Walk:
             yield key
 
     def skip(self) -> None:
-        """Passes over a value."""
+        """Skips a value."""
         self.unpacker.skip()
 
     def value(self, depth: int = 0) -> Any:
-        """The next value: a dict, a list, a tensor, or what msgpack makes of it."""
+        """Returns the next value: a dict, a list, a tensor, or a plain value of msgpack."""
         if depth > MAX_DEPTH:
             raise ConversionError(f"it has more than {MAX_DEPTH} levels")
         kind = self._kind()
@@ -111,7 +111,7 @@ class _Walk:
         if kind == "list":
             return [self.value(depth + 1) for _ in range(self._spend(self.unpacker.read_array_header()))]
         if kind == "end":
-            raise ConversionError("it breaks off")
+            raise ConversionError("it is truncated")
         value = self.unpacker.unpack()
         if hasattr(value, "code"):  # msgpack.ExtType
             return self._extension(value.code, value.data)
@@ -119,7 +119,7 @@ class _Walk:
 
     @staticmethod
     def _extension(code: int, payload: bytes) -> Tensor:
-        """An array or array scalar of flax: (shape, dtype, bytes)."""
+        """Makes a tensor of an array or array scalar of flax: (shape, dtype, bytes)."""
         if code not in _ARRAYS:
             raise ConversionError(f"it has a value of the unknown kind {code}")
         parts = _Walk(payload).value(MAX_DEPTH - 2)
@@ -128,13 +128,13 @@ class _Walk:
         return _array(*parts)
 
     def end(self) -> None:
-        """Checks that nothing follows."""
+        """Checks that the data end here."""
         if self.unpacker.tell() != len(self.data):
             raise ConversionError("something follows its end")
 
 
 def _join_chunks(leaf: Mapping[str, Any], name: str) -> Tensor:
-    """An array above flax's limit for one piece: flat chunks under "0", "1", ..."""
+    """Joins an array above flax's limit for one piece: flat chunks under "0", "1", ..."""
     try:
         shape = [leaf["shape"][str(i)] for i in range(len(leaf["shape"]))]
         pieces = [leaf["chunks"][str(i)].flatten() for i in range(len(leaf["chunks"]))]
@@ -143,14 +143,14 @@ def _join_chunks(leaf: Mapping[str, Any], name: str) -> Tensor:
             raise ValueError(f"shape {shape}, {joined.numel():,} values")
         return joined.reshape(shape)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ConversionError(f"the pieces of {name} do not make one array ({reason(error)})") from error
+        raise ConversionError(f"the pieces of {name} do not form one array ({reason(error)})") from error
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor | None]]:
-    """Names of the tree's arrays, joined by "/"; None where the values lie in a zarr array."""
+    """Yields the tree's arrays by their names joined by "/", with None for values in a zarr array."""
     for key, value in tree.items():
         name = "/".join((*path, key))
-        if "/" in key or "." in key:  # which join names, in the structure and of folders
+        if "/" in key or "." in key:  # they join names in the structure and of folders
             raise ConversionError(f"it has the name {name!r:.200}, with a separator in one part")
         if isinstance(value, Tensor):
             yield name, value
@@ -165,7 +165,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _target(walk: _Walk) -> Any:
-    """The value at `optimizer`, `target`; None if there is none."""
+    """Returns the value at `optimizer`, `target`, or None if there is none."""
     target = None
     for key in walk.keys():
         if key != "optimizer":
@@ -181,17 +181,17 @@ def _target(walk: _Walk) -> Any:
 
 
 def read_structure(data: bytes, what: str) -> dict[str, Tensor | None]:
-    """The parameters in a T5X `checkpoint` file.
+    """Reads the parameters in a T5X `checkpoint` file.
 
     Args:
-        data: the file.
-        what: its name in messages.
+        data: the content of the file.
+        what: the file's name for messages.
 
     Returns:
-        Arrays by names such as `img_encoder/cls`; None where the values lie in a zarr array beside the file.
+        Arrays by names such as `img_encoder/cls`, with None for values in a zarr array beside the file.
 
     Raises:
-        ConversionError: it is no such file, or larger or deeper than that of a checkpoint.
+        ConversionError: it is not such a file, or is larger or nested more deeply than a checkpoint's.
         ImportError: msgpack is not installed.
     """
     try:
@@ -203,5 +203,5 @@ def read_structure(data: bytes, what: str) -> dict[str, Tensor | None]:
         if not isinstance(target, dict):
             raise ConversionError(f"its optimizer/target is {target!r:.80}")
         return dict(_leaves(target))
-    except Exception as error:  # msgpack raises many kinds, for any of which the file is not one
+    except Exception as error:  # msgpack raises many types, all of which mean that it is not such a file
         raise ConversionError(f"{what} is not the structure of a T5X checkpoint: {reason(error)}.") from error

@@ -1,7 +1,7 @@
-"""Reads T5X checkpoints without JAX: one msgpack file of structure, one zarr array a parameter, in a folder or a zip.
+"""Read T5X checkpoints without JAX: one msgpack file of structure, one zarr array per parameter, in a folder or a zip.
 
 The files are not trusted. Nothing is unpickled or extracted, only files inside the checkpoint are opened, and no array
-is allocated before its size is known to fit what is on disk.
+is allocated before its size is known to match the data on disk.
 """
 
 import itertools
@@ -22,13 +22,13 @@ from flip_hf.conversion.tables import check_names
 
 DTYPES = {"<f4": torch.float32, "<f2": torch.float16, "bfloat16": torch.bfloat16}
 MAX_STRUCTURE_BYTES = 1 << 30
-# Without arrays inside, which do not compress, those of the released sizes have less than 1 MB.
+# Without arrays inside, which do not compress, the structures of the released sizes have less than 1 MB.
 ALWAYS_READ_STRUCTURE_BYTES = 16 * 2**20
 MAX_ZARRAY_BYTES = 1 << 16
 MAX_DIMENSIONS = 8
 MAX_SIDE = 2**40
-# Deflate turns one byte into at most 1,032. Trained weights shrink by a tenth: a whole checkpoint that claims many
-# times what is stored of it is made to fill the memory.
+# Deflate expands one byte to at most 1,032. Trained weights compress by a tenth: a checkpoint that claims many times
+# its stored size is made to fill the memory.
 MAX_DEFLATE_RATIO = 1032
 MAX_RATIO = 32
 ALWAYS_READ_BYTES = 256 * 2**20
@@ -36,14 +36,14 @@ STRUCTURE = "checkpoint"
 
 
 def _find_checkpoint(files: Files, path: Path) -> str:
-    """The prefix of the checkpoint's files: the folder of the one named `checkpoint`, the latest step of several."""
+    """Returns the prefix of the checkpoint's files: the folder with a file `checkpoint`, of the latest step."""
     found = [name for name in files.sizes if PurePosixPath(name).name == STRUCTURE]
     if not found:
         refused = [why for name, why in files.refused.items() if PurePosixPath(name).name == STRUCTURE]
         if refused:
             raise ConversionError(refused[0])
         raise ConversionError(
-            f"There is no T5X checkpoint in {path}: no file named `{STRUCTURE}`, beside folders named target.*, in it."
+            f"There is no T5X checkpoint in {path}: it has no file `{STRUCTURE}` beside folders named target.*."
         )
 
     def step(name: str) -> tuple[int, str]:
@@ -60,8 +60,8 @@ class ZarrArray:
     """A zarr array of version 2: C order, gzip or no compression, all chunks present.
 
     Args:
-        files: where it lies.
-        members: sizes in bytes of the files in its folder, by their names there.
+        files: the files of the checkpoint.
+        members: sizes in bytes of the files in its folder, by name.
         folder: the folder's name.
 
     Attributes:
@@ -69,14 +69,17 @@ class ZarrArray:
         claimed: bytes of all chunks, inflated.
 
     Raises:
-        ConversionError: it is of another kind, or its size does not fit its files.
+        ConversionError: it is of another kind, or its size does not match its files.
     """
 
     def __init__(self, files: Files, members: Mapping[str, int], folder: str):
-        self.files, self.folder = files, folder
+        self.files = files
+        self.folder = folder
         meta = self._metadata(members.get(".zarray", 0))
-        self.shape, self.chunks = tuple(meta["shape"]), tuple(meta["chunks"])
-        self.dtype, self.compressed = DTYPES[meta["dtype"]], meta["compressor"] is not None
+        self.shape = tuple(meta["shape"])
+        self.chunks = tuple(meta["chunks"])
+        self.dtype = DTYPES[meta["dtype"]]
+        self.compressed = meta["compressor"] is not None
         self._check_size({name: size for name, size in members.items() if name != ".zarray"})
 
     def _metadata(self, size: int) -> dict[str, Any]:
@@ -85,7 +88,9 @@ class ZarrArray:
             raise ConversionError(f"{name}, the description of an array, is missing, empty or too large.")
         meta = parse_json(self.files.read(name, MAX_ZARRAY_BYTES), name)
         try:
-            shape, chunks, compressor = meta["shape"], meta["chunks"], meta["compressor"]
+            shape = meta["shape"]
+            chunks = meta["chunks"]
+            compressor = meta["compressor"]
             known = (
                 meta["zarr_format"] == 2
                 and meta["dtype"] in DTYPES
@@ -100,19 +105,19 @@ class ZarrArray:
         except (ValueError, LookupError, TypeError) as error:
             raise ConversionError(f"{name} does not describe a zarr array: {reason(error)}.") from error
         if not known:
-            raise ConversionError(f"{name} describes an array of a kind that T5X does not write: {meta!r:.400}.")
+            raise ConversionError(f"{name} describes a kind of array that T5X does not write: {meta!r:.400}.")
         return meta
 
     def _check_size(self, chunk_sizes: Mapping[str, int]) -> None:
         """Refuses a claimed size that the files on disk cannot hold."""
         count = math.prod(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
         if len(chunk_sizes) != count:
-            raise ConversionError(f"{self.folder} should have {count:,} chunk files, it has {len(chunk_sizes):,}.")
+            raise ConversionError(f"{self.folder} should have {count:,} chunk files, but has {len(chunk_sizes):,}.")
         held = sum(chunk_sizes.values()) * (MAX_DEFLATE_RATIO if self.compressed else 1)
         self.claimed = count * math.prod(self.chunks) * self.dtype.itemsize
         if self.claimed > held:
             raise ConversionError(
-                f"{self.folder} claims {self.claimed:,} bytes of values, its files can hold at most {held:,}."
+                f"{self.folder} claims {self.claimed:,} bytes of values, but its files can hold at most {held:,}."
             )
 
     def _chunk(self, index: tuple[int, ...]) -> Tensor:
@@ -120,7 +125,7 @@ class ZarrArray:
         expected = math.prod(self.chunks) * self.dtype.itemsize
         if name not in self.files.sizes:
             raise ConversionError(f"The chunk {name} is missing.")
-        # What does not compress grows by a little; a larger file is not the chunk.
+        # Incompressible data grow a little; a larger file is not the chunk.
         data = self.files.read(name, expected + (expected // 64 + 4096 if self.compressed else 0))
         if self.compressed:
             data = self._inflate(name, data, expected)
@@ -130,7 +135,7 @@ class ZarrArray:
 
     @staticmethod
     def _inflate(name: str, data: bytes, expected: int) -> bytes:
-        """A chunk's bytes, at most one more than belong here."""
+        """Inflates a chunk to at most one byte more than expected."""
         inflating = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: gzip or zlib by the header
         try:
             inflated = inflating.decompress(data, expected + 1)
@@ -141,11 +146,11 @@ class ZarrArray:
         return inflated
 
     def empty(self) -> Tensor:
-        """A tensor like it without values."""
+        """Returns a tensor of the same shape and dtype without values."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def read(self) -> Tensor:
-        """The values."""
+        """Reads the values."""
         if self.chunks == self.shape:
             return self._chunk((0,) * len(self.shape))
         values = torch.empty(self.shape, dtype=self.dtype)
@@ -158,15 +163,15 @@ class ZarrArray:
 
 
 class T5XCheckpoint(Mapping[str, Tensor]):
-    """The parameters of a T5X checkpoint, by names such as `img_encoder/cls`; each is read when it is asked for.
+    """The parameters of a T5X checkpoint, by names such as `img_encoder/cls`; each is read on access.
 
     Optimizer states are never opened.
 
     Args:
-        path: a checkpoint folder, a folder or a zip with one somewhere inside; the latest step of several.
+        path: a checkpoint folder, or a folder or zip with one somewhere inside; the latest step if there are several.
 
     Raises:
-        ConversionError: there is none, it is damaged, or arrays are missing or left over.
+        ConversionError: there is no checkpoint, it is damaged, or arrays are missing or left over.
     """
 
     def __init__(self, path: str | Path):
@@ -175,7 +180,9 @@ class T5XCheckpoint(Mapping[str, Tensor]):
         prefix = _find_checkpoint(files, self.path)
         name = prefix + STRUCTURE
         if files.sizes[name] > max(ALWAYS_READ_STRUCTURE_BYTES, MAX_RATIO * files.stored[name]):
-            raise ConversionError(f"{name} inflates to {files.sizes[name]:,} bytes: no structure of a checkpoint does.")
+            raise ConversionError(
+                f"{name} inflates to {files.sizes[name]:,} bytes, more than any checkpoint's structure."
+            )
         leaves = read_structure(files.read(name, MAX_STRUCTURE_BYTES), f"{self.path}: {name}")
         folders = self._folders(files, prefix)
         names = {f"target.{name.replace('/', '.')}": name for name, leaf in leaves.items() if leaf is None}
@@ -187,7 +194,7 @@ class T5XCheckpoint(Mapping[str, Tensor]):
 
     @staticmethod
     def _folders(files: Files, prefix: str) -> dict[str, dict[str, int]]:
-        """The files of each parameter's folder, with their sizes in bytes."""
+        """Returns the files of each parameter's folder, with their sizes in bytes."""
         arrays = f"{prefix}target."
         for name, why in files.refused.items():
             if name.startswith(arrays):
@@ -200,21 +207,21 @@ class T5XCheckpoint(Mapping[str, Tensor]):
         return folders
 
     def _check_ratio(self, files: Files, prefix: str) -> None:
-        """Refuses a checkpoint whose arrays are many times as large as what is stored of them."""
+        """Refuses a checkpoint whose arrays are many times as large as their stored data."""
         claimed = sum(array.claimed for array in self._arrays.values() if isinstance(array, ZarrArray))
         stored = sum(size for name, size in files.stored.items() if name.startswith(f"{prefix}target."))
         if claimed > max(ALWAYS_READ_BYTES, MAX_RATIO * stored):
             raise ConversionError(
-                f"{self.path} claims {claimed:,} bytes of weights, of which {stored:,} are stored. Trained weights do "
-                "not compress like that; nothing was read."
+                f"{self.path} claims {claimed:,} bytes of weights, but stores {stored:,}. Trained weights do not "
+                "compress like that; nothing was read."
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a parameter, without reading it."""
+        """Returns the shape of a parameter without reading it."""
         return tuple(self._arrays[name].shape)
 
     def empty(self, name: str) -> Tensor:
-        """A tensor like a parameter without values, on the meta device; nothing is read."""
+        """Returns a tensor like a parameter but without values, on the meta device; nothing is read."""
         array = self._arrays[name]
         return array.empty() if isinstance(array, ZarrArray) else torch.empty_like(array, device="meta")
 

@@ -1,8 +1,8 @@
-"""What every format's converter shares: a table of names, and strict accounts.
+"""Convert tensors by a table of names, with strict accounting; shared by the converters of all formats.
 
-A format is a list of [`Entry`]: its name of a tensor, our name (or names, where it stacks several), and how the values
-lie. Every tensor of the source is used once and every tensor of the target is filled; otherwise nothing is made, and
-the error lists what is missing and what is left over.
+A format is a list of [`Entry`]: its name of a tensor, our name (or names, if it stacks several), and the layout of the
+values. Every tensor of the source is used once and every tensor of the target is filled; otherwise the conversion
+fails, and the error lists what is missing and what is left over.
 """
 
 import functools
@@ -22,16 +22,16 @@ __all__ = ["ConversionError", "Entry", "Layout", "blocks", "check_names", "load"
 SHOWN = 8
 
 
-# Of weights. Whole numbers, 8-bit floats and quantized ones need scales that no table here knows.
+# Dtypes of weights. Integers, 8-bit floats and quantized numbers need scales that no table here has.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor of the other format holds ours.
+    """The layout of our values in a tensor of the other format.
 
     Attributes:
-        to_ours: one tensor of theirs to ours (several, where theirs stacks them).
+        to_ours: maps one of their tensors to ours (to several, if theirs stacks them).
         to_theirs: the exact inverse.
     """
 
@@ -53,9 +53,9 @@ class Entry:
     """One tensor of the other format.
 
     Attributes:
-        theirs: its name there.
-        ours: our name, or the names of those that it stacks.
-        layout: how the values lie.
+        theirs: its name in that format.
+        ours: our name, or the names of the tensors that it stacks.
+        layout: the layout of the values.
     """
 
     theirs: str
@@ -64,17 +64,17 @@ class Entry:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Our names."""
+        """All of our names."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
 def blocks(entries: Iterable[Entry], theirs: str, ours: str, count: int) -> list[Entry]:
-    """The entries of one Transformer block, repeated for `count` blocks.
+    """Repeats the entries of one Transformer block for `count` blocks.
 
     Args:
-        entries: names within a block.
+        entries: entries with names relative to a block.
         theirs, ours: prefixes with `{}` for the block's number.
-        count: blocks.
+        count: number of blocks.
     """
     return [
         Entry(theirs.format(i) + e.theirs, tuple(ours.format(i) + name for name in e.targets), e.layout)
@@ -90,12 +90,13 @@ def _some(names: Iterable[str]) -> str:
 
 
 def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> None:
-    """Checks that two sets of names are the same.
+    """Checks that two sets of names are equal.
 
     Raises:
-        ConversionError: they are not; the message lists both differences.
+        ConversionError: they differ; the message lists both differences.
     """
-    expected, found = set(expected), set(found)
+    expected = set(expected)
+    found = set(found)
     if expected != found:
         raise ConversionError(
             f"{what} does not have the tensors of this format. Missing: {_some(expected - found)}. "
@@ -104,60 +105,60 @@ def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> Non
 
 
 def shapes_of(model_class: Any, config: PreTrainedConfig) -> dict[str, torch.Size]:
-    """Names and shapes of a model's saved tensors, without allocating them.
+    """Returns names and shapes of a model's saved tensors without allocating them.
 
     Raises:
-        ConversionError: no such model can be made.
+        ConversionError: the configuration is invalid.
     """
     try:
         with torch.device("meta"):
             return {name: tensor.shape for name, tensor in model_class._from_config(config).state_dict().items()}
-    except Exception as error:  # a model's constructor raises many kinds, all of them for its configuration
-        raise ConversionError(f"This configuration makes no {model_class.__name__}: {reason(error)}.") from error
+    except Exception as error:  # of many types
+        raise ConversionError(f"The configuration is not valid for {model_class.__name__}: {reason(error)}.") from error
 
 
 def check_dtypes(dtypes: Mapping[str, torch.dtype], what: str) -> None:
     """Checks that all tensors hold floating-point numbers.
 
     Raises:
-        ConversionError: they do not; the message names tensors.
+        ConversionError: some do not; the message names them.
     """
     others = {name: dtype for name, dtype in dtypes.items() if dtype not in FLOATS}
     if others:
         kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in others.values()}))
         raise ConversionError(
-            f"{what} has tensors of {kinds}, which are no plain weights: {_some(others)}. Convert the model that it "
+            f"{what} has tensors of {kinds}, which are not plain weights: {_some(others)}. Convert the model that it "
             "was quantized from, or save it in float32, float16 or bfloat16 first."
         )
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Checks that all weights are finite numbers; others than floating-point numbers are.
+    """Checks that all weights are finite; integers always are.
 
     Raises:
-        ConversionError: they are not; the message names the tensors.
+        ConversionError: some are not finite; the message names the tensors.
     """
     refuse_spoilt([name for name, tensor in tensors if not tensor.isfinite().all()], what)
 
 
 def refuse_spoilt(names: Sequence[str], what: str) -> None:
-    """Refuses a checkpoint of which tensors are not finite.
+    """Refuses a checkpoint with tensors that are not finite.
 
     Raises:
-        ConversionError: there are any.
+        ConversionError: there are such tensors.
     """
     if names:
         raise ConversionError(
-            f"{what} has infinite numbers or NaN in its weights: {_some(names)}. The training that left them diverged, "
-            "or the file is damaged; convert an earlier checkpoint, or fetch it again."
+            f"{what} has infinite numbers or NaN in its weights: {_some(names)}. The training diverged, or the file is "
+            "damaged; convert an earlier checkpoint, or fetch it again."
         )
 
 
 def _parts(entry: Entry, tensor: Tensor, shapes: Mapping[str, torch.Size], what: str) -> tuple[Tensor, ...]:
-    """Our tensors in one of theirs, of the shapes that they must have."""
+    """Extracts our tensors from one of theirs, and checks their shapes."""
     try:
         parts = entry.layout.to_ours(tensor)
-    except (RuntimeError, IndexError):  # a layout for another number of dimensions
+    except (RuntimeError, IndexError):  # the layout needs another number of dimensions
         parts = (tensor,)
     found = [tuple(part.shape) for part in parts]
     expected = [tuple(shapes[name]) for name in entry.targets]
@@ -165,7 +166,7 @@ def _parts(entry: Entry, tensor: Tensor, shapes: Mapping[str, torch.Size], what:
         at = next((i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), 0)
         raise ConversionError(
             f"{what}: {entry.theirs} has the shape {found[at]} as {entry.targets[at]}, expected {expected[at]}. It "
-            "belongs to another architecture, or the given sizes do not fit it."
+            "belongs to another architecture, or the given sizes do not match it."
         )
     return parts
 
@@ -173,7 +174,7 @@ def _parts(entry: Entry, tensor: Tensor, shapes: Mapping[str, torch.Size], what:
 def _check_source(
     entries: Iterable[Entry], source: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], what: str
 ) -> None:
-    """Checks every tensor's dtype and shape before one is read."""
+    """Checks the dtype and shape of every tensor before any is read."""
     empty = getattr(source, "empty", lambda name: torch.empty_like(source[name], device="meta"))
     dtypes = {}
     for entry in entries:
@@ -190,14 +191,14 @@ def to_ours(
     *,
     what: str,
 ) -> dict[str, Tensor]:
-    """Reads a checkpoint of another format into tensors of ours.
+    """Reads a checkpoint of another format into our tensors.
 
     Args:
         entries: the format's table.
-        source: the checkpoint; a tensor is read when it is asked for. Where it has a method `empty`, that gives
-            a tensor without its values.
-        shapes: the target's, from [`shapes_of`].
-        what: the checkpoint's name in messages.
+        source: the checkpoint; a tensor is read on access. Its method `empty`, if it has one, returns a tensor without
+            its values.
+        shapes: the target's shapes, from [`shapes_of`].
+        what: the checkpoint's name for messages.
 
     Raises:
         ConversionError: a tensor is missing, left over, of another shape, not of floating-point numbers, or not finite.
@@ -206,7 +207,7 @@ def to_ours(
     check_names((e.theirs for e in entries), source.keys(), what)
     check_names((name for e in entries for name in e.targets), shapes.keys(), "The table of names")
     _check_source(entries, source, shapes, what)
-    # The largest first: later, a transposed copy beside its source does not add to the peak of memory.
+    # The largest first, so that later a transposed copy beside its source does not raise the peak of memory.
     entries.sort(key=lambda e: -shapes[e.targets[0]].numel())
     tensors: dict[str, Tensor] = {}
     spoilt = []
@@ -216,7 +217,7 @@ def to_ours(
             spoilt.append(entry.theirs)
         parts = _parts(entry, tensor, shapes, what)
         for name, part in zip(entry.targets, parts, strict=True):
-            # A copy also where nothing moved: parts of one stacked tensor would share its memory.
+            # Copy even contiguous parts, because parts of one stacked tensor would share its memory.
             tensors[name] = part.clone(memory_format=torch.contiguous_format) if len(parts) > 1 else part.contiguous()
     refuse_spoilt(spoilt, what)
     return tensors
@@ -226,7 +227,7 @@ def to_theirs(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[s
     """Writes our tensors under another format's names; the inverse of [`to_ours`].
 
     Raises:
-        ConversionError: the table does not fit the tensors.
+        ConversionError: the table does not match the tensors.
     """
     entries = list(entries)
     check_names((name for e in entries for name in e.targets), tensors.keys(), "The model")
@@ -234,7 +235,7 @@ def to_theirs(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[s
 
 
 def load(model_class: Any, config: PreTrainedConfig, tensors: dict[str, Tensor]) -> Any:
-    """A model in evaluation mode with exactly these tensors, not copied, in the dtype that holds all of theirs.
+    """Makes a model in evaluation mode of exactly these tensors, not copied, in the dtype that holds all of theirs.
 
     Raises:
         ConversionError: a tensor is missing or left over.
@@ -244,5 +245,5 @@ def load(model_class: Any, config: PreTrainedConfig, tensors: dict[str, Tensor])
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
-        raise ConversionError(f"The tensors do not fill a {model_class.__name__}: {report}.")
+        raise ConversionError(f"The tensors do not match a {model_class.__name__}: {report}.")
     return model.eval()

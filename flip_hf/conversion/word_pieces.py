@@ -1,10 +1,10 @@
-r"""The official FLIP's word pieces, as a tokenizer that Transformers loads without code of ours.
+r"""Reproduce the official FLIP's word pieces as a tokenizer that Transformers loads without our code.
 
 The official data pipeline uses TensorFlow Text's BERT tokenizer, which is not BERT's: NFKC case folding, ignorable
 characters removed, no special tokens, words of more than 100 *bytes* unknown, text such as "[CLS]" taken literally.
 
-Words are cut as bytes (each shown as one character, GPT-2's way): the limit then counts bytes, and as every entry of
-the vocabulary is whole characters, the longest match is the same.
+Words are split as bytes (each represented by one character, as in GPT-2), so that the limit counts bytes; every entry
+of the vocabulary consists of whole characters, so the longest match is the same.
 """
 
 import hashlib
@@ -21,13 +21,14 @@ from flip_hf.conversion.files import read_file
 
 logger = logging.getLogger(__name__)
 
-PAD, UNKNOWN = "[PAD]", "[UNK]"
+PAD = "[PAD]"
+UNKNOWN = "[UNK]"
 CONTINUES = "##"
 MAX_WORD_BYTES = 100
 # BERT's multilingual vocabulary has 120,000 lines and 1 MB.
 MAX_VOCABULARY_BYTES = 32 * 2**20
 MAX_PIECES = 2**20
-# Of the release's vocabulary, one piece a line.
+# MD5 of the release's vocabulary, one piece per line.
 VOCABULARY_MD5 = "64800d5d8528ce344256daf115d4965e"
 
 # Unicode's Default_Ignorable_Code_Point.
@@ -36,10 +37,11 @@ IGNORABLE = (
     r"\x{2060}-\x{206F}\x{3164}\x{FE00}-\x{FE0F}\x{FEFF}\x{FFA0}\x{FFF0}-\x{FFF8}\x{1BCA0}-\x{1BCA3}"
     r"\x{1D173}-\x{1D17A}\x{E0000}-\x{E0FFF}]"
 )
-# Where case folding is not lower case, after compatibility decomposition; without Cherokee, which it turns upper case.
+# Characters whose case folding is not lower-casing, after compatibility decomposition; without Cherokee, which folds to
+# upper case.
 BEFORE_LOWER = {"\N{COMBINING GREEK YPOGEGRAMMENI}": "ι", "[ßẞ]": "ss"}
 AFTER_LOWER = {"ς": "σ", **dict(zip(map(chr, range(0x1C80, 0x1C89)), "вдосттъѣꙋ", strict=True))}
-# Younger than the release's Unicode tables, where they are unassigned: a mark and three punctuation signs.
+# A mark and three punctuation signs that are newer than the release's Unicode tables, where they are unassigned.
 MARK = r"[\p{Mn}&&[^\x{897}]]"
 PUNCTUATION = r"[!-/:-@\[-`{-~]|[\p{P}&&[^\x{1B4E}\x{1B4F}\x{1B7F}]]"
 IDEOGRAPH = (
@@ -49,7 +51,7 @@ IDEOGRAPH = (
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """The character that stands for each byte in the `ByteLevel` parts of `tokenizers`."""
+    """Returns the character that represents each byte in the `ByteLevel` parts of `tokenizers`."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
@@ -73,14 +75,14 @@ def _normalizer() -> normalizers.Normalizer:
 
 
 def word_piece_tokenizer(pieces: Sequence[str], *, context_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of an official FLIP.
+    """Makes the tokenizer of an official FLIP.
 
     Args:
-        pieces: the vocabulary in the order of ids, BERT's uncased one in the release.
-        context_length: tokens that are kept; the tokenizer's `model_max_length`.
+        pieces: the vocabulary in the order of ids; BERT's uncased one in the release.
+        context_length: maximum number of tokens; the tokenizer's `model_max_length`.
 
     Raises:
-        ConversionError: the vocabulary has no padding at id 0, no `[UNK]`, or an entry twice.
+        ConversionError: the vocabulary has no padding at id 0, no `[UNK]`, or duplicate entries.
     """
     if not pieces or pieces[0] != PAD or UNKNOWN not in pieces:
         raise ConversionError(f"The vocabulary must begin with {PAD} (id 0) and have {UNKNOWN}; see --vocab.")
@@ -105,7 +107,7 @@ def word_piece_tokenizer(pieces: Sequence[str], *, context_length: int) -> PreTr
         ]
     )
     backend.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        # The space between words in the alphabet of bytes too.
+        # The space between words, too, is in the alphabet of bytes.
         [decoders.WordPiece(prefix=CONTINUES, cleanup=False), decoders.Replace(" ", alphabet[32]), decoders.ByteLevel()]
     )
     return PreTrainedTokenizerFast(
@@ -115,19 +117,19 @@ def word_piece_tokenizer(pieces: Sequence[str], *, context_length: int) -> PreTr
         pad_token=PAD,
         unk_token=UNKNOWN,
         padding_side="right",
-        # Text such as "[PAD]" is text.
+        # Text such as "[PAD]" is ordinary text.
         split_special_tokens=True,
     )
 
 
 def read_vocabulary(file_or_repo: str) -> list[str]:
-    """The pieces of a BERT `vocab.txt`, one a line.
+    """Reads the pieces of a BERT `vocab.txt`, one per line.
 
     Args:
         file_or_repo: the file, a folder with it, or a Hub id such as `google-bert/bert-base-uncased`.
 
     Raises:
-        ConversionError: there is no such file, or it is no vocabulary.
+        ConversionError: there is no such file, or it is not a vocabulary.
     """
     path = Path(file_or_repo)
     root = None
@@ -148,37 +150,37 @@ def read_vocabulary(file_or_repo: str) -> list[str]:
                 f"--vocab {file_or_repo}: neither a file nor a Hub repository with a vocab.txt ({reason(error)})."
             ) from error
     try:
-        # Any of the ways to end a line.
+        # Universal newlines.
         text = io.TextIOWrapper(io.BytesIO(read_file(path, MAX_VOCABULARY_BYTES, root=root)), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         raise ConversionError(f"--vocab {path} cannot be read as text: {reason(error)}.") from error
     lines = text.split("\n")
     if len(lines) > MAX_PIECES:
-        raise ConversionError(f"--vocab {path} has {len(lines):,} lines, more than {MAX_PIECES:,}: no vocabulary.")
+        raise ConversionError(f"--vocab {path} has {len(lines):,} lines, more than {MAX_PIECES:,}: not a vocabulary.")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def official_pieces(vocab: str, vocab_size: int, *, released: bool) -> list[str]:
-    """The vocabulary that goes with a token table.
+    """Reads the vocabulary that belongs to a token table.
 
     Args:
         vocab: see [`read_vocabulary`].
         vocab_size: rows of the table; the last is the official code's bucket for unknown words, which is never used.
-        released: whether the checkpoint is of a released size, whose vocabulary is known.
+        released: whether the checkpoint has a released size, whose vocabulary is known.
 
     Raises:
-        ConversionError: the vocabulary is not that of a released size.
+        ConversionError: the checkpoint has a released size, but the vocabulary is not the released one.
     """
     pieces = read_vocabulary(vocab)
     if released:
         digest = hashlib.md5("".join(f"{piece}\n" for piece in pieces).encode(), usedforsecurity=False).hexdigest()
         if digest != VOCABULARY_MD5:
             raise ConversionError(
-                f"--vocab {vocab} has {len(pieces):,} entries and is not the file of the release, BERT's uncased "
+                f"--vocab {vocab} has {len(pieces):,} entries and is not the released one, BERT's uncased "
                 "vocab.txt of 30,522 entries (google-bert/bert-base-uncased)."
             )
     elif len(pieces) >= vocab_size:
-        # The official model embeds ids outside its table as zeros, which no tokenizer should count on.
+        # The official model embeds ids outside its table as zeros, on which no tokenizer should rely.
         logger.warning(
             "The vocabulary has %d entries, the checkpoint's table %d rows: words that need the others become [UNK].",
             len(pieces),

@@ -1,1 +1,1 @@
-"""Any data set to batches of visible patches and tokens, and from any position on."""
+"""Turn any data set into batches of visible patches and tokens, resumable from any position."""

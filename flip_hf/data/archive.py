@@ -1,8 +1,8 @@
-"""The members of a tar archive, walked in memory and time that do not depend on what its headers claim.
+"""Walk the members of a tar archive in memory and time that do not depend on what its headers claim.
 
-`tarfile` reads a header; what follows from it is done here. `tarfile` itself would expand sparse members (a header of
-512 bytes becomes gigabytes of zeros), follow a size below zero backwards, for ever, call itself once for each of a
-thousand headers that precede a member, and search a header for words in time that is quadratic.
+`tarfile` parses each header; everything else is done here. `tarfile` itself would expand sparse members (a header of
+512 bytes becomes gigabytes of zeros), follow a negative size backwards forever, recurse once for each of a thousand
+headers that precede a member, and parse a header in quadratic time.
 """
 
 import tarfile
@@ -12,18 +12,19 @@ from typing import IO
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
-# Longer ones are an attack or damage: of a header that precedes a member's own; of how many do; of a name.
+# Anything larger is damage or an attack: the bytes of a header that precedes a member's own, the number of such
+# headers, and the bytes of a name.
 _MAX_HEADER_BYTES = 2**20
 _MAX_HEADERS = 8
 _MAX_NAME_BYTES = 4096
-# No disk holds a larger member, and no seek to its end overflows.
+# No disk holds a larger member, and a seek to its end cannot overflow.
 _MAX_SIZE = 2**43
-_SKIP_BYTES = 2**20  # read at once where nothing can be skipped
-# Zero blocks in a row: archives end in twenty at most, and one that never ends may come from a server.
+_SKIP_BYTES = 2**20  # read at once where the file cannot seek
+# Consecutive zero blocks: archives end in at most twenty, and a server may send them endlessly.
 _MAX_ZERO_BLOCKS = 2**16
 
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-# They precede a member's own header. Global ones are passed over: reading may begin behind them.
+# Headers that precede a member's own. Global ones are ignored, because reading may start after them.
 _PRECEDING = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _WITHOUT_DATA = (
     tarfile.LNKTYPE,
@@ -33,19 +34,21 @@ _WITHOUT_DATA = (
     tarfile.CHRTYPE,
     tarfile.BLKTYPE,
 )
-_EXTENDED, _EXTENDED_AGAIN = 482, 504  # where a sparse member's header, and the blocks after it, say that one follows
+# Bytes of a sparse member's header, and of the blocks after it, that say whether another block follows.
+_EXTENDED = 482
+_EXTENDED_AGAIN = 504
 
 
 @dataclass(frozen=True)
 class Member:
-    """What an archive says of a member.
+    """A member as its headers describe it.
 
     Attributes:
-        name: its path, decoded.
-        offset: where its first header begins.
+        name: path, decoded.
+        offset: byte where its first header begins.
         size: bytes stored, at least 0.
-        is_file: a regular file, no link, directory or device.
-        is_sparse: its zeros are left out of what is stored.
+        is_file: whether it is a regular file, not a link, directory or device.
+        is_sparse: whether its runs of zeros are not stored.
     """
 
     name: str
@@ -56,25 +59,27 @@ class Member:
 
 
 class Archive:
-    """A tar archive without compression that is read from its beginning, or from a member on.
+    """An uncompressed tar archive, read from its beginning or from any member.
 
-    After a damaged header the walk goes on with the next sound one.
+    After a damaged header the walk continues at the next sound one.
 
     Args:
         file: the archive.
-        position: of the next byte that `file` gives.
-        seekable: whether `file` can skip bytes; else they are read.
+        position: offset of the next byte that `file` returns.
+        seekable: whether `file` can skip bytes; otherwise they are read.
     """
 
     def __init__(self, file: IO[bytes], position: int, seekable: bool):
-        self._file, self._position, self._seekable = file, position, seekable
+        self._file = file
+        self._position = position
+        self._seekable = seekable
         self._end = position  # of the current member and its padding
 
     def walk(self, damage: Callable[[str], None]) -> Iterator[Member]:
-        """Yields the members; calls `damage` with a reason for each damaged place.
+        """Yields the members, and calls `damage` with a reason for each damaged place.
 
         Raises:
-            ValueError: the file is too short for any archive.
+            ValueError: the file is too short to be an archive.
         """
         while True:
             member, is_damaged, is_whole = self._find()
@@ -90,19 +95,19 @@ class Archive:
             damage("truncated shard")
 
     def content(self, member: Member) -> bytes | None:
-        """The bytes of the member that `walk` yielded last; None where the file ends before they do."""
+        """Returns the bytes of the member that `walk` yielded last, or None if the file ends within them."""
         data = self._take(member.size)
         return data if len(data) == member.size else None
 
     def _find(self) -> tuple[Member | None, bool, bool]:
-        """The next sound member, whether there was damage before it, and whether the archive was ended by zeros."""
+        """Returns the next sound member, whether damage precedes it, and whether zero blocks ended the archive."""
         damaged = ended = False
         zeros = 0
         while True:
             start = self._position
             block = self._take(_BLOCK)
             if len(block) < _BLOCK and start == 0:
-                raise ValueError("no tar archive: it is empty or shorter than a header")
+                raise ValueError("not a tar archive: it is empty or shorter than a header")
             if len(block) < _BLOCK:
                 return None, damaged, ended and not block
             if block == _ZEROS:
@@ -120,11 +125,11 @@ class Archive:
                 return None, damaged, False
 
     def _member(self, block: bytes, start: int) -> Member:
-        """The member whose headers begin with `block`.
+        """Returns the member whose headers begin with `block`.
 
         Raises:
-            tarfile.HeaderError: one is damaged, or there are too many.
-            EOFError: the file ends among them.
+            tarfile.HeaderError: a header is damaged, or there are too many.
+            EOFError: the file ends within the headers.
         """
         fields: dict[str, str] = {}
         count = 0
@@ -135,7 +140,7 @@ class Archive:
             data = self._take_all(_padded(header.size))[: header.size]
             count += 1
             if count <= _MAX_HEADERS:
-                fields = {**_fields(header.type, data), **fields}  # the outermost one counts
+                fields = {**_fields(header.type, data), **fields}  # the outermost one wins
             block = self._take_all(_BLOCK)
             header = self._header(block)
         if count > _MAX_HEADERS:
@@ -147,7 +152,8 @@ class Archive:
         return tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "replace")
 
     def _described(self, header: tarfile.TarInfo, block: bytes, start: int, fields: dict[str, str]) -> Member:
-        name, size = fields.get("path", header.name), header.size
+        name = fields.get("path", header.name)
+        size = header.size
         if "size" in fields:
             size = int(fields["size"]) if fields["size"].isdecimal() and len(fields["size"]) < 20 else -1
         if not 0 <= size <= _MAX_SIZE or len(name) > _MAX_NAME_BYTES:
@@ -160,7 +166,7 @@ class Archive:
         return Member(name, start, size, header.isreg(), sparse or "sparse" in fields)
 
     def _take(self, size: int) -> bytes:
-        """So many bytes, or fewer at the file's end."""
+        """Reads `size` bytes, or fewer at the end of the file."""
         data = self._file.read(size)
         self._position += len(data)
         return data
@@ -172,7 +178,7 @@ class Archive:
         return data
 
     def _skip_to(self, position: int) -> bool:
-        """Tells whether the file reaches so far."""
+        """Skips to a position, and returns whether the file reaches that far."""
         if self._seekable and self._position < position:
             self._file.seek(position - 1)
             self._position = position - 1
@@ -187,10 +193,10 @@ def _padded(size: int) -> int:
 
 
 def _fields(kind: bytes, data: bytes) -> dict[str, str]:
-    """The `path`, `size` and `sparse` that a preceding header gives its member.
+    """Returns the `path`, `size` and `sparse` that a preceding header sets for its member.
 
     Raises:
-        tarfile.HeaderError: it is damaged.
+        tarfile.HeaderError: the header is damaged.
     """
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": data.partition(b"\0")[0].decode(tarfile.ENCODING, "replace")}
@@ -208,7 +214,7 @@ def _fields(kind: bytes, data: bytes) -> dict[str, str]:
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records of a pax header, `"%d %s=%s\\n" % (length of the record, keyword, value)`."""
+    """Yields the records of a pax header, `"%d %s=%s\\n" % (length of the record, keyword, value)`."""
     position = 0
     while position < len(data) and data[position]:
         digits, space, _ = data[position : position + 8].partition(b" ")

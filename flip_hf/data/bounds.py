@@ -1,8 +1,8 @@
-"""What a picture may cost: known from its bytes, before they are decoded.
+"""Bounds on what a picture may cost, checked on its bytes before they are decoded.
 
-A few bytes can ask for gigabytes or hours: sizes that a header claims, scans and metadata that repeat, directories
-whose entries overlap. These bounds count bytes, pixels, scans and reads, so that the same picture is refused in every
-run and on every machine. A deadline stands behind them, for what they do not foresee.
+A few bytes can ask for gigabytes or hours: through sizes that a header claims, repeated scans and metadata, or
+directories whose entries overlap. These bounds count bytes, pixels, scans and reads, so that one picture is refused
+in every run and on every machine. A deadline backs them up for anything they do not foresee.
 """
 
 import io
@@ -14,48 +14,50 @@ from typing import Any
 
 from flip_hf.data.refusals import RefusedSample
 
-# Seconds that decoding one picture may take. Far more than any sound one needs, as it depends on the machine.
+# Seconds that decoding one picture may take. It depends on the machine, so it is far more than a sound picture needs.
 DECODE_SECONDS = 20.0
-# Pillow parses chunks, blocks and runs in Python, which takes two to five microseconds a read. A PNG has three reads
-# for a chunk, most of 8 kB or more: no sound one comes near.
+# Pillow parses chunks, blocks and runs in Python, at two to five microseconds a read. A PNG takes three reads for a
+# chunk, and most chunks have 8 kB or more: no sound picture comes near this.
 MAX_READS = 120_000
-# A decoder reads a file twice, a header more often; entries that overlap, thousands of times.
+# A decoder reads a file twice and a header more often, but overlapping entries thousands of times.
 MAX_REREADS = 8
-# Scans of a JPEG; encoders make about ten. A scan that refines 64 megapixels takes some 35 ms whatever is in it.
+# Scans of a JPEG; encoders write about ten. A scan that refines 64 megapixels takes some 35 ms whatever its content.
 MAX_SCANS = 500
 MAX_SCANNED_PIXELS = 1_000_000_000
-# Of a JPEG before its first scan: segments, and their bytes. An ICC profile and XMP come in hundreds of them at most.
+# Segments of a JPEG before its first scan, and their bytes. An ICC profile and XMP take a few hundred at most.
 MAX_SEGMENTS = {"segments": 4096, "all": 24 * 2**20, "joined": 2**20, "photoshop": 4 * 2**20}
-MAX_EXTENSION_BYTES = 2**20  # of a GIF before its first frame
-# Each compressed text or profile of a PNG may become a mebibyte.
+MAX_EXTENSION_BYTES = 2**20  # in a GIF before its first frame
+# Each compressed text or profile of a PNG may expand to a mebibyte.
 MAX_COMPRESSED_TEXTS = 256
-# Numbers of one entry of a TIFF directory: rows or tiles of a picture, a colour map.
+# Numbers in one entry of a TIFF directory: rows or tiles of a picture, a colour map.
 MAX_NUMBERS = 2**18
 MAX_ENTRIES = 2**16
-# Pillow reads these as text, number by number.
+# Pillow parses these formats as text, number by number.
 MAX_PLAIN_BYTES = 8 * 2**20
 
 _TIFF = re.compile(rb"II\*\0|MM\0\*|MM\*\0|II\0\*|MM\0\+|II\+\0")
 _TIFF_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _BYTES_OR_TEXT = (1, 2, 7)
-_COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT = 259, 322, 323
+_COMPRESSION = 259
+_TILE_WIDTH = 322
+_TILE_HEIGHT = 323
 _ROWS_PER_STRIP = 278
 _OFFSETS = (273, 324)
 _BYTE_COUNTS = (279, 325)
 _PER_STRIP = (*_OFFSETS, *_BYTE_COUNTS)
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-# All but those without content: stuffed and fill bytes, restarts, the beginning.
+# All markers but those without content: stuffed and fill bytes, restarts, the start of the image.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
 class BudgetedBytes(io.BytesIO):
-    """An encoded picture that is read within limits: of reads, of bytes read again, and of time.
+    """An encoded picture whose reading is limited in reads, in bytes read again, and in time.
 
     Args:
         data: the encoded picture.
-        seconds: from the first byte on.
+        seconds: time limit, from the first byte on.
 
-    [`BudgetedBytes.read`] raises [`RefusedSample`] where a limit is passed: whoever decodes cannot go on.
+    [`BudgetedBytes.read`] raises [`RefusedSample`] when a limit is exceeded, which stops the decoder.
     """
 
     def __init__(self, data: bytes, seconds: float = DECODE_SECONDS):
@@ -66,11 +68,11 @@ class BudgetedBytes(io.BytesIO):
         self.restart()
 
     def restart(self) -> None:
-        """Begins the time again: opening and decoding need not follow each other at once."""
+        """Restarts the clock: a picture may be decoded long after it was opened."""
         self._deadline = time.monotonic() + self._seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file; see the class for what it raises."""
+        """Reads like any file; see the class for what it raises."""
         data = super().read(size)
         self._reads -= 1
         self._bytes -= len(data)
@@ -80,14 +82,14 @@ class BudgetedBytes(io.BytesIO):
 
 
 def check_encoded(data: bytes, max_pixels: int) -> None:
-    """Refuses a picture whose bytes tell that it would cost too much memory or time.
+    """Refuses a picture whose bytes show that it would cost too much memory or time.
 
     Args:
         data: the encoded picture.
-        max_pixels: that it may have; also each part of it that is decoded as a whole.
+        max_pixels: the most pixels it may have, and the most in each part that is decoded as a whole.
 
     Raises:
-        RefusedSample: it costs too much. What is damaged is left for the decoder to find.
+        RefusedSample: it costs too much. Damage is left for the decoder to find.
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):
@@ -107,18 +109,18 @@ def check_encoded(data: bytes, max_pixels: int) -> None:
         elif data[:2] in (b"P1", b"P2", b"P3") and (len(data) > MAX_PLAIN_BYTES or data.count(b"#") > 64):
             raise RefusedSample("slow to decode")
     except (struct.error, IndexError):
-        return  # cut off
+        return  # truncated
 
 
 def check_tiles(tiles: list[Any], max_pixels: int) -> None:
     """Refuses an opened picture whose decoder would fill the same pixels over and over.
 
     Args:
-        tiles: `tile` of an image that Pillow opened: (codec, (left, top, right, bottom), offset, arguments) each.
-        max_pixels: that a picture may have; four planes may be decoded one by one.
+        tiles: `tile` of an image opened by Pillow, each (codec, (left, top, right, bottom), offset, arguments).
+        max_pixels: the most pixels a picture may have; four planes may be decoded one by one.
 
     Raises:
-        RefusedSample: it would.
+        RefusedSample: the tiles cover too many pixels.
     """
     boxes = [tile[1] for tile in tiles if tile[1] is not None]
     if sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) > 4 * max_pixels + 2**24:
@@ -129,10 +131,10 @@ def check_exif(info: dict[Any, Any]) -> None:
     """Refuses an opened picture whose EXIF block would grow when it is read.
 
     Args:
-        info: `Image.info` of Pillow.
+        info: Pillow's `Image.info`.
 
     Raises:
-        RefusedSample: it would.
+        RefusedSample: the entries of the block overlap.
     """
     block = info.get("exif")
     if block is None and isinstance(info.get("Raw profile type exif"), str):
@@ -157,12 +159,12 @@ def _check_jpeg(data: bytes) -> None:
         spent["segments"] += 1
         spent["all"] += end - begin
         is_exif = marker == 0xE1 and data.startswith(b"Exif\0\0", begin)
-        if marker == 0xDB or is_exif:  # Pillow cuts each table off the rest, and joins each block to those before
+        if marker == 0xDB or is_exif:  # Pillow copies the rest for each table, and joins each block to those before
             spent["joined"] += end - begin
         elif marker == 0xED:
             spent["photoshop"] += end - begin
         elif marker == 0xE2 and data.startswith(b"MPF\0", begin):
-            _check_directory(data[begin + 4 : end])  # of the pictures that follow, in an MPO file
+            _check_directory(data[begin + 4 : end])  # an MPO file's directory of further pictures
         elif marker in _FRAMES:
             size = struct.unpack_from(">HH", data, begin + 1)
         if any(spent[name] > limit for name, limit in MAX_SEGMENTS.items()):
@@ -170,14 +172,14 @@ def _check_jpeg(data: bytes) -> None:
         if is_exif:
             exif += data[begin + (6 if exif else 0) : end]
     _check_exif_block(exif)
-    if b"\xff" * 65536 in data:  # the decoder would look for their end from the first of them on, again and again
+    if b"\xff" * 65536 in data:  # the decoder would search for their end from the first one, again and again
         raise RefusedSample("slow to decode")
     if _too_many_scans(data.count(b"\xff\xda"), size) and _too_many_scans(_count_scans(data), size):
         raise RefusedSample("too many scans")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, begin, end) of what the segments before the first scan hold."""
+    """Yields (marker, begin, end) of the content of each segment before the first scan."""
     place = 2
     while (found := _MARKER.search(data, place)) is not None:
         marker = found[1][0]
@@ -194,7 +196,7 @@ def _too_many_scans(scans: int, size: tuple[int, int]) -> bool:
 
 
 def _count_scans(data: bytes) -> int:
-    """Scans up to the picture's end; those of a thumbnail, and what looks like one in metadata, are not counted."""
+    """Counts the scans up to the picture's end, without those of a thumbnail or what looks like one in metadata."""
     place = 2
     scans = segments = 0
     while (found := _MARKER.search(data, place)) is not None:
@@ -221,7 +223,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _check_gif(data: bytes) -> None:
-    """Extensions before the first frame: Pillow joins the blocks of a comment one by one."""
+    """Bounds the extensions before the first frame: Pillow joins the blocks of a comment one by one."""
     begin = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
     place = begin
     while data[place] == 0x21:
@@ -234,7 +236,7 @@ def _check_gif(data: bytes) -> None:
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:
-    """Its decoder reserves the canvas when the file is opened."""
+    """Bounds the canvas, which the decoder allocates when the file is opened."""
     kind = data[12:16]
     if kind == b"VP8X":
         width = 1 + int.from_bytes(data[24:27], "little")
@@ -251,13 +253,13 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
 
 
 def _check_icon(data: bytes, max_pixels: int) -> None:
-    """The pictures in an icon have sizes of their own, whatever its header says."""
+    """Bounds the pictures in an icon, whose sizes need not be those in its header."""
     _check_png(data)
     for number in range(struct.unpack_from("<H", data, 4)[0]):
         offset = struct.unpack_from("<I", data, 6 + 16 * number + 12)[0]
         is_png = data[offset : offset + 4] == b"\x89PNG"
         width, height = struct.unpack_from(*((">II", data, offset + 16) if is_png else ("<ii", data, offset + 4)))
-        if abs(width * height) > (max_pixels if is_png else 2 * max_pixels):  # a mask counts as further rows
+        if abs(width * height) > (max_pixels if is_png else 2 * max_pixels):  # the height of a bitmap includes its mask
             raise RefusedSample("oversized image")
 
 
@@ -281,10 +283,10 @@ def _check_tiff(data: bytes, max_pixels: int) -> None:
     tile = number(_TILE_WIDTH) * number(_TILE_HEIGHT)
     if tile > max_pixels:
         raise RefusedSample("oversized image")
-    for tag in _BYTE_COUNTS:  # one place in the file may be named as the data of every strip
+    for tag in _BYTE_COUNTS:  # every strip may name the same place in the file as its data
         if sum(min(count, len(data)) for count in numbers(tag)) > MAX_REREADS * len(data) + 2**20:
             raise RefusedSample("slow to decode")
-    if number(_COMPRESSION) in (6, 7):  # a JPEG a strip or tile
+    if number(_COMPRESSION) in (6, 7):  # each strip or tile is a JPEG
         width = number(256)
         strip = tile or width * min(number(_ROWS_PER_STRIP) or 2**32, number(257))
         if data.count(b"\xff\xda") * strip > MAX_SCANNED_PIXELS:
@@ -292,7 +294,7 @@ def _check_tiff(data: bytes, max_pixels: int) -> None:
 
 
 def _check_directories(data: bytes) -> None:
-    """All TIFF directories in the boxes of an AVIF file: its EXIF block is read when it is opened."""
+    """Checks all TIFF directories in the boxes of an AVIF file, whose EXIF block is read when it is opened."""
     for count, found in enumerate(_TIFF.finditer(data)):
         if count == MAX_COMPRESSED_TEXTS:
             raise RefusedSample("oversized metadata")
@@ -300,17 +302,17 @@ def _check_directories(data: bytes) -> None:
 
 
 def _check_exif_block(block: bytes) -> None:
-    if block.startswith(b"Exif\0\0Exif\0\0"):  # each would be taken off by copying the rest
+    if block.startswith(b"Exif\0\0Exif\0\0"):  # Pillow would remove each by copying the rest
         raise RefusedSample("oversized metadata")
     _check_directory(block, 6 if block.startswith(b"Exif\0\0") else 0)
 
 
 def _check_directory(data: bytes, start: int = 0) -> tuple[Any, dict[int, tuple[int, int, int]]]:
-    """Byte order and entries {tag: (type, count, place of the values)} of the first directory of a TIFF block.
+    """Returns byte order and entries {tag: (type, count, place of the values)} of a TIFF block's first directory.
 
     Args:
-        data: holds the block.
-        start: its first byte; places are counted from there.
+        data: the bytes that contain the block.
+        start: offset of the block; places are relative to it.
 
     Raises:
         RefusedSample: the values would be much larger than the block, which means that they overlap.
@@ -340,7 +342,7 @@ def _check_directory(data: bytes, start: int = 0) -> tuple[Any, dict[int, tuple[
         values = number(place + 4, word)
         size = values * _TIFF_TYPE_SIZES.get(kind, 0)
         begin = place + 4 + word if size <= word else number(place + 4 + word, word)
-        if begin + size > length:  # where Pillow stops, too
+        if begin + size > length:  # where Pillow stops too
             break
         total += size + 64
         many = values > MAX_NUMBERS and (kind not in _BYTES_OR_TEXT or tag in _PER_STRIP)

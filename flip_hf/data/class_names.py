@@ -1,26 +1,26 @@
-"""Checks that the names that classes are given go with the labels of the data."""
+"""Check that the given class names match the labels of the data."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # options are read before what opens data is imported
+if TYPE_CHECKING:  # options are parsed before the modules that open data are imported
     from flip_hf.data.sources import Source
 
-# What a label written as a text can be.
+# Meanings of a label that is a string.
 TEXTS = ("index", "name")
-# An index of more digits belongs to no class.
+# No class has an index with more digits.
 _MAX_DIGITS = 18
 
 
 def index_of(text: str) -> int | None:
-    """The number that a text writes in ASCII digits; None for other scripts' digits, and more than any index has."""
+    """Parses an index in ASCII digits; returns None for digits of other scripts, or too many of them."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
 def names_an_index(class_names: Sequence[str]) -> str | None:
-    """The first name that is the number of another class, such as "1" of class 0, or None.
+    """Returns the first name that is the index of another class, such as "1" for class 0, or None.
 
-    Of a text label "1" nobody can then tell whether it is the name or the index.
+    A string label "1" could then be either the name or the index.
     """
     for index, name in enumerate(class_names):
         number = index_of(name)
@@ -30,17 +30,17 @@ def names_an_index(class_names: Sequence[str]) -> str | None:
 
 
 def check_class_names(source: "Source", class_names: Sequence[str], texts: str | None, advice: str) -> None:
-    """Checks that labels are read as what they are.
+    """Checks that labels and class names cannot be confused.
 
     Args:
         source: the labelled data.
         class_names: the classes, in the order of the indices.
-        texts: what a label written as a text is, `index` or `name`, where that was chosen.
-        advice: how to choose.
+        texts: how to read a string label, `index` or `name`, if that was chosen.
+        advice: a sentence on how to choose.
 
     Raises:
-        ValueError: a text label could be an index or a name, or the data give a name to one class and `class_names`
-            give it to another.
+        ValueError: a string label could be an index or a name, or the data and `class_names` give the same name to
+            different classes.
     """
     name = names_an_index(class_names)
     if name is not None and source.has_text_targets and texts is None:

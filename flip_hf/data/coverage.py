@@ -1,4 +1,4 @@
-"""The losses of a tokenizer on captions: unknown words, texts that it reads alike, and ends beyond the context."""
+"""Measure what a tokenizer loses of captions: unknown words, texts that become identical, and truncated ends."""
 
 import unicodedata
 from collections import defaultdict
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-# Beyond this share of captions a person is told what to do about it.
+# Above this fraction of captions, the report says what to do about it.
 WORTH_A_WARNING = 0.01
 
 
@@ -16,10 +16,10 @@ class Coverage:
     """Counts of what a tokenizer loses of captions.
 
     Attributes:
-        captions: how many were read.
-        unknown: those of them with an unknown word.
-        confused: the different ones that read like another. Case and white space make no difference.
-        cut: those that are longer than the context.
+        captions: number of captions read.
+        unknown: those with an unknown word.
+        confused: those with the same tokens as a different caption, ignoring case and white space.
+        cut: those longer than the context.
     """
 
     captions: int
@@ -29,19 +29,19 @@ class Coverage:
 
     def __str__(self) -> str:
         text = (
-            f"of {self.captions:,} captions, {self.unknown:,} hold an unknown word, {self.confused:,} read like a "
-            f"different one, {self.cut:,} are longer than the context"
+            f"of {self.captions:,} captions, {self.unknown:,} contain an unknown word, {self.confused:,} have the same "
+            f"tokens as a different one, {self.cut:,} are longer than the context"
         )
         if max(self.unknown, self.confused) <= WORTH_A_WARNING * self.captions:
             return text
-        return f"{text}. What is unknown or alike is not learned: a --tokenizer for these captions may keep it"
+        return f"{text}. The model cannot learn these differences; a --tokenizer made for these captions may keep them"
 
 
 def measure_coverage(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> Coverage:
-    """Measures what a tokenizer loses of captions, as the model will see them: cut at the context.
+    """Measures what a tokenizer loses of captions as the model will see them: truncated to the context.
 
     Args:
-        tokenizer: knows the context in tokens.
+        tokenizer: its `model_max_length` is the context, in tokens.
         captions: one or more.
     """
     encoded = tokenizer(list(captions), truncation=False, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,6 +1,6 @@
-"""Bytes to a checked image, and a row to a sample, or the reason why not.
+"""Decode bytes into a checked image and a row into a sample, or give the reason why not.
 
-Decoding is ours and not `datasets`' so that a damaged sample is an answer and not the end of an iterator.
+Decoding is not left to `datasets`, where a damaged sample would end the iterator instead of being a result.
 """
 
 import contextlib
@@ -19,19 +19,18 @@ from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.rendering import WHITE, Colour, as_shown, load
 from flip_hf.data.texts import read_caption, usable_captions
 
-# Larger images are refused from their header alone, before memory is spent on them.
+# Larger images are refused by their header, before memory is spent on them.
 MAX_IMAGE_PIXELS = 64_000_000
-# A row costs a decoder a tenth of a microsecond, however short it is.
+# Each row costs a decoder a tenth of a microsecond, however short it is.
 MAX_IMAGE_SIDE = 2**23
-# What pictures are opened as. Pillow knows forty formats more: some start another program (EPS, which is a program
-# itself, and Ghostscript), some are there for their own game or microscope, and what is rarely read is rarely mended.
-# Each of these (and MPO, which is opened as JPEG) is decoded in this process by a library in wide use. JPEG 2000 is not
-# among them: its decoder reserves memory by the tiles, precincts and code blocks that a header of a hundred bytes
-# claims.
+# The formats that are opened. Pillow knows forty more: some start another program (EPS, itself a program, starts
+# Ghostscript), some serve one game or microscope, and decoders that are rarely used are rarely fixed. Each of these
+# (and MPO, which is opened as JPEG) is decoded in this process by a widely used library. JPEG 2000 is missing because
+# its decoder allocates memory for the tiles, precincts and code blocks that a header of a hundred bytes claims.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "PPM", "ICO", "TGA")
-# What Pillow calls a JPEG; of the second kind, which phones write, other pictures follow the first in the same file.
+# Pillow's names for a JPEG; in the second kind, which phones write, more pictures follow the first in the same file.
 _JPEGS = ("JPEG", "MPO")
-# Of a picture longer than this many times its width, or wider, the centre is cut out before it is resized.
+# A picture with a more extreme aspect ratio than this is cropped to its centre before it is resized.
 MAX_ASPECT = 8
 
 Box = tuple[int, int, int, int]
@@ -47,10 +46,10 @@ _TURNS = {
 
 
 def image_bytes(value: Any) -> bytes:
-    """The encoded image in what `datasets` yields for an undecoded image column, in plain bytes, or in a file.
+    """Returns the encoded image from an undecoded image column of `datasets`, from bytes, or from a file.
 
     Raises:
-        RefusedSample: there is none, it is too large, or its file cannot be read.
+        RefusedSample: there is no image, it is too large, or its file cannot be read.
     """
     if isinstance(value, StoredFile):
         return _read(value.path)
@@ -73,29 +72,29 @@ def _read(path: str) -> bytes:
         return read_file(path)
     except OversizedFileError as error:
         raise RefusedSample("oversized file") from error
-    except Exception as error:  # file systems raise many kinds
+    except Exception as error:  # file systems raise many types
         raise RefusedSample("unreadable image file") from error
 
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """Turns whatever PIL raises for damaged data into a refusal."""
+    """Turns any exception that Pillow raises for damaged data into a refusal."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of damaged metadata; the pixels decide
+            warnings.simplefilter("ignore")  # Pillow warns about damaged metadata; only the pixels matter
             yield
     except RefusedSample:
         raise
     except Image.DecompressionBombError as error:
         raise RefusedSample("oversized image") from error
-    except Exception as error:  # PIL's decoders raise many kinds for damaged data
+    except Exception as error:  # Pillow's decoders raise many types for damaged data
         known = isinstance(error, Image.UnidentifiedImageError)
         raise RefusedSample("not an image" if known else "damaged image") from error
 
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of [`FORMATS`] that this Pillow was built with: AVIF came with 11.3."""
+    """Returns the [`FORMATS`] that this Pillow was built with: AVIF came with 11.3."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -104,13 +103,13 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Opens an image; a JPEG is not decoded yet.
 
     Args:
-        value: `{"bytes", "path"}` as `datasets` yields it undecoded, of which the path is never opened; the encoded
-            bytes; or a [`StoredFile`].
+        value: an undecoded `{"bytes", "path"}` of `datasets`, whose path is never opened; the encoded bytes; or a
+            [`StoredFile`].
         max_pixels: larger images are refused before they are decoded.
 
     Raises:
-        RefusedSample: it is missing, no image, or asks for too much memory or time (see `bounds.py`); or it is no JPEG
-            and damaged.
+        RefusedSample: it is missing, not an image, or would take too much memory or time (see `bounds.py`); or it is
+            damaged and not a JPEG, whose damage shows later.
     """
     data = image_bytes(value)
     with _refusing():
@@ -119,7 +118,7 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         if image.width * image.height > max_pixels or max(image.size) > MAX_IMAGE_SIDE:
             raise RefusedSample("oversized image")
         check_tiles(image.tile, max_pixels)
-        if image.format not in _JPEGS:  # others have their EXIF tag behind the pixels
+        if image.format not in _JPEGS:  # other formats have their EXIF tag after the pixels
             load(image)
             check_exif(image.info)  # a JPEG's is in its first bytes, and was checked with them
         elif lacks_end(data):
@@ -128,7 +127,7 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image once it is turned upright."""
+    """Returns the width and height of an opened image once it is turned upright."""
     return (image.height, image.width) if _orientation(image) in (5, 6, 7, 8) else image.size
 
 
@@ -143,28 +142,28 @@ def decode_image(value: Any, background: Colour = WHITE, max_pixels: int = MAX_I
     """Decodes an image to RGB as a viewer shows it (see `rendering.py`), turned upright by its EXIF tag.
 
     Args:
-        value: of [`open_image`].
-        background: of transparent parts.
-        max_pixels: of [`open_image`].
+        value: see [`open_image`].
+        background: colour of transparent parts.
+        max_pixels: see [`open_image`].
 
     Raises:
-        RefusedSample: it is missing, no image, truncated or too large.
+        RefusedSample: it is missing, not an image, truncated or too large.
     """
     return _decoded(open_image(value, max_pixels), background)
 
 
 def decode_crop(image: Image.Image, box: Box, side: int, background: Colour = WHITE) -> Image.Image:
-    """Decodes a part of an opened image to RGB, as small as is still `side` x `side` pixels or more.
+    """Decodes a part of an opened image to RGB, at the smallest size that is still at least `side` x `side` pixels.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough: its decoder then leaves the
-    high frequencies of each 8 x 8 block out, which costs less than to compute them and average them away. The box is
+    A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough: the decoder then skips the
+    high frequencies of each 8 x 8 block, which costs less than computing them and averaging them away. The box is
     moved to whole pixels of that size, by less than one of them.
 
     Args:
         image: from [`open_image`].
         box: left, top, right and bottom, in pixels of the upright image.
-        side: what the part is to be resized to.
-        background: of transparent parts.
+        side: side to which the part will be resized, in pixels.
+        background: colour of transparent parts.
 
     Raises:
         RefusedSample: the image is truncated or otherwise damaged.
@@ -178,7 +177,7 @@ def decode_crop(image: Image.Image, box: Box, side: int, background: Colour = WH
 
 
 def scaled_box(box: Box, scale: int) -> Box:
-    """A box of an image that is decoded at 1 / scale of its size; Python rounds a half to the even number."""
+    """Scales a box to an image decoded at 1 / scale of its size; Python rounds a half to the even number."""
     left, top, right, bottom = (round(edge / scale) for edge in box)
     return left, top, right, bottom
 
@@ -195,28 +194,28 @@ def _decoded(image: Image.Image, background: Colour) -> Image.Image:
         load(image)
         shown = as_shown(image, background)
     turn = _TURNS.get(_orientation(image))
-    if turn is not None:  # most need none: a copy takes half as long as decoding
+    if turn is not None:  # most images need none, and a copy takes half as long as decoding
         shown = shown.transpose(turn)
-        # Pillow's own function writes the EXIF block anew without the tag, and to do so reads all that is in it.
+        # Pillow's own function rewrites the EXIF block without the tag, and reads all of it to do so.
         for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
             shown.info.pop(name, None)
     return shown
 
 
 def central_box(width: int, height: int) -> Box:
-    """The centre of a picture of extreme shape, [`MAX_ASPECT`] to one at most; the whole of any other."""
+    """Returns the central box of a picture, at most [`MAX_ASPECT`] to one; all of a picture of moderate shape."""
     short = min(width, height)
-    # An even number of pixels: then the centre stays where it is.
+    # Cut an even number of pixels, so that the centre stays where it is.
     cut = -(-max(0, max(width, height) - MAX_ASPECT * short) // 2)
     return (cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut)
 
 
 def bounded_shape(image: Any) -> Any:
-    """Cuts the centre out of a picture of extreme shape, before its short side is enlarged to what a model sees.
+    """Crops a picture of extreme shape to its centre, before its short side is enlarged to what a model sees.
 
-    A picture of 2,000 x 1 pixels would take a gigabyte at a short side of 224, of which the central square is kept. Its
-    centre of [`MAX_ASPECT`] to one gives that square, but for what a resampling filter sees beyond the cut. Pictures of
-    other shapes are returned as they are.
+    Resized to a short side of 224, a picture of 2,000 x 1 pixels would take a gigabyte, of which only the central
+    square is kept. Its centre of [`MAX_ASPECT`] to one yields the same square, except for what a resampling filter sees
+    beyond the cut. Pictures of other shapes are returned unchanged.
 
     Args:
         image: a PIL image, or an array (H, W, C) or (H, W).
@@ -229,14 +228,14 @@ def bounded_shape(image: Any) -> Any:
 
 
 def open_picture(picture: str | Image.Image, background: Colour = WHITE) -> Image.Image:
-    """Opens a picture that the user names, by path or URL, or has opened with Pillow, as [`decode_image`] does.
+    """Opens a picture given by path, URL or as a Pillow image, and decodes it as [`decode_image`] does.
 
     Args:
-        picture: where it is, or the picture, of which Pillow has neither turned nor converted anything.
-        background: of transparent parts.
+        picture: path, URL, or an image opened by Pillow and not yet turned or converted.
+        background: colour of transparent parts.
 
     Raises:
-        ValueError: it cannot be used; the message names it.
+        ValueError: the picture cannot be used; the message names it.
     """
     try:
         if isinstance(picture, Image.Image):
@@ -252,10 +251,10 @@ def open_picture(picture: str | Image.Image, background: Colour = WHITE) -> Imag
 
 
 def choose_caption(value: Any, rng: np.random.Generator) -> str:
-    """Chooses the caption of a row: of several, one of the usable at random; see [`read_caption`].
+    """Chooses the caption of a row: if there are several, a random usable one; see [`read_caption`].
 
     Raises:
-        RefusedSample: it cannot be used; of several, not one can.
+        RefusedSample: no caption can be used.
     """
     if not isinstance(value, (list, tuple)) or not value:
         return read_caption(value)
@@ -263,7 +262,7 @@ def choose_caption(value: Any, rng: np.random.Generator) -> str:
     try:
         return read_caption(drawn)
     except RefusedSample:
-        # Read only now: where all can be used, reading the others would be for nothing.
+        # The others are read only now, as most often the first choice is usable.
         usable = usable_captions(value)
         if not usable:
             raise

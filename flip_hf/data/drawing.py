@@ -1,4 +1,4 @@
-"""Pictures of the embedded data: coloured, textured silhouettes on plain backgrounds."""
+"""Draw the pictures of the embedded data: coloured, textured silhouettes on plain backgrounds."""
 
 import io
 import math
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 T = TypeVar("T")
-# Bright colours on dark backgrounds: the silhouette always has the same polarity, which small ViTs need.
+# Bright colours on dark backgrounds give silhouettes one polarity, which small ViTs need.
 COLOURS = {
     "red": (235, 55, 55),
     "green": (60, 200, 85),
@@ -48,12 +48,12 @@ class SceneObject:
 
 
 def choose(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, each as likely as the others."""
+    """Chooses one of the options, with equal probability."""
     return options[int(rng.integers(len(options)))]
 
 
 def _polygon(shape: str) -> np.ndarray:
-    """Corners of a polygonal shape in the unit disc, (corners, 2)."""
+    """Returns the corners of a polygonal shape in the unit disc, (corners, 2)."""
     if shape == "square":
         return np.array([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])
     if shape == "triangle":
@@ -61,7 +61,8 @@ def _polygon(shape: str) -> np.ndarray:
     if shape == "diamond":
         return np.array([(0, -1), (0.62, 0), (0, 1), (-0.62, 0)])
     if shape == "cross":
-        a, b = 0.32, 0.95
+        a = 0.32
+        b = 0.95
         return np.array(
             [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
         )
@@ -76,7 +77,7 @@ def _polygon(shape: str) -> np.ndarray:
 
 
 def _silhouette(shape: str, diameter: int) -> Image.Image:
-    """The shape's coverage, mode L, antialiased by drawing it at three times the size."""
+    """Draws the coverage of a shape, mode L, antialiased by drawing it at three times the size."""
     side = 3 * diameter
     mask = Image.new("L", (side, side))
     pen = ImageDraw.Draw(mask)
@@ -90,13 +91,13 @@ def _silhouette(shape: str, diameter: int) -> Image.Image:
     return mask.reduce(3)
 
 
-# The same few silhouettes come up again and again; drawing one costs more than the rest of the scene.
+# A few silhouettes recur all the time, and drawing one costs more than the rest of the scene.
 _cached_silhouette = lru_cache(maxsize=1024)(_silhouette)
 
 
 @lru_cache(maxsize=256)
 def _pattern(texture: str, side: int) -> Image.Image:
-    """Where a texture is dark, mode L."""
+    """Draws a mask of the dark parts of a texture, mode L."""
     y, x = np.mgrid[:side, :side]
     period = max(4, round(side / 3.5))
     if texture == "striped":
@@ -126,7 +127,7 @@ def _draw_background(rng: np.random.Generator, name: str, side: int) -> Image.Im
 
 
 def draw(rng: np.random.Generator, objects: list[SceneObject], background: str, side: int) -> Image.Image:
-    """A picture of the objects, `side` pixels wide and high."""
+    """Draws a picture of the objects, `side` pixels wide and high."""
     image = _draw_background(rng, background, side)
     for obj in objects:
         diameter = max(6, round(obj.diameter * side))
@@ -141,7 +142,7 @@ def draw(rng: np.random.Generator, objects: list[SceneObject], background: str, 
 
 
 def encode(image: Image.Image) -> bytes:
-    """JPEG without chroma subsampling: small objects keep their colour."""
+    """Encodes as JPEG without chroma subsampling, so that small objects keep their colour."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=92, subsampling=0)
     return buffer.getvalue()

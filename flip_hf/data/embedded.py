@@ -1,4 +1,4 @@
-"""Data sets that come with the library: drawn once, then read from the `datasets` cache like any downloaded one."""
+"""Data sets that ship with the library: drawn once, then read from the `datasets` cache like any downloaded one."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,21 +9,21 @@ Generator = Callable[[list[int], int, int, int], Iterator[dict]]
 
 
 def numbers(shards: list[int], num_samples: int) -> Iterator[int]:
-    """The numbers of the samples in these shards."""
+    """Yields the numbers of the samples in these shards."""
     for shard in shards:
         yield from range(shard * SAMPLES_PER_SHARD, min((shard + 1) * SAMPLES_PER_SHARD, num_samples))
 
 
 @dataclass(frozen=True)
 class EmbeddedData:
-    """A procedural data set with a split of pairs to train on, and one of labelled images to test zero-shot.
+    """A procedural data set with a train split of pairs, and a test split of labelled images for zero-shot evaluation.
 
     Attributes:
-        name: what a source is called to get it.
-        generators: of each split: (shards, number of samples, image size, seed) to rows.
-        num_samples: of each split, where nothing else is asked for.
-        class_names: of the test's labels.
-        templates: prompts for these.
+        name: the source name that selects it.
+        generators: by split, a function (shards, number of samples, image size, seed) that yields rows.
+        num_samples: by split, the default number of samples.
+        class_names: names of the test labels.
+        templates: prompts for the class names.
     """
 
     name: str
@@ -33,13 +33,13 @@ class EmbeddedData:
     templates: tuple[str, ...]
 
     def load(self, split: str, *, num_samples: int | None = None, image_size: int = 64, seed: int = 0):
-        """A split as a `datasets.IterableDataset`, its images as undecoded JPEG.
+        """Loads a split as a `datasets.IterableDataset` of undecoded JPEG images.
 
         Args:
             split: `"train"` (columns image, caption) or `"test"` (columns image, label).
-            num_samples: how many samples; they lie in shards of 512.
+            num_samples: number of samples, in shards of 512.
             image_size: side of the square images, in pixels; at least 32.
-            seed: another seed gives other pictures.
+            seed: seed of the pictures.
 
         Raises:
             ValueError: an unknown split, no samples, or images too small for the objects to be told apart.

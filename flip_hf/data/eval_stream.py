@@ -1,4 +1,4 @@
-"""Batches of images and what is known of them, for evaluation: one pass, in order."""
+"""Batches of images with their targets for evaluation: one pass, in order."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,18 +15,19 @@ from flip_hf.data.sources import Source
 
 
 class EvalStream(IterableDataset):
-    """One pass over a data set: `{"images", "targets", "places", "refused"}`; the last batch may be smaller.
+    """One pass over a data set in batches `{"images", "targets", "places", "refused"}`; the last may be smaller.
 
-    `images` (B, ...) are stacked; `targets` is a list of B; `places` are (shard, row) pairs, which sort to the data
-    set's own order; `refused` counts what could not be used since the last batch, by reason.
+    `images` (B, ...) are stacked; `targets` is a list of B; `places` are (shard, row) pairs, which sort into the data
+    set's own order; `refused` counts the samples refused since the previous batch, by reason.
 
     Args:
-        source: where rows come from.
-        transform: image to the tensor that the model takes.
-        read_target: value of the source's `target_column` to a target, or [`RefusedSample`]; see `targets.py`.
-        batch_size: samples a batch.
+        source: the data.
+        transform: maps an image to the tensor that the model takes.
+        read_target: maps a value of the source's `target_column` to a target, or raises [`RefusedSample`]; see
+            `targets.py`.
+        batch_size: samples per batch.
         process: this process among all.
-        background: of transparent parts.
+        background: colour of transparent parts.
     """
 
     def __init__(
@@ -39,8 +40,11 @@ class EvalStream(IterableDataset):
         process: Reader,
         background: Colour = WHITE,
     ):
-        self.source, self.transform, self.read_target = source, transform, read_target
-        self.batch_size, self.process = batch_size, process
+        self.source = source
+        self.transform = transform
+        self.read_target = read_target
+        self.batch_size = batch_size
+        self.process = process
         self.background = background
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Names of files, here or anywhere that fsspec reaches (`hf://`, `https://`, `s3://` ...), and their opening."""
+"""Find and open files on local disks or anywhere that fsspec reaches (`hf://`, `https://`, `s3://` ...)."""
 
 import errno
 import glob
@@ -17,15 +17,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from flip_hf.redaction import REMOVED, redact, remember, shown
 
-# A larger image file or member of an archive is refused unread: nothing that a model is trained on has this size.
+# Larger image files and archive members are refused unread: nothing that a model trains on has this size.
 MAX_FILE_BYTES = 64 * 2**20
-# Of a web server: seconds that it may say nothing; in which an answer to one request must be complete; and bytes a
-# second, over as many seconds of waiting as it may say nothing, below which an answer of any length is given up.
+# Limits on a web server: seconds without a byte; seconds in which the response to one request must be complete; and
+# bytes per second, over SILENT_SECONDS of waiting, below which a response of any length is abandoned.
 SILENT_SECONDS = 60.0
 REQUEST_SECONDS = 600.0
 MIN_BYTES_PER_SECOND = 1000
 
-_STREAM_BYTES = 2**18  # asked for at once of a file that comes in one go
+_STREAM_BYTES = 2**18  # read at once from a file that is streamed
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WEB = ("http://", "https://")
@@ -33,41 +33,41 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is a URL of another place than this machine's disks."""
+    """Returns whether a name is a URL that points elsewhere than to this machine's disks."""
     return "://" in name and not name.startswith(("file://", "local://"))
 
 
 def fill_in_variables(name: str) -> str:
-    """Fills variables of the environment into a URL: `https://${USER}:${PASSWORD}@host/a.tar`.
+    """Fills environment variables into a URL: `https://${USER}:${PASSWORD}@host/a.tar`.
 
-    So recipes and logs hold the names of credentials instead of credentials. It is for names that the user gave alone:
-    a name out of data could send a variable anywhere.
+    Recipes and logs thus hold the names of credentials instead of the credentials. Only for names that the user gave: a
+    name from data could send a variable anywhere.
 
     Raises:
-        ValueError: a variable is not set; or the name has no credentials any more, out of a recipe that a run wrote.
+        ValueError: a variable is not set, or the name comes from a run's recipe and has lost its credentials.
     """
     if not is_remote(name):
         return name
     if REMOVED in name:
         raise ValueError(
-            f"{name!r} is out of a recipe that a run wrote, without its credentials. Give the whole URL again, or name "
-            "a variable of the environment in their place: ${PASSWORD}."
+            f"{name!r} comes from the recipe of a run, which keeps no credentials. Give the whole URL again, or name "
+            "an environment variable in their place: ${PASSWORD}."
         )
     missing = [variable for variable in _VARIABLE.findall(name) if variable not in os.environ]
     if missing:
-        raise ValueError(f"{shown(name)!r} names ${{{missing[0]}}}, and there is no such variable of the environment.")
+        raise ValueError(f"{shown(name)!r} names ${{{missing[0]}}}, but this environment variable is not set.")
     filled = _VARIABLE.sub(lambda match: os.environ[match.group(1)], name)
     remember(filled)
     return filled
 
 
 def has_extension(name: str, extension: str | tuple[str, ...]) -> bool:
-    """Whether a path or URL names a file with the extension; a web address may have parameters behind it."""
+    """Returns whether a path or URL names a file with the extension, ignoring the parameters of a web address."""
     return (re.split("[?#]", name, maxsplit=1)[0] if name.startswith(_WEB) else name).endswith(extension)
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expands `shard-{00000..00099}.tar`, the notation of WebDataset users; other text is returned as it is."""
+    """Expands `shard-{00000..00099}.tar`, the notation of WebDataset; other text is returned unchanged."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -77,24 +77,24 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def find_file_system(name: str, *, in_one_go: bool = False) -> tuple[Any, str]:
-    """The file system for a name, as fsspec knows it, and the path in it.
+    """Returns the fsspec file system for a name, and the path in it.
 
-    A web server is given up on after a while. aiohttp's own limit is five minutes for an answer: too few for a shard in
-    one go, and too many for a server that says nothing. `hf://` and `s3://` have limits of their own.
+    Requests to web servers time out. aiohttp's own limit of five minutes for a response is too short for streaming a
+    shard, and too long for a server that sends nothing. `hf://` and `s3://` have their own limits.
 
     Args:
         name: path or URL.
-        in_one_go: answers are read as they come, and not waited for until they are complete.
+        in_one_go: responses are streamed, so their total time is not limited.
 
     Raises:
-        ValueError: nothing that is installed reads such names.
+        ValueError: no installed file system handles such names.
     """
     options: dict[str, Any] = {}
     try:
         if name.startswith(_WEB):
-            from aiohttp import ClientTimeout  # which fsspec imports for web addresses alone
+            from aiohttp import ClientTimeout  # fsspec, too, imports it for web addresses only
 
-            # The limit on silence does not run while nobody takes what has come.
+            # The limit on silence does not run while nobody reads what has arrived.
             total = None if in_one_go else REQUEST_SECONDS
             options["timeout"] = ClientTimeout(total=total, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
         return fsspec.core.url_to_fs(name, **options)
@@ -103,11 +103,11 @@ def find_file_system(name: str, *, in_one_go: bool = False) -> tuple[Any, str]:
 
 
 def list_files(pattern: str) -> list[str]:
-    """The files that a path, URL or pattern (`*`, `?`, `{0000..0099}`) names, in order; patterns are looked up.
+    """Lists the files that a path, URL or pattern (`*`, `?`, `{0000..0099}`) names, in order, expanding patterns.
 
     Raises:
-        FileNotFoundError: a pattern that fits nothing.
-        ValueError: nothing that is installed reads such names.
+        FileNotFoundError: a pattern matches nothing.
+        ValueError: no installed file system handles such names.
     """
     files: list[str] = []
     for name in expand_braces(os.path.expanduser(pattern)):
@@ -124,7 +124,7 @@ def list_files(pattern: str) -> list[str]:
 
 
 def files_below(folder: str, extension: str) -> list[str]:
-    """The files of a folder and its subfolders with an extension, in order; the folder may be a URL."""
+    """Lists the files with an extension in a folder, which may be a URL, and its subfolders, in order."""
     if not is_remote(folder):
         return sorted(glob.glob(os.path.join(glob.escape(folder), "**", f"*{extension}"), recursive=True))
     system, path = find_file_system(folder)
@@ -132,12 +132,12 @@ def files_below(folder: str, extension: str) -> list[str]:
 
 
 class OversizedFileError(ValueError):
-    """A file that is larger than it may be."""
+    """A file exceeds its size limit."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that may be opened: the user named it, or a [`FilePolicy`] allows it. A path in data is only a text.
+    """A file that may be opened because the user named it or a [`FilePolicy`] allows it. A path in data is only a text.
 
     Attributes:
         path: path or URL.
@@ -147,15 +147,15 @@ class StoredFile:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Opens a regular file of this machine for reading.
+    """Opens a regular local file for reading.
 
-    A FIFO would keep its reader waiting for ever, and a device may have no end; neither is opened.
+    A FIFO would block its reader forever, and a device may have no end; neither is opened.
 
     Raises:
-        OSError: it is not there, not readable, or no regular file.
+        OSError: the file does not exist, is not readable, or is not a regular file.
     """
-    _check_regular(os.stat(path), path)  # to open a device can have effects of its own
-    # Should it have become a FIFO since, the opening does not wait.
+    _check_regular(os.stat(path), path)  # opening a device can have side effects
+    # O_NONBLOCK: if it has become a FIFO since, opening it does not block.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         _check_regular(os.fstat(handle), path)
@@ -173,10 +173,10 @@ def _check_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:
 
 
 def check_regular_files(folder: str, names: Sequence[str]) -> None:
-    """Checks the files of these names in a folder and its subfolders, which another library is to open.
+    """Checks the files of these names, in a folder and its subfolders, that another library will open.
 
     Raises:
-        OSError: one is a FIFO, a device or the like: the library would wait for ever.
+        OSError: one is a FIFO, a device or the like, on which the library would block forever.
     """
     for place, _, found in os.walk(folder):
         for name in set(names).intersection(found):
@@ -189,13 +189,13 @@ def read_file(name: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
     """Reads a whole file, given by path or URL, of at most `limit` bytes.
 
     Raises:
-        OversizedFileError: it is larger.
-        ValueError: nothing that is installed reads such names.
-        OSError: it cannot be read; file systems of other places raise further kinds.
+        OversizedFileError: the file is larger.
+        ValueError: no installed file system handles such names.
+        OSError: the file cannot be read; remote file systems raise other types, too.
     """
     path = os.fspath(name)
-    if path.startswith("zip://"):  # to look for the end of a member would unpack all of it, however large
-        system, member = find_file_system(path)  # which closes the archive when it is dropped
+    if path.startswith("zip://"):  # seeking to the end of a member would unpack all of it, however large
+        system, member = find_file_system(path)  # closes the archive when it is garbage-collected
         with system.open(member, "rb") as file:
             data = file.read(limit + 1)
         return _checked(data, path, limit)
@@ -205,7 +205,7 @@ def read_file(name: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> byte
     except ValueError:
         if not is_remote(path):
             raise
-        with open_at(path, in_one_go=True) as file:  # a web server that gives no ranges
+        with open_at(path, in_one_go=True) as file:  # a web server without range requests
             data = file.read(limit + 1)
     return _checked(data, path, limit)
 
@@ -217,17 +217,17 @@ def _checked(data: bytes, path: str, limit: int) -> bytes:
 
 
 def open_at(name: str, offset: int = 0, *, in_one_go: bool = False) -> IO[bytes]:
-    """Opens a file for reading from a byte on; on this machine's disks, a regular file alone.
+    """Opens a file for reading from a byte offset; local files must be regular.
 
     Args:
         name: path or URL.
-        offset: bytes before the first one wanted.
-        in_one_go: ask a web server for the whole file instead of for ranges of it, which some cannot give; what lies
-            before `offset` is then read and thrown away.
+        offset: offset of the first byte wanted.
+        in_one_go: request the whole file from a web server instead of ranges, which some do not support; the bytes
+            before `offset` are then read and discarded.
 
     Raises:
-        ValueError: nothing that is installed reads such names.
-        OSError: it cannot be opened; file systems of other places raise further kinds.
+        ValueError: no installed file system handles such names.
+        OSError: the file cannot be opened; remote file systems raise other types, too.
     """
     system, path = find_file_system(name, in_one_go=in_one_go)
     if isinstance(system, LocalFileSystem):
@@ -243,18 +243,19 @@ def open_at(name: str, offset: int = 0, *, in_one_go: bool = False) -> IO[bytes]
             offset -= len(data)
         return file
     file = system.open(path, "rb")
-    # Where a web server does not say how long a file is, fsspec gives a stream whose reads come short: an error here.
+    # If a web server does not send a file's length, fsspec returns a stream whose reads may be short: an error here.
     file.seek(0, os.SEEK_END)
     file.seek(offset)
     return file
 
 
 class _Stream(io.RawIOBase):
-    """A file that comes in one go; a sender of next to nothing is given up."""
+    """A streamed file; a sender that is too slow is abandoned."""
 
     def __init__(self, file: Any):
         self._file = file
-        self._waited, self._received = 0.0, 0
+        self._waited = 0.0
+        self._received = 0
 
     def readable(self) -> bool:
         return True
@@ -266,8 +267,9 @@ class _Stream(io.RawIOBase):
         self._received += len(data)
         if data and self._waited > SILENT_SECONDS:
             if self._received < MIN_BYTES_PER_SECOND * self._waited:
-                raise TimeoutError(f"only {self._received:,} bytes came in {self._waited:.0f} seconds")
-            self._waited, self._received = 0.0, 0
+                raise TimeoutError(f"only {self._received:,} bytes arrived in {self._waited:.0f} seconds")
+            self._waited = 0.0
+            self._received = 0
         buffer[: len(data)] = data
         return len(data)
 

@@ -1,10 +1,10 @@
-"""A gzip file read from its beginning, in memory and time that follow from its own size and not from what it claims."""
+"""Read a gzip file from its beginning, in memory and time bounded by its actual size, not by what it claims."""
 
 import io
 import zlib
 from typing import IO
 
-# Pictures hardly shrink, and archives of small ones by a factor of ten. A bomb expands to a thousand times its size.
+# Pictures hardly compress, and archives of small ones by a factor of ten. A bomb expands to a thousand times its size.
 MAX_EXPANSION = 100
 _GRACE_BYTES = 64 * 2**20
 _READ_BYTES = 2**16
@@ -14,12 +14,12 @@ _GZIP = 16 + zlib.MAX_WBITS
 class GunzippedFile(io.RawIOBase):
     """The expanded content of a gzip file.
 
-    `gzip` of Python's own reads a header byte by byte in Python, of whatever length; here `zlib` does.
+    Python's `gzip` reads a header of any length byte by byte in Python; here `zlib` reads it.
 
     Args:
         file: the compressed file, at its beginning. It is closed with this one.
 
-    Raises (in reading):
+    Raises (when read):
         ValueError: the data are damaged, or expand to more than [`MAX_EXPANSION`] times their size.
     """
 
@@ -49,7 +49,7 @@ class GunzippedFile(io.RawIOBase):
         return len(data)
 
     def _inflate(self, size: int) -> bytes:
-        if self._inflater.eof:  # further members may follow, or zeros that fill a block
+        if self._inflater.eof:  # more members may follow, or zeros that pad a block
             self._waiting = self._waiting.lstrip(b"\0")
             self._inflater = zlib.decompressobj(_GZIP)
             return b""

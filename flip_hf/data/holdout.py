@@ -1,8 +1,8 @@
-"""The choice of the pairs that are held out of training.
+"""Choose the pairs that are held out of training.
 
-Whether a picture is held out follows from the picture alone: from its bytes, or its name where a table names files. So
-it does not change with the order of rows, the number of shards, processes and workers, or the seed; all rows of one
-picture are on the same side; and a larger share holds out all that a smaller one does.
+Whether a picture is held out depends on the picture alone: on its bytes, or on its name if a table names files. It is
+therefore independent of the order of rows, the number of shards, processes and workers, and the seed; all rows of one
+picture are on the same side; and a larger fraction holds out everything that a smaller one does.
 """
 
 import hashlib
@@ -10,15 +10,15 @@ from typing import Any
 
 from flip_hf.data.files import StoredFile
 
-# Of a picture's bytes, hashed with their number. Where two pictures agree in all of these, both are on one side.
+# Leading bytes of a picture that are hashed with its size. Pictures that agree in both are on the same side.
 _HASHED_BYTES = 2**16
 
 
 def image_key(image: Any) -> str | None:
-    """A key that identifies an encoded picture; None where there is none.
+    """Returns a key that identifies an encoded picture, or None if there is no picture.
 
     Args:
-        image: bytes, `{"bytes", "path"}`, or a [`StoredFile`], of which the last two parts of the name count.
+        image: bytes, `{"bytes", "path"}`, or a [`StoredFile`], of which the last two parts of the path are used.
     """
     if isinstance(image, dict):
         image = image.get("bytes")
@@ -32,6 +32,6 @@ def image_key(image: Any) -> str | None:
 
 
 def is_held_out(image: Any, share: float) -> bool:
-    """Tells whether a picture belongs to the held-out share of all pictures."""
+    """Returns whether a picture belongs to the held-out fraction of all pictures."""
     key = image_key(image) if share else None
     return key is not None and int(key, 16) < share * 2**64

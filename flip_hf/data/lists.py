@@ -1,8 +1,8 @@
-"""Lists of pictures: tables in CSV, TSV or JSON lines, a row of which names a picture's file and says its caption.
+"""Read lists of pictures: tables in CSV, TSV or JSON lines whose rows name a picture's file and its caption.
 
-The readers of `datasets` end at the first line that does not parse, and Arrow's ends the process at a deeply nested
-one; an unclosed quote makes one text of the rest of a file. Here a row is read within bounds, and a broken one costs
-itself.
+The readers of `datasets` stop at the first line that does not parse, Arrow's crashes the process at a deeply nested
+one, and an unclosed quote turns the rest of a file into one text. Here rows are read within bounds, and a broken row
+costs only itself.
 """
 
 import codecs
@@ -24,26 +24,26 @@ from flip_hf.redaction import shown
 
 JSON_LINES = (".jsonl", ".ndjson")
 LIST_EXTENSIONS = (".csv", ".tsv", *JSON_LINES)
-# Rows of a shard: shuffled shards mix a list that is sorted, and no reader parses more than this to go on in one.
+# Rows per shard: shuffling the shards mixes a sorted list, and a reader parses at most this many rows to resume.
 _SHARD_ROWS = 256
-# A longer row has a quote that is never closed.
+# A row with more lines has a quote that is never closed.
 _MAX_LINES = 64
 _MAX_LINE_BYTES = MAX_JSON_BYTES
 _DELIMITERS = "\t,;|"
-# Lines whose names are taken for the columns of JSON lines.
+# Lines from which the columns of JSON lines are taken.
 _LINES_LOOKED_AT = 32
 
-_Line = tuple[int, bytes | None]  # where it begins, and what it says; None if it is too long
+_Line = tuple[int, bytes | None]  # offset, and content or None if it is too long
 
 
 @dataclass(frozen=True)
 class _Form:
-    """The way in which the rows of a list are written.
+    """The format of a list's rows.
 
     Attributes:
-        columns: their names.
-        delimiter: what stands between values; None for JSON lines.
-        start: byte where the first row begins.
+        columns: names of the columns.
+        delimiter: separator of the values; None for JSON lines.
+        start: offset of the first row, in bytes.
     """
 
     columns: tuple[str, ...]
@@ -52,7 +52,7 @@ class _Form:
 
 
 class _Lines:
-    """The lines of a file, from one on; those taken since [`begin`] can be given back."""
+    """The lines of a file from an offset on; those taken since [`begin`] can be given back."""
 
     def __init__(self, file: IO[bytes], offset: int):
         self._file = file
@@ -64,22 +64,22 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        """The next line.
+        """Returns the next line.
 
         Raises:
-            csv.Error: it is too long, or one too many since [`begin`].
+            csv.Error: it is too long, or there are too many lines since [`begin`].
         """
         if len(self.taken) == _MAX_LINES:
             raise csv.Error("too many lines")
         line = self._returned.popleft() if self._returned else self._read()
         if line[1] == b"":
-            if self.taken:  # in the middle of a row
+            if self.taken:  # within a row
                 raise csv.Error("the file ends")
             raise StopIteration
         self.taken.append(line)
         if line[1] is None:
             raise csv.Error("too long")
-        # What is no UTF-8 is told by whoever uses it; a file's name may have any bytes.
+        # Text that is not UTF-8 is reported where it is used; a file's name may have any bytes.
         return line[1].decode("utf-8", "surrogateescape")
 
     def _read(self) -> _Line:
@@ -94,16 +94,16 @@ class _Lines:
         return offset, None
 
     def begin(self) -> None:
-        """Forgets the lines that were taken."""
+        """Forgets the lines taken so far."""
         self.taken = []
 
     def give_back(self) -> None:
-        """Gives all lines back but the first one: it is broken, and they may be sound."""
+        """Gives back all taken lines but the first, which is broken while they may be sound."""
         self._returned.extendleft(reversed(self.taken[1:]))
 
 
 def _rows(file: IO[bytes], form: _Form, offset: int) -> Iterator[tuple[int, dict | None]]:
-    """Yields (where it begins, row) of every row from `offset` on; None for a broken one. Empty lines are none."""
+    """Yields (offset, row) of every row from `offset` on, None for a broken row; empty lines are skipped."""
     lines = _Lines(file, offset)
     split = None if form.delimiter is None else csv.reader(lines, delimiter=form.delimiter, strict=True)
     while True:
@@ -139,11 +139,11 @@ def _named(values: list[str], columns: tuple[str, ...]) -> dict | None:
 
 
 def _form_of(path: str) -> _Form:
-    """The way in which a list is written, by its name and its first lines.
+    """Infers the format of a list from its name and its first lines.
 
     Raises:
-        ValueError: it has none, or they are no text.
-        OSError: it cannot be read.
+        ValueError: the list has no such lines, or they are not text.
+        OSError: the list cannot be read.
     """
     if not is_remote(path) and not os.path.exists(path):
         raise FileNotFoundError(f"There is no file {shown(path)!r}.")
@@ -152,9 +152,9 @@ def _form_of(path: str) -> _Form:
         file.seek(begin)
         head = file.readline(_MAX_LINE_BYTES)
         if b"\0" in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ValueError(f"{shown(path)} is no text in UTF-8: save it as UTF-8.")
+            raise ValueError(f"{shown(path)} is not text in UTF-8: save it as UTF-8.")
         if not head.strip():
-            raise ValueError(f"{shown(path)} is empty, or begins with an empty line.")
+            raise ValueError(f"{shown(path)} is empty or begins with an empty line.")
         if path.lower().endswith(JSON_LINES):
             file.seek(begin)
             form = _Form((), None, begin)
@@ -170,7 +170,7 @@ def _form_of(path: str) -> _Form:
 
 
 def list_columns(path: str) -> tuple[str, ...]:
-    """The names of a list's columns; see [`ListShards`] for what it raises."""
+    """Returns the names of a list's columns; see [`ListShards`] for what it raises."""
     return _form_of(path).columns
 
 
@@ -179,19 +179,19 @@ def _folder_of(file: str) -> str:
 
 
 class ListShards:
-    """Lists in CSV, TSV or JSON lines, in shards of some hundred rows.
+    """Lists in CSV, TSV or JSON lines, in shards of a few hundred rows.
 
-    A row is a dictionary of the columns, with `__key__`, which is the picture's path as it is written, and `__url__`.
-    A CSV file is in UTF-8 and begins with the names of its columns. The delimiter is a tab, comma, semicolon or `|`:
-    whichever the first line has most of.
+    A row is a dictionary of the columns, with `__key__`, the picture's path as written in the list, and `__url__`. A
+    CSV file is in UTF-8 and begins with the names of its columns. The delimiter is a tab, comma, semicolon or `|`,
+    whichever is most frequent in the first line.
 
     Args:
         files: paths or URLs.
-        root: the folder in which pictures may be; that of each list if None. Paths are relative to the list.
+        root: the folder that pictures must be in; by default each list's own. Paths are relative to the list.
 
     Raises:
-        ValueError: a list is empty, or no text in UTF-8.
-        OSError: one cannot be read.
+        ValueError: a list is empty, or not text in UTF-8.
+        OSError: a list cannot be read.
     """
 
     def __init__(self, files: Sequence[str], root: str | None = None):
@@ -206,7 +206,7 @@ class ListShards:
         self._shards = [place for number in range(len(self.files)) for place in self._places(number)]
 
     def _places(self, number: int) -> Iterator[tuple[int, int, int]]:
-        """The places where the shards of a list begin: its number, the byte, and how many rows are before it."""
+        """Yields where the shards of a list begin: (number of the list, byte offset, number of rows before)."""
         with open_at(self.files[number]) as file:
             form = self._forms[number]
             file.seek(form.start)
@@ -219,12 +219,12 @@ class ListShards:
         return len(self._shards)
 
     def name(self, shard: int) -> str:
-        """The name of a shard in a message."""
+        """Returns the shard's name for messages."""
         number, _, row = self._shards[shard]
         return f"{shown(self.files[number])} from row {row + 1:,}"
 
     def select(self, image: str, target: str | None, /) -> "ListShards":
-        """The same lists, with the column that names the picture, and no other one but that of the target."""
+        """Returns the same lists with only the column that names the picture and that of the target."""
         names = [name for column in (image, target) if column for name in column.split(";")]
         shards = copy.copy(self)
         shards._image = image
@@ -234,7 +234,7 @@ class ListShards:
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
-        """Yields (row's number, row) of a shard; see [`TarShards.read`]. A broken line is a row that is refused."""
+        """Yields (row number, row) of a shard; see [`TarShards.read`]. A broken line yields a refused row."""
         number, offset, before = self._shards[shard]
         with open_at(self.files[number], offset) as file:
             rows = itertools.islice(_rows(file, self._forms[number], offset), _SHARD_ROWS)
@@ -264,10 +264,10 @@ class ListShards:
             return refused
 
     def check_pictures(self, rows: Sequence[dict], data: str) -> None:
-        """Checks that the pictures of some rows are where the list says, before work begins.
+        """Checks, before work begins, that pictures of some rows are where the list says.
 
         Raises:
-            ValueError: none is; the message names one, and where it was looked for.
+            ValueError: not one is there; the message names one, and where it was looked for.
         """
         found = [row.get(self._image) for row in rows]
         stored = [each for each in found if isinstance(each, StoredFile)]
@@ -275,13 +275,13 @@ class ListShards:
         if outside and not stored:
             name = next(row["__key__"] for row in rows if row.get(self._image) in outside)
             hint = (
-                "Pictures are not downloaded: do it first, with img2dataset or the like."
+                "Pictures are not downloaded: download them first, with img2dataset or a similar tool."
                 if "://" in name
-                else "Pictures must lie below the list's own folder: put the list into a folder above them."
+                else "Pictures must be below the list's own folder: move the list to a folder above them."
             )
             raise ValueError(f"The list {data!r} names {shown(name)!r}, which is not in its folder. {hint}")
         if stored and not any(is_remote(each.path) or os.path.exists(each.path) for each in stored):
             raise ValueError(
-                f"None of the first {len(stored)} pictures that {data!r} names is there, such as {stored[0].path!r}: "
+                f"None of the first {len(stored)} pictures that {data!r} names exists, such as {stored[0].path!r}: "
                 "paths are relative to the list."
             )

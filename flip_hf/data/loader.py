@@ -1,4 +1,4 @@
-"""The DataLoader around a stream: worker processes, and a state from which any number of them goes on."""
+"""Load batches in worker processes, with a state from which any number of them can resume."""
 
 import copy
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_loader(stream: IterableDataset, *, num_workers: int, pin_memory: bool = False) -> DataLoader:
-    """A DataLoader over ready-made batches; it leaves torch's default generator, which the model draws from, alone."""
+    """Makes a DataLoader over ready-made batches that leaves torch's default generator to the model."""
     return DataLoader(
         stream,
         batch_size=None,
@@ -33,26 +33,27 @@ class TrainLoader:
     """Batches of a [`TrainStream`], and the position after the last one taken.
 
     Args:
-        stream: the batches; endless.
-        num_workers: worker processes; 0 loads in this one.
-        pin_memory: for copies to a GPU that do not wait.
-        states: what `state_dict` gave in every process of a run, by rank, to go on from there. The number of processes
-            and workers may be another: what the old readers had left of their epochs is dealt to the new ones, each row
+        stream: an endless stream of batches.
+        num_workers: number of worker processes; 0 loads in this process.
+        pin_memory: pins batches for asynchronous copies to a GPU.
+        states: results of `state_dict` in every process of a run, by rank, to resume from. The number of processes
+            and workers may differ: what the old readers had left of their epochs is dealt to the new ones, each row
             once (see `positions.py`).
 
     Attributes:
-        counts: samples drawn from each source and what was refused, of this process, since the run began:
-            `{"drawn": {source: n}, "refused": {source: {reason: n}}, "held_out": {source: n}}`. After a change of the
-            number of processes, the first one has what all had counted.
+        counts: this process's samples drawn, refused and held out since the run began, by source:
+            `{"drawn": {source: n}, "refused": {source: {reason: n}}, "held_out": {source: n}}`. After a change in the
+            number of processes, the first one has the sum of all counts.
 
     Raises:
-        ValueError: the states were written with another seed or size of block, so that their positions mean nothing.
+        ValueError: the states were written with another seed or block size, so their positions are meaningless.
     """
 
     def __init__(
         self, stream: TrainStream, *, num_workers: int, pin_memory: bool, states: Sequence[dict[str, Any]] | None = None
     ):
-        self._stream, self._slots = stream, max(1, num_workers)
+        self._stream = stream
+        self._slots = max(1, num_workers)
         self._workers = [initial_state(len(stream.sources)) for _ in range(self._slots)]
         self._next = 0
         self.counts: dict[str, dict] = {
@@ -63,22 +64,22 @@ class TrainLoader:
         if states:
             self._restore(states)
         if num_workers > 0:
-            # The tokenizer is used here and in forked workers; its own threads would be lost in the fork.
+            # The tokenizer is used here and in forked workers; its threads would be lost in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._loader = make_loader(stream, num_workers=num_workers, pin_memory=pin_memory)
 
     def begin_at(self, samples: int) -> None:
-        """Says that the run has seen so many samples: the masks of what is iterated from now on follow from that."""
+        """Sets the number of samples that the run has seen, which determines the views of subsequent batches."""
         self._stream.samples = samples
 
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
-        """Yields `patches`, `ids_keep` and tokenized captions for ever, from the current position on.
+        """Yields `patches`, `ids_keep` and tokenized captions forever, from the current position on.
 
-        Close the generator to end its workers: an error's traceback would keep it, and them, alive.
+        Close the generator to end its workers: an exception's traceback would keep it, and them, alive.
 
         Raises:
-            BadDataError: most of the data, or all of a reader's, cannot be used.
-            WaitEnded: a signal has ended the wait for a batch.
+            BadDataError: most of the data, or all of one reader's, cannot be used.
+            WaitEnded: a signal ended the wait for a batch.
         """
         self._stream.workers = list(self._workers)
         self._stream.first_worker = self._next
@@ -95,35 +96,37 @@ class TrainLoader:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position after the last batch taken and the counts up to it, JSON-able; it stays as it is."""
+        """Returns a JSON-serialisable snapshot of the position after the last batch taken and the counts up to it."""
         stream = self._stream
         return {
             "processes": stream.process.count,
             "seed": stream.seed,
             "shuffle_block": stream.shuffle_block,
             "sources": {source.name: source.shards.num_shards for source in stream.sources},
-            "workers": list(self._workers),  # each of which is replaced, never changed
+            "workers": list(self._workers),  # states are replaced, never modified
             "next_worker": self._next,
             "counts": copy.deepcopy(self.counts),
         }
 
     def _restore(self, states: Sequence[dict[str, Any]]) -> None:
-        stream, rank = self._stream, self._stream.process.index
+        stream = self._stream
+        rank = self._stream.process.index
         for name, now in (("seed", stream.seed), ("shuffle_block", stream.shuffle_block)):
             if states[0][name] != now:
                 raise ValueError(
-                    f"The checkpoint's data positions hold for --{name} {states[0][name]}, not {now}: resume with that."
+                    f"The checkpoint's data positions are for --{name} {states[0][name]}, not {now}: resume with that."
                 )
         sources = {source.name: source.shards.num_shards for source in stream.sources}
         same_readers = len(states) == stream.process.count and all(len(s["workers"]) == self._slots for s in states)
         if same_readers and list(states[0]["sources"].items()) == list(sources.items()):
-            self._workers, self._next = list(states[rank]["workers"]), states[rank]["next_worker"]
+            self._workers = list(states[rank]["workers"])
+            self._next = states[rank]["next_worker"]
             add_counts(self.counts, states[rank]["counts"])
             return
         if not same_readers and rank == 0:
             logger.warning(
-                "The checkpoint was written by %d readers in %d process(es), this run has %d in %d: what they had left "
-                "of their epochs is dealt anew. No sample is lost or repeated.",
+                "The checkpoint was written by %d readers in %d process(es), this run has %d in %d: the rest of their "
+                "epochs is redistributed. No sample is lost or repeated.",
                 sum(len(state["workers"]) for state in states),
                 len(states),
                 stream.process.count * self._slots,
@@ -135,16 +138,17 @@ class TrainLoader:
                 add_counts(self.counts, state["counts"])
 
     def _deal(self, states: Sequence[dict[str, Any]], sources: dict[str, int]) -> None:
-        """Gives this process's workers their share of what all old workers had left, source by source."""
+        """Deals this process's workers their share of what all old workers had left, source by source."""
         old = [worker for state in states for worker in state["workers"]]
         known = list(states[0]["sources"])
-        first, count = self._stream.process.index * self._slots, self._stream.process.count * self._slots
+        first = self._stream.process.index * self._slots
+        count = self._stream.process.count * self._slots
         for worker in self._workers:
             worker["draws"] = max(state["draws"] for state in old)
-        level = logging.WARNING if first == 0 else logging.DEBUG  # told once, by the first process
+        level = logging.WARNING if first == 0 else logging.DEBUG  # warn once, in the first process
         for index, (name, num_shards) in enumerate(sources.items()):
             if name not in known:
-                logger.log(level, "%r was not among the checkpoint's sources; it is read from its beginning.", name)
+                logger.log(level, "%r was not among the checkpoint's sources; it is read from the beginning.", name)
                 continue
             positions = [SourcePosition.from_json(worker["sources"][known.index(name)]) for worker in old]
             if states[0]["sources"][name] == num_shards:
@@ -153,8 +157,8 @@ class TrainLoader:
                 epoch = max(position.next_epoch for position in positions)
                 logger.log(
                     level,
-                    "%r had %d shards when the checkpoint was written and has %d: it is read from the beginning, as "
-                    "epoch %d, and what was read of the last one may come again.",
+                    "%r had %d shards when the checkpoint was written and now has %d: it is read from the beginning, "
+                    "as epoch %d, and samples of the last epoch may be repeated.",
                     name,
                     states[0]["sources"][name],
                     num_shards,

@@ -1,4 +1,4 @@
-"""Opens any data set as shards: tells its form by what is there, and says so where it has none."""
+"""Open any data set as shards: infer its format from its files, or say that it has none that can be read."""
 
 import glob
 import itertools
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 # Files that hold many samples.
 SHARD_EXTENSIONS = (*TAR_EXTENSIONS, ".parquet", *LIST_EXTENSIONS)
-# Where the picture, the caption, the label of a row usually are.
+# Usual names of the columns with the picture, the caption and the label.
 USUAL_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img"),
     "caption": ("caption", "text", "txt", "captions"),
     "label": ("label", "labels", "cls"),
 }
-# In a list, and in the metadata of a folder, which have a path in place of a picture.
+# Those in a list and in the metadata of a folder, which have a path in place of a picture.
 LISTED_COLUMNS = {
     "image": (
         "filepath",
@@ -64,7 +64,7 @@ LISTED_COLUMNS = {
 EITHER = "either"  # a label or a caption
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _PICTURES = (*ImageFolder.EXTENSIONS, ".avif", ".heic")
-# What `datasets` opens by itself.
+# Files of folders that `datasets` opens itself.
 _SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
 _ADVICE = {
     ".arrow": "Name the folder that save_to_disk wrote, with its state.json, or write it as parquet.",
@@ -73,26 +73,26 @@ _ADVICE = {
     ".rar": "Unpack it.",
     ".tfrecord": "Write its samples as tar shards.",
     ".mp4": "Write frames of it as pictures.",
-    ".json": "Write one JSON object a line, in a file that ends in .jsonl.",
+    ".json": "Write one JSON object per line, to a file that ends in .jsonl.",
     ".gz": "Unpack it, unless it is a .tar.gz.",
     ".zst": "Unpack it.",
     ".xlsx": "Save it as CSV in UTF-8.",
     ".txt": "A text goes with the picture of the same name: a.txt with a.jpg.",
 }
 _FORMS = (
-    "What can be read: .tar, .tar.gz, .tgz and .parquet files; lists in .csv, .tsv and .jsonl; folders of pictures "
-    "with a text beside each, or with a metadata.jsonl; what save_to_disk wrote."
+    "Supported are .tar, .tar.gz, .tgz and .parquet files; lists in .csv, .tsv and .jsonl; folders of pictures with a "
+    "text beside each, or with a metadata.jsonl; and the folders that save_to_disk writes."
 )
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The columns and the kind of target that are looked for in a data set.
+    """The columns and the kind of target to look for in a data set.
 
     Attributes:
-        kind: what its target is, `caption` or `label`, `either` of them, or `image` where pictures do alone.
+        kind: the target, `caption` or `label`, `either` of them, or `image` if pictures alone are needed.
         image: the column that the user named for the picture, if any.
-        target: that for the target.
+        target: the column that the user named for the target, if any.
     """
 
     kind: str = "caption"
@@ -100,7 +100,7 @@ class Wanted:
     target: str | None = None
 
     def targets(self, usual: dict[str, tuple[str, ...]]) -> set[str]:
-        """The names under which the target may be, the first parts of nested ones."""
+        """Returns possible names of the target's column, and the first parts of nested names."""
         kinds = ("label", "caption") if self.kind == EITHER else (self.kind,)
         named = self.target.split(";") if self.target else [name for kind in kinds for name in usual.get(kind, ())]
         return {part for name in named for part in (name, name.split(".")[0])}
@@ -129,7 +129,7 @@ def open_shards(data: str, config: str | None, split: str | None, wanted: Wanted
 
 
 def _of_split(folder: str, files: Sequence[str], split: str | None) -> Sequence[str]:
-    """The files of one split, of those below a folder that is a URL; all where None is asked for.
+    """Returns the files of one split among those below a folder given by URL; all files if `split` is None.
 
     Raises:
         ValueError: there is no such split.
@@ -144,14 +144,14 @@ def _of_split(folder: str, files: Sequence[str], split: str | None) -> Sequence[
 
 
 def open_files(files: Sequence[str], root: str | None = None) -> Shards:
-    """Files of one kind that hold many samples each, as they are: no name of theirs tells a split.
+    """Opens files of one kind that hold many samples each, without inferring splits from their names.
 
     Args:
         files: paths or URLs.
-        root: the folder in which the pictures of a list may be; its own if None.
+        root: the folder that the pictures of a list must be in; by default the list's own.
 
     Raises:
-        ValueError: they are of several kinds, or of none.
+        ValueError: the files are of several kinds, or of none.
     """
     kinds = [(TAR_EXTENSIONS, TarShards), ((".parquet",), ParquetShards)]
     for extensions, kind in kinds:
@@ -172,7 +172,7 @@ def open_files(files: Sequence[str], root: str | None = None) -> Shards:
 
 @dataclass(frozen=True)
 class _Split:
-    """The files of a split, by what they are; paths are relative to the folder."""
+    """The files of a split, by kind; paths are relative to the folder."""
 
     shards: list[str]
     tables: list[str]
@@ -221,26 +221,26 @@ def _open_folder(path: str, config: str | None, split: str | None, wanted: Wante
 
 
 def _pick(split: str, splits: dict[str, list[str]], files: Sequence[str], folder: str) -> str:
-    """Picks a split of a folder's: the one of that name, or all of what tells of no splits and is itself called so.
+    """Picks a split of a folder: the one of that name, or everything in an undivided folder of that name.
 
     Args:
         split: its name.
-        splits: the files of each that there is.
+        splits: the files of each existing split.
         files: all files that may hold data.
-        folder: where they are: `data/test` may be a split as a whole.
+        folder: path of the folder; `data/test` may be a split as a whole.
 
     Raises:
-        ValueError: there is no such split; the message lists those that there are.
+        ValueError: there is no such split; the message lists the existing ones.
     """
     divided = are_divided(files, splits)
     if not divided and split == folder.rstrip("/").rpartition("/")[2]:
         return UNDIVIDED
     if split not in splits:
         raise no_such_split(shown(folder), split, splits, divided)
-    # `datasets` leaves these out without a word.
+    # `datasets` silently skips these.
     left = sorted({file for file in files if file.lower().endswith(SHARD_EXTENSIONS)}.difference(*splits.values()))
     if left:
-        logger.warning("%s: left out as of no split: %d, such as %s.", shown(folder), len(left), left[0])
+        logger.warning("%s: skipped %d files that are in no split, such as %s.", shown(folder), len(left), left[0])
     return split
 
 
@@ -255,7 +255,7 @@ def _splits_of(path: str, config: str | None, files: Sequence[str]) -> dict[str,
         raise ValueError(
             f"{len(rest):,} of the {len(pictures):,} pictures in {shown(path)!r} are in no split, such as "
             f"{min(rest)!r}. Others are in {', '.join(splits)}, by their names or folders: put each split into a "
-            "folder of its name."
+            "folder named after it."
         )
     return splits
 
@@ -271,7 +271,7 @@ def _open_split(path: str, splits: dict[str, list[str]], split: str, listed: Seq
     if found.tables:
         shards = ParquetShards(_in(path, found.tables))
         usual = any(name in shards.columns for name in USUAL_COLUMNS["image"])
-        # Beside pictures, a table without any describes them: img2dataset's, which lies beside each folder of "files".
+        # Beside pictures, a table without any describes them, such as img2dataset's beside each folder of "files".
         if usual or wanted.image is not None or not has_pictures:
             return shards
     lists = _lists_of_pictures(path, found.lists, wanted)
@@ -281,7 +281,7 @@ def _open_split(path: str, splits: dict[str, list[str]], split: str, listed: Seq
         pictures = set(found.pictures)
         pairs = PairShards(path, found.pictures, [file for file in listed if file not in pictures])
         texts = set(pairs.columns[1:])
-        # What is beside pictures is theirs, whatever its ending: where captions are wanted, the message names it.
+        # A file beside a picture belongs to it, whatever its extension; if captions are wanted, the message names it.
         if texts if wanted.kind == "caption" else texts & wanted.targets(USUAL_COLUMNS):
             return pairs
     if has_pictures or (found.archives and (wanted.kind == "image" or found.metadata)):
@@ -296,7 +296,7 @@ def _in(path: str, files: Sequence[str]) -> list[str]:
 
 
 def _lists_of_pictures(path: str, lists: Sequence[str], wanted: Wanted) -> list[str]:
-    """Those lists that have columns of pictures and of what is wanted: a folder may have tables of other things."""
+    """Selects the lists with columns of pictures and of the target: a folder may also have unrelated tables."""
     kept: list[str] = []
     for file in lists:
         columns = set(list_columns(os.path.join(path, file)))
@@ -307,17 +307,17 @@ def _lists_of_pictures(path: str, lists: Sequence[str], wanted: Wanted) -> list[
 
 
 def _described_pictures(path: str, tables: Sequence[str]) -> ParquetShards:
-    """Pictures that a `metadata.parquet` describes: its rows, which name them."""
+    """Opens the pictures described by the rows of a `metadata.parquet`."""
     if len(tables) > 1:
         raise ValueError(
-            f"{shown(path)!r} has several metadata.parquet files in one split: join them into one, beside the pictures."
+            f"{shown(path)!r} has several metadata.parquet files in one split: merge them, beside the pictures."
         )
     table = os.path.join(path, tables[0])
     return ParquetShards([table], paths=FilesBelow(os.path.dirname(table)))
 
 
 def _image_folder(path: str, splits: dict[str, list[str]], split: str) -> DatasetShards:
-    """An image folder of `datasets`: what its metadata say of pictures, or which folders they are in."""
+    """Opens an image folder of `datasets`, with targets from its metadata or from the pictures' folders."""
     endings = (*_PICTURES, ".zip", *METADATA)
     found: dict[str, Any] = {
         name: DataFilesList(_in(os.path.abspath(path), kept), [])
@@ -327,13 +327,13 @@ def _image_folder(path: str, splits: dict[str, list[str]], split: str) -> Datase
     for file in itertools.chain.from_iterable(found.values()):
         if os.path.basename(file) == "metadata.jsonl":
             check_json_lines(file)
-    # All splits together: the classes of one are numbered as those of the others.
+    # All splits together, so that their classes are numbered alike.
     dataset: Any = load_dataset("imagefolder", data_files=found, split=split, streaming=True)
     return DatasetShards(dataset, False, FilesBelow(path))
 
 
 def _open_saved(path: str, config: str | None, split: str | None) -> DatasetShards:
-    """Opens what `save_to_disk` wrote: a data set, or several splits."""
+    """Opens a folder written by `save_to_disk`: a data set, or several splits."""
     if config is not None:
         raise ValueError(f"{shown(path)!r} was written by save_to_disk and has no configurations, such as {config!r}.")
     folder = path
@@ -351,13 +351,13 @@ def _open_saved(path: str, config: str | None, split: str | None) -> DatasetShar
 
 
 def unknown_form(data: str, files: Sequence[str]) -> ValueError:
-    """The error that files are of no form that can be read; it names what was found, and what to do."""
+    """Makes the error for files of an unsupported format; it names what was found and what to do."""
     if not files:
         return ValueError(f"The folder {shown(data)!r} is empty. {_FORMS}")
     endings = Counter(os.path.splitext(file)[1].lower() or "no ending" for file in files)
     listed = ", ".join(f"{count:,} x {ending}" for ending, count in endings.most_common(4))
     advice = next((_ADVICE[ending] for ending, _ in endings.most_common() if ending in _ADVICE), "")
-    return ValueError(f"{shown(data)!r} is of no form that can be read; found: {listed}. {advice or _FORMS}")
+    return ValueError(f"{shown(data)!r} is in no supported format; found: {listed}. {advice or _FORMS}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -366,17 +366,17 @@ def unknown_form(data: str, files: Sequence[str]) -> ValueError:
 
 
 def open_named(data: str, config: str | None, split: str) -> Shards:
-    """A data set of the Hub, or a folder in its layout."""
+    """Opens a data set on the Hub, or a folder in its layout."""
     try:
         builder = load_dataset_builder(data, config)
     except ConnectionError as error:
         raise FileNotFoundError(
-            f"There is no {shown(data)!r} here, and the Hub cannot be asked for it: {redact(str(error))}."
+            f"There is no {shown(data)!r} here, and it cannot be loaded from the Hub: {redact(str(error))}."
         ) from error
     files: dict[str, list[str]] = builder.config.data_files  # pyright: ignore[reportAssignmentType]
     if not isinstance(builder, WebDataset) and not _is_plain_parquet(builder):
         below: FilePolicy | None = None
-        if isinstance(builder, FolderBasedBuilder):  # which lists the repository's files itself
+        if isinstance(builder, FolderBasedBuilder):  # it lists the repository's files itself
             below = FilesBelow(_common_folder(itertools.chain.from_iterable(files.values())))
         rows: Any = builder.as_streaming_dataset(split=split)
         return DatasetShards(rows, True, below)
@@ -388,7 +388,7 @@ def open_named(data: str, config: str | None, split: str) -> Shards:
 
 
 def _is_plain_parquet(builder: Any) -> bool:
-    """Tells whether a builder reads parquet files as they are: a card may ask for filters, columns or types."""
+    """Returns whether a builder reads plain parquet files: a card may ask for filters, columns or types."""
     config = builder.config
     return isinstance(builder, Parquet) and config.columns is config.filters is config.features is None
 

@@ -1,7 +1,7 @@
-"""Folders of pictures with texts beside them: `a.jpg` and `a.txt`.
+"""Read folders of pictures with texts beside them: `a.jpg` and `a.txt`.
 
-So the tools keep data sets that people caption by hand, and img2dataset writes its "files". A row is what the files
-would be as a sample of a tar archive, except that the key ends at a name's last dot.
+This is the layout of captioning tools and of img2dataset's "files" format. A row is what the files would be as a sample
+of a tar archive, except that the key ends at a name's last dot.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.texts import MAX_JSON_BYTES
 
-# Pictures of a shard: so few that shuffled shards mix subfolders, so many that a shard is worth its turn.
+# Pictures per shard: few enough that shuffling shards mixes subfolders, many enough that a shard is worth opening.
 _SHARD_ROWS = 256
 IMAGE = "image"
 
@@ -24,9 +24,9 @@ class PairShards:
     """Pictures of a folder, each with the files of its stem; a row has `__key__`, `__url__`, `image`, and their bytes.
 
     Args:
-        folder: where they are.
-        pictures: their paths in it.
-        others: paths of further files, of which those are read that have a picture's stem.
+        folder: path of the folder.
+        pictures: paths of the pictures, relative to it.
+        others: paths of other files, of which those with a picture's stem are read.
     """
 
     remote = False
@@ -35,7 +35,7 @@ class PairShards:
         self.folder = folder
         self.pictures = list(pictures)
         self._files = FilesBelow(folder)
-        # By the extension in small letters, the ways in which it is written.
+        # Maps the extension in lower case to the spellings that occur.
         self._suffixes: dict[str, list[str]] = {}
         stems = {os.path.splitext(picture)[0] for picture in pictures}
         for other in others:
@@ -54,11 +54,11 @@ class PairShards:
         return -(-len(self.pictures) // _SHARD_ROWS)
 
     def name(self, shard: int) -> str:
-        """The name of a shard in a message."""
+        """Returns the shard's name for messages."""
         return f"{self.folder} from {self.pictures[shard * _SHARD_ROWS]}"
 
     def select(self, *columns: str | None) -> "PairShards":
-        """The same pictures, of which only these files are read; see [`ParquetShards.select`]."""
+        """Returns the same pictures with only these files; see [`ParquetShards.select`]."""
         wanted = {
             part for column in columns if column for name in column.split(";") for part in (name, name.split(".")[0])
         }
@@ -70,7 +70,7 @@ class PairShards:
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
-        """Yields (row's number, row) of a shard; see [`TarShards.read`]. Pictures are opened by whoever uses them."""
+        """Yields (row number, row) of a shard; see [`TarShards.read`]. Pictures are opened where they are used."""
         begin = shard * _SHARD_ROWS
         for index, picture in enumerate(self.pictures[begin + first : begin + _SHARD_ROWS], start=first):
             if part is None or index % part.count == part.index:
@@ -90,7 +90,7 @@ class PairShards:
         return row
 
     def _text(self, path: str) -> bytes | RefusedSample | None:
-        """The bytes of a file; None where there is none."""
+        """Returns the bytes of a file, or None if it does not exist."""
         try:
             return read_file(self._files.allow(path).path, MAX_JSON_BYTES).removeprefix(codecs.BOM_UTF8)
         except FileNotFoundError:

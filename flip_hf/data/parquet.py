@@ -1,7 +1,7 @@
-"""Parquet files, read in small pieces, of the needed columns alone, and never more than fits into memory.
+"""Read parquet files in small pieces, only the needed columns, and within bounds on memory.
 
-The `parquet` builder of `datasets` reads whole row groups with all their columns, and takes their word for their size:
-a picture of 500 MB hides in 22 kB. Arrow's own reader is used here with bounds; see `parquet_pages.py`.
+The `parquet` builder of `datasets` reads whole row groups with all their columns, and trusts the sizes they claim: a
+picture of 500 MB can hide in 22 kB. Arrow's own reader is used here with bounds; see `parquet_pages.py`.
 """
 
 import copy
@@ -33,12 +33,12 @@ from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.texts import read_json
 from flip_hf.redaction import redact, shown
 
-# Rows are read so many at once that they have about this size, as far as the footer can be believed.
+# Rows are read in batches of about this size, as far as the footer can be trusted.
 _BATCH_BYTES = 32 * 2**20
 _MAX_BATCH_ROWS = 4096
-# A column is read in steps of this size, or page by page where these are larger.
+# A column is read in steps of this size, or page by page if pages are larger.
 _BUFFER_BYTES = 2**18
-# Python makes an object of every value of a list.
+# Memory of a Python object, of which each value of a list becomes one.
 _OBJECT_BYTES = 64
 _OF_ANY_LENGTH = (pa.types.is_binary, pa.types.is_string, pa.types.is_large_binary, pa.types.is_large_string)
 # Columns that name a sample in messages; see `sample_key`.
@@ -47,7 +47,7 @@ _NAMES = ("__key__", "__url__")
 
 @dataclass(frozen=True)
 class _Open:
-    """An opened file: its reader, what it reads from, and the columns to read with their features."""
+    """An opened file: its reader, the underlying file, and the columns to read with their features."""
 
     reader: ParquetFile
     file: GuardedFile
@@ -55,15 +55,15 @@ class _Open:
 
 
 class ParquetShards:
-    """Parquet files, each a shard, whose rows are dictionaries of the columns that were selected.
+    """Parquet files, each a shard, whose rows are dictionaries of the selected columns.
 
     Args:
         files: paths or URLs.
-        features: types of the columns, such as a data set's card has them; those of the first sound file if None.
-        paths: what a column of paths may name, where the files are known to have one.
+        features: types of the columns, as in a data set's card; by default those of the first sound file.
+        paths: the files that a column of paths may name, if there is such a column.
 
     Raises:
-        FileNotFoundError: a file of this machine is not there, or none at all can be opened.
+        FileNotFoundError: a local file does not exist, or no file can be opened.
         ValueError: none is a parquet file.
     """
 
@@ -80,14 +80,14 @@ class ParquetShards:
         return len(self.urls)
 
     def name(self, shard: int) -> str:
-        """What to call a shard in a message."""
+        """Returns the shard's name for messages."""
         return shown(self.urls[shard])
 
     def select(self, *columns: str | None) -> "ParquetShards":
-        """The same files, of which these columns alone are read.
+        """Returns the same files with only these columns.
 
         Args:
-            columns: their names; dots lead into nested values, `;` parts alternatives.
+            columns: their names; dots lead into nested values, `;` separates alternatives.
         """
         wanted = [name for column in columns if column for name in column.split(";")]
         shards = copy.copy(self)
@@ -97,13 +97,13 @@ class ParquetShards:
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
-        """Yields (row's number, row) of a shard; see [`TarShards.read`].
+        """Yields (row number, row) of a shard; see [`TarShards.read`].
 
-        A row group that is damaged or too large is told of and skipped; the rows behind it keep their numbers. A cell
-        that is too large, or cannot be made a Python value, is a [`RefusedSample`].
+        A row group that is damaged or too large is reported and skipped; the rows after it keep their numbers. A cell
+        that is too large, or cannot be converted to a Python value, is a [`RefusedSample`].
 
         Raises:
-            Exception: of many kinds, if the file cannot be opened, or the connection is lost.
+            Exception: of many types, if the file cannot be opened or the connection is lost.
         """
         with open_at(self.urls[shard]) as file:
             opened = self._open(file)
@@ -111,7 +111,7 @@ class ParquetShards:
             for group in range(opened.reader.metadata.num_row_groups):
                 rows = opened.reader.metadata.row_group(group).num_rows
                 if rows < 0:
-                    raise ValueError("a row group of a negative number of rows")
+                    raise ValueError("a row group with a negative number of rows")
                 if max(first, begin) < begin + rows:
                     yield from _read_group(opened, group, begin, first, part, damage)
                 begin += rows
@@ -123,28 +123,28 @@ class ParquetShards:
         schema = reader.schema_arrow
         names = [name for name in schema.names if self.selected is None or name in self.selected]
         if len(set(names)) < len(names):
-            raise ValueError(f"two columns have one name: {', '.join(names)}")
+            raise ValueError(f"two columns have the same name: {', '.join(names)}")
         if not set(names) - set(_NAMES):
             raise ValueError(f"it has none of the columns wanted, only: {', '.join(schema.names[:32])}")
         columns = {name: self._feature(name, schema.field(name).type) for name in names}
         leaves = [reader.schema.column(index) for index in range(len(reader.schema))]
         lists = [leaf for leaf in leaves if leaf.max_repetition_level and leaf.path.split(".")[0] in _first(names)]
         texts = [leaf.path for leaf in lists if leaf.physical_type == "BYTE_ARRAY"]
-        if texts:  # as indices, so that no list of a few bytes becomes a million copies of one text
+        if texts:  # as indices, so that a list of a few bytes cannot become a million copies of one text
             reader = _reader(guarded, metadata=reader.metadata, read_dictionary=texts)
         return _Open(reader, guarded, columns)
 
     def _feature(self, name: str, kind: pa.DataType) -> Any:
-        """What a column has to be cast to, or parsed as; None if it is right as it is."""
+        """Returns the type that a column must be cast to or parsed as, or None if it needs no conversion."""
         feature = self.features.get(name)
         try:
             differs = feature is not None and Features({name: feature}).arrow_schema.field(name).type != kind
-        except Exception:  # a type of which only `datasets` knows how to make it
+        except Exception:  # a type that only `datasets` can make
             differs = True
         return feature if differs or isinstance(feature, Json) else None
 
     def _first_schema(self) -> tuple[list[str], dict[str, Any]]:
-        """The columns and features of the first sound file; a damaged one is met, and counted, when it is read."""
+        """Returns the columns and features of the first sound file; damaged ones are counted when they are read."""
         for url in self.urls:
             if "://" not in url and not os.path.exists(url):
                 raise FileNotFoundError(f"There is no file {shown(url)!r}.")
@@ -155,7 +155,7 @@ class ParquetShards:
                     check_footer(file)
                     schema = _reader(GuardedFile(file)).schema_arrow
                     return schema.names, _features_of(schema)
-            except Exception as error:  # schemas, connections: any kind
+            except Exception as error:  # schemas, connections: any type
                 problem = error if number == 0 else problem
         kind = FileNotFoundError if isinstance(problem, FileNotFoundError) else ValueError
         raise kind(f"{self.name(0)!r} cannot be read as parquet: {redact(str(problem))}.") from problem
@@ -173,17 +173,17 @@ def _reader(file: GuardedFile, **options: Any) -> ParquetFile:
 
 
 def _first(names: Sequence[str]) -> set[str]:
-    """The first parts of columns' paths, of which a name with dots in it has several."""
+    """Returns the possible first parts of columns' paths; a name that contains dots has several."""
     return {name.split(".")[0] for name in names}
 
 
 def _features_of(schema: pa.Schema) -> dict[str, Any]:
-    """The types of columns, as the file says or as they follow from Arrow's; none of columns that have no such type."""
+    """Returns the types of columns, as stored in the file or derived from Arrow's, where there is such a type."""
     told: dict = {}
     try:
         told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"] or {}
     except (ValueError, LookupError, TypeError, RecursionError):
-        pass  # nothing is told, or it is no table of features
+        pass  # no features are stored, or not in a readable form
     features: dict[str, Any] = {}
     for field in schema:
         for metadata in ({"info": {"features": {field.name: told.get(field.name)}}}, None):
@@ -206,7 +206,7 @@ def _features_of(schema: pa.Schema) -> dict[str, Any]:
 def _read_group(
     opened: _Open, group: int, begin: int, first: int, part: Reader | None, damage: Callable[[str], None]
 ) -> Iterator[tuple[int, dict]]:
-    """Yields the rows of a row group, the first of which has the number `begin`."""
+    """Yields the rows of a row group; the first has the number `begin`."""
     file = opened.file
     end = begin + opened.reader.metadata.row_group(group).num_rows
     row = max(first, begin)
@@ -224,7 +224,7 @@ def _read_group(
                 if values is not None:
                     yield number, values
                 row = number + 1
-        except Exception as error:  # Arrow raises many kinds for damaged data
+        except Exception as error:  # Arrow raises many types for damaged data
             if file.failure is not None:
                 raise
             cause = file.refusal or error
@@ -240,10 +240,10 @@ def _read_group(
 
 
 def _plan(opened: _Open, group: int) -> tuple[list[Chunk], int]:
-    """The chunks of the wanted columns in a row group, and how many rows to read at once.
+    """Returns the chunks of the wanted columns in a row group, and the number of rows to read at once.
 
     Raises:
-        OversizedPartError: cells of a fixed size are too large, even where they are empty.
+        OversizedPartError: cells of a fixed size are too large, even if they are empty.
     """
     metadata = opened.reader.metadata.row_group(group)
     chunks: list[Chunk] = []
@@ -258,7 +258,7 @@ def _plan(opened: _Open, group: int) -> tuple[list[Chunk], int]:
         chunks.append(
             Chunk(
                 start=start,
-                end=start + max(0, column.total_compressed_size) + 100,  # some writers leave out a header; PARQUET-816
+                end=start + max(0, column.total_compressed_size) + 100,  # some writers omit a header; PARQUET-816
                 values=column.num_values,
                 is_bytes=leaf.physical_type == "BYTE_ARRAY",
                 has_lists=leaf.max_repetition_level > 0,
@@ -272,10 +272,10 @@ def _plan(opened: _Open, group: int) -> tuple[list[Chunk], int]:
 
 
 def _fixed_size(kind: pa.DataType) -> int:
-    """Bytes that an empty cell takes of a type with lists of fixed lengths.
+    """Returns the bytes that an empty cell of a type with fixed-length lists takes.
 
     Raises:
-        OversizedPartError: more than [`MAX_FILE_BYTES`].
+        OversizedPartError: these are more than [`MAX_FILE_BYTES`].
     """
     children = [kind.field(index).type for index in range(kind.num_fields)]
     size = sum(_fixed_size(child) for child in children) or 8
@@ -288,7 +288,7 @@ def _fixed_size(kind: pa.DataType) -> int:
 def _read_batches(
     opened: _Open, group: int, rows: int, begin: int, first: int, part: Reader | None
 ) -> Iterator[tuple[int, dict | None]]:
-    """Yields (row's number, row) from row `first` on; None in place of rows that are others' turns."""
+    """Yields (row number, row) from row `first` on, with None in place of other readers' rows."""
     number = begin
     names = list(opened.columns)
     for batch in opened.reader.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
@@ -302,7 +302,7 @@ def _read_batches(
 
 
 class _Cells:
-    """The rows of a batch, made Python values one by one: Arrow may hold a text once that a million rows share."""
+    """The rows of a batch, converted to Python one by one, as a million rows may share a text that Arrow holds once."""
 
     def __init__(self, batch: pa.RecordBatch, opened: _Open):
         self.features = {name: each for name, each in opened.columns.items() if each is not None}
@@ -328,19 +328,19 @@ class _Cells:
             return refused
         except UnicodeDecodeError:
             return RefusedSample("text is not UTF-8")
-        except (ArithmeticError, ValueError):  # a date that Python has not; a value that its column's type has not
+        except (ArithmeticError, ValueError):  # a date beyond Python's range, or a value beyond its type's
             return RefusedSample("damaged value")
 
 
 def _can_grow(kind: pa.DataType) -> bool:
-    """Tells whether a cell may be larger in Python than its share of Arrow's memory."""
+    """Returns whether a cell may be larger in Python than its share of Arrow's memory."""
     children = [kind.field(index).type for index in range(kind.num_fields)]
     listed = pa.types.is_dictionary(kind) or (children and not pa.types.is_struct(kind))
     return bool(listed) or any(_can_grow(child) for child in children)
 
 
 def _size(array: pa.Array) -> int:
-    """Bytes of an array's values, as Python values."""
+    """Returns the bytes that an array's values take as Python values."""
     if isinstance(array, pa.ExtensionArray):
         return _size(array.storage)
     if isinstance(array, pa.DictionaryArray):

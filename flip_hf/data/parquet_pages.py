@@ -1,7 +1,7 @@
-"""The headers inside a parquet file, read before Arrow acts on them: a page of a few kB can claim, or be, 2 GiB.
+"""Check the headers inside a parquet file before Arrow acts on them: a page of a few kB can claim, or be, 2 GiB.
 
-A footer says how large everything is, and may lie; Arrow allocates what the page headers say. So both are looked at
-here. Sources: `parquet.thrift` of apache/parquet-format, and Thrift's compact protocol.
+A footer gives the size of everything, and may lie; Arrow allocates what the page headers claim. Both are checked here.
+Sources: `parquet.thrift` of apache/parquet-format, and Thrift's compact protocol.
 """
 
 import heapq
@@ -13,37 +13,50 @@ from typing import IO
 
 from flip_hf.data.files import MAX_FILE_BYTES
 
-# Footers have about 1 kB for a column of a row group; Arrow makes objects of it that are some hundred times as large.
+# Footers have about 1 kB per column and row group, of which Arrow makes objects some hundred times as large.
 MAX_FOOTER_BYTES = 16 * 2**20
 _MAX_STRUCTS = 500_000
-# Characters of all columns' paths, each times its depth: Arrow and pyarrow write out every one of them.
+# Characters of all columns' paths, each times its depth: Arrow and pyarrow materialise every path.
 _MAX_PATHS = 16 * 2**20
-# pyarrow makes a page of up to 1,024 cells, whatever their size: one of 300 MB for photos of 300 kB is sound.
+# pyarrow writes up to 1,024 cells per page, whatever their size: a page of 300 MB is sound for photos of 300 kB.
 _MAX_PAGE_BYTES = 512 * 2**20
-# Encoded pictures do not get smaller, and texts by less than ten times; only a page of this size is asked for it.
+# Encoded pictures do not compress, and texts by less than ten times; only pages above MAX_FILE_BYTES are held to it.
 _MAX_RATIO = 20
 _MAX_PAGE_VALUES = 2**25
-# Values of a column with lists in a row group: they could all belong to one row.
+# Values of a list column in a row group, which could all belong to one row.
 _MAX_LIST_VALUES = 2**24
-# What one batch of rows may unpack, beside its largest pages; and hold, where cells can be many times as large as what
-# is stored of them.
+# Bytes that one batch of rows may unpack beside its largest pages, and bytes that it may hold where cells can be many
+# times as large as their stored form.
 _MAX_BATCH_BYTES = 256 * 2**20
 _MAX_REPEATED_BYTES = 128 * 2**20
 _MAX_HEADER_BYTES = 2**20
 
-_STOP, _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12
+_STOP = 0
+_TRUE = 1
+_FALSE = 2
+_BYTE = 3
+_I32 = 5
+_DOUBLE = 7
+_BINARY = 8
+_LIST = 9
+_SET = 10
+_MAP = 11
+_STRUCT = 12
 _VARINTS = (4, _I32, 6)
 _MAX_DEPTH = 32
-_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 5, 7, 8  # the fields of a page's header that hold these
+# Fields of a page's header that describe each kind of page.
+_DATA_PAGE = 5
+_DICTIONARY_PAGE = 7
+_DATA_PAGE_V2 = 8
 _DELTA_BYTE_ARRAY = 7
 
 
 class OversizedPartError(Exception):
-    """A part of a file that asks for more memory than any sound one does."""
+    """A part of a file asks for more memory than any sound one does."""
 
 
 class SmallerBatchError(Exception):
-    """So many rows at once ask for too much memory; `rows` of them may do."""
+    """A batch asks for too much memory; one of `rows` rows may not."""
 
     def __init__(self, rows: int):
         super().__init__(rows)
@@ -56,10 +69,12 @@ class SmallerBatchError(Exception):
 
 
 class _Thrift:
-    """Walks a structure in Thrift's compact protocol; `IndexError` is its end before its time."""
+    """A walk through a structure in Thrift's compact protocol; raises `IndexError` if the data end early."""
 
     def __init__(self, data: bytes, place: int = 0):
-        self.data, self.place, self.structs = data, place, 0
+        self.data = data
+        self.place = place
+        self.structs = 0
 
     def varint(self) -> int:
         value = shift = 0
@@ -73,14 +88,14 @@ class _Thrift:
         raise ValueError("a number in a parquet header has no end")
 
     def int32(self) -> int:
-        value = self.varint() & 0xFFFFFFFF  # as Thrift itself cuts it
+        value = self.varint() & 0xFFFFFFFF  # as Thrift itself truncates it
         return (value >> 1) ^ -(value & 1)
 
     def fields(self) -> Iterator[tuple[int, int]]:
         """Yields (field, type); the caller reads or skips the value."""
         self.structs += 1
         if self.structs > _MAX_STRUCTS:
-            raise OversizedPartError("a parquet header of too many parts")
+            raise OversizedPartError("a parquet header with too many parts")
         field = 0
         while True:
             head = self.data[self.place]
@@ -92,18 +107,18 @@ class _Thrift:
             yield field, kind
 
     def items(self) -> tuple[int, int]:
-        """(number, type) of a list's elements."""
+        """Returns (number, type) of a list's elements."""
         head = self.data[self.place]
         self.place += 1
         return self.varint() if head >> 4 == 15 else head >> 4, head & 15
 
     def skip(self, kind: int, depth: int = 0) -> None:
         if depth > _MAX_DEPTH:
-            raise ValueError("a parquet header is nested too deep")
+            raise ValueError("a parquet header is nested too deeply")
         if kind in _VARINTS:
             self.varint()
         elif kind == _BINARY:
-            length = self.varint()  # which moves `place`, too
+            length = self.varint()  # a separate statement, because it moves `place`, too
             self.place += length
         elif kind == _STRUCT:
             for _, each in self.fields():
@@ -133,17 +148,17 @@ class _Thrift:
 
 
 def check_footer(file: IO[bytes]) -> None:
-    """Checks that a file ends as parquet does, and that Arrow can be given its footer.
+    """Checks that a file ends as parquet files do, and that its footer is safe to pass to Arrow.
 
     Raises:
-        OversizedPartError: the footer is too large, or would become so in memory.
-        ValueError: it is no parquet file, or a damaged one.
+        OversizedPartError: the footer is too large, or would be in memory.
+        ValueError: it is not a parquet file, or a damaged one.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     tail = file.read(8)
     if size < 12 or tail[4:] != b"PAR1":
-        raise ValueError("no parquet file, or one that was cut off" if size else "an empty file")
+        raise ValueError("not a parquet file, or a truncated one" if size else "an empty file")
     (length,) = struct.unpack("<I", tail[:4])
     if length > size - 8:
         raise ValueError("the footer of the parquet file is damaged")
@@ -168,8 +183,8 @@ def _check_metadata(footer: _Thrift) -> None:
 
 
 def _check_schema(footer: _Thrift, count: int) -> None:
-    """Walks the schema, a tree written out in preorder."""
-    above: list[list[int]] = []  # of every group that is open: (children to come, characters of its path)
+    """Walks the schema, a tree in preorder."""
+    above: list[list[int]] = []  # for every open group: (children to come, characters of its path)
     total = 0
     for _ in range(count):
         name = children = 0
@@ -199,13 +214,13 @@ def _check_schema(footer: _Thrift, count: int) -> None:
 
 @dataclass
 class Chunk:
-    """The pages of one column in one row group, as the footer has them.
+    """The pages of one column in one row group, as the footer describes them.
 
     Attributes:
-        start, end: its bytes in the file.
-        values: how many values it holds, nulls included; Arrow reads no page after these.
-        is_bytes: its values are of any length.
-        has_lists: a row may have any number of values.
+        start, end: byte range in the file.
+        values: number of values, nulls included; Arrow reads no page after these.
+        is_bytes: whether values may have any length.
+        has_lists: whether a row may have any number of values.
     """
 
     start: int
@@ -215,20 +230,20 @@ class Chunk:
     has_lists: bool
     place: int = -1
     seen: int = 0
-    # Bytes in memory: of the dictionary, of the page read last, and of all pages that the current batch is made of.
+    # Bytes in memory: of the dictionary, of the page read last, and of all pages of the current batch.
     dictionary: int = 0
     last: int = 0
     batch: int = 0
 
     def begin(self) -> None:
-        """Forgets what was seen of it."""
+        """Forgets the pages seen so far."""
         self.place = self.start
         self.seen = self.dictionary = self.last = self.batch = 0
 
 
 @dataclass(frozen=True)
 class _Page:
-    """A page's header: how long the page is as it is stored and unpacked, what is in it, and where it begins."""
+    """A page's header: the size of the page stored and unpacked, its content, and where it begins."""
 
     stored: int
     unpacked: int
@@ -268,27 +283,28 @@ def _read_header(data: bytes, place: int) -> _Page:
 
 
 class GuardedFile:
-    """A file as Arrow reads it: no bytes of a page are handed out before its header was found to be sound.
+    """A file for Arrow to read that returns the bytes of a page only after checking its header.
 
     Args:
-        file: what is read.
+        file: the underlying file.
 
     Attributes:
-        failure: the exception that a read of `file` itself ended with.
-        refusal: the exception that a page was refused with.
+        failure: the exception raised by a read of `file` itself.
+        refusal: the exception with which a page was refused.
     """
 
     closed = False
 
     def __init__(self, file: IO[bytes]):
-        self.file, self.size = file, file.seek(0, os.SEEK_END)
+        self.file = file
+        self.size = file.seek(0, os.SEEK_END)
         self.failure: Exception | None = None
         self.refusal: Exception | None = None
         self._chunks: Sequence[Chunk] = ()
         self._rows = 1
 
     def watch(self, chunks: Sequence[Chunk], rows: int) -> None:
-        """Looks at the pages of these chunks from now on, of which batches of `rows` rows are read."""
+        """Checks the pages of these chunks from now on, for batches of `rows` rows."""
         for chunk in chunks:
             chunk.begin()
         self._chunks = chunks
@@ -296,7 +312,7 @@ class GuardedFile:
         self.refusal = None
 
     def begin_batch(self) -> None:
-        """Begins to count anew how much is unpacked: the pages read last are still in memory."""
+        """Resets the count of unpacked bytes to the pages read last, which are still in memory."""
         for chunk in self._chunks:
             chunk.batch = chunk.last
 
@@ -313,10 +329,10 @@ class GuardedFile:
         return self.file.seek(offset, whence)
 
     def read(self, size: int = -1) -> bytes:
-        """Reads, but not beyond the file's end: what is asked for may come from a forged number.
+        """Reads at most up to the end of the file, as the size may come from a forged number.
 
         Raises:
-            OversizedPartError, SmallerBatchError: a page whose header is among the bytes asks for too much.
+            OversizedPartError, SmallerBatchError: a page whose header is among the bytes asks for too much memory.
             ValueError: such a header is damaged.
         """
         try:
@@ -349,7 +365,7 @@ class GuardedFile:
             try:
                 page = _read_header(data, at - place)
                 return _Page(**{**vars(page), "begin": place + page.begin})
-            except IndexError:  # it goes on behind what was read
+            except IndexError:  # the header continues after what was read
                 pass
         back = self.file.tell()
         self.file.seek(at)
@@ -375,16 +391,16 @@ class GuardedFile:
         else:
             chunk.last = page.unpacked
             chunk.batch += page.unpacked
-        # A sound column can have one large page, and a dictionary that was large before its writer gave it up.
+        # A sound column can have one large page, and a dictionary that grew large before its writer abandoned it.
         held = sum(each.dictionary + each.batch for each in self._chunks)
         largest = heapq.nlargest(2, (size for each in self._chunks for size in (each.dictionary, each.last)))
         if held - sum(largest) > _MAX_BATCH_BYTES:
             self._ask_for_less(self._rows // 16)
 
     def _check_cells(self, page: _Page, chunk: Chunk) -> None:
-        """Checks a page of which a few bits can make a cell that is as large as the page, again and again."""
+        """Checks a page in which a few bits can repeat a cell as large as the page, again and again."""
         size = page.values * page.unpacked
-        if chunk.has_lists:  # which are read as indices into the dictionary
+        if chunk.has_lists:  # they are read as indices into the dictionary
             if page.unpacked > _MAX_BATCH_BYTES or (page.has_prefixes and size > 4 * _MAX_BATCH_BYTES):
                 raise OversizedPartError(f"lists of up to {page.values:,} values of up to {page.unpacked:,} bytes")
         elif self._rows > 1 and self._rows * page.unpacked > _MAX_REPEATED_BYTES:

@@ -1,7 +1,7 @@
-"""Which files the paths in a data set may name.
+"""Decide which files the paths in a data set may name.
 
-A path in a table is a text that somebody wrote: it may name a file of this machine that is nobody's picture, or a
-server that only this machine reaches. So none is opened, unless the user named a folder of files; then those inside.
+A path in a table is untrusted text: it may name a private file of this machine, or a server that only this machine can
+reach. So no path is opened unless the user named a folder of files, and then only files inside it.
 """
 
 import os
@@ -18,13 +18,13 @@ _IN_ARCHIVE = re.compile(r"zip://([^:]*)::(.+)", re.DOTALL)
 
 
 class FilePolicy(Protocol):
-    """Tells the files that paths may name from those that they may not."""
+    """A policy on the files that paths may name."""
 
     def allow(self, path: str) -> StoredFile:
-        """The file of a path.
+        """Returns the file at a path.
 
         Raises:
-            RefusedSample: it may not be opened.
+            RefusedSample: the file may not be opened.
         """
         ...
 
@@ -40,10 +40,10 @@ class FilesBelow:
     root: str
 
     def allow(self, path: str) -> StoredFile:
-        """The file of a path, with links resolved.
+        """Returns the file at a path, with links resolved.
 
         Raises:
-            RefusedSample: it is not below the folder.
+            RefusedSample: the file is not below the folder.
         """
         archived = _IN_ARCHIVE.fullmatch(path)
         if archived is not None:
@@ -71,11 +71,11 @@ class FilesBelow:
 
 
 def permitted(value: Any, files: FilePolicy | None) -> Any:
-    """An image column's value with its path, if that is all it has, replaced by the file that it may name.
+    """Replaces the path in an image column's value, if it has no bytes, by the file that it may name.
 
     Args:
         value: bytes, `{"bytes", "path"}`, or a path.
-        files: what paths may name; None where images are bytes.
+        files: the files that paths may name; None if images are bytes.
 
     Raises:
         RefusedSample: the path may not be opened.

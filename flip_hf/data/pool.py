@@ -1,8 +1,8 @@
-"""The held-out pairs that a run is validated on: found once, and kept in a file of the run's folder.
+"""Collect the held-out pairs for validation once, and keep them in a file of the run's folder.
 
-Reading them out of the training data at every evaluation would cost a pass over all of it. So the data are read from
-their beginning, in an order of shards that is mixed and always the same, until there are as many pairs as are wanted;
-what is read on the way is bounded. Every evaluation of the run, resumed or not, then sees the same pairs.
+Reading them from the training data at every evaluation would cost a pass over all of it. Instead the data are read
+once, in a fixed shuffled order of shards and within bounds, until there are enough pairs. Every evaluation of the run,
+resumed or not, then sees the same pairs.
 """
 
 import json
@@ -24,16 +24,16 @@ from flip_hf.data.texts import MAX_CAPTIONS
 
 logger = logging.getLogger(__name__)
 
-# What is read in search of pairs, at most, of all sources together; and what those found may have.
+# Limits on what is read to find pairs, over all sources, and on the bytes of the pairs found.
 MAX_ROWS = 250_000
 MAX_READ_BYTES = 8 * 2**30
 MAX_POOL_BYTES = 2**30
-# A pool this small tells little: in one of 100 images, one more that is found is a whole percent.
+# A smaller pool says little: among 100 images, a single one is a whole percent.
 FEW = 100
 
 PAIRS = "pairs.parquet"
 ABOUT = "about.json"
-_SEED = 0  # of the order of shards, whatever the run's
+_SEED = 0  # of the order of shards, independent of the run's seed
 _ROW_GROUP = 32
 
 
@@ -42,11 +42,11 @@ class Pool:
     """Held-out images with their captions.
 
     Attributes:
-        images: encoded, by key; see [`image_key`].
-        captions: of each, none where no texts are read.
-        rows: that were read to find them.
-        read_bytes: how much these had.
-        held_bytes: how much the images have.
+        images: encoded images by key; see [`image_key`].
+        captions: captions by key, empty if no texts are read.
+        rows: number of rows read to find them.
+        read_bytes: bytes of these rows.
+        held_bytes: bytes of the images.
     """
 
     images: dict[str, bytes] = field(default_factory=dict)
@@ -56,15 +56,15 @@ class Pool:
     held_bytes: int = 0
 
     def add(self, image: Any, captions: list[str]) -> None:
-        """Adds a pair, or another caption to an image that is there already.
+        """Adds a pair, or another caption for an image that is already there.
 
         Raises:
-            RefusedSample: there is no image that can be read.
+            RefusedSample: the image cannot be read.
         """
         key = image_key(image)
         if key not in self.images:
             encoded = image_bytes(image)
-            key = key or ""  # bytes that were read have one
+            key = key or ""  # every image that was read has a key
             self.images[key] = encoded
             self.captions[key] = []
             self.held_bytes += len(encoded)
@@ -74,14 +74,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """Facts of a pool beside its pairs, as `about.json` has it.
+    """Metadata of a pool, as stored in `about.json`.
 
     Attributes:
-        wanted: what was asked for, by option.
-        images: how many there are.
-        captions: how many these have.
-        rows: how many were read to find them.
-        key: of the pool, from its images' keys: results of pools with another one cannot be compared.
+        wanted: the options that asked for it.
+        images: number of images.
+        captions: number of their captions.
+        rows: number of rows read to find them.
+        key: hash of the images' keys: results on pools with different keys are not comparable.
     """
 
     wanted: dict[str, Any]
@@ -91,18 +91,18 @@ class PoolFacts:
     key: str
 
     def in_words(self) -> str:
-        """One sentence for the log."""
+        """Describes the pool in a sentence for the log."""
         return (
             f"Validated on {self.images:,} held-out images with {self.captions:,} captions, found in {self.rows:,} rows"
         )
 
 
 def collect(sources: list[Source], count: int) -> Pool:
-    """Finds held-out pairs: of sources with a `holdout` those of it, of others all.
+    """Collects held-out pairs of sources with a `holdout`, and any pairs of other sources.
 
     Args:
-        sources: their `target_column` holds captions, or is None.
-        count: images wanted, of each source as many.
+        sources: the data; their `target_column` holds captions, or is None.
+        count: number of images wanted, taken equally from each source.
     """
     pool = Pool()
     read_captions = Captions()
@@ -120,7 +120,7 @@ def collect(sources: list[Source], count: int) -> Pool:
                 captions = [] if source.target_column is None else read_captions(source.target(row))
                 pool.add(source.image(row), captions)
             except RefusedSample:
-                continue  # counted in training, where it is met too
+                continue  # training meets it, too, and counts it
     return pool
 
 
@@ -135,7 +135,7 @@ def _rows(source: Source) -> Iterator[dict]:
 
 
 def write_pool(pool: Pool, folder: Path, wanted: dict[str, Any]) -> PoolFacts:
-    """Writes a pool; `about.json` comes last, so that a pool that has it is whole."""
+    """Writes a pool; `about.json` comes last, so a pool that has it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).unlink(missing_ok=True)
     table = pa.table(
@@ -153,7 +153,7 @@ def write_pool(pool: Pool, folder: Path, wanted: dict[str, Any]) -> PoolFacts:
 
 
 def read_facts(folder: Path) -> PoolFacts | None:
-    """Reads what is known of a written pool; None where there is none."""
+    """Reads the metadata of a written pool, or returns None if there is none."""
     try:
         facts = PoolFacts(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -162,7 +162,7 @@ def read_facts(folder: Path) -> PoolFacts | None:
 
 
 def open_pool(folder: Path, captions: bool) -> Source:
-    """Opens a written pool, whose targets are lists of captions, or none are read."""
+    """Opens a written pool; targets are lists of captions, or absent if `captions` is False."""
     path = str(folder / PAIRS)
     if not captions:
         return open_source(path, image_column="image", kind="image")

@@ -1,9 +1,9 @@
-"""Where the readers of a data set stand, and how what they leave is dealt to other readers.
+"""Track the positions of a data set's readers, and redistribute the rows they have left to other readers.
 
-All that a reader has to read is [`Piece`]s: rows of one epoch, first those left to it, then epoch after epoch of its
-own. With another number of readers, every piece that somebody had begun or still owed is kept as it is, its blocks and
-its order too, and goes to one of the new readers; their own epochs begin after the furthest one that was begun. So each
-epoch is read to its end, by whomever, and nothing is read twice.
+A reader reads [`Piece`]s: rows of one epoch, first those left over to it, then epoch after epoch of its own. When the
+number of readers changes, every unfinished piece is kept with its blocks and their order, and goes to one of the new
+readers; their own epochs begin after the furthest epoch begun. So every epoch is read to its end by some reader, and
+nothing is read twice.
 """
 
 import heapq
@@ -19,15 +19,14 @@ class Piece:
     """Rows of an epoch that are still to be read: the end of a block, and the shards after it.
 
     Attributes:
-        index, count: the reader among how many that the rows were dealt to.
-        epoch: of which pass.
-        shard, row: where the block that is being used begins: the reader's n-th shard and the row in it.
-        used: how many rows of the block were used, in its shuffled order; 0 if it was not begun.
+        index, count: the reader that the rows were dealt to, and the number of readers.
+        epoch: epoch of the rows.
+        shard, row: start of the current block: the reader's n-th shard and the row in it.
+        used: rows of the block used so far, in its shuffled order; 0 if it was not begun.
         last: the n-th shard where the block ends.
         step: the piece has every `step`-th shard.
         stop: the n-th shard before which it ends.
-        block_bytes: the bound of the block that was begun, see [`SourceReader`]; None where it had none, in checkpoints
-            of older releases.
+        block_bytes: byte limit of the block that was begun, see [`SourceReader`]; None in checkpoints without one.
     """
 
     index: int
@@ -47,7 +46,7 @@ class Piece:
 
     @property
     def num_shards(self) -> int:
-        """How many shards it has rows of, or had when its block was begun."""
+        """The number of shards with rows of the piece, counted when its block was begun."""
         return len(range(self.shard, self.stop, self.step))
 
     @property
@@ -56,11 +55,11 @@ class Piece:
 
 
 def split_piece(piece: Piece, parts: int) -> list[Piece]:
-    """Deals a piece's shards to several; a block that was begun stays whole, with the rest of its last shard.
+    """Splits a piece by its shards; a block that was begun stays whole, with the rest of its last shard.
 
     Args:
-        piece: what is dealt.
-        parts: how many pieces, at most, beside the one that was begun.
+        piece: the piece to split.
+        parts: maximum number of pieces beside the one that was begun.
     """
     first = piece.last + piece.step if piece.used else piece.shard
     begun = [replace(piece, stop=min(piece.stop, piece.last + 1))] if piece.used else []
@@ -69,19 +68,19 @@ def split_piece(piece: Piece, parts: int) -> list[Piece]:
 
 
 def whole_epoch(reader: Reader, epoch: int, num_shards: int) -> Piece:
-    """A reader's whole part of an epoch."""
+    """Returns a reader's entire part of an epoch."""
     return Piece(reader.index, reader.count, epoch, 0, 0, 0, 0, 1, count_epoch_shards(num_shards, reader, epoch))
 
 
 @dataclass
 class SourcePosition:
-    """Where a reader stands in one data set: the pieces begun or owed, and its own epoch that comes after them."""
+    """A reader's position in one data set: the unfinished pieces, and its own epoch that comes after them."""
 
     pieces: list[Piece]
     next_epoch: int = 0
 
     def to_json(self) -> list:
-        """Plain numbers."""
+        """Returns the position as nested lists of numbers."""
         return [self.next_epoch, *(list(astuple(piece)) for piece in self.pieces)]
 
     @classmethod
@@ -90,9 +89,9 @@ class SourcePosition:
 
 
 def deal_again(old: Sequence[SourcePosition], count: int, num_shards: int) -> list[SourcePosition]:
-    """Deals to `count` readers what the old ones, all of them in order, have left of one data set.
+    """Deals what the old readers, all of them in order, have left of one data set to `count` new readers.
 
-    Old readers may be in different epochs: all are read up to the furthest one that was begun.
+    Old readers may be in different epochs: all epochs up to the furthest one begun are read to their end.
     """
     next_epoch = max(position.next_epoch for position in old)
     owed = [piece for position in old for piece in position.pieces]
@@ -101,7 +100,7 @@ def deal_again(old: Sequence[SourcePosition], count: int, num_shards: int) -> li
             owed.append(whole_epoch(Reader(index, len(old)), epoch, num_shards))
     new = [SourcePosition([], next_epoch) for _ in range(count)]
     parts = [part for piece in owed for part in split_piece(piece, _parts(len(owed), count))]
-    # The largest first, each to the reader that has least to do yet.
+    # The largest first, each to the reader with the least to do so far.
     loads = [(0, number) for number in range(count)]
     for part in sorted(parts, key=lambda part: part.num_shards, reverse=True):
         load, number = heapq.heappop(loads)
@@ -113,7 +112,7 @@ def deal_again(old: Sequence[SourcePosition], count: int, num_shards: int) -> li
 
 
 def _parts(pieces: int, readers: int) -> int:
-    """Into how many parts to split each piece, so that all readers get as many; in a large run nearly as many."""
+    """Returns the number of parts per piece that gives all readers equally many, or nearly so in a large run."""
     if pieces == 0:
         return 1
     even = readers // math.gcd(pieces, readers)

@@ -1,7 +1,7 @@
-"""Deals the rows of a data set to readers in a repeatable order, and reads them whatever the weather.
+"""Deal the rows of a data set to readers in a reproducible order, and read them despite passing failures.
 
-A reader is one worker of one process. The order of shards and the part of each reader follow from the seed and the
-epoch alone, so that a place in an epoch is two numbers: the reader's n-th shard and the row in it.
+A reader is one worker of one process. The order of shards and the part of each reader depend only on the seed and the
+epoch, so that a place in an epoch is two numbers: the reader's n-th shard and the row in it.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 
-# Seconds between attempts to go on with a remote shard; then it is left.
+# Seconds between attempts to resume a remote shard; after the last one it is skipped.
 RETRY_WAITS = (1, 2, 4, 8, 16)
-# Failures that another attempt does not mend: what is not there, and what is wrong in a file itself.
+# Failures that another attempt does not fix: missing files, and errors in a file itself.
 _LASTING = (FileNotFoundError, PermissionError, ValueError, TypeError, LookupError, AssertionError)
 _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
-# So many shards in a row that give nothing but errors end the run.
+# Consecutive shards that yield nothing but errors, after which the run ends.
 MAX_BROKEN_SHARDS = 16
 
-_OTHER_BYTES = 32  # of a number and the like
+_OTHER_BYTES = 32  # of a number or the like
 
-_MAX_SHARDS = 64  # of a table that is in one piece
+_MAX_SHARDS = 64  # into which a table in one piece is split
 
-_STRIDE = 7919  # a prime: consecutive shards begin far from each other
+_STRIDE = 7919  # a prime, so that consecutive shards begin far from each other
 
 Place = tuple[int, int]  # (n-th shard of the reader, row in it)
 
@@ -48,7 +48,7 @@ class Reader:
 
 
 class Shards(Protocol):
-    """A data set in pieces that are read from their beginning, or from a row on."""
+    """A data set in shards that are read from their beginning or from any row."""
 
     remote: bool
 
@@ -56,19 +56,19 @@ class Shards(Protocol):
     def num_shards(self) -> int: ...
 
     def name(self, shard: int) -> str:
-        """What to call a shard in a message."""
+        """Returns the shard's name for messages."""
         ...
 
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
-        """Yields (row's number, row) from row `first` on, `part`'s turns alone; see [`TarShards.read`]."""
+        """Yields (row number, row) from row `first` on, only rows dealt to `part`; see [`TarShards.read`]."""
         ...
 
     def select(self, image: str, target: str | None, /) -> "Shards":
-        """The same rows, of which the columns of the image and of the target alone are read.
+        """Returns the same rows with only the columns of the image and the target.
 
-        Dots in their names lead into nested values, `;` parts alternatives.
+        Dots in their names lead into nested values, `;` separates alternatives.
         """
         ...
 
@@ -77,9 +77,9 @@ class DatasetShards:
     """A data set of `datasets` as shards.
 
     Args:
-        table: yields rows; pictures, sounds and films in them are not decoded, but given as they are stored.
-        remote: whether reading it may fail for a while and then work again.
-        files: what its rows may name by a path; None where they hold bytes.
+        table: the rows; pictures, audio and video are returned as stored, not decoded.
+        remote: whether reading may fail temporarily.
+        files: the files that paths in its rows may name; None if rows hold bytes.
     """
 
     def __init__(self, table: Dataset | IterableDataset, remote: bool, files: FilePolicy | None = None):
@@ -90,11 +90,11 @@ class DatasetShards:
 
     @property
     def columns(self) -> list[str] | None:
-        """The names of all columns; None where only the rows tell."""
+        """The names of all columns, or None if they are known only from rows."""
         return None if self.dataset.features is None else list(self.dataset.features)
 
     def select(self, *columns: str | None) -> "DatasetShards":
-        """The same rows, of which these columns alone are read; see [`ParquetShards.select`]."""
+        """Returns the same rows with only these columns; see [`ParquetShards.select`]."""
         names = {part for each in columns if each for name in each.split(";") for part in (name, name.split(".")[0])}
         kept = [name for name in self.columns or () if name in names]
         return DatasetShards(self._table.select_columns(kept), self.remote, self.files) if kept else self
@@ -104,23 +104,23 @@ class DatasetShards:
         return self.dataset.num_shards
 
     def name(self, shard: int) -> str:
-        """What to call a shard in a message."""
+        """Returns the shard's name for messages."""
         return f"shard {shard}"
 
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
-        """Yields (row's number, row) of a shard; see [`Shards`]."""
+        """Yields (row number, row) of a shard; see [`Shards`]."""
         dataset = self.dataset.shard(self.num_shards, shard)
         rows: Any = dataset.skip(first) if first else dataset
-        # Batches of one: in a DataLoader's worker, iterating a dataset itself deals the rows out again.
+        # Batches of one, because in a DataLoader's worker, iterating over a dataset itself would split the rows again.
         for index, batch in enumerate(rows.iter(batch_size=1), start=first):
             if part is None or index % part.count == part.index:
                 yield index, {name: values[0] for name, values in batch.items()}
 
 
 def _undecoded(table: Dataset | IterableDataset) -> IterableDataset:
-    """The rows as bytes, text and numbers: what cannot be decoded is for us to count, not an error of a stream."""
+    """Turns decoding off, so that a row that cannot be decoded is counted by us and does not end the stream."""
     if isinstance(table, Dataset):
         table = table.to_iterable_dataset(num_shards=min(_MAX_SHARDS, max(1, len(table))))
     for name, feature in (table.features or {}).items():
@@ -131,7 +131,7 @@ def _undecoded(table: Dataset | IterableDataset) -> IterableDataset:
 
 
 def _as_stored(feature: Any) -> Any:
-    """A feature whose pictures, sounds and films, at any depth, are not decoded."""
+    """Returns a feature whose pictures, audio and video, at any depth, are not decoded."""
     if isinstance(feature, dict):
         return {name: _as_stored(each) for name, each in feature.items()}
     if isinstance(feature, (List, LargeList)):
@@ -140,7 +140,7 @@ def _as_stored(feature: Any) -> Any:
 
 
 def row_bytes(row: Any) -> int:
-    """About how much memory a row takes: its encoded bytes and texts, and a little for every other value."""
+    """Estimates the memory that a row takes: its encoded bytes and texts, and a little for every other value."""
     total = 0
     values = [row]
     while values:
@@ -158,7 +158,7 @@ def row_bytes(row: Any) -> int:
 
 
 def take_rows(rows: Iterable[dict], count: int, max_bytes: int) -> list[dict]:
-    """The first so many rows, or fewer where these have `max_bytes` (the last one counted)."""
+    """Takes the first `count` rows, or fewer if these reach `max_bytes`."""
     taken: list[dict] = []
     held = 0
     for row in itertools.islice(rows, count):
@@ -170,10 +170,11 @@ def take_rows(rows: Iterable[dict], count: int, max_bytes: int) -> list[dict]:
 
 
 def epoch_shards(num_shards: int, reader: Reader, epoch: int, seed: int | None) -> tuple[list[int], bool]:
-    """The shards that a reader visits in an epoch, in order, and whether it must share their rows.
+    """Returns the shards that a reader visits in an epoch, in order, and whether it shares their rows with others.
 
-    With at least one shard a reader, each shard has one reader, and the readers with one shard more change every epoch.
-    With fewer, all read all shards and take turns row by row. Either way every row has exactly one reader an epoch.
+    With at least one shard per reader, each shard has one reader, and the readers with an extra shard change every
+    epoch. With fewer, all readers read all shards and alternate by row. Either way every row has exactly one reader per
+    epoch.
     """
     order = np.arange(num_shards)
     if seed is not None:
@@ -184,7 +185,7 @@ def epoch_shards(num_shards: int, reader: Reader, epoch: int, seed: int | None) 
 
 
 def count_epoch_shards(num_shards: int, reader: Reader, epoch: int) -> int:
-    """How many shards [`epoch_shards`] gives."""
+    """Returns the number of shards of [`epoch_shards`]."""
     if num_shards < reader.count:
         return num_shards
     return len(range((reader.index + epoch) % reader.count, num_shards, reader.count))
@@ -203,21 +204,21 @@ def read_rows(
 ) -> Iterator[tuple[Place, dict]]:
     """Yields a reader's rows of one epoch as ((n-th shard, row in it), row).
 
-    A remote shard that breaks off is opened again at the row where it did, after a wait. One that cannot be read on is
-    left, and reading goes on with the next.
+    When reading a remote shard fails, it is reopened at that row after a wait. A shard that cannot be resumed is
+    skipped, and reading continues with the next one.
 
     Args:
         shards: the data.
-        reader: whose rows.
-        epoch: of which pass.
-        seed: of the order of shards; their own order if None.
+        reader: the reader whose rows are read.
+        epoch: number of the epoch.
+        seed: seed of the order of shards; None keeps their own order.
         start: the place to begin at.
-        stop: the reader's n-th shard to end before; its last one is read if None.
-        step: 2 reads every second of the reader's shards from `start` on, and so on.
-        report: called with (reason, detail) for every shard that is damaged, by one of its readers.
+        stop: the reader's n-th shard to end before; None reads to the last one.
+        step: reads every `step`-th of the reader's shards from `start` on.
+        report: called with (reason, detail) for every damaged shard, by one of its readers.
 
     Raises:
-        BadDataError: many shards in a row gave nothing but errors: not they are broken, but the way to them.
+        BadDataError: many consecutive shards yielded nothing but errors, so the connection is broken, not the shards.
     """
     order, shared = epoch_shards(shards.num_shards, reader, epoch, seed)
     broken = 0
@@ -232,7 +233,7 @@ def read_rows(
             if mine:
                 report(reason, f"{shards.name(shard)}{detail}")
 
-        # Turns begin with another reader in each shard and epoch, or small shards would all go to the first ones.
+        # The first row goes to a different reader in each shard and epoch, or small shards would all go to the first.
         turn = Reader((reader.index - _STRIDE * shard - epoch) % reader.count, reader.count)
         index = None
         for index, row in _read_shard(shards, shard, first, turn if shared else None, damage):
@@ -249,23 +250,24 @@ def _read_shard(
     while True:
         try:
             for index, row in shards.read(shard, first, part, lambda reason: damage(reason, "")):
-                first, failures = index + 1, 0
+                first = index + 1
+                failures = 0
                 yield index, row
             return
-        except Exception as error:  # archives, connections, schemas: any kind
-            told = redact(f"{type(error).__name__}: {error}")  # the client's own words may have the whole URL
+        except Exception as error:  # archives, connections, schemas: any type
+            told = redact(f"{type(error).__name__}: {error}")  # the client's message may contain the whole URL
             if failures == len(RETRY_WAITS) or not _may_pass(shards, error):
                 damage("unreadable shard", f": {told}")
                 return
             wait = RETRY_WAITS[failures]
             failures += 1
-            logger.warning("Reading %s broke off (%s); again in %d s.", shards.name(shard), told, wait)
+            logger.warning("Reading %s was interrupted (%s); retrying in %d s.", shards.name(shard), told, wait)
         time.sleep(wait)
 
 
 def _may_pass(shards: Shards, error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        # fsspec's word for whatever keeps a web server from describing a file: that it is overloaded, or says nothing
+        # fsspec raises it whenever a web server does not describe a file, also if it is overloaded or silent
         status = getattr(error.__cause__, "status", None)
         return _may_pass(shards, error.__cause__) if status is None else shards.remote and status in _PASSING_STATUS
     return shards.remote and (isinstance(error, asyncio.TimeoutError) or not isinstance(error, _LASTING))

@@ -1,4 +1,4 @@
-"""What cannot be used: counted by reason, told of now and then, and too much when it is most of the data."""
+"""Count samples that cannot be used by reason, log some of them, and stop when they are most of the data."""
 
 import logging
 import time
@@ -6,15 +6,15 @@ from collections import Counter
 
 logger = logging.getLogger(__name__)
 
-# Per worker: so many refusals are logged one by one, then one a minute; all are counted.
+# Refusals that each worker logs one by one; after these it logs one a minute. All are counted.
 MAX_LOGGED = 10
 LOG_SECONDS = 60
-# The share of bad samples is looked at whenever a worker has met this many samples.
+# The fraction of bad samples is checked each time a worker has seen this many samples.
 WINDOW = 2048
 
 
 class RefusedSample(Exception):
-    """A sample that cannot be used. `reason` is a short, countable phrase."""
+    """A sample cannot be used; `reason` is a short, countable phrase."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -22,15 +22,15 @@ class RefusedSample(Exception):
 
 
 class BadDataError(RuntimeError):
-    """The data are mostly garbage, or a reader finds nothing in them; training on would be a mistake."""
+    """The data are mostly unusable, or a reader finds nothing in them; training on them would be a mistake."""
 
 
 class Refusals:
     """One worker's counts of used and refused samples.
 
     Args:
-        max_bad_fraction: more refused ones than this among `WINDOW` samples end the run.
-        window: used and refused samples since the last look, when going on.
+        max_bad_fraction: a larger fraction of refused samples among `WINDOW` ends the run.
+        window: used and refused samples since the last check, when resuming.
     """
 
     def __init__(self, max_bad_fraction: float = 1.0, window: tuple[int, int] = (0, 0)):
@@ -40,25 +40,27 @@ class Refusals:
         self._refused: dict[str, Counter[str]] = {}
         self._held_out: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()  # of this window, for the message
-        self._logged, self._last_log, self._silent = 0, 0.0, 0
+        self._logged = 0
+        self._last_log = 0.0
+        self._silent = 0
 
     def accept(self, source: str) -> None:
-        """Counts a sample of a source that is used."""
+        """Counts a used sample of a source."""
         self._drawn[source] += 1
         self.good += 1
         self._look()
 
     def hold_out(self, source: str) -> None:
-        """Counts a sample of a source that is held out: neither used nor refused."""
+        """Counts a held-out sample of a source, neither used nor refused."""
         self._held_out[source] += 1
 
     def add(self, source: str, reason: str, detail: str) -> None:
-        """Counts something of a source that cannot be used.
+        """Counts a sample or shard of a source that cannot be used.
 
         Args:
             source: the source's name.
             reason: a countable phrase.
-            detail: which sample or shard, for the log.
+            detail: the sample or shard, for the log.
 
         Raises:
             BadDataError: it was one too many.
@@ -74,9 +76,10 @@ class Refusals:
         if self._logged >= MAX_LOGGED and now - self._last_log < LOG_SECONDS:
             self._silent += 1
             return
-        self._logged, self._last_log = self._logged + 1, now
+        self._logged = self._logged + 1
+        self._last_log = now
         more = f" ({self._silent} more were not logged)" if self._silent else ""
-        more = " (from here on, one a minute is logged)" if self._logged == MAX_LOGGED else more
+        more = " (from now on, one a minute is logged)" if self._logged == MAX_LOGGED else more
         self._silent = 0
         logger.warning("Skipped in %s: %s, %s%s", source, reason, detail, more)
 
@@ -86,19 +89,19 @@ class Refusals:
             return
         if self.bad > self.max_bad_fraction * total:
             raise BadDataError(
-                f"Of the last {total:,} samples that a worker met, {self.bad:,} could not be used, which is more than "
-                f"--max_bad_fraction {self.max_bad_fraction:g}: {self.reasons()}. Mend the data, or allow more. The "
+                f"Of a worker's last {total:,} samples, {self.bad:,} could not be used, which is more than "
+                f"--max_bad_fraction {self.max_bad_fraction:g}: {self.reasons()}. Fix the data, or allow more. The "
                 "last checkpoint is kept."
             )
         self.good = self.bad = 0
         self._reasons.clear()
 
     def reasons(self) -> str:
-        """The commonest reasons lately, in words."""
+        """Describes the most common recent reasons."""
         return ", ".join(f"{count:,} x {reason}" for reason, count in self._reasons.most_common(5)) or "nothing refused"
 
     def take(self) -> dict[str, dict]:
-        """The counts since the last call; see [`TrainLoader.counts`]."""
+        """Returns the counts since the last call; see [`TrainLoader.counts`]."""
         counts = {
             "drawn": dict(self._drawn),
             "refused": {name: dict(c) for name, c in self._refused.items()},
@@ -111,7 +114,7 @@ class Refusals:
 
 
 def add_counts(total: dict[str, dict], counts: dict[str, dict]) -> None:
-    """Adds what [`Refusals.take`] gave to a total of the same form."""
+    """Adds a result of [`Refusals.take`] to a total of the same form."""
     for kind in ("drawn", "held_out"):
         for name, count in counts.get(kind, {}).items():
             total[kind][name] = total[kind].get(name, 0) + count

@@ -1,7 +1,7 @@
-"""Pictures of any mode as a viewer shows them: numbers by their range, transparent parts on a background.
+"""Render pictures of any mode as a viewer shows them: numbers by their range, transparent parts on a background.
 
-Pillow's own `convert("RGB")` clips numbers of more than eight bits to white, fractions to black, and drops the alpha
-channel, so that what shows is whatever colour the transparent pixels happen to have.
+Pillow's own `convert("RGB")` clips numbers of more than eight bits to white and fractions to black, and drops the alpha
+channel, which shows whatever colour the transparent pixels happen to have.
 """
 
 from collections.abc import Callable
@@ -15,37 +15,41 @@ WHITE: Colour = (255, 255, 255)
 
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _NUMBER_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-# Of 32-bit pixels in these formats, the fourth byte often means nothing and is zero.
+# In the 32-bit pixels of these formats, the fourth byte is often unused and zero.
 _MAYBE_UNUSED_ALPHA = ("TGA", "BMP")
-# The samples of a PNG are brought to eight bits, and its transparent colour is not.
+# Pillow scales the samples of a PNG to eight bits, but not its transparent colour.
 _TRANSPARENCY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
-# Pixels converted at once, as numbers take four times the memory of the picture.
+# Pixels converted at a time, because their numbers take four times the memory of the picture.
 _STRIP_PIXELS = 2**20
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_SAMPLE_FORMAT = 339
 _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
 
 
 def read_colour(text: str) -> Colour:
-    """Reads an opaque colour: a name of CSS (`white`), `#ffffff` or `rgb(255, 255, 255)`.
+    """Parses an opaque colour: a CSS name (`white`), `#ffffff` or `rgb(255, 255, 255)`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not an opaque colour.
     """
     try:
         colour = ImageColor.getrgb(text)
     except ValueError:
         colour = ()
     if len(colour) != 3:
-        raise ValueError(f"{text!r} is no opaque colour. Give a name such as white, or red, green and blue as #ffffff.")
+        raise ValueError(
+            f"{text!r} is not an opaque colour. Give a name such as white, or red, green and blue as #ffffff."
+        )
     return colour
 
 
 def background_of(image_processor: Any) -> Colour:
-    """The colour on which a model has seen transparent pictures: its image processor's `background`, else white.
+    """Returns the colour behind transparent pictures for a model: its image processor's `background`, or white.
 
     Raises:
-        ValueError: what is written there is no colour.
+        ValueError: the image processor's `background` is not a colour.
     """
     value = getattr(image_processor, "background", None)
     if value is None:
@@ -60,10 +64,10 @@ def background_of(image_processor: Any) -> Colour:
 
 
 def load(image: Image.Image) -> None:
-    """Decodes an opened picture, and brings the transparent colour of a PNG to the scale of its decoded pixels.
+    """Decodes an opened picture, and scales the transparent colour of a PNG like its decoded pixels.
 
     Raises:
-        Exception: it is damaged; Pillow's decoders raise many kinds.
+        Exception: it is damaged; Pillow's decoders raise many types.
     """
     tiles = getattr(image, "tile", None)
     scale = _TRANSPARENCY_SCALES.get(str(tiles[0][3])) if image.format == "PNG" and tiles else None
@@ -80,17 +84,17 @@ def load(image: Image.Image) -> None:
 def as_shown(image: Image.Image, background: Colour = WHITE) -> Image.Image:
     """Converts a decoded picture to RGB as viewers show it.
 
-    Numbers become grey levels by the range that they have: of 16 bits (fewer, where a TIFF says so) the largest such
-    number is white. Numbers of 32 bits and fractions have no usual range: white is the smallest of 1 (fractions only),
-    255 and 65,535 that holds them, else the largest of them; up to twice that is an overshoot in fractions, as
-    resampling makes it. What is negative or not a number is black.
+    Numbers become grey levels by their range: with 16 bits (or fewer, if a TIFF says so) the largest such number is
+    white. Numbers of 32 bits and fractions have no usual range: white is the smallest of 1 (fractions only), 255 and
+    65,535 that is not below any of them, else the largest number; in fractions, up to twice that is taken for an
+    overshoot of resampling. Negative numbers and NaN are black.
 
     Args:
-        image: of any mode that Pillow opens; one that is RGB and opaque is returned as it is.
-        background: of transparent parts.
+        image: an image of any mode that Pillow opens; an opaque RGB image is returned unchanged.
+        background: colour of transparent parts.
 
     Raises:
-        ValueError: there is no way from its mode to RGB.
+        ValueError: its mode cannot be converted to RGB.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -100,7 +104,7 @@ def as_shown(image: Image.Image, background: Colour = WHITE) -> Image.Image:
         image = _from_lab(image)
     if not _is_transparent(image):
         return image.convert("RGB")
-    # Pillow blends colours that are not multiplied by alpha, and palettes not at all.
+    # Pillow blends neither palettes nor colours that are premultiplied by alpha.
     layer = image if image.mode == "RGBA" else image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     shown = Image.new("RGB", image.size, background)
     shown.paste(layer, mask=layer)
@@ -118,7 +122,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
     lab = ImageCms.createProfile("LAB")
     rgb = ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    assert converted is not None  # it is only where a picture is changed in place
+    assert converted is not None  # None is returned only by in-place changes
     return converted
 
 
@@ -128,10 +132,10 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """A picture of numbers as grey levels, with an alpha channel where one of the numbers is transparent."""
+    """Converts a picture of numbers to grey levels, with an alpha channel if one of the numbers is transparent."""
     tags = getattr(image, "tag_v2", {})
     is_unsigned = image.mode == "I" and tags.get(_SAMPLE_FORMAT, (0,))[0] == _UNSIGNED
-    kind = "u4" if is_unsigned else None  # which Pillow takes for a signed number
+    kind = "u4" if is_unsigned else None  # Pillow takes it for a signed number
     largest = _largest(image, kind)
     is_inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
@@ -149,10 +153,10 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _largest(image: Image.Image, kind: str | None) -> float:
-    """The number that is white."""
+    """Returns the number that is white."""
     if image.mode.startswith("I;16"):
         return 2 ** getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0] - 1
-    if image.format in ("PNG", "PPM"):  # Pillow brings all of theirs to 16 bits
+    if image.format in ("PNG", "PPM"):  # Pillow scales all of theirs to 16 bits
         return 65535
     largest = 0.0
     for numbers in _strips(image):
@@ -164,14 +168,14 @@ def _largest(image: Image.Image, kind: str | None) -> float:
 
 
 def _strips(image: Image.Image) -> Any:
-    """Arrays (rows, width) of a picture of one channel, from its top to its bottom."""
+    """Yields arrays (rows, width) of a single-channel picture, from top to bottom."""
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
 def _by_strips(image: Image.Image, function: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
-    """A picture of mode L, of what a function makes of the numbers (rows, width)."""
+    """Makes a picture of mode L by applying a function to the numbers (rows, width)."""
     made = Image.new("L", image.size)
     top = 0
     for numbers in _strips(image):

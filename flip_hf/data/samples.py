@@ -1,10 +1,10 @@
-"""Samples of one source: rows shuffled in blocks, decoded and transformed, from any position on.
+"""Yield the samples of one source: rows shuffled in blocks, decoded and transformed, from any position on.
 
-Rows are shuffled in blocks: a reader reads a block of undecoded rows, permutes it, and yields from it. A position is
-then the block's place and how many of it were used, and reading the block again restores it exactly; a rolling buffer
-would have to be saved row by row, and the libraries' own lose it. It is exact as long as the data and the size of the
-block stay what they were; a remote shard that was unreadable then and is readable now adds its rows. The block's bound
-in bytes is part of the position: it may change with the number of sources, or from one release to the next.
+A reader reads a block of undecoded rows, permutes it, and yields from it. A position is then the block's place and the
+number of its rows used, and reading the block again restores it exactly; a rolling shuffle buffer would have to be
+saved row by row, and those of other libraries are lost. The position is exact as long as the data and the block size do
+not change; a remote shard that was unreadable then and is readable now adds its rows. The block's limit in bytes is
+part of the position because it may change with the number of sources or between releases.
 """
 
 import os
@@ -24,25 +24,25 @@ from flip_hf.redaction import shown
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
 Sample = tuple[torch.Tensor, str | None]
 
-# Rows of a block have at most so many bytes together, in one worker, all its sources together.
+# Bytes of the rows of a block, per worker, over all its sources.
 MAX_BLOCK_BYTES = 256 * 2**20
 
-# A reader that finds nothing to use in so many whole epochs in a row gives up.
+# Consecutive whole epochs without a usable sample, after which a reader gives up.
 MAX_EMPTY_EPOCHS = 3
 
 
 class SourceReader:
-    """One reader's endless samples of one source, and where it stands.
+    """One reader's endless samples of one source, and its position.
 
     Args:
-        source: where rows come from; `target_column` holds captions, or is None where none are wanted.
-        transform: (encoded image, generator, S) to a uint8 tensor (3, S, S).
-        reader: whose part of the rows.
-        position: where to begin.
-        seed: of order and augmentation.
+        source: the data; `target_column` holds captions, or is None if none are wanted.
+        transform: maps (encoded image, generator, S) to a uint8 tensor (3, S, S).
+        reader: the reader whose rows are read.
+        position: the position to begin at.
+        seed: seed of order and augmentation.
         shuffle_block: rows shuffled together.
-        block_bytes: a block ends before, with the row that brings its encoded bytes to so many.
-        refusals: where used and refused samples are counted.
+        block_bytes: a block ends early, with the row that brings its encoded bytes to this limit.
+        refusals: counts used and refused samples.
 
     Attributes:
         image_size: S of the samples yielded from now on.
@@ -62,17 +62,23 @@ class SourceReader:
         refusals: Refusals,
         block_bytes: int = MAX_BLOCK_BYTES,
     ):
-        self.source, self.transform, self.reader, self.position = source, transform, reader, position
-        self.seed, self.refusals = seed, refusals
-        self.shuffle_block, self.block_bytes = shuffle_block, block_bytes
+        self.source = source
+        self.transform = transform
+        self.reader = reader
+        self.position = position
+        self.seed = seed
+        self.refusals = refusals
+        self.shuffle_block = shuffle_block
+        self.block_bytes = block_bytes
 
     def samples(self) -> Iterator[Sample]:
-        """Yields (image, caption or None) for ever; after each, `position` is the one behind it.
+        """Yields (image, caption or None) forever; after each sample, `position` is the one following it.
 
         Raises:
-            BadDataError: there is nothing to be found.
+            BadDataError: there is no usable sample.
         """
-        pieces, empty_epochs = self.position.pieces, 0
+        pieces = self.position.pieces
+        empty_epochs = 0
         while True:
             is_own_epoch = not pieces
             if is_own_epoch:
@@ -87,7 +93,7 @@ class SourceReader:
             if empty_epochs == MAX_EMPTY_EPOCHS:
                 raise BadDataError(
                     f"{self.source.name!r} gave reader {self.reader.index + 1} of {self.reader.count} no usable sample "
-                    f"in {MAX_EMPTY_EPOCHS} whole passes: {self.refusals.reasons()}. If the data set is small, use "
+                    f"in {MAX_EMPTY_EPOCHS} whole epochs: {self.refusals.reasons()}. If the data set is small, use "
                     "fewer workers."
                 )
 
@@ -97,17 +103,19 @@ class SourceReader:
         for rows, begin, last, problems in self._blocks(piece):
             if begun:
                 block_bytes = piece.block_bytes
-            else:  # else they were counted when the block was read first
+            else:  # otherwise they were counted when the block was first read
                 block_bytes = self.block_bytes
                 for reason, detail in problems:
                     self.refusals.add(self.source.name, reason, detail)
             order = np.random.default_rng((*key, *begin)).permutation(len(rows))
-            # Taken from the end of a list, no row is held longer than it is needed.
+            # Rows are popped from the end of a list, so that none is held longer than needed.
             left = [rows[number] for number in order[begun:][::-1]]
             rows.clear()
             for offset in range(begun, len(order)):
                 piece.shard, piece.row = begin
-                piece.used, piece.last, piece.block_bytes = offset + 1, last, block_bytes
+                piece.used = offset + 1
+                piece.last = last
+                piece.block_bytes = block_bytes
                 rng = np.random.default_rng((*key, *begin, offset))
                 sample = self._sample(left.pop(), rng)
                 if sample is not None:
@@ -116,7 +124,7 @@ class SourceReader:
             begun = 0
 
     def _blocks(self, piece: Piece) -> Iterator[tuple[list[dict], Place, int, list[tuple[str, str]]]]:
-        """Yields (rows, place of the first, shard of the last, what was wrong on the way) until the piece ends."""
+        """Yields (rows, place of the first, shard of the last, problems) of each block until the piece ends."""
         rows: list[dict] = []
         problems: list[tuple[str, str]] = []
         begin = place = piece.place
@@ -142,7 +150,8 @@ class SourceReader:
             del row
             if len(rows) == self.shuffle_block or (max_bytes is not None and held >= max_bytes):
                 yield rows, begin, place[0], problems
-                rows, problems = [], []
+                rows = []
+                problems = []
                 held = 0
                 max_bytes = self.block_bytes
         yield rows, begin, place[0], problems
@@ -161,7 +170,7 @@ class SourceReader:
 
 
 def sample_key(row: dict, source: Source) -> str:
-    """What to call a row in a message: its key and shard, or the image's file name."""
+    """Returns a row's name for messages: its key and shard, or the image's file name."""
     if isinstance(row.get("__key__"), str):
         return f"{row['__key__']} of {shown(str(row['__url__']))}" if "__url__" in row else row["__key__"]
     try:

@@ -1,6 +1,6 @@
 """The harder embedded data set: two objects, to be told from 255 other combinations that were never seen together.
 
-Where `shapes` is nearly learned in minutes on a CPU, this one leaves room to tell one way of training from another.
+While `shapes` is nearly learned in minutes on a CPU, this data set leaves room to compare ways of training.
 Each picture has two objects, side by side or one above the other, of different colours and shapes; its caption names
 both, in either order. Of the 1,568 combinations, 256 never occur in training; naming the combination is the zero-shot
 test, at a chance of 1 in 256. Most wrong answers share a colour or a shape with the right one: two colours and two
@@ -28,7 +28,7 @@ _OBJECTS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _COMBINATIONS: tuple[Combination, ...] = tuple(
     (one, other) for one, other in combinations(_OBJECTS, 2) if one[0] != other[0] and one[1] != other[1]
 )
-# Every sixth: colours and shapes come up about equally often on both sides.
+# Every sixth, so that colours and shapes are about equally frequent on both sides.
 TEST_COMBINATIONS = _COMBINATIONS[::6][:NUM_CLASSES]
 TRAIN_COMBINATIONS = tuple(sorted(set(_COMBINATIONS) - set(TEST_COMBINATIONS)))
 
@@ -41,7 +41,7 @@ CLASS_NAMES = tuple(f"{_article(' '.join(one))} and {_article(' '.join(other))}"
 
 
 def _place(rng: np.random.Generator, pairs: Combination) -> tuple[list[SceneObject], str]:
-    """The two objects, the left or upper one first, and how it lies to the other."""
+    """Places the two objects, and returns them, the left or upper one first, with the words for their arrangement."""
     first, second = pairs if rng.random() < 0.5 else pairs[::-1]
     beside = rng.random() < 0.5
     objects = []
@@ -76,7 +76,7 @@ def _picture(rng: np.random.Generator, objects: list[SceneObject], side: int, pa
 
 
 def generate_train(shards: list[int], num_samples: int, image_size: int, seed: int) -> Iterator[dict]:
-    """Yields `{"image": {"bytes", "path"}, "caption"}` for the given shards; a sample depends on its number alone."""
+    """Yields `{"image": {"bytes", "path"}, "caption"}` for the given shards; a sample depends only on its number."""
     for index in numbers(shards, num_samples):
         rng = np.random.default_rng((seed, 2, index))
         objects, relation = _place(rng, choose(rng, TRAIN_COMBINATIONS))
@@ -85,7 +85,7 @@ def generate_train(shards: list[int], num_samples: int, image_size: int, seed: i
 
 
 def generate_test(shards: list[int], num_samples: int, image_size: int, seed: int) -> Iterator[dict]:
-    """Yields `{"image": {"bytes", "path"}, "label"}`: combinations that were held out, in turn."""
+    """Yields `{"image": {"bytes", "path"}, "label"}`of held-out combinations, in turn."""
     for index in numbers(shards, num_samples):
         rng = np.random.default_rng((seed, 3, index))
         objects, _ = _place(rng, TEST_COMBINATIONS[index % NUM_CLASSES])

@@ -1,10 +1,9 @@
 """The embedded data set: procedural scenes with captions, made by a seeded generator.
 
-It exists so that a fresh clone trains and is measured without a download, and it enters the library through the same
-door as any other data. A scene has one to three objects, each with a shape, colour, texture, size and place, on one of
-several backgrounds; the caption names some of these in varied words. Of the 64 colour-shape pairs, 24 never occur in
-training (each colour and each shape misses three); naming the pair in images of these is the zero-shot test, at a
-chance of 1 in 24.
+It lets a fresh clone train and be evaluated without a download, and is read like any other data. A scene has one to
+three objects, each with a shape, colour, texture, size and place, on one of several backgrounds; the caption names
+some of these in varied words. Of the 64 colour-shape pairs, 24 never occur in training (each colour and each shape
+misses three); naming the pair in images of these is the zero-shot test, at a chance of 1 in 24.
 """
 
 import math
@@ -29,15 +28,15 @@ from flip_hf.data.embedded import SAMPLES_PER_SHARD, EmbeddedData, numbers
 NUM_OBJECTS = np.array([0.6, 0.3, 0.1])  # how often a scene has one, two, three objects
 ARTICLE_OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "this is {}", "there is {}")
 
-# One template for each way in which a caption may open, for zero-shot classification.
+# Templates for zero-shot classification, matching the openings of captions.
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "this is a {}.")
 
 NUM_SAMPLES = {"train": 64 * SAMPLES_PER_SHARD, "test": 480}
-_TEST_OFFSETS = (0, 3, 5)  # each colour meets three shapes only in the test, and the reverse
+_TEST_OFFSETS = (0, 3, 5)  # each colour meets three shapes only in the test, and vice versa
 
 
 def held_out(colour: str, shape: str) -> bool:
-    """Whether this pair never occurs in training."""
+    """Returns whether this pair never occurs in training."""
     return (tuple(COLOURS).index(colour) + SHAPES.index(shape)) % len(SHAPES) in _TEST_OFFSETS
 
 
@@ -53,7 +52,7 @@ CLASS_NAMES = tuple(f"{colour} {shape}" for colour, shape in TEST_PAIRS)
 
 
 def _draw_object(rng: np.random.Generator, pair: tuple[str, str], others: list[SceneObject]) -> SceneObject | None:
-    """An object that keeps clear of the others, or None if no place was found."""
+    """Draws an object that does not touch the others, or returns None if there is no place for it."""
     texture = "plain" if rng.random() < 0.6 else choose(rng, TEXTURES[1:])
     size = choose(rng, tuple(SIZES))
     if others and size == "large":
@@ -88,7 +87,7 @@ def _place(obj: SceneObject) -> str:
 
 
 def _name(rng: np.random.Generator, obj: SceneObject) -> str:
-    """The object with article and a random choice of its attributes."""
+    """Names the object with an article and a random choice of its attributes."""
     words = []
     if rng.random() < 0.3:
         words.append(choose(rng, SIZE_WORDS[obj.size]))
@@ -100,7 +99,8 @@ def _name(rng: np.random.Generator, obj: SceneObject) -> str:
 
 
 def _relation(first: SceneObject, second: SceneObject) -> str:
-    dx, dy = second.x - first.x, second.y - first.y
+    dx = second.x - first.x
+    dy = second.y - first.y
     if abs(dy) > abs(dx):
         return "above" if dy > 0 else "below"
     return "left of" if dx > 0 else "right of"
@@ -126,7 +126,7 @@ def _caption(rng: np.random.Generator, objects: list[SceneObject], background: s
 
 
 def generate_train(shards: list[int], num_samples: int, image_size: int, seed: int) -> Iterator[dict]:
-    """Yields `{"image": {"bytes", "path"}, "caption"}` for the given shards; a sample depends on its number alone."""
+    """Yields `{"image": {"bytes", "path"}, "caption"}` for the given shards; a sample depends only on its number."""
     for index in numbers(shards, num_samples):
         rng = np.random.default_rng((seed, 0, index))
         objects = _draw_scene(rng, TRAIN_PAIRS, max_objects=3)
@@ -139,7 +139,7 @@ def generate_train(shards: list[int], num_samples: int, image_size: int, seed: i
 
 
 def generate_test(shards: list[int], num_samples: int, image_size: int, seed: int) -> Iterator[dict]:
-    """Yields `{"image": {"bytes", "path"}, "label"}`: one object of a held-out pair, classes in turn."""
+    """Yields `{"image": {"bytes", "path"}, "label"}`of one object of a held-out pair, classes in turn."""
     for index in numbers(shards, num_samples):
         rng = np.random.default_rng((seed, 1, index))
         label = index % len(TEST_PAIRS)

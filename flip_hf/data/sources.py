@@ -1,4 +1,4 @@
-"""Opens any data set as one kind of stream: rows with undecoded images, in shards."""
+"""Open any data set as one kind of stream: rows with undecoded images, in shards."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -30,9 +30,9 @@ from flip_hf.data.texts import read_json
 from flip_hf.redaction import shown
 
 EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
-# Tar shards have no schema: the columns are those of the first rows, any one of which may be damaged.
+# Tar shards have no schema: columns are taken from the first rows, any of which may be damaged.
 _ROWS_LOOKED_AT = 32
-_MAX_LISTED = 32  # columns that a message names
+_MAX_LISTED = 32  # columns listed in a message
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Source:
 
     Attributes:
         shards: its rows, images undecoded.
-        image_column: where the image is; dots lead into nested values (`json.url`), `;` parts alternatives.
-        target_column: where the caption, or in evaluation the label, is; None of data that are opened as images alone.
-        name: what the user called it, without its credentials: messages, results and checkpoints name it so.
+        image_column: column of the image; dots lead into nested values (`json.url`), `;` separates alternatives.
+        target_column: column of the caption or, in evaluation, the label; None for data opened as images alone.
+        name: the user's name for it, without credentials, as used in messages, results and checkpoints.
         class_names: names of the classes, if `target_column` has them.
-        files: what images may name by a path; None where they are bytes.
-        has_text_targets: whether `target_column` holds texts, as far as the first rows tell.
-        holdout: the share of its images that is held out; see `holdout.py`.
+        files: the files that image paths may name; None if images are bytes.
+        has_text_targets: whether `target_column` holds texts, judging by the first rows.
+        holdout: the fraction of its images that is held out; see `holdout.py`.
     """
 
     shards: Shards
@@ -60,7 +60,7 @@ class Source:
     holdout: float = 0.0
 
     def image(self, row: dict) -> Any:
-        """The encoded image of a row, see [`column_value`], or the file of it.
+        """Returns the encoded image of a row, see [`column_value`], or its file.
 
         Raises:
             RefusedSample: it is a path that `files` does not allow; see [`permitted`].
@@ -68,11 +68,11 @@ class Source:
         return permitted(column_value(row, self.image_column), self.files)
 
     def target(self, row: dict) -> Any:
-        """The caption or label of a row, see [`column_value`]; None of images alone."""
+        """Returns the caption or label of a row, see [`column_value`], or None for images alone."""
         return None if self.target_column is None else column_value(row, self.target_column)
 
     def is_held_out(self, row: dict) -> bool:
-        """Tells whether a row is of the held-out part; one without a usable image is of neither."""
+        """Returns whether a row is held out; False for a row without a usable image."""
         if not self.holdout:
             return False
         try:
@@ -81,18 +81,18 @@ class Source:
             return False
 
     def rows(self) -> Iterator[dict]:
-        """All rows that can be read and are not held out, in their own order."""
+        """Yields all readable rows that are not held out, in their own order."""
         rows = read_rows(self.shards, Reader(0, 1), epoch=0, seed=None, report=lambda reason, detail: None)
         return (row for _, row in rows if not self.is_held_out(row))
 
 
 def column_value(row: dict, column: str) -> Any:
-    """The value under a column name; None where there is nothing.
+    """Returns the value under a column name, or None if there is none.
 
-    Dots lead into nested dictionaries and JSON texts; of alternatives (`jpg;png`) the first that is there counts.
+    Dots lead into nested dictionaries and JSON texts; of alternatives (`jpg;png`) the first existing one is used.
 
     Raises:
-        RefusedSample: the value was too large to be read, or is in a text that is no JSON or too much of it.
+        RefusedSample: the value was too large to be read, or is in a text that is not JSON or too large.
     """
     for name in column.split(";"):
         value = _nested_value(row, name)
@@ -119,12 +119,12 @@ def _nested_value(row: dict, column: str) -> Any:
 def _has_texts(rows: list[dict], column: str, kinds: tuple[type, ...] = (str, bytes)) -> bool:
     try:
         return any(isinstance(column_value(row, column), kinds) for row in rows)
-    except RefusedSample:  # met, and counted, when it is read
+    except RefusedSample:  # counted when it is read
         return False
 
 
 def _named_paths(rows: list[dict], column: str, data: str | Sequence[str]) -> FilePolicy | None:
-    """What a column that the user named may name in turn, where it holds paths: files below the data set's folder."""
+    """Returns the files that paths in a column named by the user may name: those below the data set's folder."""
     if not _has_texts(rows, column, (str,)):
         return None
     first = data if isinstance(data, str) else data[0]
@@ -151,7 +151,7 @@ def _find_column(columns: list[str], usual: tuple[str, ...], wanted: str | None,
     if wanted is None and found:
         return found[0]
     if wanted is None or not any(part in columns or part.split(".")[0] in columns for part in wanted.split(";")):
-        named = f"has no {kind} column {wanted!r}" if wanted else f"has no {kind} column of a usual name"
+        named = f"has no {kind} column {wanted!r}" if wanted else f"has no {kind} column with a usual name"
         listed = sorted(columns)
         more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
         raise ValueError(
@@ -162,22 +162,22 @@ def _find_column(columns: list[str], usual: tuple[str, ...], wanted: str | None,
 
 
 def _what_is_missing(columns: list[str], kind: str) -> str:
-    """What to do about a column that was not found."""
+    """Advises what to do about a column that was not found."""
     if kind == "image" and "url" in columns:
-        return "Pictures are not downloaded from their addresses: do it first, with img2dataset or the like."
+        return "Pictures are not downloaded from URLs: download them first, with img2dataset or a similar tool."
     if kind == "caption" and set(columns) <= {"image", "label"}:
         return "Put a text beside each picture, a.txt beside a.jpg, or describe them in a metadata.jsonl."
     return f"Name the right one with --{kind}_column."
 
 
 def _find_columns(columns: list[str], wanted: Wanted, listed: bool, data: str) -> tuple[str | None, str]:
-    """The column of the caption or label, None of images alone, and that of the image.
+    """Finds the column of the caption or label, None for images alone, and that of the image.
 
     Args:
-        columns: those that there are.
-        wanted: what is looked for.
+        columns: the existing columns.
+        wanted: the columns to look for.
         listed: whether rows name files of pictures.
-        data: what to call the data set in a message.
+        data: the data set's name for messages.
     """
     usual = LISTED_COLUMNS if listed else USUAL_COLUMNS
     kind = _label_or_caption(columns, usual, data) if wanted.kind == EITHER else wanted.kind
@@ -186,16 +186,16 @@ def _find_columns(columns: list[str], wanted: Wanted, listed: bool, data: str) -
 
 
 def _label_or_caption(columns: list[str], usual: dict[str, tuple[str, ...]], data: str) -> str:
-    """The kind of target that the columns of usual names hold, `label` or `caption`.
+    """Returns the kind of target in the columns with usual names, `label` or `caption`.
 
     Raises:
-        ValueError: there are both.
+        ValueError: both kinds exist.
     """
     found = {kind: [name for name in usual[kind] if name in columns] for kind in ("label", "caption")}
     if found["label"] and found["caption"]:
         raise ValueError(
-            f"The data set {data!r} has labels ({found['label'][0]}) and captions ({found['caption'][0]}). Say which "
-            f"are to be evaluated: --label_column {found['label'][0]}, or --eval_caption_column {found['caption'][0]}."
+            f"The data set {data!r} has labels ({found['label'][0]}) and captions ({found['caption'][0]}). Choose what "
+            f"to evaluate: --label_column {found['label'][0]}, or --eval_caption_column {found['caption'][0]}."
         )
     return "caption" if found["caption"] else "label"
 
@@ -203,21 +203,21 @@ def _label_or_caption(columns: list[str], usual: dict[str, tuple[str, ...]], dat
 def _with_columns(
     shards: Shards, wanted: Wanted, data: str, split: str | None
 ) -> tuple[Shards, str, str | None, list[dict]]:
-    """The shards of which the needed columns alone are read, the image's and the target's, and the first rows."""
+    """Returns the shards with only the columns of the image and the target, and their first rows."""
     listed = isinstance(shards, ListShards) or (isinstance(shards, ParquetShards) and shards.files is not None)
     rows: list[dict] = []
-    columns = getattr(shards, "columns", None)  # a schema tells them, before anything is read
+    columns = getattr(shards, "columns", None)  # known from a schema before anything is read
     if columns is None:
         rows = _first_rows(shards, data, split)
         columns = list(dict.fromkeys(column for row in rows for column in row))
     target, image = _find_columns(columns, wanted, listed, data)
     if isinstance(shards, PairShards) and wanted.target is None and target is not None:
-        # Each has a text of its own kind.
+        # Each row may have another kind of text.
         kinds = ("label", "caption") if wanted.kind == EITHER else (wanted.kind,)
         usual = next(USUAL_COLUMNS[kind] for kind in kinds if target in USUAL_COLUMNS[kind])
         target = ";".join(name for name in usual if name in columns)
     if isinstance(shards, TarShards) and wanted.image is None:
-        image = ";".join(USUAL_COLUMNS["image"])  # each sample has an extension of its own
+        image = ";".join(USUAL_COLUMNS["image"])  # each sample may have another extension
     shards = shards.select(image, target)
     return shards, image, target, rows or _first_rows(shards, data, split)
 
@@ -225,10 +225,10 @@ def _with_columns(
 def _with_columns_of_tar(
     shards: TarShards, wanted: Wanted, data: str, split: str | None
 ) -> tuple[Shards, str, str | None, list[dict]]:
-    """Likewise, of tar shards; with keys that end at the last dot, where no columns are found with others.
+    """Does the same for tar shards, with keys that end at the last dot if no columns are found otherwise.
 
     Raises:
-        ValueError: columns are missing; or pictures and texts of samples are not together.
+        ValueError: columns are missing, or the pictures and texts of samples are not adjacent.
     """
     try:
         found = _with_columns(shards, wanted, data, split)
@@ -250,8 +250,8 @@ def _with_columns_of_tar(
 
 def _are_parted(data: str, members: tuple[str, str]) -> ValueError:
     return ValueError(
-        f"In {data!r}, {members[0]!r} and {members[1]!r} are parts of one sample, and others lie between them. Write "
-        "the archive anew with its members sorted by name: tar --sort=name -cf NEW.tar FOLDER."
+        f"In {data!r}, {members[0]!r} and {members[1]!r} belong to one sample, but other members are between them. "
+        "Rewrite the archive with its members sorted by name: tar --sort=name -cf NEW.tar FOLDER."
     )
 
 
@@ -280,22 +280,22 @@ def open_source(
     """Opens a data set for streaming.
 
     Args:
-        data: `shapes` or `scenes` (embedded), a Hub id, a folder (see `opening.py` for what may be in it), or tar or
-            parquet files or lists as a path, URL or pattern (`*`, `{0000..0099}`), or several such files. URLs are
-            whatever fsspec opens: `https://`, `hf://`, `s3://` with s3fs installed, and so on; all but `http(s)://` may
-            name a folder of shards. Variables in a URL, `${TOKEN}`, are filled in.
-        split: name of the split; None for all that a folder holds. Files that are named themselves are all read.
-        config: name of a configuration, of a data set on the Hub or a folder with a card.
-        image_column: column of the image; found by its usual names if None. Of a table, it may be named to hold paths
-            of image files, below the data set's own folder.
-        target_column: column of the caption or label; found by its usual names if None.
-        kind: what `target_column` holds, `caption` or `label`, or `either` of them, whichever is there; or `image`: it
-            is not looked for, images do alone.
+        data: `shapes` or `scenes` (embedded), a Hub id, a folder (see `opening.py` for its possible contents), or tar
+            or parquet files or lists given as a path, URL or pattern (`*`, `{0000..0099}`), or several such files. URLs
+            may be any that fsspec opens: `https://`, `hf://`, `s3://` with s3fs installed, and so on; all but
+            `http(s)://` may name a folder of shards. Variables in a URL, `${TOKEN}`, are filled in.
+        split: name of the split; None for everything in a folder. Files named directly are all read.
+        config: name of a configuration of a data set on the Hub or of a folder with a card.
+        image_column: column of the image; by default found by its usual names. In a table, a column named here may
+            hold paths of image files below the data set's own folder.
+        target_column: column of the caption or label; by default found by its usual names.
+        kind: content of `target_column`: `caption`, `label`, or `either` of them, whichever exists; `image` opens
+            images alone, without a target.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: the data are of no form that can be read, the split or the configuration is unknown, there is no
-            sample, or a column is missing; the message lists what there is.
+        FileNotFoundError: the data do not exist.
+        ValueError: the format is not supported, the split or the configuration is unknown, there is no sample, or a
+            column is missing; the message lists what exists.
     """
     name = shown(data) if isinstance(data, str) else f"{shown(data[0])} and {len(data) - 1} more"
     data = fill_in_variables(data) if isinstance(data, str) else [fill_in_variables(each) for each in data]

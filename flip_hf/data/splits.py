@@ -1,9 +1,9 @@
-"""The splits of a local folder, found as `datasets` finds those of a data set on the Hub, without asking anybody.
+"""Find the splits of a local folder as `datasets` finds those of a data set on the Hub, without network access.
 
-A folder's card (`README.md`) may say which files form which split, of which configuration. Else names of folders and
-files tell: `train/`, `data/test-00000-of-00001.parquet`, `val.tar`. Else all files are the split `train`. The patterns
-are those of `datasets`; they are matched here against one listing of the folder, which `datasets` would walk through
-again for each of sixty patterns: a minute for 20,000 pictures.
+A folder's card (`README.md`) may say which files form which split of which configuration. Otherwise the names of
+folders and files decide: `train/`, `data/test-00000-of-00001.parquet`, `val.tar`. If they do not, all files are the
+split `train`. The patterns are those of `datasets`, matched here against one listing of the folder; `datasets` would
+walk the folder for each of sixty patterns, which takes a minute for 20,000 pictures.
 """
 
 import os
@@ -20,19 +20,19 @@ from huggingface_hub.repocard import metadata_load
 
 from flip_hf.redaction import shown
 
-# Which files may be a data set's card, the later one before the earlier.
+# Files that may be a data set's card; later ones take precedence.
 CARDS = ("README.md", ".huggingface.yaml")
 _MAX_CARD_BYTES = 2**22
-# What a configuration may say beside where its files are, without asking for them to be read in another way.
+# Fields of a configuration that do not change how its files are read.
 _HARMLESS = {"data_files", "data_dir", "default", "version", "description"}
 UNDIVIDED = "train"
-_SIGNS = re.compile(r"[*?/]|\[[^]]*\]")  # of a pattern
+_SIGNS = re.compile(r"[*?/]|\[[^]]*\]")  # wildcards and separators of a pattern
 
 
 def list_folder(folder: str) -> list[str]:
-    """The paths of a folder's files, relative and in order.
+    """Lists the relative paths of a folder's files in order.
 
-    Hidden ones, and folders such as `__MACOSX`, are left out. Links to folders are followed, but never in a circle.
+    Hidden files, and folders such as `__MACOSX`, are skipped. Links to folders are followed, but never in a circle.
     """
     found: list[str] = []
     entered: set[str] = set()
@@ -46,7 +46,7 @@ def list_folder(folder: str) -> list[str]:
 
 
 def _is_new(place: str, name: str, entered: set[str]) -> bool:
-    """Tells whether a folder is none, or no link to one, that is being walked through already."""
+    """Returns whether a folder, with links resolved, is not already being walked."""
     path = os.path.join(place, name)
     if not os.path.islink(path):
         return True
@@ -58,7 +58,7 @@ def _is_new(place: str, name: str, entered: set[str]) -> bool:
 
 
 def find_splits(files: Sequence[str]) -> dict[str, list[str]]:
-    """The splits that the names of files and of their folders tell; all files are `train` where they tell none.
+    """Infers splits from the names of files and of their folders; all files are `train` if there are none.
 
     Args:
         files: relative paths of the files that may hold data.
@@ -77,16 +77,16 @@ def find_splits(files: Sequence[str]) -> dict[str, list[str]]:
 
 
 def are_divided(files: Sequence[str], splits: dict[str, list[str]]) -> bool:
-    """Tells whether splits are more than the one name that files have which nothing divides."""
+    """Returns whether files are really divided, rather than all in the one default split."""
     return set(splits) != {UNDIVIDED} or len(splits[UNDIVIDED]) < len(files)
 
 
 def _match(files: Sequence[str], patterns: Iterable[str]) -> list[str]:
-    """The files that fit any of the patterns, in the order of the patterns, each once."""
+    """Returns the files that match any of the patterns, in the order of the patterns, each once."""
     matched: dict[str, None] = {}
     for pattern in patterns:
         expression = re.compile(glob_translate(pattern))
-        # To search for the longest part without signs takes a tenth of the time.
+        # Searching for the longest literal part first takes a tenth of the time.
         literal = max(_SIGNS.split(pattern), key=len).strip("/")
         matched.update(
             (file, None) for file in files if literal in file and expression.match(file.replace(os.sep, "/"))
@@ -100,10 +100,10 @@ def _match(files: Sequence[str], patterns: Iterable[str]) -> list[str]:
 
 
 def read_configs(folder: str) -> MetadataConfigs:
-    """The configurations that a folder's card describes, none where it describes none.
+    """Reads the configurations in a folder's card; empty if there are none.
 
     Raises:
-        ValueError: the card is too large, or its head is damaged.
+        ValueError: the card is too large, or its metadata are damaged.
     """
     told: dict = {}
     for name in CARDS:
@@ -134,16 +134,16 @@ def _read_card(path: str) -> dict:
 def config_splits(
     configs: MetadataConfigs, config: str | None, files: Sequence[str], data: str
 ) -> dict[str, list[str]]:
-    """The files of each split of a configuration.
+    """Returns the files of each split of a configuration.
 
     Args:
         configs: the folder's configurations.
-        config: the name of one; the default one if None.
-        files: relative paths of the folder's files: a card names none but these.
-        data: what to call the folder in a message.
+        config: name of a configuration; None selects the default one.
+        files: relative paths of the folder's files; a card can name only these.
+        data: the folder's name for messages.
 
     Raises:
-        ValueError: there is no such configuration, it must be named, or it asks for what is not done here.
+        ValueError: there is no such configuration, it must be named, or it needs something that is unsupported here.
     """
     chosen = config or configs.get_default_config_name()
     if chosen is None or chosen not in configs:
@@ -154,8 +154,8 @@ def config_splits(
     others = sorted(set(described) - _HARMLESS)
     if others:
         raise ValueError(
-            f"The configuration {chosen!r} of {data!r} asks for {', '.join(others)}, which is not done for a local "
-            "folder. Load it with `datasets`, and name what save_to_disk writes."
+            f"The configuration {chosen!r} of {data!r} asks for {', '.join(others)}, which is not supported for local "
+            "folders. Load it with `datasets`, and name the folder that save_to_disk writes."
         )
     base = os.path.normpath(str(described.get("data_dir") or "."))
     inside = [os.path.relpath(file, base) for file in files if base == "." or PurePosixPath(file).is_relative_to(base)]
@@ -167,7 +167,7 @@ def config_splits(
         for split, each in patterns.items():
             if not splits[split]:
                 raise ValueError(
-                    f"The card of {data!r} names {', '.join(map(repr, each))} for its split {split!r}, and no such "
+                    f"The card of {data!r} names {', '.join(map(repr, each))} for its split {split!r}, but no such "
                     "file is in the folder."
                 )
     return {split: [os.path.normpath(os.path.join(base, file)) for file in found] for split, found in splits.items()}
@@ -178,6 +178,6 @@ def _relative(pattern: str) -> str:
 
 
 def no_such_split(data: str, split: str, splits: Iterable[str], divided: bool = True) -> ValueError:
-    """The error that a data set has not the split that was asked for."""
-    why = "" if divided else f" Nothing in it is named after a split, so that all of it is {UNDIVIDED!r}: ask for that."
+    """Makes the error for a split that a data set does not have."""
+    why = "" if divided else f" Nothing in it is named after a split, so all of it is {UNDIVIDED!r}: ask for that."
     return ValueError(f"The data set {data!r} has no split {split!r}, only: {', '.join(map(str, splits))}.{why}")

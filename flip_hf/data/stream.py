@@ -1,6 +1,6 @@
-"""Batches of one worker: samples drawn from the sources, their visible patches cut out, their captions tokenized.
+"""Make the batches of one worker: draw samples from the sources, cut out visible patches, tokenize captions.
 
-Letters: B samples of a batch, S side of an image in pixels, P side of a patch, L patches, K kept patches, T tokens.
+Letters: B samples per batch, S side of an image in pixels, P side of a patch, L patches, K kept patches, T tokens.
 """
 
 import itertools
@@ -18,17 +18,17 @@ from flip_hf.data.refusals import BadDataError, Refusals
 from flip_hf.data.samples import MAX_BLOCK_BYTES, SourceReader, Transform
 from flip_hf.data.sources import Source
 
-_DRAWS = 1024  # drawn at once: a generator costs more than a number
-_MASKS = 1  # tells the seeds of masks from others made of the same numbers
+_DRAWS = 1024  # numbers drawn at once, as making a generator costs more than drawing
+_MASKS = 1  # distinguishes the seeds of masks from others made of the same numbers
 
 
 @dataclass(frozen=True)
 class View:
-    """What a batch shows of its images.
+    """The visible part of a batch's images.
 
     Attributes:
-        image_size: their side S, in pixels.
-        draw: draws for a batch of B the patches that stay, (B, K), from torch's default generator; None if all do.
+        image_size: side S of the images, in pixels.
+        draw: draws the kept patches (B, K) for a batch of B from torch's default generator; None if all are kept.
     """
 
     image_size: int
@@ -37,14 +37,14 @@ class View:
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """How images become patches.
+    """The way from images to patches.
 
     Attributes:
-        transform: (encoded image, generator, S) to a uint8 tensor (3, S, S).
-        cut: (images (B, 3, S, S), `ids_keep` (B, K) or None) to patches (B, K, 3 * P * P), all L of them for None.
-        view_at: what a step shows that begins when the run has seen so many samples.
-        num_micro: batches of a process that make a step.
-        whole: all patches are sent beside the mask, for a loss on those that it drops.
+        transform: maps (encoded image, generator, S) to a uint8 tensor (3, S, S).
+        cut: maps (images (B, 3, S, S), `ids_keep` (B, K) or None) to patches (B, K, 3 * P * P), all L of them for None.
+        view_at: maps the number of samples seen when a step begins to that step's view.
+        num_micro: batches of a process per step.
+        whole: whether all patches are sent with the mask, for a loss on the dropped ones.
     """
 
     transform: Transform
@@ -58,20 +58,20 @@ class TrainStream(IterableDataset):
     """An endless stream of training batches for one process.
 
     Args:
-        sources: where rows come from; their `target_column` holds captions, if they are to be read.
-        plan: how images become patches.
-        tokenize: list of captions to the text tower's arguments, a dict of tensors (see `training/packing.py`); None
-            without captions.
-        batch_size: samples a batch.
+        sources: the data; their `target_column` holds captions, if these are read.
+        plan: the way from images to patches.
+        tokenize: maps a list of captions to the text tower's arguments, a dict of tensors (see
+            `training/packing.py`); None without captions.
+        batch_size: samples per batch.
         process: this process among all.
-        seed: of order, mixture, augmentation and masks.
+        seed: seed of order, mixture, augmentation and masks.
         shuffle_block: rows of a source shuffled together; 1 keeps the shards' own order.
-        weights: how often each source is drawn from, in any unit; equally often if None.
-        max_bad_fraction: more unusable samples than this among a worker's last ones end the run.
+        weights: sampling weight of each source, in any unit; equal if None.
+        max_bad_fraction: a larger fraction of unusable samples among a worker's last ones ends the run.
 
-    [`TrainLoader`] sets `workers`, the states of this process's workers to go on from (see `_Worker.state`),
-    `first_worker`, whose batch comes next, and `samples`, how many the run has seen when that batch's step begins.
-    `block_bytes` bounds the rows that a worker holds to shuffle them, those of all sources together.
+    [`TrainLoader`] sets `workers`, the states from which this process's workers resume (see `_Worker.state`),
+    `first_worker`, whose batch comes next, and `samples`, the number seen by the run when that batch's step begins.
+    `block_bytes` limits the rows that a worker holds for shuffling, over all sources.
     """
 
     def __init__(
@@ -87,23 +87,28 @@ class TrainStream(IterableDataset):
         weights: list[float] | None = None,
         max_bad_fraction: float = 1.0,
     ):
-        self.sources, self.plan, self.tokenize = sources, plan, tokenize
-        self.batch_size, self.process, self.max_bad_fraction = batch_size, process, max_bad_fraction
-        self.seed, self.shuffle_block = seed, shuffle_block
+        self.sources = sources
+        self.plan = plan
+        self.tokenize = tokenize
+        self.batch_size = batch_size
+        self.process = process
+        self.max_bad_fraction = max_bad_fraction
+        self.seed = seed
+        self.shuffle_block = shuffle_block
         self.weights = np.array(weights or [1.0] * len(sources)) / sum(weights or [1.0] * len(sources))
         self.workers: list[dict] = []
         self.first_worker = self.samples = 0
         self.block_bytes = MAX_BLOCK_BYTES
 
     def view(self, number: int) -> View:
-        """What the `number`-th batch of this process shows, counted from `samples` on."""
+        """Returns the view of the `number`-th batch of this process, counted from `samples` on."""
         step = self.batch_size * self.plan.num_micro * self.process.count
         return self.plan.view_at(self.samples + number // self.plan.num_micro * step)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields batches, each with its `worker`, that worker's `state` and what was counted on the way (`counts`).
+        """Yields batches, each with its `worker`, that worker's `state` and the `counts` since its previous batch.
 
-        The last one is `{"error": message}` where the data cannot be gone on with: an exception would reach the main
+        If the data cannot be used any further, the last item is `{"error": message}`: an exception would reach the main
         process as a page of traceback.
         """
         info = get_worker_info()
@@ -120,16 +125,17 @@ class TrainStream(IterableDataset):
 
 
 class _Worker:
-    """One reader at work on all sources."""
+    """One reader of all sources."""
 
     def __init__(self, stream: TrainStream, reader: Reader, state: dict):
-        self.stream, self.reader = stream, reader
+        self.stream = stream
+        self.reader = reader
         self.refusals = Refusals(stream.max_bad_fraction, tuple(state["window"]))
         self.draws = state["draws"]
         self.positions = [SourcePosition.from_json(values) for values in state["sources"]]
 
     def state(self) -> dict:
-        """What `batches` goes on from, JSON-able: the draws, the window of the refusals, and a position a source."""
+        """Returns a JSON-serialisable state to resume from: draws, window of refusals, a position per source."""
         return {
             "draws": self.draws,
             "window": [self.refusals.good, self.refusals.bad],
@@ -137,9 +143,9 @@ class _Worker:
         }
 
     def batches(self, views: Iterator[View]) -> Iterator[dict[str, torch.Tensor]]:
-        """Yields `{"patches" (B, K, 3 * P * P) uint8, "ids_keep" (B, K)}` and what `tokenize` returns.
+        """Yields `{"patches" (B, K, 3 * P * P) uint8, "ids_keep" (B, K)}` and the results of `tokenize`.
 
-        Where a view shows every patch there is no `ids_keep`; where the plan sends them whole, K is L in `patches`.
+        If a view shows every patch there is no `ids_keep`; if the plan sends whole images, K is L in `patches`.
         """
         stream = self.stream
         readers = [
@@ -160,7 +166,8 @@ class _Worker:
             ids_keep = self._draw_mask(view)
             for reader in readers:
                 reader.image_size = view.image_size
-            patches, captions = [], []
+            patches = []
+            captions = []
             for i in range(stream.batch_size):
                 image, caption = next(samples[self._draw()])
                 mask = None if ids_keep is None or stream.plan.whole else ids_keep[i : i + 1]
@@ -171,17 +178,17 @@ class _Worker:
             yield {"patches": torch.stack(patches), **masks, **texts}
 
     def _draw_mask(self, view: View) -> torch.Tensor | None:
-        """The patches (B, K) that stay; they follow from the seed, the reader and the number of draws before."""
+        """Draws the kept patches (B, K), determined by the seed, the reader and the number of draws before."""
         if view.draw is None:
             return None
         key = (self.stream.seed, self.reader.index, self.reader.count, self.draws, _MASKS)
         seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):  # without workers it is the generator that the model draws from
+        with torch.random.fork_rng(devices=[]):  # without workers the model draws from the same generator
             torch.default_generator.manual_seed(int(seed))
             return view.draw(self.stream.batch_size)
 
     def _draw(self) -> int:
-        """The source of the next sample: it follows from the seed, the reader and the number of draws before."""
+        """Draws the source of the next sample, determined by the seed, the reader and the number of draws before."""
         block, number = divmod(self.draws, _DRAWS)
         self.draws += 1
         if len(self.positions) == 1:
@@ -193,5 +200,5 @@ class _Worker:
 
 
 def initial_state(sources: int) -> dict:
-    """The state of a worker that has read nothing; see `_Worker.state`."""
+    """Returns the state of a worker that has read nothing; see `_Worker.state`."""
     return {"draws": 0, "window": [0, 0], "sources": [SourcePosition([]).to_json() for _ in range(sources)]}

@@ -1,8 +1,8 @@
-"""WebDataset tar shards, read so that a damaged sample costs itself and a damaged shard its rest at most.
+"""Read WebDataset tar shards so that a damaged sample costs only itself, and a damaged shard at most its rest.
 
-The `webdataset` builder of `datasets` ends a shard at the first caption that is no UTF-8, the first broken JSON and the
-first key that comes twice, refuses data whose first samples differ in their members, and takes a cut archive for a
-short one. Here members stay bytes until somebody needs them, and what was lost is reported.
+The `webdataset` builder of `datasets` ends a shard at the first caption that is not UTF-8, the first broken JSON and
+the first duplicate key, refuses data whose first samples differ in their members, and takes a truncated archive for a
+short one. Here members stay bytes until they are needed, and losses are reported.
 """
 
 import copy
@@ -20,30 +20,30 @@ from flip_hf.data.gzipped import GunzippedFile
 from flip_hf.data.reading import Reader
 from flip_hf.redaction import shown
 
-# Members of a sample that are kept. Their bytes are bounded, too, by twice those that one member may have.
+# Members kept per sample. Their bytes are limited, too, to twice the limit of one member.
 MAX_MEMBERS = 1024
 COMPRESSED = (".tar.gz", ".tgz")
 TAR_EXTENSIONS = (".tar", *COMPRESSED)
 _OWN_COLUMNS = ("__key__", "__url__")
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _DOTTED_NAME = re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)")
-# Members whose names are looked at to tell why the parts of a sample are not together.
+# Members whose names are searched for a sample whose parts are not adjacent.
 _NAMES_LOOKED_AT = 20_000
 
 
 def split_name(name: str, *, at_last_dot: bool = False) -> tuple[str, str] | None:
-    """Key and extension; None without both.
+    """Splits a member's path into key and extension; returns None if one is missing.
 
     Args:
         name: a member's path.
-        at_last_dot: the key ends there, and not at the base name's first dot, which is WebDataset's convention.
+        at_last_dot: end the key at the last dot instead of the base name's first dot, which is WebDataset's convention.
     """
     match = (_DOTTED_NAME if at_last_dot else _NAME).fullmatch(name)
     return (match.group(1), match.group(2).lower()) if match else None
 
 
 class _Draft:
-    """A sample whose members are being read; what it holds is bounded in number and in bytes."""
+    """A sample whose members are being read, limited in number and in bytes."""
 
     def __init__(self, key: str, url: str, max_bytes: int):
         self.key = key
@@ -53,14 +53,14 @@ class _Draft:
         self._left = max_bytes
 
     def add(self, extension: str) -> bool:
-        """Makes a place for a member, if there is any left."""
+        """Adds a place for a member, and returns whether there was one left."""
         self.is_crowded = self.is_crowded or len(self.extensions) == MAX_MEMBERS
         if not self.is_crowded:
             self.extensions.add(extension)
         return not self.is_crowded
 
     def take(self, archive: Archive, member: Member, max_bytes: int) -> bytes | RefusedSample | None:
-        """A member's bytes, its refusal, or None where the file ends before it does."""
+        """Returns a member's bytes, its refusal, or None if the file ends within it."""
         if member.is_sparse:
             return RefusedSample("sparse tar member")
         if member.size > max_bytes:
@@ -74,21 +74,22 @@ class _Draft:
 class TarShards:
     """Tar files whose members form samples.
 
-    A row is a dictionary of the encoded members under their extensions, with `__key__` and `__url__`. Neighbours with
-    one key form a sample; an extension that comes again begins another one. Nothing is unpacked to disk.
+    A row is a dictionary of the encoded members by extension, with `__key__` and `__url__`. Adjacent members with the
+    same key form a sample; a repeated extension begins another one. Nothing is unpacked to disk.
 
     Args:
         urls: paths or URLs.
-        max_member_bytes: a larger member is not read; whoever asks for it gets a [`RefusedSample`].
-        keys_have_dots: keys end at a name's last dot, not at its first one: `v1.0-0001.jpg`.
+        max_member_bytes: a larger member is not read; its value is a [`RefusedSample`].
+        keys_have_dots: end keys at a name's last dot, not at its first one: `v1.0-0001.jpg`.
     """
 
     def __init__(self, urls: Sequence[str], max_member_bytes: int = MAX_FILE_BYTES, *, keys_have_dots: bool = False):
-        self.urls, self.max_member_bytes = tuple(urls), max_member_bytes
+        self.urls = tuple(urls)
+        self.max_member_bytes = max_member_bytes
         self.keys_have_dots = keys_have_dots
         self._wanted: frozenset[str] | None = None
         self.remote = any(is_remote(url) for url in self.urls)
-        # Where the last row began that was read of a shard: a lost connection is taken up there.
+        # Start of the last row read of a shard, where reading resumes after a lost connection.
         self._mark = (-1, 0, 0)  # shard, row, byte
         self._in_one_go: set[str] = set()
 
@@ -97,14 +98,14 @@ class TarShards:
         return len(self.urls)
 
     def name(self, shard: int) -> str:
-        """What to call a shard in a message."""
+        """Returns the shard's name for messages."""
         return shown(self.urls[shard])
 
     def select(self, *columns: str | None) -> "TarShards":
-        """The same files, of whose members these alone are read and held.
+        """Returns the same files with only these members.
 
         Args:
-            columns: their extensions; dots lead into nested values, `;` parts alternatives.
+            columns: their extensions; dots lead into nested values, `;` separates alternatives.
         """
         names = [name for column in columns if column for name in column.split(";")]
         shards = copy.copy(self)
@@ -114,16 +115,16 @@ class TarShards:
     def read(
         self, shard: int, first: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
-        """Yields (row's number, row) of a shard.
+        """Yields (row number, row) of a shard.
 
         Args:
-            shard: which.
+            shard: index of the shard.
             first: number of the first row wanted.
-            part: only the rows whose turn it is; all if None.
-            damage: called with a reason for what was lost.
+            part: the reader whose rows are wanted; all rows if None.
+            damage: called with a reason for each loss.
 
         Raises:
-            Exception: of many kinds, if the file cannot be opened, or the connection is lost.
+            Exception: of many types, if the file cannot be opened or the connection is lost.
         """
         marked, row, offset = self._mark
         if marked != shard or row > first:
@@ -131,7 +132,7 @@ class TarShards:
         try:
             yield from self._read(shard, first, row, offset, part, damage)
         except ValueError as error:
-            # fsspec's words for web servers that give no ranges, or do not say how long a file is.
+            # fsspec's messages for web servers without range requests, or that do not send a file's length.
             no_ranges = "range requests" in str(error) or "Cannot seek" in str(error)
             if not no_ranges or self.urls[shard] in self._in_one_go:
                 raise
@@ -154,7 +155,8 @@ class TarShards:
                     self._mark = (shard, row + 1, member.offset)
                     if _wanted(row, first, part):
                         yield row, draft.row
-                    row, draft = row + 1, None
+                    row = row + 1
+                    draft = None
                 draft = draft or _Draft(key, self.urls[shard], 2 * self.max_member_bytes)
                 was_crowded = draft.is_crowded
                 has_place = draft.add(extension) or self._wanted is not None
@@ -173,7 +175,7 @@ class TarShards:
 
     @contextmanager
     def _open(self, shard: int, offset: int) -> Iterator[Archive]:
-        """The archive from a byte on."""
+        """Opens the archive at a byte offset."""
         url = self.urls[shard]
         in_one_go = url in self._in_one_go
         if has_extension(url.lower(), COMPRESSED):
@@ -187,14 +189,14 @@ class TarShards:
             yield Archive(file, offset, seekable=not in_one_go)
 
     def _split(self, member: Member) -> tuple[str, str] | None:
-        """A member's key and extension; None where it is no part of a sample."""
+        """Returns a member's key and extension, or None if it is not part of a sample."""
         name = split_name(member.name, at_last_dot=self.keys_have_dots) if member.is_file else None
         return None if name is None or name[1] in _OWN_COLUMNS else name
 
     def find_parted(self) -> tuple[str, str] | None:
-        """Two members of one sample in the first shard between which there are others; None where there are none.
+        """Finds two members of one sample that are not adjacent in the first shard; returns None if there are none.
 
-        Of the archive the beginning is looked at, and no member is read. One that cannot be opened tells nothing.
+        Only the beginning of the archive is searched, and no member is read. None if the archive cannot be opened.
         """
         try:
             return self._find_parted()

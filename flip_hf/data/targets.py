@@ -1,4 +1,4 @@
-"""What evaluation wants to know of a row: its class, its classes, its captions."""
+"""Read the targets of evaluation from rows: a class, several classes, or captions."""
 
 import io
 from collections import Counter
@@ -11,36 +11,36 @@ from flip_hf.data.class_names import index_of, names_an_index
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.texts import MAX_CAPTIONS, MAX_TEXT_BYTES, read_caption, read_json, usable_captions
 
-# What a text may be where captions are wanted: one caption, one a line, or a JSON list of them.
+# Formats of a text with captions: one caption, one per line, or a JSON list.
 CAPTION_FORMS = ("text", "lines", "json")
-# A name of more bytes belongs to no class.
+# No class has a longer name, in bytes.
 _MAX_NAME_BYTES = 2**16
 
 
 class ClassIndex:
-    """The class of a row, written as an index or as a name.
+    """The class of a row, given as an index or a name.
 
-    A number is an index. A text is a name; where no class has it, it may be an index in ASCII digits, as in the `.cls`
+    A number is an index. A string is a name; if no class has it, it may be an index in ASCII digits, as in the `.cls`
     members of tar shards.
 
     Args:
         class_names: the classes, in the order of the indices.
-        texts: what a text is, where names are numbers, too: `index` or `name`. None refuses a text that could be both.
+        texts: how to read a string if names are numbers, too: `index` or `name`. None refuses an ambiguous string.
     """
 
     def __init__(self, class_names: tuple[str, ...], texts: str | None = None):
         self.count = len(class_names)
         self.texts = texts
         self.is_ambiguous = texts is None and names_an_index(class_names) is not None
-        # Of a name that two classes have, no class can be told: such data are labelled by indices.
+        # A name that two classes share identifies neither: such data are labelled by indices.
         counts = Counter(class_names)
         self.by_name = {name: index for index, name in enumerate(class_names) if counts[name] == 1}
 
     def __call__(self, value: Any) -> int:
-        """The index.
+        """Returns the index of the class.
 
         Raises:
-            RefusedSample: it is none of the classes, says that the row has no label (-1), or could be two classes.
+            RefusedSample: the value is not a class, marks a missing label (-1), or could be two classes.
         """
         if isinstance(value, (bytes, str)) and len(value) > _MAX_NAME_BYTES:
             raise RefusedSample("unknown label")
@@ -48,7 +48,7 @@ class ClassIndex:
             value = value.decode("utf-8", errors="replace")
         if isinstance(value, str):
             value = self._read(value.strip())
-        if isinstance(value, (float, np.floating)) and value.is_integer():  # a table whose column has gaps
+        if isinstance(value, (float, np.floating)) and value.is_integer():  # a column with gaps
             value = int(value)
         if isinstance(value, (int, np.integer)) and 0 <= value < self.count:
             return int(value)
@@ -66,7 +66,7 @@ class ClassIndex:
 
 
 class ClassVector:
-    """Which classes an image shows, of data where it may show several: 1 shows, 0 does not, -1 is not to be judged.
+    """The classes that an image shows, in multi-label data: 1 shown, 0 not shown, -1 not to be evaluated.
 
     Args:
         count: number C of classes.
@@ -76,16 +76,16 @@ class ClassVector:
         self.count = count
 
     def __call__(self, value: Any) -> np.ndarray:
-        """The classes (C,), int; from a list, or from a `.npy` member of a tar file.
+        """Returns the classes (C,), int, from a list or from a `.npy` member of a tar file.
 
         Raises:
-            RefusedSample: it is something else.
+            RefusedSample: the value is neither.
         """
         try:
             classes = self._read(value) if isinstance(value, bytes) else self._listed(value)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise RefusedSample("unknown label") from error
-        # Numbers alone, and whole ones: 0.5 would become 0, and what is not finite anything.
+        # Only whole numbers: 0.5 would become 0, and a non-finite number anything.
         if classes.shape != (self.count,) or classes.dtype.kind not in "biuf" or not np.isin(classes, (-1, 0, 1)).all():
             raise RefusedSample("unknown label")
         return classes.astype(np.int64)
@@ -96,7 +96,7 @@ class ClassVector:
         return np.asarray(value)
 
     def _read(self, file: bytes) -> np.ndarray:
-        """Reads a `.npy` file; `np.load` would reserve what a header claims, and open archives."""
+        """Reads a `.npy` file; `np.load` would allocate what a header claims, and open archives."""
         header = io.BytesIO(file)
         version = np.lib.format.read_magic(header)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
@@ -109,24 +109,24 @@ class ClassVector:
 
 
 def nothing(value: Any) -> None:
-    """No target: of images alone."""
+    """Returns None, the target of images alone."""
 
 
 class Captions:
-    """All captions of an image: a list's usable ones, or those that a text holds; see [`read_caption`].
+    """All captions of an image: the usable ones of a list, or those in a text; see [`read_caption`].
 
     Args:
-        form: what a text is: one of [`CAPTION_FORMS`].
+        form: format of a text, one of [`CAPTION_FORMS`].
     """
 
     def __init__(self, form: str = "text"):
         self.form = form
 
     def __call__(self, value: Any) -> list[str]:
-        """The captions, without white space around them.
+        """Returns the captions without surrounding white space.
 
         Raises:
-            RefusedSample: not one can be used, or there are more than [`MAX_CAPTIONS`].
+            RefusedSample: no caption can be used, or there are more than [`MAX_CAPTIONS`].
         """
         if not isinstance(value, (list, tuple)):
             value = self._parts(value)
@@ -134,7 +134,7 @@ class Captions:
             raise RefusedSample("too many captions")
         found = [caption.strip() for caption in usable_captions(value)]
         if not found:
-            read_caption(value[0] if value else "")  # says what is wrong
+            read_caption(value[0] if value else "")  # raises the reason
         return found
 
     def _parts(self, value: Any) -> Sequence[Any]:
@@ -147,5 +147,5 @@ class Captions:
             if not isinstance(listed, list):
                 raise RefusedSample("captions are not a JSON list")
             return listed
-        # Not `splitlines`, which also parts at U+2028, NEL and form feeds, as they occur inside of captions.
+        # Not `splitlines`, which also splits at U+2028, NEL and form feeds, which occur inside captions.
         return value.split("\n") if isinstance(value, str) else bytes(value).split(b"\n")

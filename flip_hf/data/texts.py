@@ -1,4 +1,4 @@
-"""How much of a text is read: captions, labels and JSON come from strangers, and no context takes megabytes of them."""
+"""Read captions, labels and JSON from untrusted data within bounds; no context takes megabytes of text."""
 
 import contextlib
 import json
@@ -8,25 +8,25 @@ from typing import Any
 
 from flip_hf.data.refusals import RefusedSample
 
-# Of a caption, label or prompt so many characters are tokenized: eight a token for a context of 1,024, where English
-# has four to five. Contexts of CLIP are 77 tokens and fewer.
+# Characters of a caption, label or prompt that are tokenized: eight per token for a context of 1,024, where English has
+# four to five. CLIP's context is 77 tokens.
 MAX_CAPTION_CHARACTERS = 8192
-# Captions of one image; data sets for retrieval have five, or ten.
+# Captions per image; data sets for retrieval have five or ten.
 MAX_CAPTIONS = 1000
-# All captions of one image together, and JSON, of which Python makes objects of thirty times the size.
+# All captions of one image together, and JSON, whose Python objects are thirty times as large.
 MAX_TEXT_BYTES = 2**20
 MAX_JSON_BYTES = 4 * 2**20
 
-# So many brackets cannot be nested too deep.
+# This many brackets cannot be nested too deeply.
 _SHALLOW = 200
 _WORD = re.compile(r"\S+\s?")
 
 
 def bound_text(text: str) -> str:
-    """Cuts a text after [`MAX_CAPTION_CHARACTERS`] characters; a shorter one is returned as it is.
+    """Truncates a text to [`MAX_CAPTION_CHARACTERS`] characters; a shorter one is returned unchanged.
 
-    White space at the beginning of a long text, and all but the first character of other white space in it, is left
-    out, so that it does not take the place of words.
+    White space at the beginning of a long text, and all but the first character of other white space in it, is dropped,
+    so that it does not take the place of words.
     """
     if len(text) <= MAX_CAPTION_CHARACTERS:
         return text
@@ -41,7 +41,7 @@ def bound_text(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    r"""Tells whether a text can be encoded: JSON may hold half a character (`"\ud800"`), which no tokenizer takes."""
+    r"""Returns whether a text can be encoded: JSON may hold half a character (`"\ud800"`), which no tokenizer takes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -50,10 +50,10 @@ def is_unicode(text: str) -> bool:
 
 
 def read_caption(value: Any) -> str:
-    """Reads one caption, of text or UTF-8 bytes, and cuts it (see [`bound_text`]); its line breaks are white space.
+    """Reads one caption from text or UTF-8 bytes and truncates it (see [`bound_text`]); line breaks are white space.
 
     Raises:
-        RefusedSample: it is missing, empty, no text, or of megabytes.
+        RefusedSample: it is missing, empty, not text, or takes megabytes.
     """
     if isinstance(value, (bytes, bytearray, str)) and len(value) > MAX_TEXT_BYTES:
         raise RefusedSample("oversized caption")
@@ -75,7 +75,7 @@ def read_caption(value: Any) -> str:
 
 
 def usable_captions(values: Sequence[Any]) -> list[str]:
-    """Those of several captions that [`read_caption`] can read."""
+    """Returns the captions that [`read_caption`] can read."""
     usable = []
     for value in values:
         with contextlib.suppress(RefusedSample):
@@ -87,7 +87,7 @@ def read_json(text: str | bytes) -> Any:
     """Reads a JSON text.
 
     Raises:
-        RefusedSample: it is damaged, nested too deep, or larger than [`MAX_JSON_BYTES`].
+        RefusedSample: it is damaged, nested too deeply, or larger than [`MAX_JSON_BYTES`].
     """
     if len(text) > MAX_JSON_BYTES:
         raise RefusedSample("oversized JSON")
@@ -98,10 +98,10 @@ def read_json(text: str | bytes) -> Any:
 
 
 def check_json_lines(path: str) -> None:
-    """Checks a file with a JSON text a line, before Arrow reads it: nested deep, it ends the process (pyarrow 26).
+    """Checks a file of JSON lines before Arrow reads it, which crashes the process at deep nesting (pyarrow 26).
 
     Raises:
-        ValueError: a line is too long, or nested too deep; the message names it.
+        ValueError: a line is too long, or nested too deeply; the message names it.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_JSON_BYTES + 1), b""), start=1):

@@ -1,10 +1,10 @@
-"""Tokenizers: word pieces without special tokens, as the official FLIP reads text, or any fast tokenizer as it is.
+"""Tokenize with word pieces without special tokens, as the official FLIP does, or with any fast tokenizer unchanged.
 
-FLIP takes the text's feature at the first token and its tokenizer adds no `[CLS]` or `[SEP]`: the first token is the
-first word piece. `PreTrainedTokenizerFast` around a pipeline of our own keeps that through saving and loading, which a
-changed `BertTokenizer` does not.
+FLIP takes the text's feature at the first token, and its tokenizer adds no `[CLS]` or `[SEP]`: the first token is the
+first word piece. `PreTrainedTokenizerFast` around our own pipeline preserves that through saving and loading; a
+modified `BertTokenizer` does not.
 
-A learned vocabulary folds case, as CLIP's and SigLIP's do, and keeps what tells words apart in other languages than
+A learned vocabulary folds case, as CLIP's and SigLIP's do, and keeps what distinguishes words in languages other than
 English. BERT's uncased normalizer, which comes with the tokenizer of the paper's recipes, drops all accents instead:
 schön becomes schon, がき かき, and Hindi and Thai lose their vowels.
 """
@@ -18,20 +18,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from flip_hf.data.texts import bound_text
 
-PAD, UNKNOWN = "[PAD]", "[UNK]"
-# A vocabulary is learned from so many characters at most. A longer word than this is an unknown one, whatever the
-# vocabulary, and the time that learning takes grows with its square.
+PAD = "[PAD]"
+UNKNOWN = "[UNK]"
+# Characters from which a vocabulary is learned, and of a word. A longer word is unknown in any vocabulary, and the time
+# of learning grows with the square of its length.
 MAX_VOCABULARY_CHARACTERS = 2**28
 MAX_WORD_CHARACTERS = 100
 
-# Private characters, soft hyphens, marks of direction and byte order, the sign of a decoding error, and control
-# characters. Joiners stay: they tell Persian words and emoji apart.
+# Private-use characters, soft hyphens, direction and byte order marks, the replacement character, and control
+# characters. Joiners are kept because they distinguish Persian words and emoji.
 _INVISIBLE = (
     r"[\p{Co}\x{AD}\x{61C}\x{180E}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}-\x{206F}\x{FEFF}\x{FFFD}]"
     r"|[\p{Cc}&&[^\s]]"
 )
-# Thai, Lao, Myanmar, Khmer and kana write whole sentences as one word, of which a single unseen letter would make an
-# unknown one. Runs of them are cut after so many letters with their marks.
+# Thai, Lao, Myanmar, Khmer and kana write whole sentences as one word, which a single unseen letter would make unknown.
+# Runs of them are split after this many letters with their marks.
 _UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\ua9e0-\ua9ff\uaa60-\uaa7f\uff66-\uff9f]"
 _UNSPACED_LETTER = re.compile(_UNSPACED)
 _RUN_LENGTH = 16
@@ -50,7 +51,7 @@ def _wrap(backend: Tokenizer, context_length: int) -> PreTrainedTokenizerFast:
 
 
 def _normalizer() -> normalizers.Normalizer:
-    """Lower-cases, keeps accents as characters of their own (NFD), and drops what nobody sees."""
+    """Returns a normalizer that lower-cases, keeps accents as separate characters (NFD), and drops invisible ones."""
     return normalizers.Sequence(
         [
             normalizers.NFD(),
@@ -62,7 +63,7 @@ def _normalizer() -> normalizers.Normalizer:
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Splits at white space, punctuation and ideographs, and cuts long runs of scripts without spaces."""
+    """Returns a splitter at white space, punctuation and ideographs that also splits long runs of unspaced scripts."""
     runs = pre_tokenizers.Split(Regex(f"(?:(?={_UNSPACED})\\X){{1,{_RUN_LENGTH}}}"), behavior="isolated")
     return pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), runs])
 
@@ -71,9 +72,9 @@ def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_
     """Learns a lower-cased word-piece tokenizer from captions; padding is id 0 and no special token is added.
 
     Args:
-        captions: texts to learn from: the first [`MAX_VOCABULARY_CHARACTERS`], without words of more than
-            [`MAX_WORD_CHARACTERS`].
-        vocab_size: at most this many pieces, but no fewer than the captions have characters.
+        captions: texts to learn from; only the first [`MAX_VOCABULARY_CHARACTERS`] characters are used, without words
+            longer than [`MAX_WORD_CHARACTERS`].
+        vocab_size: maximum number of pieces, but never fewer than the captions have different characters.
         context_length: the model's context in tokens; the tokenizer's `model_max_length`.
     """
     model = models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS)  # pyright: ignore
@@ -89,8 +90,8 @@ def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_
 
 
 def _learnable(captions: Iterable[str]) -> Iterator[str]:
-    """Yields bounded captions without their long words, up to a bound, and letters of scripts without spaces."""
-    # Of its own: to ask the tokenizer that is being trained would wait for the end of the training.
+    """Yields bounded captions without long words, up to a total limit, and then letters of unspaced scripts."""
+    # A separate normalizer, because that of the tokenizer being trained is locked until the training ends.
     normalizer = _normalizer()
     pre_tokenizer = _pre_tokenizer()
     unspaced: set[str] = set()
@@ -106,7 +107,7 @@ def _learnable(captions: Iterable[str]) -> Iterator[str]:
                 text = " ".join(word for word in words if len(word) <= MAX_WORD_CHARACTERS)
         unspaced.update(_UNSPACED_LETTER.findall(normalizer.normalize_str(text)))
         yield text
-    # A run with a letter that never stood first, or never stood after another, would be unknown as a whole.
+    # A run with a letter never seen in first place, or never after another, would be unknown as a whole.
     yield from (letter + letter for letter in sorted(unspaced))
 
 
@@ -114,10 +115,10 @@ def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bo
     """Loads a fast tokenizer from the Hub or a folder.
 
     Args:
-        name_or_path: what `AutoTokenizer.from_pretrained` takes, e.g. `google-bert/bert-base-uncased`.
+        name_or_path: folder or Hub id for `AutoTokenizer.from_pretrained`, e.g. `google-bert/bert-base-uncased`.
         context_length: the model's context in tokens; becomes `model_max_length`.
-        special_tokens: False takes the word pieces alone, as the official FLIP does (BERT vocabularies); True leaves
-            the tokenizer as it is, as a CLIP tokenizer needs it.
+        special_tokens: False keeps only the word pieces, as in the official FLIP (BERT vocabularies); True leaves the
+            tokenizer unchanged, as a CLIP tokenizer requires.
 
     Raises:
         ValueError: the tokenizer has no fast backend, or no padding token.
@@ -143,14 +144,14 @@ def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bo
 
 
 def check_pooling(tokenizer: PreTrainedTokenizerBase, text_config: Any) -> None:
-    """Checks that the token which is a text's feature is one that the tokenizer gives every text.
+    """Checks that the tokenizer gives every text the token from which its feature is pooled.
 
     Args:
-        tokenizer: as texts are going to go through it.
-        text_config: of the model's text tower.
+        tokenizer: the tokenizer as it will be used.
+        text_config: configuration of the model's text tower.
 
     Raises:
-        ValueError: `pooling_type` is `eos` or `argmax`, and no end-of-text token stands where it is looked for: the
+        ValueError: `pooling_type` is `eos` or `argmax`, and there is no end-of-text token where it is expected: the
             feature would be that of an arbitrary token.
     """
     pooling = text_config.pooling_type
@@ -160,16 +161,16 @@ def check_pooling(tokenizer: PreTrainedTokenizerBase, text_config: Any) -> None:
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]
     if (wanted in ids) if pooling == "eos" else (ids and ids[-1] == max(ids) and ids[-1] in tokenizer.all_special_ids):
         return
-    looked_for = f"token {wanted}" if pooling == "eos" else "the special token of the highest id"
+    looked_for = f"token {wanted}" if pooling == "eos" else "the special token with the highest id"
     raise ValueError(
-        f'pooling_type="{pooling}" reads the feature of a text at {looked_for}, and the tokenizer gives texts none: '
+        f'pooling_type="{pooling}" reads the feature of a text at {looked_for}, but the tokenizer does not add it: '
         f"'a' becomes {ids}. Keep the tokenizer's special tokens (--special_tokens), make eos_token_id the one that it "
         'ends texts with, or take pooling_type="first".'
     )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Checks that every token id has a row in the model's table.
+    """Checks that every token id has a row in the model's embedding table.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model.

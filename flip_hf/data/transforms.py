@@ -1,4 +1,4 @@
-"""Crop, resize, flip: images to uint8 tensors. Normalisation happens on the device, on what is kept."""
+"""Crop, resize and flip images to uint8 tensors. Normalisation happens on the device, for kept patches only."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from flip_hf.data.rendering import WHITE, Colour
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    """(3, height, width), uint8."""
+    """Converts an image to (3, height, width), uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def resize(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """(3, height, width) to (3, side, side), uint8, antialiased bicubic: Pillow's to one grey level, in a quarter of
-    the time where the processor has AVX2.
+    """Resizes (3, height, width) to (3, side, side), uint8, antialiased bicubic: within one grey level of Pillow's, in
+    a quarter of the time if the processor has AVX2.
     """
     size = (side, side)
     return torch.nn.functional.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
@@ -28,25 +28,28 @@ def resize(pixels: torch.Tensor, side: int) -> torch.Tensor:
 def random_crop_box(
     width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """A random box (left, top, right, bottom) of a fraction of the image's area and a log-uniform aspect ratio.
+    """Draws a box (left, top, right, bottom) with a fraction of the image's area and a log-uniform aspect ratio.
 
-    Ten candidates are drawn and the first that fits is taken, else the largest centred square; as torchvision's
+    The first of ten candidates that fits is taken, or else the largest centred square, as in torchvision's
     RandomResizedCrop, which FLIP's own data pipeline follows.
     """
-    for _ in range(10 if area[0] < 1 else 0):  # nothing but the whole has the whole area
+    for _ in range(10 if area[0] < 1 else 0):  # only the whole image has the whole area
         target = rng.uniform(*area) * width * height
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            left = int(rng.integers(width - w + 1))
+            top = int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
     return centre_square(width, height)
 
 
 def centre_square(width: int, height: int) -> Box:
-    """The largest centred square (left, top, right, bottom)."""
+    """Returns the largest centred square (left, top, right, bottom)."""
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
+    left = (width - side) // 2
+    top = (height - side) // 2
     return left, top, left + side, top + side
 
 
@@ -58,7 +61,7 @@ class TrainTransform:
         crop_area: smallest and largest fraction of the area; (0.5, 1) in FLIP's code.
         crop_ratio: smallest and largest aspect ratio.
         flip: probability of a horizontal flip.
-        background: of transparent parts.
+        background: colour of transparent parts.
     """
 
     crop_area: tuple[float, float] = (0.5, 1.0)
@@ -67,10 +70,10 @@ class TrainTransform:
     background: Colour = WHITE
 
     def __call__(self, value: Any, rng: np.random.Generator, image_size: int) -> torch.Tensor:
-        """An encoded image (see `open_image`) to (3, image_size, image_size), uint8.
+        """Transforms an encoded image (see `open_image`) to (3, image_size, image_size), uint8.
 
         Raises:
-            RefusedSample: it cannot be used.
+            RefusedSample: the image cannot be used.
         """
         image = open_image(value)
         box = random_crop_box(*upright_size(image), self.crop_area, self.crop_ratio, rng)
@@ -80,7 +83,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """What the saved image processor does, to the pixel: the short side resized, the centre cut out.
+    """The transform of the saved image processor, equal to the pixel: resize the short side, crop the centre.
 
     Args:
         image_size: side of the result, in pixels.
@@ -89,10 +92,11 @@ class EvalTransform:
     image_size: int
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Returns (3, image_size, image_size), uint8."""
+        """Transforms an image to (3, image_size, image_size), uint8."""
         image = bounded_shape(image)
         short = min(image.size)
         width, height = (int(self.image_size * side / short) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
+        left = (width - self.image_size) // 2
+        top = (height - self.image_size) // 2
         return _to_tensor(image.crop((left, top, left + self.image_size, top + self.image_size)))

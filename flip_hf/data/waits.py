@@ -1,8 +1,8 @@
-"""Waits for data that a signal can end: a web server that says nothing must not stand between SIGTERM and a checkpoint.
+"""Let signals end waits for data: a silent web server must not stand between SIGTERM and a checkpoint.
 
-A signal's handler cannot know whether the process computes, where it must not be interrupted, or waits, where it may.
-Whoever waits says so with [`waiting`]; the handler calls [`end_waits`]. The state is the process's own: forked loader
-workers take no stop signals (see workers.py).
+A signal handler cannot know whether the process computes, which must not be interrupted, or waits, which may be. Code
+that waits says so with [`waiting`]; the handler calls [`end_waits`]. The state belongs to the process: forked loader
+workers ignore stop signals (see workers.py).
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class WaitEnded(BaseException):
-    """A wait for data that a signal has ended; no `Exception`, or code on the way would take it for bad data."""
+    """A signal ended a wait for data; not an `Exception`, which code in between would take for bad data."""
 
 
 class _Waits:
@@ -23,7 +23,7 @@ def waiting() -> Iterator[None]:
     """Marks a wait for data.
 
     Raises:
-        WaitEnded: [`end_waits`] was called, before or meanwhile.
+        WaitEnded: [`end_waits`] was called before or during the wait.
     """
     _Waits.waiting = True
     try:
@@ -35,10 +35,10 @@ def waiting() -> Iterator[None]:
 
 
 def end_waits() -> None:
-    """Ends the wait under way and every later one; called by a signal's handler, in the main thread.
+    """Ends the current wait and every later one; called by a signal handler, in the main thread.
 
     Raises:
-        WaitEnded: the process waits for data.
+        WaitEnded: the process is waiting for data.
     """
     _Waits.ended = True
     if _Waits.waiting:

@@ -1,4 +1,4 @@
-"""Loader workers: how many there are, how they take signals, and how they end, whatever happened."""
+"""Manage loader workers: their number, their signal handling, and their end, whatever happened."""
 
 import multiprocessing
 import os
@@ -15,18 +15,18 @@ import torch.multiprocessing
 
 from flip_hf.data.waits import waiting
 
-# Seconds that workers have to end by themselves, all together.
+# Seconds in which all workers together must end by themselves.
 GRACE_SECONDS = 5.0
 
 
 def cores_per_process() -> int:
-    """Returns how many processor cores each process of this machine may use."""
+    """Returns the number of processor cores that each process of this machine may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def default_workers() -> int:
-    """Returns how many loader workers a process has by default: the cores that are left, at most eight."""
+    """Returns the default number of loader workers of a process: the remaining cores, at most eight."""
     return min(8, cores_per_process() - 1)
 
 
@@ -34,8 +34,8 @@ def start_worker(worker_id: int) -> None:
     """Makes a DataLoader's worker ignore SIGINT and the first SIGTERM (a `worker_init_fn`); the second ends it.
 
     Ctrl-C goes to the whole process group and Slurm signals every process of a step; a worker that died of it would
-    end the run before it has saved. The training process tells its workers to leave through their queue and kills those
-    that do not (see [`open_batches`]); where it was killed itself, the kernel kills them.
+    end the run before it has saved. The training process asks its workers to exit through their queue and kills those
+    that do not (see [`open_batches`]); if it was killed itself, the kernel kills them.
     """
     received: list[int] = []
 
@@ -47,7 +47,7 @@ def start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, take)
     if sys.platform == "linux":
-        # A worker that reads from a server which says nothing would not notice that its process is gone.
+        # A worker that reads from a silent server would not notice that its parent process is gone.
         torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -55,12 +55,11 @@ def start_worker(worker_id: int) -> None:
 def open_batches(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
     """Opens an iterator over a DataLoader's batches, whose workers end with the block, however it ends.
 
-    Each wait for a batch is one that a signal can end (see waits.py). Leaving it to garbage collection would not do:
-    the traceback of an error keeps the iterator alive, and the process would wait at its exit for workers that nobody
-    has told to leave.
+    A signal can end each wait for a batch (see waits.py). Garbage collection would not suffice: the traceback of an
+    error keeps the iterator alive, and the process would wait at its exit for workers that nobody has asked to leave.
 
     Raises:
-        WaitEnded: a signal has ended a wait.
+        WaitEnded: a signal ended a wait.
     """
     iterator = iter(loader)
     try:
@@ -80,14 +79,14 @@ def _waited_for(iterator: Iterator[Any]) -> Iterator[Any]:
 
 
 def _shut_down(iterator: Any) -> None:
-    """Tells the workers of a DataLoader's iterator to leave, and kills those that have not after `GRACE_SECONDS`."""
+    """Asks the workers of a DataLoader's iterator to exit, and kills those still alive after `GRACE_SECONDS`."""
     workers = getattr(iterator, "_workers", [])
     if not workers:
         return
     timer = threading.Timer(GRACE_SECONDS, _kill, (workers,))
     timer.daemon = True
     timer.start()
-    with suppress(RuntimeError):  # how torch reports, in the middle of this, a worker that was killed
+    with suppress(RuntimeError):  # raised by torch, in the middle of this, for a worker that was killed
         iterator._shutdown_workers()
     timer.cancel()
     _kill(workers)
@@ -100,11 +99,11 @@ def _kill(processes: Any) -> None:
 
 
 def _kill_at_exit() -> None:
-    """Kills the children that `multiprocessing` would otherwise send one SIGTERM and then join without a limit."""
+    """Kills the children to which `multiprocessing` would send one SIGTERM and then join them without a time limit."""
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that was killed
     _kill(child for child in multiprocessing.active_children() if child.daemon)
 
 
-# Runs first of all that `multiprocessing` does at the exit of a process.
+# Runs before anything else that `multiprocessing` does when a process exits.
 util.Finalize(None, _kill_at_exit, exitpriority=1000)

@@ -1,1 +1,1 @@
-"""A page to try a model on, here or as a Space of the Hub."""
+"""Try a model on a page, served locally or as a Space on the Hub."""

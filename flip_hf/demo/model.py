@@ -1,4 +1,4 @@
-"""A model as the page uses it: labels of an image, images of a text, what a mask leaves, what a decoder makes of it."""
+"""Wrap a model for the page: classify images, find images for a text, show masks and reconstructions."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,7 +19,7 @@ from flip_hf.evaluation.templates import resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities
 from flip_hf.modeling import FlipForPreTraining, FlipPreTrainingConfig, FlipProcessor
 
-# Sets of labels whose embeddings are kept: what a visitor moves most is the mask.
+# Sets of labels whose embeddings are cached, because a visitor mostly changes the mask.
 LABEL_SETS = 32
 
 
@@ -27,13 +27,13 @@ class DemoModel:
     """A FlipModel, a CLIPModel, or a FlipForPreTraining.
 
     Args:
-        title: what the page calls it.
-        encoder: images and texts to features; None where nothing has trained the texts.
-        pretraining: with a decoder, or None.
-        image_processor: what an image goes through.
+        title: the model's name on the page.
+        encoder: encodes images and texts; None if the text tower is untrained.
+        pretraining: the model with its decoder, or None.
+        image_processor: the model's image processor.
 
     Raises:
-        ValueError: its labels are not alternatives (SigLIP).
+        ValueError: the model does not treat labels as alternatives (SigLIP).
     """
 
     def __init__(
@@ -41,22 +41,23 @@ class DemoModel:
     ):
         if encoder is not None:
             check_alternatives(encoder.model)
-        self.title, self.encoder, self.pretraining = title, encoder, pretraining
+        self.title = title
+        self.encoder = encoder
+        self.pretraining = pretraining
         self.transform = ImageTransform(image_processor)
         self._label_embeddings = lru_cache(maxsize=LABEL_SETS)(self._embed_labels)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, title: str | None = None) -> "DemoModel":
-        """Loads model and processor from a folder or Hub id, onto a GPU where there is one.
+        """Loads model and processor from a folder or Hub id, onto a GPU if there is one.
 
         Args:
             name_or_path: the folder or id.
-            title: what the page calls it; the id, or the folder's name.
+            title: the model's name on the page; by default the id, or the folder's name.
 
         Raises:
-            ModelUnreadable: there is no such folder or repository, it is damaged, or its processor was not saved with
-                it.
-            ValueError: it is no whole model of images and texts, nor one with a decoder.
+            ModelUnreadable: there is no such folder or repository, it is damaged, or it has no processor.
+            ValueError: it is neither a complete model of images and texts nor one with a decoder.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         path = Path(name_or_path)
@@ -75,32 +76,32 @@ class DemoModel:
             return cls(title, encoder, pretraining if decodes else None, image_processor)
         encoder = Encoder.from_pretrained(name_or_path, device=device)
         if not encoder.knows_texts:
-            raise ValueError(f"{name_or_path} is a vision tower alone, which knows no texts and has no decoder.")
+            raise ValueError(f"{name_or_path} is only a vision tower, without texts and without a decoder.")
         return cls(title, encoder, None, encoder.image_processor)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the model and its processor, and nothing else that lay beside them."""
+        """Writes only the model and its processor, without other files beside them."""
         self.model.save_pretrained(folder)
         (self.transform.image_processor if self.encoder is None else self.encoder.processor).save_pretrained(folder)
 
     @property
     def model(self) -> Any:
-        """The whole model, with its decoder where it has one."""
+        """The whole model, including its decoder if it has one."""
         return self.encoder.model if self.pretraining is None else self.pretraining  # pyright: ignore
 
     @property
     def knows_masks(self) -> bool:
-        """Whether parts of an image can be encoded: CLIPModel sees whole ones only."""
+        """True if parts of an image can be encoded; CLIPModel sees only whole images."""
         return self.encoder is None or self.encoder.knows_masks
 
     @property
     def vision_config(self) -> Any:
-        """Configuration of the vision tower."""
+        """The configuration of the vision tower."""
         towers = self.model if self.pretraining is None else self.pretraining.flip
         return towers.vision_model.config
 
     def about(self) -> str:
-        """One line: what kind of model, and how large."""
+        """The kind and size of the model, in one line."""
         vision = self.vision_config
         kind = "FLIP: CLIP trained on masked images" if self.knows_masks else "CLIP, which sees whole images"
         return (
@@ -115,7 +116,7 @@ class DemoModel:
         return self.transform(image)[None].to(self.model.device)  # (1, C, S, S)
 
     def _mask(self, mask_ratio: float, seed: int) -> torch.Tensor | None:
-        """The visible patches (1, K) of an image; None if those are all."""
+        """Draws the visible patches (1, K) of an image; None if all are visible."""
         if mask_ratio == 0:
             return None
         return draw_masks(self.model, [(0, 0)], mask_ratio, seed).to(self.model.device)
@@ -132,12 +133,12 @@ class DemoModel:
         return grey_out(pictures, visible_pixels(ids_keep, vision.num_patches, vision.patch_size))
 
     def seen(self, image: Image.Image, mask_ratio: float, seed: int) -> Image.Image:
-        """The image as the model sees it: cropped, resized, and grey where patches are dropped.
+        """Renders the image as the model sees it: cropped, resized, and grey where patches are dropped.
 
         Args:
-            image: in RGB.
+            image: an RGB image.
             mask_ratio: fraction of the patches dropped.
-            seed: of the mask.
+            seed: seed of the mask.
 
         Raises:
             ValueError: no patch would be left.
@@ -148,7 +149,7 @@ class DemoModel:
     def reconstruct(
         self, image: Image.Image, mask_ratio: float, seed: int
     ) -> tuple[Image.Image, Image.Image, Image.Image]:
-        """The image, what a mask leaves of it, and what the decoder makes of that; arguments as of [`DemoModel.seen`].
+        """Returns the image, its visible patches, and the decoder's reconstruction; arguments as in [`DemoModel.seen`].
 
         Raises:
             ValueError: no patch would be left, or none dropped.
@@ -176,19 +177,20 @@ class DemoModel:
     def classify(
         self, image: Image.Image, labels: Sequence[str], prompt: str, mask_ratios: Sequence[float], seed: int
     ) -> list[dict[str, float]]:
-        """Probabilities of the labels, one dictionary a mask ratio.
+        """Computes the probabilities of the labels, one dictionary per mask ratio.
 
         Args:
-            image: in RGB.
-            labels: alternatives.
-            prompt: with `{}` for the label; or the name of a set of prompts.
-            mask_ratios: fractions of the patches dropped; 0 alone where `knows_masks` is False.
-            seed: of the masks.
+            image: an RGB image.
+            labels: the alternatives.
+            prompt: a prompt with `{}` for the label, or the name of a prompt set.
+            mask_ratios: fractions of the patches dropped; only 0 if `knows_masks` is False.
+            seed: seed of the masks.
 
         Raises:
             ValueError: no patch would be left, or the prompt has no `{}`.
         """
-        encoder, pixel_values = self._texts_encoder(), self._pixel_values(image)
+        encoder = self._texts_encoder()
+        pixel_values = self._pixel_values(image)
         label_embeds = self._label_embeddings(tuple(labels), resolve_templates(prompt))  # (C, E)
         answers = []
         for mask_ratio in mask_ratios:
@@ -199,21 +201,21 @@ class DemoModel:
         return answers
 
     def too_long(self, texts: Sequence[str]) -> list[str]:
-        """Those of the texts that do not fit into the model's context and are cut."""
+        """Returns the texts that exceed the model's context and are truncated."""
         inputs = self._texts_encoder().text_inputs
         lengths = [len(ids) for ids in inputs.tokenizer(list(map(bound_text, texts)), verbose=False)["input_ids"]]
         return [text for text, length in zip(texts, lengths, strict=True) if length > inputs.max_length]
 
     @torch.no_grad()
     def embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features (B, E), normalised, on the CPU, of whole images (B, C, S, S) as `transform` makes them."""
+        """Encodes whole images (B, C, S, S) from `transform` to normalised features (B, E), on the CPU."""
         return self._texts_encoder().images(pixel_values.to(self.model.device)).cpu()
 
     def embed_text(self, text: str) -> torch.Tensor:
-        """Features (E,) of a text, normalised, on the CPU."""
+        """Encodes a text to normalised features (E,), on the CPU."""
         return self._texts_encoder().texts([text])[0].cpu()
 
 
 def _picture(colours: torch.Tensor) -> Image.Image:
-    """The first of images (B, height, width, 3) in [0, 1]."""
+    """Converts the first of images (B, height, width, 3) in [0, 1] to a picture."""
     return Image.fromarray((colours[0].numpy() * 255).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The page: tabs, what they hold, and what happens when (Gradio 6)."""
+"""Build the page: its tabs, their contents and their events (Gradio 6)."""
 
 import html
 from collections.abc import Sequence
@@ -51,11 +51,11 @@ CSS = """
 
 
 def make_page(model: DemoModel, pictures: Sequence[Picture]) -> gr.Blocks:
-    """The page of a model.
+    """Makes the page of a model.
 
     Args:
-        model: what is tried; without texts or without a decoder, the page lacks those tabs.
-        pictures: what is searched; some of them are the examples.
+        model: the model to try; without texts or without a decoder, the page lacks those tabs.
+        pictures: the pictures to search; some of them are the examples.
     """
     examples = choose_examples(pictures, model.transform.background)
     with gr.Blocks(title=f"Try {model.title}", analytics_enabled=False) as page:
@@ -72,11 +72,11 @@ def make_page(model: DemoModel, pictures: Sequence[Picture]) -> gr.Blocks:
 
 
 def serve(page: gr.Blocks, **options: Any) -> Any:
-    """Serves the page until it is interrupted; nothing is asked of any other host, fonts included.
+    """Serves the page until it is interrupted; it requests nothing from other hosts, not even fonts.
 
     Args:
         page: from [`make_page`].
-        options: `server_port`, `share` and others of `gr.Blocks.launch`.
+        options: `server_port`, `share` and other options of `gr.Blocks.launch`.
     """
     fonts = ["system-ui", "sans-serif"]
     theme = Default(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=fonts)
@@ -85,7 +85,7 @@ def serve(page: gr.Blocks, **options: Any) -> Any:
         css=CSS,
         footer_links=[],
         run_history=False,
-        ssr_mode=False,  # which would take Node
+        ssr_mode=False,  # it would need Node
         max_file_size=MAX_FILE_BYTES,
         **options,
     )
@@ -102,7 +102,7 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
             image = image_input(examples, model.transform.background)
             known = [example.label for example in examples if example.label is not None]
             labels = gr.Textbox(
-                ", ".join(known), label="Labels, apart by commas or lines", lines=2, max_length=MAX_LABELS_TEXT
+                ", ".join(known), label="Labels, separated by commas or lines", lines=2, max_length=MAX_LABELS_TEXT
             )
             prompt = gr.Textbox(PROMPT, label="Prompt", info="{} is the label", max_length=MAX_PROMPT)
             ask = gr.Button("Ask the model", variant="primary")
@@ -116,11 +116,14 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
             table = gr.HTML(visible=model.knows_masks, label="The answer under masks")
 
     def classify(image: Image.Image | None, labels: str, prompt: str, percent: float | None, seed: float | None) -> Any:
-        picture, names, checked = _given(image), read_labels(labels), read_prompt(prompt)
+        picture = _given(image)
+        names = read_labels(labels)
+        checked = read_prompt(prompt)
         if len(names) == 1:
             gr.Warning("A label alone has a probability of 100 %. Give another one to compare it with.")
         _warn_of_cuts(model, [resolve_templates(checked)[0].format(name) for name in names])
-        asked, number = (percent or 0) / 100 if model.knows_masks else 0.0, int(seed or 0)
+        asked = (percent or 0) / 100 if model.knows_masks else 0.0
+        number = int(seed or 0)
         mask_ratios = sorted({*MASK_RATIOS, asked}) if model.knows_masks else [0.0]
         answers = model.classify(picture, names, checked, mask_ratios, number)
         shown = fit_to_show(model.seen(picture, asked, number))

@@ -1,4 +1,4 @@
-"""What the page's tabs are made of: inputs that check themselves, outputs, and mistakes told in words (Gradio 6)."""
+"""Build the parts of the page's tabs: inputs with checks, outputs, and errors in plain words (Gradio 6)."""
 
 import functools
 import html
@@ -15,21 +15,21 @@ from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.demo.search import Picture, fit_to_show
 
 MAX_EXAMPLES = 6
-MAX_MASK = 90  # per cent
-# One at a time, whatever the tab: masks are drawn from torch's default generator, and a CPU is shared badly.
+MAX_MASK = 90  # percent
+# One at a time over all tabs: masks are drawn from torch's default generator, and models share a CPU badly.
 MODEL_AT_WORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image to begin with, and its class where that is known."""
+    """An image to begin with, and its class if known."""
 
     image: Image.Image
     label: str | None
 
 
 def choose_examples(pictures: Sequence[Picture], background: Colour = WHITE) -> list[Example]:
-    """A few sound pictures from all over; of those with labels, no two of one class."""
+    """Chooses a few sound pictures from the whole range, and at most one of each class."""
     found: list[Example] = []
     for picture in pictures[:: max(1, (len(pictures) - 1) // MAX_EXAMPLES)]:
         if picture.label is None or all(picture.label != example.label for example in found):
@@ -41,10 +41,10 @@ def choose_examples(pictures: Sequence[Picture], background: Colour = WHITE) -> 
 
 
 def image_input(examples: Sequence[Example], background: Colour = WHITE) -> gr.Image:
-    """An input whose image is decoded within this project's limits, or refused in words.
+    """Makes an image input that decodes within this project's limits, and refuses other images with a clear message.
 
-    Gradio's own decodes images of any size, and answers a damaged one with a traceback. The method is replaced in the
-    object, because Gradio writes a file beside the source of every class that is derived from a component.
+    Gradio's own input decodes images of any size, and answers a damaged one with a traceback. The method is replaced in
+    the object, because Gradio writes a file beside the source of every class derived from a component.
     """
     first = examples[0].image if examples else None
     image = gr.Image(
@@ -64,7 +64,7 @@ def image_input(examples: Sequence[Example], background: Colour = WHITE) -> gr.I
 
 
 def picture_output(title: str, height: int = 250) -> gr.Image:
-    """A picture under its title: Gradio's own label covers a corner of it."""
+    """Makes a picture under a title, as Gradio's own label would cover a corner of it."""
     with gr.Column(min_width=140):
         gr.Markdown(title)
         return gr.Image(
@@ -79,7 +79,7 @@ def picture_output(title: str, height: int = 250) -> gr.Image:
 
 
 def mask_inputs(*, visible: bool, value: int, minimum: int = 0) -> tuple[gr.Slider, gr.Number]:
-    """How much is dropped, in per cent, and the mask's seed, with a button for the next one."""
+    """Makes inputs for the percentage dropped and the mask's seed, with a button for the next seed."""
     with gr.Row(visible=visible):
         masked = gr.Slider(minimum, MAX_MASK, value, step=5, label="Patches dropped, %", scale=4, buttons=[])
         with gr.Column(scale=2, min_width=140):
@@ -98,30 +98,31 @@ def answer_image(
     *,
     at_once: bool,
 ) -> None:
-    """Has a function called by the triggers, and whenever the first input, the image, is another one.
+    """Calls a function on the triggers, and whenever the first input, the image, changes.
 
     Args:
-        page: what the components are on.
-        function: of the inputs to the outputs; a ValueError is told on the page.
+        page: the page of the components.
+        function: maps the inputs to the outputs; a ValueError is shown on the page.
         inputs, outputs: components.
-        triggers: their events.
-        at_once: whether the page begins with an answer, where it begins with an image.
+        triggers: events that call the function.
+        at_once: whether a page that begins with an image also begins with an answer.
     """
-    image, call = inputs[0], in_words(function)
+    image = inputs[0]
+    call = in_words(function)
     options: dict[str, Any] = {**MODEL_AT_WORK, "show_progress": "minimal", "trigger_mode": "always_last"}
     if at_once and image.value is not None:
         triggers = [page.load, *triggers]
     gr.on(triggers, call, inputs, outputs, api_name=function.__name__, **options)
 
     def see(given: Image.Image | None, *others: Any) -> Any:
-        # Who takes the image away takes the answer away, and need not be told what is missing.
+        # Removing the image removes the answer, without an error message.
         return [None] * len(outputs) if given is None else call(given, *others)
 
     image.change(see, inputs, outputs, api_visibility="private", **options)
 
 
 def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with mistakes in its input (ValueError) told on the page."""
+    """Wraps a function so that errors in its input (ValueError) are shown on the page."""
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -134,5 +135,5 @@ def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_told(message: str) -> gr.Error:
-    """A message as Gradio shows it, which takes it for HTML."""
+    """Makes Gradio's error of a message, escaped because Gradio treats it as HTML."""
     return gr.Error(html.escape(message, quote=False), title="That did not work", print_exception=False)

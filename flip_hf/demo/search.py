@@ -1,4 +1,4 @@
-"""Pictures by name, and the search for those that fit a text."""
+"""Search named pictures for those that match a text."""
 
 import threading
 from collections import Counter
@@ -18,8 +18,9 @@ from flip_hf.demo.model import DemoModel
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 BATCH_SIZE = 32
-# Side of what is shown, in pixels.
-MAX_SHOWN, MIN_SHOWN = 512, 256
+# Side of displayed pictures, in pixels.
+MAX_SHOWN = 512
+MIN_SHOWN = 256
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Picture:
     """An encoded image.
 
     Attributes:
-        value: what [`decode_image`] takes.
-        name: of its file.
-        label: its class, where that is known.
+        value: input of [`decode_image`].
+        name: name of its file.
+        label: its class, if known.
     """
 
     value: dict[str, Any] | StoredFile
@@ -37,22 +38,22 @@ class Picture:
     label: str | None = None
 
     def decode(self, background: Colour = WHITE) -> Image.Image:
-        """The image in RGB, its transparent parts on a background.
+        """Decodes the image to RGB, with transparent parts on a background.
 
         Raises:
-            RefusedSample: it is damaged, too large, or none.
+            RefusedSample: it is damaged, too large, or not an image.
         """
         return decode_image(self.value, background)
 
 
 def embedded_pictures() -> list[Picture]:
-    """The embedded test images."""
+    """Returns the embedded test images."""
     samples = generate_test([0], NUM_SAMPLES["test"], image_size=64, seed=0)
     return [Picture(row["image"], row["image"]["path"], CLASS_NAMES[row["label"]]) for row in samples]
 
 
 def pictures_below(folder: str | Path) -> list[Picture]:
-    """The image files of a folder and its subfolders, by their names; whether they can be decoded is seen later.
+    """Finds the image files of a folder and its subfolders by their extensions, without decoding them.
 
     Raises:
         ValueError: there is no such folder, or no image file in it.
@@ -67,7 +68,7 @@ def pictures_below(folder: str | Path) -> list[Picture]:
 
 
 def fit_to_show(image: Image.Image) -> Image.Image:
-    """An image of a size to look at: a large one made smaller, the pixels of a tiny one repeated."""
+    """Scales an image for display: shrinks a large one, and repeats the pixels of a tiny one."""
     shown = image.copy()
     shown.thumbnail((MAX_SHOWN, MAX_SHOWN))
     factor = -(-MIN_SHOWN // max(shown.size))
@@ -80,28 +81,29 @@ class ImageSearch:
     """Finds the pictures nearest to a text; each is encoded once, at the first search.
 
     Args:
-        model: knows texts.
-        pictures: what is searched.
+        model: a model with texts.
+        pictures: the pictures to search.
     """
 
     def __init__(self, model: DemoModel, pictures: Sequence[Picture]):
-        self.model, self.pictures = model, pictures
+        self.model = model
+        self.pictures = pictures
         self.refused: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._usable: list[Picture] = []
         self._embeds: torch.Tensor | None = None  # (N, E)
 
     def encode(self, progress: Callable[[int, int], Any] = lambda done, total: None) -> torch.Tensor:
-        """Encodes the pictures, leaves out and counts those that cannot be used, and keeps the result.
+        """Encodes the pictures, skips and counts those that cannot be used, and caches the result.
 
         Args:
-            progress: told how many of how many are done.
+            progress: called with the number done and the total.
 
         Returns:
-            (N, E), normalised.
+            Normalised features (N, E).
 
         Raises:
-            ValueError: not one can be used.
+            ValueError: no picture can be used.
         """
         with self._lock:
             if self._embeds is None:
@@ -110,25 +112,27 @@ class ImageSearch:
 
     def _encode(self, progress: Callable[[int, int], Any]) -> torch.Tensor:
         self.refused.clear()
-        self._usable, found = [], []
+        self._usable = []
+        found = []
         background = self.model.transform.background
         for start in range(0, len(self.pictures), BATCH_SIZE):
             progress(start, len(self.pictures))
             images = []
             for picture in self.pictures[start : start + BATCH_SIZE]:
                 try:
-                    images.append(self.model.transform(picture.decode(background)))  # small: a batch of photos is not
+                    # Transformed at once: a batch of whole photos would take far more memory.
+                    images.append(self.model.transform(picture.decode(background)))
                     self._usable.append(picture)
                 except RefusedSample as error:
                     self.refused[error.reason] += 1
             if images:
                 found.append(self.model.embed_images(torch.stack(images)))
         if not found:
-            raise ValueError(f"Not one of the {len(self.pictures)} pictures can be used ({self.reasons()}).")
+            raise ValueError(f"None of the {len(self.pictures)} pictures can be used ({self.reasons()}).")
         return torch.cat(found)
 
     def search(self, text: str, count: int) -> list[tuple[Image.Image, str, float]]:
-        """The `count` pictures nearest to a text, best first: each with its class or name, and cosine similarity.
+        """Finds the `count` pictures nearest to a text, best first, each with its class or name and cosine similarity.
 
         Raises:
             ValueError: see [`ImageSearch.encode`].
@@ -141,10 +145,10 @@ class ImageSearch:
             try:
                 shown = fit_to_show(picture.decode(self.model.transform.background))
                 answers.append((shown, picture.label or picture.name, score))
-            except RefusedSample:  # its file has changed since
+            except RefusedSample:  # its file has changed since it was encoded
                 continue
         return answers
 
     def reasons(self) -> str:
-        """Why pictures were left out, in words."""
+        """Describes why pictures were skipped."""
         return ", ".join(f"{count} {reason}" for reason, count in self.refused.most_common())

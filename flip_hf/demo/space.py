@@ -1,4 +1,4 @@
-"""A folder that is a Space of the Hub: the page, the rooms of this package that it needs, and the model."""
+"""Write the folder of a Space on the Hub: the page, the subpackages that it needs, and the model."""
 
 import shutil
 from pathlib import Path
@@ -14,9 +14,9 @@ from flip_hf.redaction import redact
 
 CODE_LICENCE = "apache-2.0"
 PACKAGE = Path(__file__).parents[1]
-# The page's own room and those that it may use; of the others, only `redaction.py` is imported.
+# The page's own subpackage and those that it may use; beside these it imports only `redaction.py`.
 ROOMS = ("console", "data", "demo", "evaluation", "modeling")
-# Those of pyproject.toml, with `demo`; Gradio comes with the Space, in the version of its card.
+# Those in pyproject.toml, with `demo`; the Space installs Gradio in the version of its card.
 REQUIREMENTS = (
     "accelerate>=1.10",
     "huggingface_hub>=1.5",
@@ -43,13 +43,13 @@ serve(make_page(DemoModel.from_pretrained({model}, title={title!r}), {pictures}(
 
 
 def write_space(folder: Path, name_or_path: str, *, images: str | None = None, license: str | None = None) -> None:
-    """Writes a Space: its card, `app.py`, requirements, this package's files, and a model that lies here.
+    """Writes a Space: its card, `app.py`, requirements, this package's files, and a local model.
 
     Args:
-        folder: empty.
-        name_or_path: a model folder, which is copied, or a Hub id, which is named.
-        images: folder of the pictures that are searched, which are copied; the embedded ones if None.
-        license: identifier, for the card; by default that of a copied model's card, or of the code.
+        folder: an empty folder.
+        name_or_path: a model folder, which is copied, or a Hub id, which is referenced.
+        images: folder of the pictures to search, which are copied; the embedded ones if None.
+        license: identifier of the licence, for the card; by default that of a copied model's card, or of the code.
 
     Raises:
         OSError, ValueError: the model cannot be loaded, or the folder has no pictures; see
@@ -89,10 +89,14 @@ def write_space(folder: Path, name_or_path: str, *, images: str | None = None, l
 
 
 def _check_no_link(path: Path, root: Path) -> None:
-    """Raises a ValueError if a file or a folder on the way to it is a link: a Space would publish what it leads to."""
+    """Checks that no part of a path below `root` is a link, whose target a Space would publish.
+
+    Raises:
+        ValueError: a part of it is a link.
+    """
     links = [each for each in (path, *path.parents) if each != root and root in each.parents and each.is_symlink()]
     if links:
-        raise ValueError(f"{links[0]} is a link, and what it leads to would be published: put a copy in its place.")
+        raise ValueError(f"{links[0]} is a link, whose target would be published: put a copy in its place.")
 
 
 def _copy_package(target: Path) -> None:
@@ -119,7 +123,7 @@ def _card(title: str, hub_id: str | None, license: str) -> SpaceCard:
     where = "in `model/`" if hub_id is None else f"[{hub_id}](https://huggingface.co/{hub_id})"
     return SpaceCard(
         f"---\n{data.to_yaml()}\n---\n\n# {data.title}\n\nLabels for an image, images for a text, and how the "
-        f"answers move when the model sees a part of the image. The model is {where}, with a licence of its own. The "
-        "code in `flip_hf/` is a part of the package flip_hf, Apache-2.0.\n\nAt home: `pip install gradio -r "
+        f"answers change when the model sees a part of the image. The model is {where}, under its own licence. The "
+        "code in `flip_hf/` is part of the package flip_hf, Apache-2.0.\n\nLocally: `pip install gradio -r "
         "requirements.txt`, then `python app.py`.\n"
     )

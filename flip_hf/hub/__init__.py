@@ -1,1 +1,1 @@
-"""What is published: a complete folder, its card, its push."""
+"""Publish models: prepare a complete folder, write its card, push it."""

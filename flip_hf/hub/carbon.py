@@ -1,25 +1,25 @@
-"""What a run may have cost the climate: power x time x the grid's carbon, with everything that is assumed said.
+"""Estimate the carbon footprint of a run, power x time x carbon intensity, with all assumptions stated.
 
-The form is that of Lacoste et al. 2019 (https://arxiv.org/abs/1910.09700).
+The formula is that of Lacoste et al. 2019 (https://arxiv.org/abs/1910.09700).
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-# The mean of the world's electricity in 2023: Ember, Global Electricity Review 2024.
+# World average for electricity in 2023, in kg per kWh: Ember, Global Electricity Review 2024.
 GRID = 0.48
-GRID_SOURCE = "the world's mean of 2023 (Ember, Global Electricity Review 2024)"
+GRID_SOURCE = "the world average of 2023 (Ember, Global Electricity Review 2024)"
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What a run was computed on.
+    """The hardware and time of a run.
 
     Attributes:
-        seconds: of training, without evaluation and checkpoints.
-        device: its name; None if it was not written down.
-        processes: devices, one a process.
-        watts: of a device at most, by its data sheet; None if that is not known.
+        seconds: training time, without evaluation and checkpoints.
+        device: name of the device; None if it was not recorded.
+        processes: number of devices, one per process.
+        watts: maximum power of a device, by its data sheet; None if unknown.
     """
 
     seconds: float
@@ -29,7 +29,7 @@ class Compute:
 
     @classmethod
     def from_results(cls, results: dict[str, Any]) -> "Compute | None":
-        """From a run's `results.json`; None if it does not say how long it took."""
+        """Makes a `Compute` from a run's `results.json`, or returns None if it has no training time."""
         if "seconds" not in results:
             return None
         hardware = results.get("hardware", {})
@@ -52,22 +52,22 @@ class Compute:
 
     @property
     def kilograms(self) -> float | None:
-        """CO2 equivalent."""
+        """Estimated kilograms of CO2 equivalent."""
         return None if self.kilowatt_hours is None else self.kilowatt_hours * GRID
 
     def estimate(self) -> str:
-        """The estimate in words, or what it would take."""
+        """Describes the estimate, or what is missing for one."""
         if self.kilograms is None:
-            missing = "the devices were not written down" if self.processes is None else "the power is not known"
+            missing = "the devices were not recorded" if self.processes is None else "the power is not known"
             return (
-                f"Not estimated: {missing}. In the form of [Lacoste et al.](https://arxiv.org/abs/1910.09700) it is "
-                f"devices x hours x power of a device x carbon of the electricity, {GRID:g} kg a kWh where nothing "
-                f"better is known: {GRID_SOURCE}."
+                f"Not estimated: {missing}. By the formula of [Lacoste et al.](https://arxiv.org/abs/1910.09700) it is "
+                f"devices x hours x power of a device x carbon intensity of the electricity, {GRID:g} kg per kWh if "
+                f"nothing better is known: {GRID_SOURCE}."
             )
         return (
-            f"About **{self.kilograms:.2g} kg of CO2 equivalent**, in the form of "
+            f"About **{self.kilograms:.2g} kg of CO2 equivalent**, by the formula of "
             f"[Lacoste et al.](https://arxiv.org/abs/1910.09700): {self.processes} x {self.duration} "
-            f"x {self.watts:g} W = {self.kilowatt_hours:.3g} kWh, at {GRID:g} kg a kWh. Assumed: every device drew all "
-            f"of the power of its data sheet all of the time; the electricity is {GRID_SOURCE}. Not counted: the "
-            "machine around the devices, cooling, evaluation, and runs that came before this one."
+            f"x {self.watts:g} W = {self.kilowatt_hours:.3g} kWh, at {GRID:g} kg per kWh. This assumes that every "
+            f"device drew the full power of its data sheet all the time, and that the electricity is {GRID_SOURCE}. It "
+            "does not include the rest of the machine, cooling, evaluation, or earlier runs."
         )

@@ -1,4 +1,4 @@
-"""The model card: a template filled from the run, with a model-index of what was measured."""
+"""Write the model card: a template filled from the run, with a model-index of the measured results."""
 
 import json
 import re
@@ -19,21 +19,21 @@ from flip_hf.redaction import redact
 CARD = "README.md"
 MODELS = ("FlipModel", "FlipForPreTraining", "CLIPModel")
 MARK = "<!-- Written by flip_hf from the files of the run. To keep what you write here, remove this line. -->"
-# What the Hub takes for the id of a data set.
+# Characters that the Hub does not allow in the id of a data set.
 _NOT_IN_ID = re.compile(r"[^\w.-]+")
 
 
 def write_card(folder: str | Path, *, repo_id: str | None = None, license: str | None = None) -> None:
     """Writes the card of a model folder from its config, recipe, results and evaluation.
 
-    A card that a person or a conversion wrote stays as it is. Of one written before, metadata that the run does not
-    tell, and figures of other evaluations, are kept.
+    A card written by a person or a conversion is left unchanged. When an earlier card is rewritten, metadata that the
+    run does not determine, and results of other evaluations, are kept.
 
     Args:
-        folder: of one of `MODELS`.
-        repo_id: where it is going to be; the folder's own path if not given. The examples name it.
-        license: identifier of the weights' licence; that of the card before, or of the model that the run began from,
-            if not given.
+        folder: a folder with one of `MODELS`.
+        repo_id: the repository named in the examples; by default the folder's own path.
+        license: identifier of the weights' licence; by default that of the existing card, or of the model that the run
+            began from.
 
     Raises:
         ValueError: there is neither a card nor one of these models.
@@ -43,7 +43,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
     if old is not None and not _is_ours(old):
         return
     run = Run.read(folder)
-    kind = (run.config.architectures or ["model of no known class"])[0]
+    kind = (run.config.architectures or ["model of unknown class"])[0]
     if kind not in MODELS:
         raise ValueError(f"A card can be made for {', '.join(MODELS)}, not for a {kind}. Write {folder / CARD}.")
     data = _metadata(run, old.data if old is not None else None, repo_id, license)
@@ -70,7 +70,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
 
 
 def forget_text(folder: Path) -> None:
-    """Leaves of a folder's card the metadata alone, so that its text is written anew."""
+    """Strips a folder's card to its metadata, so that its text is rewritten."""
     old = _read(folder / CARD)
     if old is not None:
         ModelCard(f"---\n{old.data.to_yaml()}\n---\n\n{MARK}\n").save(folder / CARD)
@@ -81,12 +81,12 @@ def _read(path: Path) -> Any:
 
 
 def _is_ours(card: Any) -> bool:
-    """Whether its text may be written anew: it is this module's, or no more than a title (evaluate.py --card)."""
+    """Returns whether a card's text may be rewritten: it is this module's, or only a title (evaluate.py --card)."""
     return MARK in card.text or all(line.startswith("#") for line in card.text.strip().splitlines())
 
 
 def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> Any:
-    """What the Hub reads: the old card's, with the run's own in its place."""
+    """Makes the metadata for the Hub: the old card's, updated with the run's own."""
     made: Any = card_data(
         run.base_model,
         datasets=run.hub_data or None,
@@ -95,12 +95,13 @@ def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> A
         eval_results=_eval_results(run, old) or None,
     )
     if run.reconstructs:
-        made.pipeline_tag, made.tags = "image-feature-extraction", [*made.tags, "mae"]
+        made.pipeline_tag = "image-feature-extraction"
+        made.tags = [*made.tags, "mae"]
     found = Compute.from_results(run.results)
     if found is not None and found.kilograms is not None:
         made.co2_eq_emissions = {
             "emissions": round(1000 * found.kilograms, 3),  # grams
-            "source": f"estimated from the power of the data sheet and {GRID_SOURCE}",
+            "source": f"estimated from the power in the data sheet and {GRID_SOURCE}",
             "training_type": "fine-tuning" if run.source else "pre-training",
             "hardware_used": f"{found.processes} x {found.device}",
         }
@@ -113,18 +114,18 @@ def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> A
 
 
 def _inherited_license(run: Run) -> str | None:
-    """The licence of the folder that the run began from."""
+    """Returns the licence of the folder that the run began from."""
     source = _read(Path(run.source) / CARD) if run.source else None
     return source.data.license if source is not None else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What was measured
+# Measured results
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _eval_results(run: Run, old: Any) -> list[EvalResult]:
-    """Entries of the old card, of `evaluate.py` and of the run's end; of the same figure the last one counts."""
+    """Returns the results of the old card, of `evaluate.py` and of the run's end; later ones replace earlier ones."""
     entries = [*((old and old.eval_results) or []), *_evaluated(run.folder), *_measured_in_training(run)]
     return list({(entry.dataset_name, entry.metric_name): entry for entry in entries}.values())
 
@@ -137,12 +138,12 @@ def _evaluated(folder: Path) -> list[EvalResult]:
 
 
 def _measured_in_training(run: Run) -> list[EvalResult]:
-    """Zero-shot accuracy, and retrieval of held-out pairs, at the run's end."""
+    """Returns zero-shot accuracy, and retrieval of held-out pairs, at the run's end."""
     return [*_zero_shot(run), *_retrieval(run)]
 
 
 def _retrieval(run: Run) -> list[EvalResult]:
-    """Recalls on the pairs that the run held out; the name of their data says so, and how many images they have."""
+    """Returns recalls on the held-out pairs; the name of the data set says so, with the number of images."""
     name = run.recipe.get("eval_data") if not run.recipe.get("holdout") else None
     name = name or (run.recipe.get("train_data") or ["unknown"])[0]
     short = short_name(name)

@@ -1,4 +1,4 @@
-"""The Python files that are published beside weights: this package's own, and nothing else."""
+"""Write the Python files that are published beside weights: only this package's own."""
 
 import importlib
 import logging
@@ -19,7 +19,7 @@ _MAX_BYTES = 2**20
 
 
 def named_classes(value: Any) -> Iterator[str]:
-    """All that a configuration names under `auto_map` or `custom_pipelines`, at any depth: `module.Class`."""
+    """Yields every `module.Class` that a configuration names under `auto_map` or `custom_pipelines`, at any depth."""
     if isinstance(value, dict):
         for name, entry in value.items():
             if name in ("auto_map", "custom_pipelines"):
@@ -39,7 +39,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def is_ours(named: str) -> bool:
-    """Tells whether `module.Class` is a class of the files that are published."""
+    """Returns whether `module.Class` is a class in the published files."""
     module, _, name = named.partition(".")
     if f"{module}.py" not in NAMES:
         return False
@@ -47,15 +47,15 @@ def is_ours(named: str) -> bool:
 
 
 def write_code(classes: set[str], folder: RegularFiles, target: Path) -> None:
-    """Writes the files that the classes are in and those that they import, as this package has them.
+    """Writes this package's copies of the files that define the classes, and of those that they import.
 
-    What the folder has under these names is not read by anybody before it would be run by everybody: where it differs,
-    that is said, and it stays behind.
+    Files of these names in the folder would be run by everybody without having been read by anybody: if one differs, a
+    warning says so, and it is not published.
 
     Args:
-        classes: `module.Class` of each, all of them ours.
-        folder: that is published.
-        target: where the files go.
+        classes: `module.Class` of each class, all of them ours.
+        folder: the folder that is published.
+        target: the folder to write to.
     """
     modules = {PACKAGE / f"{named.partition('.')[0]}.py" for named in classes}
     needed = {Path(path) for module in modules for path in get_relative_import_files(module)} | modules
@@ -63,6 +63,6 @@ def write_code(classes: set[str], folder: RegularFiles, target: Path) -> None:
         data = path.read_bytes()
         if folder.has(path.name) and folder.read(path.name, _MAX_BYTES) != data:
             logger.warning(
-                "%s is not this package's file of that name; this package's is published.", folder.root / path.name
+                "%s differs from this package's file, which is published in its place.", folder.root / path.name
             )
         (target / path.name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""The paragraphs and tables of a model card, from the files of a run."""
+"""Write the paragraphs and tables of a model card from the files of a run."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +21,7 @@ def _rows(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def about(run: Run) -> str:
-    """What it is, in two sentences."""
+    """Describes the model in two sentences."""
     if run.reconstructs:
         return _about_pretraining(run)
     method = "[FLIP](https://arxiv.org/abs/2212.00794)"
@@ -31,8 +31,8 @@ def about(run: Run) -> str:
         how = f"of the kind of {method}, CLIP trained on masked images" if run.is_flip else "of CLIP's kind"
     kind = "A FlipModel" if run.is_flip else "A stock CLIPModel, which needs no code but Transformers',"
     return (
-        f"{kind} {how}. It tells how well images and texts go together, for classification without training, "
-        "for search and as features; at test time it sees whole images."
+        f"{kind} {how}. It scores how well images and texts match, for zero-shot classification, search and "
+        "features; at test time it sees whole images."
     )
 
 
@@ -41,19 +41,20 @@ def _about_pretraining(run: Run) -> str:
     return (
         "A FlipForPreTraining: a vision Transformer that was trained to reconstruct the dropped "
         f"{run.towers.mask_ratio:.0%} of the patches of every image{beside}, with the decoder of "
-        "[MAE](https://arxiv.org/abs/2111.06377). It is there to start from: to be fine-tuned, probed, or to give a "
-        "FLIP its vision tower."
+        "[MAE](https://arxiv.org/abs/2111.06377). It is a starting point for fine-tuning, for probes, or for the "
+        "vision tower of a FLIP."
     )
 
 
 def architecture(run: Run) -> str:
-    """A table of the towers."""
-    vision, text = run.towers.vision_config, run.towers.text_config
+    """Makes a table of the towers."""
+    vision = run.towers.vision_config
+    text = run.towers.text_config
     columns = {"images": (vision, f"{vision.image_size} pixels, patches of {vision.patch_size}")}
     if run.contrasts:
         columns["texts"] = (text, f"{text.max_position_embeddings} tokens of {text.vocab_size:,}")
     if run.reconstructs:
-        columns["decoder"] = (run.config.decoder_config, "all patches, the dropped ones as one learned token")
+        columns["decoder"] = (run.config.decoder_config, "all patches, dropped ones as one learned token")
     sizes = [f"{t.num_hidden_layers} x {t.hidden_size}, {t.num_attention_heads} heads" for t, _ in columns.values()]
     embeddings = f", embeddings of {run.towers.projection_dim}" if run.contrasts else ""
     return "\n".join(
@@ -69,14 +70,15 @@ def architecture(run: Run) -> str:
 
 
 def data(run: Run) -> str:
-    """What it was trained on, and what was skipped."""
+    """Describes the training data, and what was skipped."""
     if not run.recipe:
         return NOT_KNOWN
-    counted, lines = run.results.get("sources", {}), []
+    counted = run.results.get("sources", {})
+    lines = []
     for name in run.recipe["train_data"]:
         shown = f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else f"`{short_name(name)}`"
         if name in EMBEDDED:
-            shown += ", drawn by flip_hf itself: coloured shapes and what a caption says of them"
+            shown += ", drawn by flip_hf itself: coloured shapes with captions"
         seen = counted.get(name, {})
         refused = ", ".join(f"{count:,} x {reason}" for reason, count in seen.get("refused", {}).items())
         lines.append(
@@ -88,15 +90,16 @@ def data(run: Run) -> str:
 
 
 def training(run: Run) -> str:
-    """A table of the recipe's main values."""
+    """Makes a table of the recipe's main values."""
     if not run.recipe:
         return NOT_KNOWN
     recipe = run.recipe
-    batch, scale = recipe["batch_size"], recipe["batch_size"] / 256
+    batch = recipe["batch_size"]
+    scale = recipe["batch_size"] / 256
     contrasted = ", all contrasted with each other" if run.contrasts else ""
     rows = [
         ("began from", _origin(run)),
-        (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} a step{contrasted}"),
+        (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} per step{contrasted}"),
         ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
         ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
         (
@@ -117,11 +120,13 @@ def training(run: Run) -> str:
         rows.append(("weights", f"a moving average, half of it the last {recipe['ema_half_life']:,} pairs"))
     if run.results.get("skipped_steps"):
         rows.append(("steps skipped", f"{run.results['skipped_steps']:,}, which were not finite"))
-    return f"{_rows(rows)}\n\nEverything else is in `recipe.yaml`, which `scripts/pretrain.py` of flip_hf runs again."
+    return (
+        f"{_rows(rows)}\n\nAll other options are in `recipe.yaml`, which `scripts/pretrain.py` of flip_hf runs again."
+    )
 
 
 def _origin(run: Run) -> str:
-    """The model that the run began from, and the Hub's model that this one came from."""
+    """Names the model that the run began from, and the Hub model that this one is derived from."""
     if run.source is None:
         return "a new model"
     base = run.base_model
@@ -140,27 +145,24 @@ def _masking(recipe: dict[str, Any], ratio: str, strategy: str) -> str:
 
 
 def compute(run: Run) -> str:
-    """Device, time, speed, and the carbon estimate."""
+    """Describes device, time, speed, and the carbon estimate."""
     found = Compute.from_results(run.results)
     if found is None:
         return NOT_KNOWN
-    on = (
-        f"{found.processes} x {found.device}"
-        if found.processes and found.device
-        else "devices that were not written down"
-    )
+    on = f"{found.processes} x {found.device}" if found.processes and found.device else "devices that were not recorded"
     speed = f", {run.samples / found.seconds:,.0f} {run.kind_of_samples}/s" if run.samples and found.seconds else ""
     return f"{found.duration} of training on {on}{speed}.\n\n{found.estimate()}"
 
 
 def evaluation(run: Run, entries: list[EvalResult]) -> str:
-    """A table of the figures that are in the metadata too, and the error of a reconstruction."""
+    """Makes a table of the results, which are also in the metadata, and describes the reconstruction error."""
     error = _reconstruction(run.results)
     if not entries:
         return error or "Not evaluated yet."
     lines = ["| data set | split | task | metric | % |", "|---|---|---|---|---|"]
     for entry in entries:
-        split, task = entry.dataset_split or "", entry.task_name or entry.task_type
+        split = entry.dataset_split or ""
+        task = entry.task_name or entry.task_type
         lines.append(
             f"| {entry.dataset_name} | {split} | {task} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
         )
@@ -168,35 +170,36 @@ def evaluation(run: Run, entries: list[EvalResult]) -> str:
 
 
 def _reconstruction(results: dict[str, Any]) -> str:
-    """The error at the run's end, and what can be had without learning."""
+    """Describes the error at the run's end, and baselines without learning."""
     if "reconstruction_error" not in results:
         return ""
     return (
         f"Error of the reconstructed patches on {results['images']:,.0f} images: "
         f"**{results['reconstruction_error']:.3f}** (mean square, on the scale of training). Of fillings that are not "
-        f"learned: each patch's own mean colours, which only an oracle knows, "
+        f"learned: each patch's own mean colour, which only an oracle knows, "
         f"{results['patch_mean_error']:.3f}; the nearest visible patch, {results['nearest_patch_error']:.3f}."
     )
 
 
 def limitations(run: Run) -> str:
-    """What it must not be expected to do."""
-    text, vision = run.towers.text_config, run.towers.vision_config
+    """Describes what the model must not be expected to do."""
+    text = run.towers.text_config
+    vision = run.towers.vision_config
     size = f"{vision.image_size} x {vision.image_size} pixels"
     lines = [
-        "It knows what its captions say, in their language. Counting, small things, fine differences and writing in "
+        "It knows what its captions say, in their language. Counting, small objects, fine differences and text in "
         "pictures are weak points of models of this kind.",
-        "Scores compare the labels that are offered; they are no probabilities that a label is right, and they depend "
-        "on how labels are worded.",
-        f"Images are brought to {size}, texts are cut after {text.max_position_embeddings} tokens.",
-        "Pairs from the web carry what the web has of prejudice and error. It was tested neither for fairness nor for "
-        "safety: not for recognising or judging people, for surveillance, or where an error does harm.",
+        "Scores compare the given labels; they are not probabilities that a label is right, and they depend on how "
+        "labels are worded.",
+        f"Images are resized to {size}, and texts are truncated to {text.max_position_embeddings} tokens.",
+        "Pairs from the web carry the prejudices and errors of the web. It was tested neither for fairness nor for "
+        "safety: do not use it to recognise or judge people, for surveillance, or where an error does harm.",
     ]
     if not run.contrasts:
         lines = [
-            "Nothing was learned from texts; the text tower that the class has is untrained. Its features are made for "
+            "Nothing was learned from texts; the text tower of this class is untrained. Its features are made for "
             "fine-tuning; without it they are weaker than a contrastive model's.",
-            f"Images are brought to {size}. What is reconstructed is blurred, and made up where nothing told it.",
+            f"Images are resized to {size}. Reconstructions are blurred, and invented where no visible patch helps.",
             "It was tested neither for fairness nor for safety.",
         ]
     if run.samples and run.contrasts:
@@ -207,8 +210,8 @@ def limitations(run: Run) -> str:
 
 
 def licence(run: Run, identifier: str | None) -> str:
-    """Whose terms hold for weights and code."""
+    """States the licences of weights and code."""
     weights = f"Weights: `{identifier}`." if identifier else "No licence was given for the weights."
     if run.source and not identifier:
-        weights += f" They began as {run.base_model or short_name(run.source)}, whose terms hold on."
+        weights += f" They are derived from {run.base_model or short_name(run.source)}, whose terms still apply."
     return f"{weights} The Python files beside them: {CODE_LICENCE}." if run.is_flip else weights

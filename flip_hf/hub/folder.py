@@ -1,4 +1,4 @@
-"""A folder that is complete and ready to upload, made from one that a run or a conversion left."""
+"""Prepare a complete folder that is ready to upload from the folder of a run or a conversion."""
 
 import json
 import shutil
@@ -19,23 +19,23 @@ from flip_hf.hub.weights import INDEX, check_weights, weight_files
 from flip_hf.modeling import FlipForPreTraining, FlipModel, FlipProcessor
 from flip_hf.redaction import found_tokens, redact
 
-# What is published is listed by name, with the largest size, here and in records.py. Nothing else of the folder is:
-# optimizer states, other people's scripts, keys.
+# Published files are listed by name and maximum size, here and in records.py. Nothing else in the folder is published,
+# such as optimizer states, other people's scripts, or keys.
 MIB = 2**20
 IMAGE_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-# JSON that says what the model is.
+# JSON files that define the model.
 CONFIGURATION = {
     **{"config.json": MIB, INDEX: 64 * MIB, "tokenizer_config.json": 16 * MIB, "special_tokens_map.json": MIB},
     **dict.fromkeys(IMAGE_PROCESSOR, MIB),
 }
-# Where every word counts.
+# Files in which no word may change.
 VOCABULARY = dict.fromkeys(("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"), 256 * MIB)
 OURS = "flip"
 
 
 class FolderError(ValueError):
-    """A folder cannot be published; the message says why, and what to do."""
+    """A folder cannot be published; the message says why and what to do."""
 
 
 def prepare(
@@ -50,31 +50,29 @@ def prepare(
 ) -> Path:
     """Makes a folder that is complete and ready to upload: model, processor, code, card, recipe, curves, logs, results.
 
-    Checkpoints and whatever else lies in the folder stay behind, and no link is followed. Tokens, passwords and signed
-    URLs are taken out of every text; any other file that has one is left out. Both are said in a warning.
+    Checkpoints and all other files in the folder are skipped, and no link is followed. Tokens, passwords and signed
+    URLs are removed from every text; any other file that contains one is skipped. Warnings report both.
 
     Args:
-        folder: a saved model; what a run or a conversion left, or a checkpoint of a run.
+        folder: a saved model: the folder of a run or a conversion, or a checkpoint of a run.
         target: the folder to make; must be empty or not exist.
-        repo_id: where it is going to be, `owner/name`; the card's examples name it.
+        repo_id: the repository to publish to, `owner/name`; the card's examples name it.
         license: identifier of the weights' licence, for the card.
-        export_clip: make a stock CLIPModel of it, which needs no code of ours.
-        logs: where logs and a card are, if not in the folder: that of a run under way.
+        export_clip: publish a stock CLIPModel, which needs none of our code.
+        logs: folder of logs and card, if not `folder`: that of a run in progress.
         link: make hard links to the weights instead of copies, for a target that does not outlive the folder.
 
     Returns:
         The target.
 
     Raises:
-        FolderError: the folder holds no complete and finite model, or code of others, CLIPModel has not its
-            architecture, or a name does not fit. The target is empty then.
+        FolderError: the folder has no complete and finite model, or has foreign code, CLIPModel does not support its
+            architecture, or a name is invalid. The target is then empty.
     """
     folder = Path(folder)
     target = Path(target)
     if repo_id is not None and "/" not in repo_id:
-        raise FolderError(
-            f"{repo_id!r} names no owner, and the card could not say where the model is: OWNER/{repo_id}."
-        )
+        raise FolderError(f"{repo_id!r} names no owner, so the card could not name the model. Give OWNER/{repo_id}.")
     if target.exists() and any(target.iterdir()):
         raise FolderError(f"{target} is not empty. Choose another name or remove it.")
     files = RegularFiles(folder)
@@ -84,10 +82,10 @@ def prepare(
         _copy_model(files, target, export_clip, link)
         copy_records(files, RegularFiles(Path(logs or folder)), target)
         if export_clip:
-            forget_text(target)  # it is about the FlipModel
+            forget_text(target)  # it describes the FlipModel
         write_card(target, repo_id=repo_id, license=license)
     except Exception as error:
-        _empty(target)  # half a folder could be taken for a whole one
+        _empty(target)  # half a folder could be taken for a complete one
         if isinstance(error, FolderError) or not isinstance(error, (ValueError, OSError)):
             raise
         raise FolderError(redact(str(error))) from error
@@ -96,7 +94,7 @@ def prepare(
 
 @contextmanager
 def scratch_beside(folder: Path) -> Iterator[Path]:
-    """A folder that vanishes, on the file system of another one, where that allows it: links lead no farther."""
+    """Yields a temporary folder, on the file system of another folder if possible, so that hard links work."""
     try:
         scratch = tempfile.TemporaryDirectory(prefix=".push-", dir=folder.absolute().parent)
     except OSError:
@@ -116,10 +114,10 @@ def _empty(folder: Path) -> None:
 
 
 def _copy_model(files: RegularFiles, target: Path, export_clip: bool, link: bool) -> None:
-    """Weights, configuration, processor and code; made of the model where they are not all there."""
+    """Copies weights, configuration, processor and code, or makes them from the model if some are missing."""
     if not export_clip and _is_whole(files):
         return _copy_files(files, target, link)
-    # What loads a model follows links: it is given checked copies.
+    # Loading a model follows links, so it is given checked copies.
     with scratch_beside(target) as scratch:
         _copy_files(files, scratch, link=True)
         try:
@@ -136,7 +134,7 @@ def _copy_model(files: RegularFiles, target: Path, export_clip: bool, link: bool
 
 
 def _copy_files(files: RegularFiles, target: Path, link: bool) -> None:
-    """The files of a model as they are, looked through."""
+    """Copies the files of a model unchanged, and searches them for secrets."""
     classes: set[str] = set()
     for name, limit in CONFIGURATION.items():
         data = _model_file(files, name, limit)
@@ -152,8 +150,8 @@ def _copy_files(files: RegularFiles, target: Path, link: bool) -> None:
             found = found_tokens(data.decode("utf-8", errors="replace"))
             if found:
                 raise FolderError(
-                    f"{files.root / name} holds something like a {found[0]}, and a vocabulary without a word of it is "
-                    "another one. Learn the tokenizer from texts without it."
+                    f"{files.root / name} contains something like a {found[0]}, and a vocabulary must not change. "
+                    "Learn the tokenizer from texts without it."
                 )
             (target / name).write_bytes(data)
     index = target / INDEX
@@ -163,7 +161,7 @@ def _copy_files(files: RegularFiles, target: Path, link: bool) -> None:
 
 
 def _model_file(files: RegularFiles, name: str, limit: int) -> bytes | None:
-    """A file of the model; None where there is none. A link is an error: without the file, the model is another."""
+    """Reads a file of the model, or returns None if there is none. A link is an error, not a missing file."""
     try:
         return files.read(name, limit)
     except FileNotFoundError:
@@ -176,18 +174,18 @@ def _check_classes(classes: set[str], folder: Path) -> None:
     foreign = sorted(named for named in classes if not is_ours(named))
     if foreign:
         raise FolderError(
-            f"The configuration in {folder} names code that this package does not have: {', '.join(foreign[:3])}. Who "
-            "loads the model would run it, and it is not published. Remove it from auto_map or custom_pipelines."
+            f"The configuration in {folder} names code that this package does not have: {', '.join(foreign[:3])}. It "
+            "would run wherever the model is loaded and is not published: remove it from auto_map or custom_pipelines."
         )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a complete folder has
+# Completeness
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _json(files: RegularFiles, name: str) -> dict[str, Any]:
-    """A JSON object of the model; empty where there is no such file."""
+    """Reads a JSON object of the model; empty if there is no such file."""
     data = _model_file(files, name, CONFIGURATION[name])
     return {} if data is None else _parsed(data, files.root / name)
 
@@ -203,11 +201,15 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check(files: RegularFiles) -> None:
-    """Raises a FolderError if model, weights or processor are missing."""
+    """Checks that model, weights and processor are there.
+
+    Raises:
+        FolderError: one is missing.
+    """
     folder = files.root
     config = _json(files, "config.json") if folder.is_dir() else {}
     if not isinstance(config.get("model_type"), str):
-        raise FolderError(f"{folder} is no model folder: it has no config.json that names a model type.")
+        raise FolderError(f"{folder} is not a model folder: it has no config.json that names a model type.")
     try:
         weights = weight_files(_model_file(files, INDEX, CONFIGURATION[INDEX]))
     except ValueError as error:
@@ -216,7 +218,7 @@ def _check(files: RegularFiles) -> None:
     if missing:
         raise FolderError(
             f"{folder} has no {', '.join(missing)}. Only safetensors are published, and the checkpoints of sharded "
-            "runs have none: publish the folder that the run leaves at its end."
+            "runs have none: publish the folder that the run writes at its end."
         )
     for name in weights:
         _check_regular(files, name)
@@ -224,7 +226,7 @@ def _check(files: RegularFiles) -> None:
         for names, what in ((IMAGE_PROCESSOR, "image processor"), (TOKENIZER, "tokenizer")):
             if not any((folder / name).is_file() for name in names):
                 raise FolderError(
-                    f"{folder} has no {what}, and no pipeline could use it. Save the processor beside the model: "
+                    f"{folder} has no {what}, so no pipeline could use it. Save the processor beside the model: "
                     f"`processor.save_pretrained({str(folder)!r})`."
                 )
 
@@ -238,7 +240,7 @@ def _check_regular(files: RegularFiles, name: str) -> None:
 
 
 def _is_whole(files: RegularFiles) -> bool:
-    """Whether the configuration names the model's class: a checkpoint's does not. Others than ours need not."""
+    """Returns whether the configuration names the model's class, unlike a checkpoint's; only ours need to."""
     config = _json(files, "config.json")
     if not config["model_type"].startswith(OURS):
         return True

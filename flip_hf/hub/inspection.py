@@ -1,21 +1,21 @@
-"""What can be read in a file of binary data: the texts of a picture and of TensorBoard's events."""
+"""Extract readable text from binary files: the texts in a picture and in TensorBoard's events."""
 
 import struct
 import zlib
 from collections.abc import Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks that hold pixels, their form and their colours. All others, and what comes behind the last, may hold a text.
+# Chunks with pixels, their format and colours. All others, and anything after the last one, may hold text.
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"bKGD", b"sBIT", b"tIME")
-_MAX_TEXT = 2**24  # of a compressed text, in bytes
-_MAX_DEPTH = 12  # of messages in messages
+_MAX_TEXT = 2**24  # bytes of a compressed text
+_MAX_DEPTH = 12  # of nested messages
 
 
 def texts(data: bytes) -> str:
-    """All that can be read as text in a file's bytes, a line each.
+    """Returns everything that can be read as text in a file's bytes, one item per line.
 
-    Of a PNG file, these are its comments; of a file of TensorBoard's events, the fields of its messages, without the
-    bytes of their lengths before them; of others, everything, every byte taken for a character.
+    For a PNG file these are its comments; for a file of TensorBoard's events, the fields of its messages, without the
+    bytes of their lengths; for other files, every byte taken as a character.
     """
     return "\n".join(dict.fromkeys(_as_text(part) for part in _parts(data)))
 
@@ -40,7 +40,7 @@ def _parts(data: bytes, depth: int = 0) -> Iterator[bytes]:
 
 
 def _png_parts(data: bytes) -> Iterator[bytes]:
-    """Chunks of a picture that hold no pixels, compressed ones unpacked too."""
+    """Yields the chunks of a picture without pixels, and unpacks compressed ones."""
     at = len(_PNG)
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -59,7 +59,7 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
 
 
 def _unpacked(kind: bytes, chunk: bytes) -> Iterator[bytes]:
-    """What is compressed in a text chunk: behind its keyword, and in iTXt behind language and translation, too."""
+    """Yields the compressed part of a text chunk: after its keyword and, in iTXt, after language and translation."""
     if kind not in (b"zTXt", b"iTXt", b"iCCP"):
         return
     starts = [at for at, byte in enumerate(chunk[:512]) if byte == 0x78]  # where zlib's data may begin
@@ -71,7 +71,7 @@ def _unpacked(kind: bytes, chunk: bytes) -> Iterator[bytes]:
 
 
 def _records(data: bytes) -> list[bytes]:
-    """The records of a file in TensorFlow's format, the rest of a last one that was cut off among them; none of others.
+    """Returns the records of a file in TensorFlow's format, including a truncated last one; none for other files.
 
     A record is its length (8 bytes), a checksum (4), the data, and another checksum (4).
     """
@@ -87,7 +87,7 @@ def _records(data: bytes) -> list[bytes]:
 
 
 def _fields(message: bytes, depth: int = 0) -> Iterator[bytes]:
-    """The fields of a message of protocol buffers that may be texts, and theirs; the whole if it is none."""
+    """Yields the fields of a protocol buffers message that may be texts, recursively; other bytes as a whole."""
     found = _split(message) if depth < _MAX_DEPTH else None
     if found is None:
         yield message
@@ -101,7 +101,7 @@ def _fields(message: bytes, depth: int = 0) -> Iterator[bytes]:
 
 
 def _split(message: bytes) -> list[bytes] | None:
-    """The fields of a message that have a length of their own; None if the bytes are no message."""
+    """Returns the length-delimited fields of a message, or None if the bytes are not a message."""
     found: list[bytes] = []
     at = 0
     while at < len(message):
@@ -125,7 +125,7 @@ def _split(message: bytes) -> list[bytes] | None:
 
 
 def _number(message: bytes, at: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends: beyond the message if it has no end in it."""
+    """Returns a number of variable length and its end, which is beyond the message if the number is truncated."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

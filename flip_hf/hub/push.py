@@ -1,4 +1,4 @@
-"""Uploads a folder to the Hub: creates the repository, goes on after a broken connection, says what changed."""
+"""Upload a folder to the Hub: create the repository, retry after a broken connection, report what changed."""
 
 import logging
 import time
@@ -15,9 +15,9 @@ from flip_hf.redaction import redact
 
 logger = logging.getLogger(__name__)
 
-# Seconds before each new attempt. What was uploaded is not uploaded again: files are known by their hash.
+# Seconds before each new attempt. Files already uploaded are recognised by their hash and not uploaded again.
 WAITS = (2.0, 10.0, 30.0)
-# Weights that another number of shards leaves behind would be loaded in place of the new ones.
+# Weights left over from another number of shards would be loaded instead of the new ones.
 STALE = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 BUSY = {408, 429, 500, 502, 503, 504}
 # httpx's, or httpx2's from huggingface_hub 2.0 on.
@@ -26,15 +26,15 @@ T = TypeVar("T")
 
 
 class HubError(RuntimeError):
-    """Nothing was published; the message says why and what to do, and holds no token."""
+    """Nothing was published; the message says why and what to do, and contains no token."""
 
 
 class HubRefused(HubError):
-    """The Hub, or the lack of a login, stands in the way: trying again would not help."""
+    """The Hub refuses, or there is no login: trying again would not help."""
 
 
 class HubUnreachable(HubError):
-    """The network or the Hub is down: the same push may work later."""
+    """The network or the Hub is down: the same push may succeed later."""
 
 
 class HubOffline(HubUnreachable):
@@ -43,11 +43,11 @@ class HubOffline(HubUnreachable):
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push came to.
+    """The result of a push.
 
     Attributes:
-        url: of the repository.
-        private: whether only its owners see it.
+        url: URL of the repository.
+        private: whether only its owners can see it.
         added, changed, removed: paths of files.
     """
 
@@ -68,20 +68,20 @@ def _few(paths: Sequence[str], most: int = 3) -> str:
 
 
 def create(repo_id: str, *, private: bool = True, api: HfApi | None = None, waits: Sequence[float] = WAITS) -> str:
-    """Makes sure that the repository is there and may be written to.
+    """Ensures that the repository exists and may be written to.
 
     Args:
-        repo_id: `owner/name`, or a name alone for one of your own.
-        private: whether a new one is private. One that is public already is refused where it is to be private.
-        api: the client; the environment's endpoint and login if not given.
+        repo_id: `owner/name`, or only a name for a repository of your own.
+        private: whether a new repository is private; an existing public one is then refused.
+        api: the client; by default with the environment's endpoint and login.
         waits: seconds before each new attempt after a broken connection.
 
     Returns:
         The repository's full id.
 
     Raises:
-        HubRefused: not logged in, no rights, not a good name, or public already.
-        HubUnreachable: no network.
+        HubRefused: no login, no write access, an invalid name, or a repository that is already public.
+        HubUnreachable: there is no network.
     """
     api = api or HfApi()
     if not (api.token or get_token()):
@@ -91,8 +91,8 @@ def create(repo_id: str, *, private: bool = True, api: HfApi | None = None, wait
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(full_id).private:
             raise HubRefused(
-                f"{full_id} is public already, and this push was not asked to be. Ask for it (--public), make the "
-                "repository private in its settings, or choose another name."
+                f"{full_id} is already public, but this push is to be private. Give --public, make the repository "
+                "private in its settings, or choose another name."
             )
         return full_id
 
@@ -108,13 +108,13 @@ def push(
     api: HfApi | None = None,
     waits: Sequence[float] = WAITS,
 ) -> Pushed:
-    """Uploads a folder that [`prepare`] made, in one commit, and removes what older weights would leave behind.
+    """Uploads a folder made by [`prepare`] in one commit, and removes left-over files of older weights.
 
     Args:
-        folder: everything in it is uploaded, what has not changed excepted. It holds no links: the client follows them.
-        repo_id: see [`create`], as for `private`, `api` and `waits`. `private=False` makes a private repository public,
-            once everything is there.
-        message: the commit's.
+        folder: all changed files in it are uploaded. It must not contain links, which the client follows.
+        repo_id: see [`create`], as for `private`, `api` and `waits`. `private=False` makes a private repository public
+            once everything is uploaded.
+        message: the commit message.
 
     Raises:
         HubRefused, HubUnreachable: see [`create`].
@@ -122,7 +122,7 @@ def push(
     api = api or HfApi()
     links = sorted(str(path) for path in Path(folder).rglob("*") if path.is_symlink())
     if links:
-        raise HubRefused(f"Links would publish what they lead to, and {_few(links)} is one: put a copy in its place.")
+        raise HubRefused(f"Links would publish their targets, and {_few(links)} is one: put a copy in its place.")
     before: dict[str, str] | None = None
 
     def attempt() -> Pushed:
@@ -146,39 +146,39 @@ def push(
 
 
 def _files(api: HfApi, repo_id: str) -> dict[str, str]:
-    """Hashes of the repository's files, by path."""
+    """Returns the hashes of the repository's files by path."""
     tree = api.list_repo_tree(repo_id, recursive=True)
     return {entry.path: entry.blob_id for entry in tree if isinstance(entry, RepoFile)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What can go wrong
+# Errors
 # ---------------------------------------------------------------------------------------------------------------------
 
 _NOT_LOGGED_IN = "You are not logged in to the Hub. Run `hf auth login`, or set HF_TOKEN to a token that may write."
 
 
 def _patiently(function: Callable[[], T], repo_id: str, api: HfApi, waits: Sequence[float]) -> T:
-    """Calls the function, and again after each of the waits where the network is what ends it."""
+    """Calls the function, and retries after each of the waits if the network fails."""
     for wait in waits:
         try:
             return _translated(function, repo_id, api)
         except HubOffline:
             raise
         except HubUnreachable as error:
-            logger.warning("%s Trying again in %g s.", error, wait)
+            logger.warning("%s Retrying in %g s.", error, wait)
             time.sleep(wait)
     return _translated(function, repo_id, api)
 
 
 def _translated(function: Callable[[], T], repo_id: str, api: HfApi) -> T:
-    """Calls the function; what the client raises becomes a sentence, without anything that looks like a token."""
+    """Calls the function, and turns exceptions of the client into sentences without anything like a token."""
     try:
         return function()
     except HubError:
         raise
     except Exception as error:
-        # The client wraps what happens in its threads.
+        # The client wraps exceptions of its threads.
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__) is not None:
             chain.append(cause)
@@ -193,7 +193,7 @@ def _explain(error: Any, repo_id: str, api: HfApi) -> HubError | None:
     if isinstance(error, LocalTokenNotFoundError):
         return HubRefused(_NOT_LOGGED_IN)
     if isinstance(error, HFValidationError):
-        return HubRefused(f"{repo_id!r} is no name for a repository: {error}")
+        return HubRefused(f"{repo_id!r} is not a valid name for a repository: {error}")
     if isinstance(error, OfflineModeIsEnabled):
         return HubOffline("HF_HUB_OFFLINE is set, so nothing is sent to the Hub. Unset it to push.")
     if isinstance(error, HfHubHTTPError):
@@ -204,12 +204,13 @@ def _explain(error: Any, repo_id: str, api: HfApi) -> HubError | None:
     if isinstance(error, ValueError) and "README.md" in str(error):
         return HubRefused(f"The Hub does not accept the card: {error}")
     if type(error).__module__ == "hf_xet" or type(error) is RuntimeError and error.__cause__ is None:
-        return HubUnreachable(f"The upload broke ({error}).")  # hf_xet says no more
+        return HubUnreachable(f"The upload failed ({error}).")  # hf_xet says no more
     return None
 
 
 def _explain_status(error: HfHubHTTPError, repo_id: str) -> HubError:
-    status, said = error.response.status_code, error.server_message or str(error)
+    status = error.response.status_code
+    said = error.server_message or str(error)
     if status in BUSY:
         return HubUnreachable(f"The Hub is busy or down (status {status}).")
     if status == 401:

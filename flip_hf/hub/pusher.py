@@ -1,4 +1,4 @@
-"""Pushes while a run goes on: in the background, one at a time, and never in the way of training."""
+"""Push during a run: in the background, one push at a time, and never in the way of training."""
 
 import logging
 import shutil
@@ -18,22 +18,22 @@ from flip_hf.redaction import redact
 logger = logging.getLogger(__name__)
 
 SCRATCH = "partial-push-"
-# In a folder of that name that a pusher has made, which another one may remove: its run may have been killed.
+# Marks a folder made by a pusher, which another one may remove: the run that made it may have been killed.
 _MARK = ".made-by-flip_hf"
 
 
 class Pusher:
-    """Pushes a run's model to the Hub. One process of the run has one.
+    """Pushes a run's model to the Hub, from one process of the run.
 
-    A push that does not succeed is said in a warning and forgotten; the next one, or that at the end, makes up for it.
+    A failed push is reported in a warning and dropped; the next one, or the one at the end, makes up for it.
 
     Args:
-        output_dir: the run's folder; recipe, logs, curves and results are taken from there. What is on its way lies in
-            a `partial-push-...` below it.
-        repo_id: `owner/name`, or a name alone for one of your own.
+        output_dir: the run's folder, with recipe, logs, curves and results. Files being uploaded are in a
+            `partial-push-...` folder below it.
+        repo_id: `owner/name`, or only a name for a repository of your own.
         private: see [`push`].
         export_clip: push a stock CLIPModel, see [`prepare`].
-        api: the client; the environment's endpoint and login if not given.
+        api: the client; by default with the environment's endpoint and login.
         waits: see [`push`].
     """
 
@@ -50,41 +50,43 @@ class Pusher:
         self.output_dir = Path(output_dir)
         self.repo_id = repo_id
         self.private = private
-        self._export_clip, self._api, self._waits = export_clip, api, waits
-        self._scratch = self.output_dir  # until a push makes one
+        self._export_clip = export_clip
+        self._api = api
+        self._waits = waits
+        self._scratch = self.output_dir  # until a push creates one
         self._thread: threading.Thread | None = None
-        self._pushed: Pushed | None = None  # of the last push; where it failed, why is in `_problem`
+        self._pushed: Pushed | None = None  # by the last push; if it failed, `_problem` has the reason
         self._problem = ""
 
     def begin(self) -> None:
-        """Creates the repository, so that a missing login or right is known before hours are spent.
+        """Creates the repository, so that a missing login or permission shows before hours are spent.
 
         Raises:
-            HubRefused: what only the user can mend. A network that is down is no reason not to train.
+            HubRefused: a problem that only the user can fix. A network that is down does not prevent training.
         """
         disable_progress_bars()  # the run has its own
         self._clear()
         try:
             self.repo_id = create(self.repo_id, private=self.private, api=self._api, waits=())
         except HubUnreachable as error:
-            logger.warning("%s Training begins all the same, and pushes are tried on the way.", error)
+            logger.warning("%s Training begins anyway, and pushes are attempted along the way.", error)
 
     def is_free(self) -> bool:
-        """Whether no push is under way; while one is, the next is dropped."""
+        """True if no push is in progress; while one is, the next is dropped."""
         return self._thread is None or not self._thread.is_alive()
 
     def push(self, save: Callable[[Path], object], samples: int) -> bool:
-        """Starts a push of the model as it is now, and returns as soon as it is written to the disk.
+        """Starts a push of the current model, and returns as soon as it is written to disk.
 
         Args:
-            save: writes model, processor, recipe and results into the folder that it is given.
-            samples: seen so far, for the commit's message.
+            save: writes model, processor, recipe and results to a given folder.
+            samples: samples seen so far, for the commit message.
 
         Returns:
-            Whether it was started. Raises nothing: a full disk does not end the run either.
+            Whether the push was started. Raises nothing: not even a full disk ends the run.
         """
         if not self.is_free():
-            logger.warning("No push after %d samples: the one before is still under way.", samples)
+            logger.warning("No push after %d samples: the previous one is still in progress.", samples)
             return False
         message = f"Model after {samples:,} samples"
         try:
@@ -100,23 +102,23 @@ class Pusher:
         return True
 
     def finish(self, limit: float = 1800.0) -> str:
-        """Pushes the folder that the run left, and waits for it.
+        """Pushes the finished folder of the run, and waits for the upload.
 
         Args:
-            limit: seconds to wait for a push under way, and again for this one.
+            limit: seconds to wait for a push in progress, and again for this one.
 
         Returns:
-            What came of it, in a sentence. Raises nothing.
+            A sentence about the result. Raises nothing.
         """
         later = f"Push it with `python scripts/push_to_hub.py {self.output_dir} {self.repo_id}`."
         if self._thread is not None:
             self._thread.join(limit)
         if not self.is_free():
-            return f"not pushed: the push before is still under way. {later}"
+            return f"not pushed: the previous push is still in progress. {later}"
         try:
             self._scratch = self._new_scratch()
             self._start(self._prepare(self.output_dir, "final"), "Model at the end of the run").join(limit)
-        except Exception as error:  # the run itself is saved
+        except Exception as error:  # the run itself is already saved
             return f"not pushed: {redact(str(error))}"
         if not self.is_free():
             return f"not pushed: the push took longer than {limit:g} s. {later}"
@@ -124,7 +126,7 @@ class Pusher:
         return f"not pushed: {self._problem} {later}" if self._pushed is None else str(self._pushed)
 
     def _clear(self) -> None:
-        """Removes what this and earlier pushers have made, and nothing else of that name."""
+        """Removes the folders made by this and earlier pushers, and nothing else of that name."""
         for folder in self.output_dir.glob(f"{SCRATCH}*"):
             if (folder / _MARK).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -141,7 +143,7 @@ class Pusher:
         return prepare(folder, target, logs=self.output_dir, link=True, **asked)
 
     def _start(self, folder: Path, message: str) -> threading.Thread:
-        # A daemon, unlike the client's own futures: the end of the process does not wait for a connection that hangs.
+        # A daemon, unlike the client's own futures, so that a hung connection does not keep the process from exiting.
         self._thread = threading.Thread(target=self._upload, args=(folder, message), name="push-to-hub", daemon=True)
         self._thread.start()
         return self._thread
@@ -154,6 +156,6 @@ class Pusher:
             return logger.info("%s: %s", message, self._pushed)
         except HubError as error:
             self._problem = str(error)
-        except Exception as error:  # whatever it is, training goes on
+        except Exception as error:  # training continues after any failure
             self._problem = redact(f"{type(error).__name__}: {error}")
         logger.warning("Not pushed: %s (%s)", self._problem, message)

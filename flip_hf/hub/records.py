@@ -1,4 +1,4 @@
-"""What tells how a model came about: recipe, results, curves, logs, card, licence and evaluation, without secrets."""
+"""Copy the records of a model's making without secrets: recipe, results, curves, logs, card, licence, evaluation."""
 
 import json
 import logging
@@ -23,23 +23,24 @@ LOGS = {"log.jsonl": 512 * MIB, CARD: MIB, **dict.fromkeys(("LICENSE", "LICENSE.
 RECORDS = {"recipe.yaml": MIB, "results.json": 16 * MIB, "training_curves.png": 64 * MIB}
 REPORT = "evaluation/results.json"
 EVALUATION = {REPORT: 16 * MIB, "evaluation/results.md": 16 * MIB}
-# Written by this package alone, in which paths of this machine are shortened.
+# Files that only this package writes, in which paths of this machine are shortened.
 _OWN_TEXTS = ("log.jsonl", "recipe.yaml", "results.json", *EVALUATION)
 MAX_PICTURE = 64 * MIB
-# Trackers write one file here, and one in a folder of its own, named by the time, for the options of the run.
-EVENTS, MAX_EVENTS = "logs", 512 * MIB
+# Trackers write one file here and, for the options of the run, one in a subfolder named by the time.
+EVENTS = "logs"
+MAX_EVENTS = 512 * MIB
 _EVENTS_FOLDER = re.compile(r"\d+(?:\.\d+)?")
 _EVENTS_NAME = re.compile(r"(?P<kept>events\.out\.tfevents\.\d+)(?:\.(?P<host>.+))?")
 _PICTURE_OF = re.compile(r"[\w .,@+=()\[\]-]{1,128}")
 
 
 def copy_records(files: RegularFiles, logs: RegularFiles, target: Path) -> None:
-    """Copies what there is of a run's records; what is left out, or changed, is said in a warning.
+    """Copies the existing records of a run, and warns of everything that is skipped or changed.
 
     Args:
         files: the folder that is published.
         logs: the folder of logs and card.
-        target: where to.
+        target: the folder to copy to.
     """
     for name, limit in LOGS.items():
         _copy(logs, name, limit, target / name)
@@ -52,25 +53,25 @@ def copy_records(files: RegularFiles, logs: RegularFiles, target: Path) -> None:
 
 
 def _copy(files: RegularFiles, name: str, limit: int, target: Path) -> None:
-    """Copies a record without what looks like a secret; says what is left out."""
+    """Copies a record without anything that looks like a secret, and warns if it is skipped."""
     path = files.root / name
     try:
         data = files.read(name, limit)
     except FileNotFoundError:
         return
     except NotRegularError as error:
-        return logger.warning("%s It is left out.", error)
+        return logger.warning("%s It is skipped.", error)
     if _is_text(name):
         try:
             data = clean_text(data, path)
             if name in _OWN_TEXTS:
                 data = _without_paths(data, path)
         except UnicodeDecodeError:
-            return logger.warning("%s is no text and is left out.", path)
+            return logger.warning("%s is not text and is skipped.", path)
     else:
         readable = texts(data)
         if redact(readable) != readable:
-            return logger.warning("%s holds something like a token and is left out.", path)
+            return logger.warning("%s contains something like a token and is skipped.", path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
 
@@ -80,10 +81,10 @@ def _is_text(name: str) -> bool:
 
 
 def clean_text(data: bytes, path: Path) -> bytes:
-    """A text without secrets; the very bytes where there are none.
+    """Removes secrets from a text; returns the same bytes if there are none.
 
     Raises:
-        UnicodeDecodeError: it is no text in UTF-8.
+        UnicodeDecodeError: it is not text in UTF-8.
     """
     text = data.decode("utf-8")
     clean = redact(text)
@@ -91,12 +92,12 @@ def clean_text(data: bytes, path: Path) -> bytes:
         clean = _PARSED[path.suffix](clean, redacted)
     if clean == text:
         return data
-    logger.warning("What looks like a token or a password was taken out of %s.", path)
+    logger.warning("Something like a token or a password was removed from %s.", path)
     return clean.encode("utf-8")
 
 
 def _without_paths(data: bytes, path: Path) -> bytes:
-    """A record without the folders of this machine: they say nothing to others, and much about who ran it."""
+    """Removes the folders of this machine from a record: they tell others nothing but who ran it."""
     text = data.decode("utf-8")
     parsed = _PARSED.get(path.suffix)
     clean = without_paths(text) if parsed is None else parsed(text, without_paths)
@@ -104,7 +105,7 @@ def _without_paths(data: bytes, path: Path) -> bytes:
 
 
 def _clean_json(text: str, cleaned: Callable[[Any], Any]) -> str:
-    """JSON without what is seen only when it is read: secrets behind escapes or under a telling name, paths."""
+    """Cleans JSON of what shows only when it is parsed: secrets behind escapes or under a telling key, and paths."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -135,7 +136,7 @@ _PARSED = {".json": _clean_json, ".jsonl": _clean_json_lines, ".yaml": _clean_ya
 
 
 def _event_files(logs: RegularFiles) -> list[tuple[str, str]]:
-    """TensorBoard's files and the names they are published under, without those of the host and the process."""
+    """Returns TensorBoard's files and their published names, without the names of the host and the process."""
     found: list[tuple[str, str]] = []
     folders = [EVENTS, *(f"{EVENTS}/{name}" for name in logs.names(EVENTS) if _EVENTS_FOLDER.fullmatch(name))]
     for folder in folders:
@@ -152,7 +153,7 @@ def _event_files(logs: RegularFiles) -> list[tuple[str, str]]:
 
 
 def _pictures(report: Path) -> list[str]:
-    """Names of the pictures that `scripts/evaluate.py` draws for the data sets of its report."""
+    """Returns the names of the pictures that `scripts/evaluate.py` draws for the data sets in its report."""
     try:
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
         names = list(dict.fromkeys(result["data_set"] for result in results))

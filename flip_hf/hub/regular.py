@@ -1,4 +1,4 @@
-"""Files of a folder, read without following a link: what is published is what lies there, and nothing else."""
+"""Read the files of a folder without following links, so that only what is in the folder is published."""
 
 import errno
 import os
@@ -10,24 +10,24 @@ from typing import BinaryIO
 
 _FILE = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-# Windows opens nothing relative to an open folder: there the way is looked at, and then gone.
+# Windows cannot open a file relative to an open folder: there the path is checked first and then opened.
 _IN_FOLDERS = os.open in os.supports_dir_fd
 _BUFFER = 2**20
 
 
 class NotRegularError(OSError):
-    """A name leads over a link, or to something that is no regular file, or to a file that is too large."""
+    """A name leads through a link, to something other than a regular file, or to a file that is too large."""
 
 
 class RegularFiles:
-    """The regular files of a folder; the way below it may have no link, neither at its end nor before.
+    """The regular files of a folder; no part of a path below it may be a link.
 
-    A file is opened once, folder by folder, and what was opened is what is looked at and read: nobody can put a link
-    in its place between the two. A hard link cannot be told from the file itself; whoever can make one of a file may
-    read it, too.
+    A file is opened once, folder by folder, and the opened file is what is checked and read, so that nobody can replace
+    it by a link in between. A hard link cannot be distinguished from the file itself, but anyone who can make a hard
+    link to a file may read it, too.
 
     Args:
-        root: the folder; it may be a link itself, for the user named it.
+        root: the folder; it may itself be a link, because the user named it.
     """
 
     def __init__(self, root: Path):
@@ -38,17 +38,17 @@ class RegularFiles:
         """Opens a file.
 
         Args:
-            name: of the file, relative to the root, with forward slashes.
+            name: path of the file, relative to the root, with forward slashes.
 
         Raises:
-            FileNotFoundError: there is none.
-            NotRegularError: it is a link or lies behind one, or is a folder, FIFO, socket or device.
+            FileNotFoundError: there is no such file.
+            NotRegularError: it is or lies behind a link, or is a folder, FIFO, socket or device.
             OSError: it cannot be read.
         """
         handle = self._descend(name, _FILE)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise NotRegularError(f"{self.root / name} is no regular file.")
+                raise NotRegularError(f"{self.root / name} is not a regular file.")
             file = os.fdopen(handle, "rb")
         except OSError:
             os.close(handle)
@@ -57,7 +57,7 @@ class RegularFiles:
             yield file
 
     def has(self, name: str) -> bool:
-        """Tells whether there is such a file."""
+        """Returns whether there is such a file."""
         try:
             with self.open(name):
                 return True
@@ -65,7 +65,7 @@ class RegularFiles:
             return False
 
     def read(self, name: str, limit: int) -> bytes:
-        """The content of a file; see [`RegularFiles.open`].
+        """Reads a file; see [`RegularFiles.open`].
 
         Raises:
             NotRegularError: it has more than `limit` bytes.
@@ -77,7 +77,7 @@ class RegularFiles:
         return data
 
     def names(self, folder: str) -> list[str]:
-        """The names in a folder below the root, in order; none where it is no folder, or behind a link."""
+        """Lists the names in a folder below the root in order; empty if it is not a folder, or behind a link."""
         if not _IN_FOLDERS:
             place = self.root / folder
             return sorted(os.listdir(place)) if place.is_dir() and not self._is_behind_link(folder) else []
@@ -91,12 +91,12 @@ class RegularFiles:
             os.close(handle)
 
     def place(self, name: str, target: Path, *, link: bool) -> None:
-        """Puts a file of any size at `target`, which does not exist.
+        """Puts a file of any size at `target`, which must not exist.
 
         Args:
             name: see [`RegularFiles.open`].
-            target: where to.
-            link: make a hard link where the file system can, else a copy. The file must then not be written to.
+            target: path of the result.
+            link: make a hard link if the file system supports it, else a copy. The file must then not be modified.
 
         Raises:
             As [`RegularFiles.open`].
@@ -116,11 +116,11 @@ class RegularFiles:
         made = os.lstat(target)
         if (made.st_dev, made.st_ino) == (opened.st_dev, opened.st_ino):
             return True
-        target.unlink()  # somebody has put another file in its place
+        target.unlink()  # the file has been replaced since it was opened
         return False
 
     def _descend(self, name: str, flags: int) -> int:
-        """The handle of what a name leads to, opened with these flags."""
+        """Opens a path with these flags, and returns its handle."""
         parts = PurePosixPath(name).parts
         if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
             raise NotRegularError(f"{name!r} does not name a file below {self.root}.")
@@ -139,11 +139,11 @@ class RegularFiles:
                     os.close(above)
             return handle
         except OSError as error:
-            # A link to a folder is ENOTDIR where only a folder is asked for; so is a file in a folder's place.
+            # Opening a link to a folder, or a file, as a folder gives ENOTDIR.
             if error.errno in (errno.ELOOP, errno.ENOTDIR, getattr(errno, "EMLINK", errno.ELOOP)):
                 raise NotRegularError(f"{self.root / name} is a link, or lies behind one.") from error
             if error.errno == errno.ENXIO:  # a socket
-                raise NotRegularError(f"{self.root / name} is no regular file.") from error
+                raise NotRegularError(f"{self.root / name} is not a regular file.") from error
             raise
 
     def _is_behind_link(self, name: str) -> bool:

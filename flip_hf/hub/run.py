@@ -1,4 +1,4 @@
-"""What the files of a model folder tell about its model."""
+"""Read the facts about a model from the files of its folder."""
 
 import json
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from flip_hf.conversion.lineage import base_model_of
 
 @dataclass(frozen=True)
 class Run:
-    """What a model folder tells about its model.
+    """The facts about a model in its folder.
 
     Attributes:
         folder: the folder.
-        recipe: of its run, by option; empty if there is none.
-        results: of its run; empty if there are none.
-        config: the model's.
+        recipe: recipe of its run, by option; empty if there is none.
+        results: results of its run; empty if there are none.
+        config: the model's configuration.
     """
 
     folder: Path
@@ -33,7 +33,8 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        recipe, results = folder / "recipe.yaml", folder / "results.json"
+        recipe = folder / "recipe.yaml"
+        results = folder / "results.json"
         return cls(
             folder,
             yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
@@ -43,32 +44,32 @@ class Run:
 
     @property
     def is_flip(self) -> bool:
-        """Whether it is one of this package's, which need the code beside the weights; else it is a CLIPModel."""
+        """True for a model of this package, which needs the code beside the weights; False for a CLIPModel."""
         return self.config.model_type.startswith("flip")
 
     @property
     def reconstructs(self) -> bool:
-        """Whether it is a FlipForPreTraining, with a decoder."""
+        """True for a FlipForPreTraining, with a decoder."""
         return self.config.model_type == "flip_pretraining"
 
     @property
     def contrasts(self) -> bool:
-        """Whether it was trained to compare images with texts."""
+        """True for a model trained to compare images with texts."""
         return not self.reconstructs or self.config.objective != "reconstruction"
 
     @property
     def towers(self) -> Any:
-        """The configuration of the towers, whatever is around them."""
+        """The configuration of the towers, whatever surrounds them."""
         return self.config.flip_config if self.reconstructs else self.config
 
     @property
     def kind_of_samples(self) -> str:
-        """What a sample of its training is."""
+        """The kind of training samples."""
         return "pairs" if self.contrasts else "images"
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers in the folder's weights."""
+        """Number of parameters in the folder's weights."""
         total = 0
         for path in self.folder.glob("model*.safetensors"):
             with safe_open(path, framework="pt") as file:
@@ -77,19 +78,19 @@ class Run:
 
     @property
     def samples(self) -> int | None:
-        """Samples seen in training; None where no recipe tells of it."""
+        """Samples seen in training; None without a recipe that says so."""
         if not self.recipe:
             return None
         return self.results.get("samples", self.recipe["train_samples"] + self.recipe["unmasked_samples"])
 
     @property
     def source(self) -> str | None:
-        """The model that the run, or its image tower, began from; None for a new one."""
+        """The model that the run, or its image tower, was initialised from; None for a new one."""
         return self.recipe.get("model_name_or_path") or self.recipe.get("init_vision_from")
 
     @property
     def base_model(self) -> str | None:
-        """The Hub's id of the model that it came from, through whatever conversions and runs; None if none is known."""
+        """The Hub id of the model that it is derived from, through any conversions and runs; None if unknown."""
         known = self.results.get("base_model")
         if known is not None or self.source is None:
             return known
@@ -97,5 +98,5 @@ class Run:
 
     @property
     def hub_data(self) -> list[str]:
-        """Training data of the Hub."""
+        """Training data on the Hub."""
         return [name for name in self.recipe.get("train_data") or [] if is_hub_id(name)]

@@ -1,4 +1,4 @@
-"""Weights that may be published: whole, readable, finite, and without a word that is nobody's business."""
+"""Check that weights may be published: complete, readable, finite, and without secrets in their headers."""
 
 import json
 import re
@@ -12,18 +12,18 @@ from flip_hf.redaction import redact
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_NAMED = 5  # so many tensors are named in a message
-_CHUNK = 2**24  # numbers looked at in one go
+_NAMED = 5  # tensors named in a message
+_CHUNK = 2**24  # numbers checked at once
 
 
 def weight_files(index: bytes | None) -> dict[str, set[str]]:
-    """Files of weights, and the names of the tensors that each has, as far as they are known.
+    """Returns the weights files and the names of the tensors in each, as far as known.
 
     Args:
-        index: the content of `model.safetensors.index.json`; None where there is none.
+        index: the content of `model.safetensors.index.json`, or None if there is none.
 
     Raises:
-        ValueError: the index is none, or names other files than shards.
+        ValueError: the index is invalid, or names files other than shards.
     """
     if index is None:
         return {SINGLE: set()}
@@ -34,21 +34,21 @@ def weight_files(index: bytes | None) -> dict[str, set[str]]:
     files: dict[str, set[str]] = {}
     for tensor, name in found:
         if not isinstance(name, str) or not (name == SINGLE or _SHARD.fullmatch(name)):
-            raise ValueError(f"{INDEX} names {name!r}, which is no name of a file of weights.")
+            raise ValueError(f"{INDEX} names {name!r}, which is not the name of a weights file.")
         files.setdefault(name, set()).add(tensor)
     return files or {SINGLE: set()}
 
 
 def check_weights(path: Path, tensors: set[str]) -> None:
-    """Reads a file of weights, tensor by tensor, and never holds more than one of them.
+    """Checks a weights file tensor by tensor, and never holds more than one of them.
 
     Args:
         path: a safetensors file.
-        tensors: names that the index says are in it; none where there is no index.
+        tensors: names of its tensors according to the index; empty without an index.
 
     Raises:
-        ValueError: it is damaged, a tensor is missing or has numbers that are not finite, or its header holds something
-            like a secret; the message names the tensors.
+        ValueError: it is damaged, a tensor is missing or not finite, or its header contains something like a secret;
+            the message names the tensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -57,18 +57,18 @@ def check_weights(path: Path, tensors: set[str]) -> None:
             missing = sorted(tensors.difference(names))
             spoilt = [name for name in names if not _is_finite(file.get_tensor(name))]
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path.name} is damaged or no safetensors file ({error}). Save the model again.") from error
+        raise ValueError(f"{path.name} is damaged or not in safetensors ({error}). Save the model again.") from error
     if missing:
-        raise ValueError(f"{path.name} has not all of the tensors that {INDEX} names: {_few(missing)} missing.")
+        raise ValueError(f"{path.name} lacks tensors that {INDEX} names: {_few(missing)}.")
     if redact(header) != header:
         raise ValueError(
-            f"The header of {path.name} holds something like a token or a password. Save the model again with "
+            f"The header of {path.name} contains something like a token or a password. Save the model again with "
             "`save_pretrained`, which writes none."
         )
     if spoilt:
         raise ValueError(
-            f"{path.name} has numbers that are not finite (NaN or infinite), and a model with them is of no use to "
-            f"anybody: {_few(spoilt)}. Nothing was published. Go back to an earlier checkpoint."
+            f"{path.name} has numbers that are not finite (NaN or infinite), which make a model useless: "
+            f"{_few(spoilt)}. Nothing was published. Go back to an earlier checkpoint."
         )
 
 
@@ -76,7 +76,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() and not tensor.is_complex():
         return True
     chunks = tensor.reshape(-1).split(_CHUNK)
-    # Eight-bit floats have no `isfinite` of their own.
+    # Eight-bit floats do not support `isfinite`.
     return all(bool((chunk.float() if chunk.element_size() == 1 else chunk).isfinite().all()) for chunk in chunks)
 
 

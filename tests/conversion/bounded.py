@@ -12,7 +12,7 @@ import torch
 
 
 def outcome(call: Callable[[], Any], *, megabytes: int = 512, seconds: int = 20) -> str:
-    """What a call returns or raises, in words, where it may take so much memory more than there is now."""
+    """Describes what a call returns or raises, with a limit on the memory that it may take beyond the present use."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_call, args=(call, sender, megabytes, seconds))
     process.start()

@@ -13,7 +13,8 @@ CLIP_VISION = {"pooling_type": "cls", "use_pre_layernorm": True, "patch_embeddin
 
 
 def assert_identical(first: torch.nn.Module, second: torch.nn.Module) -> None:
-    one, two = first.state_dict(), second.state_dict()
+    one = first.state_dict()
+    two = second.state_dict()
     assert one.keys() == two.keys()
     for name in one:
         assert one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]), name
@@ -26,7 +27,8 @@ def test_the_round_trip_is_bit_identical(dtype, eos_token_id):
     again = FlipModel.from_clip(clip).to_clip()
     assert_identical(clip, again)
     for part in ("text_config", "vision_config"):
-        theirs, ours = getattr(clip.config, part).to_dict(), getattr(again.config, part).to_dict()
+        theirs = getattr(clip.config, part).to_dict()
+        ours = getattr(again.config, part).to_dict()
         for fields in (theirs, ours):  # CLIPModel reads the composite's; and only a model made with one notes a dtype
             del fields["projection_dim"], fields["dtype"]
         assert theirs == ours
@@ -71,7 +73,8 @@ def test_a_model_that_is_configured_like_clip_can_be_exported():
     ids = torch.randint(1, 599, (2, 6))
     ids[:, -1] = 599
     inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 32, 32)}
-    ours, theirs = flip(**inputs), flip.to_clip()(**inputs)
+    ours = flip(**inputs)
+    theirs = flip.to_clip()(**inputs)
     assert (ours.logits_per_image - theirs.logits_per_image).abs().max() < 2e-5
     assert theirs.logits_per_image.abs().max() <= 100 + 1e-4
 
@@ -146,6 +149,7 @@ def test_a_clip_trains_on_half_of_its_patches_and_goes_back(tmp_path):
     flip.to_clip().save_pretrained(tmp_path / "shipped")
     clip = CLIPModel.from_pretrained(tmp_path / "shipped")
     with torch.no_grad():
-        theirs, ours = clip(input_ids[:16], pixel_values[:16]), flip(input_ids[:16], pixel_values[:16])
+        theirs = clip(input_ids[:16], pixel_values[:16])
+        ours = flip(input_ids[:16], pixel_values[:16])
     assert (theirs.image_embeds - ours.image_embeds).abs().max() < 1e-6
     assert (theirs.text_embeds - ours.text_embeds).abs().max() < 1e-6

@@ -76,7 +76,8 @@ def test_with_its_decoder_every_tensor_becomes_one_of_the_pretraining_model(mae,
     assert "the text tower is a new one, not trained" in card
     model = FlipForPreTraining.from_pretrained(tmp_path / "flip")
     assert model.config.flip_config.mask_ratio == 0.5
-    theirs, ours = mae.state_dict(), model.state_dict()
+    theirs = mae.state_dict()
+    ours = model.state_dict()
     seen = {name: tensor for name, tensor in ours.items() if name.startswith(("flip.vision_model.", "decoder."))}
     assert len(seen) == len(theirs)
     sums = [sorted(tensor.double().sum().item() for tensor in tensors.values()) for tensors in (seen, theirs)]

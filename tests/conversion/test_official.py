@@ -164,7 +164,8 @@ def test_the_converted_folder_answers_as_the_official_model(official_zip, vocab,
     classifier = pipeline("zero-shot-image-classification", model=str(tmp_path / "out"))
     assert isinstance(classifier.image_processor, (FlipImageProcessor, FlipImageProcessorPil))
     official = np.load(FIXTURES / "official_flip_tiny.npz")
-    pixels, input_ids = official["input/image"].transpose(0, 3, 1, 2), torch.from_numpy(official["input/txt"]).long()
+    pixels = official["input/image"].transpose(0, 3, 1, 2)
+    input_ids = torch.from_numpy(official["input/txt"]).long()
     with torch.no_grad():
         image_embeds = classifier.model(pixel_values=torch.from_numpy(pixels), input_ids=input_ids).image_embeds
     assert np.abs(image_embeds.numpy() - official["out/z_img"]).max() < 5e-6
@@ -173,7 +174,8 @@ def test_the_converted_folder_answers_as_the_official_model(official_zip, vocab,
     labels = ["cats", "a dog (photo)", "12"]
     answer = {entry["label"]: entry["score"] for entry in classifier(image, candidate_labels=labels)}
     # Independently of processor and padding: pixels normalised by hand, ids padded to 32 as the official pipeline does.
-    mean, std = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
+    mean = np.array([0.485, 0.456, 0.406]) * 255
+    std = np.array([0.229, 0.224, 0.225]) * 255
     pixel_values = torch.from_numpy(((np.asarray(image) - mean) / std).transpose(2, 0, 1)[None]).float()
     lines = vocab.read_text().split("\n")
     pieces = {"cats": ["cat", "##s"], "a dog (photo)": ["a", "dog", "(", "photo", ")"], "12": ["1", "##2"]}
@@ -186,7 +188,7 @@ def test_the_converted_folder_answers_as_the_official_model(official_zip, vocab,
 
 
 def test_a_vocabulary_that_is_not_the_releases_is_refused(vocab):
-    with pytest.raises(ConversionError, match="not the file of the release"):
+    with pytest.raises(ConversionError, match="is not the released one"):
         official_pieces(str(vocab), 30523, released=True)
     assert len(official_pieces(str(vocab), 500, released=False)) == 499
     assert len(official_pieces(str(vocab), 400, released=False)) == 399  # cut to the table, with a warning
@@ -275,10 +277,10 @@ def chunk(data: bytes):
     ("spoil", "message"),
     [
         (zarray(shape=[10**6, 10**6], chunks=[10**6, 10**6]), "claims 4,000,000,000,000 bytes"),
-        (zarray(chunks=[48, 48]), "should have 2 chunk files, it has 1"),
-        (zarray(dtype="|O"), "of a kind that T5X does not write"),
-        (zarray(compressor={"id": "pickle"}), "of a kind that T5X does not write"),
-        (zarray(shape=[-1, 48]), "of a kind that T5X does not write"),
+        (zarray(chunks=[48, 48]), "should have 2 chunk files, but has 1"),
+        (zarray(dtype="|O"), "a kind of array that T5X does not write"),
+        (zarray(compressor={"id": "pickle"}), "a kind of array that T5X does not write"),
+        (zarray(shape=[-1, 48]), "a kind of array that T5X does not write"),
         (chunk(gzip.compress(bytes(96 * 48 * 4 + 1))), "holds 18,433 bytes, expected 18,432"),
         (chunk(gzip.compress(bytes(100))[:-20] * 9), "damaged|holds"),
         (chunk(b""), "can hold at most 0"),
@@ -301,7 +303,7 @@ def test_a_damaged_or_hostile_checkpoint_is_refused(official_folder, spoil, mess
 def test_an_inline_array_must_have_its_bytes(official_folder):
     lie = msgpack.ExtType(1, msgpack.packb(((10**9,), "float32", b"1234")))
     rewrite_structure(official_folder, lambda target: target.update(logit_scale=lie))
-    with pytest.raises(ConversionError, match="needs 4,000,000,000 bytes, the checkpoint has 4"):
+    with pytest.raises(ConversionError, match="needs 4,000,000,000 bytes, but the checkpoint has 4"):
         read_official(official_folder, **HEADS)
 
 
@@ -334,7 +336,7 @@ def test_nothing_is_overwritten(tmp_path, kind):
 
 
 def test_what_appears_in_the_meantime_is_not_overwritten(tmp_path):
-    with pytest.raises(ConversionError, match="was made by something else in the meantime"):
+    with pytest.raises(ConversionError, match="was created by something else in the meantime"):
         with new_folder(tmp_path / "out"):
             (tmp_path / "out" / "other").mkdir(parents=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -135,7 +135,7 @@ def test_a_flip_that_open_clip_has_not_is_refused_with_the_switches():
 
 def test_a_file_that_is_no_configuration_is_refused(folder):
     (folder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 4}}')
-    with pytest.raises(ConversionError, match="no configuration of an open_clip model"):
+    with pytest.raises(ConversionError, match="not a configuration of an open_clip model"):
         convert_from_open_clip(str(folder))
     shutil.rmtree(folder)
     folder.mkdir()
@@ -168,8 +168,10 @@ def test_the_installed_open_clip_computes_the_same(variant, tmp_path):
     state_dict, model_cfg = flip_to_open_clip(flip)
     theirs = open_clip.CLIP(**model_cfg).eval()
     theirs.load_state_dict(state_dict)
-    images, ids = torch.randn(3, 3, 32, 32), torch.randint(8, 600, (3, 16))
-    ids[:, 9:], ids[:, 8] = 0, 7 if variant == "quick_gelu" else 599
+    images = torch.randn(3, 3, 32, 32)
+    ids = torch.randint(8, 600, (3, 16))
+    ids[:, 9:] = 0
+    ids[:, 8] = 7 if variant == "quick_gelu" else 599
     with torch.no_grad():
         for ours, expected in (
             (flip.get_image_features(images).pooler_output, theirs.encode_image(images)),

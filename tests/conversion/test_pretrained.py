@@ -45,7 +45,7 @@ def test_weights_that_are_not_finite_are_named(clip, value):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.int64])
 def test_weights_of_other_kinds_are_named(clip, dtype):
     rewrite(clip, lambda tensors: tensors.update({NAME: tensors[NAME].to(dtype)}))
-    with pytest.raises(ConversionError, match=rf"no plain weights: 1 \({NAME}\)"):
+    with pytest.raises(ConversionError, match=rf"not plain weights: 1 \({NAME}\)"):
         convert_from_clip(str(clip))
 
 
@@ -59,7 +59,7 @@ def test_a_tensor_of_another_shape_is_named(clip):
 def test_a_flip_model_with_a_tensor_missing_is_not_exported_with_a_new_one(clip, tmp_path, write):
     FlipModel.from_clip(str(clip)).save_pretrained(tmp_path / "flip")
     rewrite(tmp_path / "flip", lambda tensors: tensors.pop(NAME))
-    with pytest.raises(ConversionError, match=rf"no complete FlipModel: missing \['{NAME}'\]"):
+    with pytest.raises(ConversionError, match=rf"not a complete FlipModel: missing \['{NAME}'\]"):
         write(str(tmp_path / "flip"))
 
 
@@ -89,7 +89,7 @@ def test_an_index_names_files_of_its_folder_only(clip, tmp_path, name):
     (folder / "config.json").write_bytes((clip / "config.json").read_bytes())
     weights = dict.fromkeys(load_file(clip / "model.safetensors"), name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
-    with pytest.raises(ConversionError, match="names a file that is none of the folder's weights"):
+    with pytest.raises(ConversionError, match="names a file other than the folder's weights"):
         convert_from_clip(str(folder))
 
 
@@ -135,8 +135,8 @@ def test_no_room_is_made_for_a_model_that_the_weights_do_not_fill(clip):
             "7 attention heads do not divide the width, 64",
         ),
         ({"text_config": {"layer_norm_eps": "small"}}, "layer_norm_eps must be a number from 0 to 1"),
-        ({"text_config": {"hidden_act": "none_such"}}, "makes no CLIPModel"),
-        ({"text_config": [1]}, "describes no CLIPConfig|makes no CLIPModel"),
+        ({"text_config": {"hidden_act": "none_such"}}, "not valid for CLIPModel"),
+        ({"text_config": [1]}, "does not describe a CLIPConfig|not valid for CLIPModel"),
         ({"model_type": ["clip"]}, "not a CLIPModel"),
     ],
 )

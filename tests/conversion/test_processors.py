@@ -15,7 +15,7 @@ from flip_hf.conversion.processors import find_image_processor, find_tokenizer
 )
 def test_a_damaged_tokenizer_is_refused(saved, content):
     (saved / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ConversionError, match="tokenizer of .* cannot be loaded .*Mend tokenizer.json"):
+    with pytest.raises(ConversionError, match="tokenizer of .* cannot be loaded .*Fix tokenizer.json"):
         find_tokenizer(str(saved), 16)
 
 

@@ -21,7 +21,7 @@ from tests.conftest import tiny_config
 @pytest.mark.parametrize("value", [-2, 0, 5, 1000, 2.0, True])
 def test_heads_that_do_not_divide_the_width_are_refused(official_zip, option, value):
     heads = {"vision_heads": 4, "text_heads": 4} | {option: value}
-    with pytest.raises(ConversionError, match=f"--{option} {value!r} is no number of attention heads for the width"):
+    with pytest.raises(ConversionError, match=f"--{option} {value!r} is not a number of attention heads for the width"):
         read_official(official_zip, **heads)
 
 

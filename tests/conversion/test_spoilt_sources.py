@@ -113,7 +113,7 @@ def with_values(data, generator, count):
 
 
 def replacements(path, data):
-    """What may lie in a file's place: bytes, or a function that puts something there."""
+    """Yields things that may be in a file's place: bytes, or a function that puts something there."""
     generator = random.Random(0)
     yield from (b"", generator.randbytes(200), data[: len(data) // 2], data[:-1], b"[" * 100_000)
     yield from (b"{}", b"[]", b"null", b"\xff\xfe" + data)

@@ -55,12 +55,12 @@ def test_states_are_skipped_whatever_they_hold():
         (packed({"a": msgpack.ExtType(1, msgpack.packb([[2], "float32"]))}), "not a shape, a dtype and bytes"),
         (packed({"a": msgpack.ExtType(1, msgpack.packb([[-1, -1], "float32", b"1234"]))}), "shape"),
         (packed({"a": inline(np.ones(2, np.int64))}), "dtype 'int64'"),
-        (packed({"a": {"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {}}}), "do not make one array"),
-        (packed({"a": {"__msgpack_chunked_array__": True, "shape": 3, "chunks": 4}}), "do not make one array"),
-        (packed({"a": {}})[:-1], "breaks off|No more data"),
+        (packed({"a": {"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {}}}), "do not form one array"),
+        (packed({"a": {"__msgpack_chunked_array__": True, "shape": 3, "chunks": 4}}), "do not form one array"),
+        (packed({"a": {}})[:-1], "is truncated|No more data"),
         (packed({}) + b"\x00", "something follows its end"),
         (msgpack.packb({"optimizer": {}}), "target is None"),
-        (b"", "something else where a map"),
+        (b"", "in place of a map"),
     ],
 )
 def test_what_is_no_structure_is_refused(data, message):

@@ -111,7 +111,8 @@ def add_sample(archive: io.BytesIO, key: str, members: Members) -> None:
         if data == SPARSE:
             archive.write(sparse_header(info.name, 2**30))
             continue
-        broken, data = data.startswith(BROKEN_HEADER), data.removeprefix(BROKEN_HEADER)
+        broken = data.startswith(BROKEN_HEADER)
+        data = data.removeprefix(BROKEN_HEADER)
         info.size = len(data)
         header = bytearray(info.tobuf())
         if broken:

@@ -96,7 +96,8 @@ def test_counts_survive_a_resume_and_count_once(damaged_shards, workers):
     """Interrupted after every 37 batches, in the middle of blocks and at cut shards."""
     folder, good, _ = damaged_shards
     options = {"workers": workers, "block": 64, "batch_size": 5, "view_at": small}
-    straight, states = make_train_loader(folder, **options), None
+    straight = make_train_loader(folder, **options)
+    states = None
     steps = 4 * 37
     expected = numbers(itertools.islice(straight, steps))
     seen = []
@@ -149,7 +150,8 @@ def test_a_higher_limit_goes_on(mostly_garbage):
 
 def test_the_window_survives_a_resume(mostly_garbage):
     """Interrupted before each look, the run would never end."""
-    states, options = None, {"max_bad_fraction": 0.5, "view_at": small, "batch_size": 30}
+    states = None
+    options = {"max_bad_fraction": 0.5, "view_at": small, "batch_size": 30}
     with pytest.raises(BadDataError):
         for _ in range(100):
             loader = make_train_loader(mostly_garbage, states=states, **options)
@@ -160,7 +162,7 @@ def test_the_window_survives_a_resume(mostly_garbage):
 
 def test_nothing_but_garbage_is_an_error_and_not_an_endless_loop(tmp_path):
     write_tar(tmp_path / "shard.tar", [(f"{i:05d}", b"no image", b"text") for i in range(8)])
-    with pytest.raises(BadDataError, match="no usable sample in 3 whole passes: 24 x not an image"):
+    with pytest.raises(BadDataError, match="no usable sample in 3 whole epochs: 24 x not an image"):
         next(iter(make_train_loader(tmp_path / "shard.tar")))
 
 

@@ -98,7 +98,8 @@ def test_one_of_the_usable_captions_is_drawn(unusable):
 
 def test_a_list_of_usable_captions_takes_one_number_of_the_generator():
     """So that data without such gaps train as they did."""
-    ours, plain = np.random.default_rng(0), np.random.default_rng(0)
+    ours = np.random.default_rng(0)
+    plain = np.random.default_rng(0)
     captions = ["a", "b", "c", "d", "e"]
     drawn = [choose_caption(captions, ours) for _ in range(50)]
     assert drawn == [captions[int(plain.integers(5))] for _ in range(50)]

@@ -29,7 +29,8 @@ def stripes(width: int, height: int) -> Image.Image:
 def unbounded(image: Image.Image) -> np.ndarray:
     """The whole picture, resized, of which the central square is kept."""
     width, height = (int(SIDE * side / min(image.size)) for side in image.size)
-    left, top = (width - SIDE) // 2, (height - SIDE) // 2
+    left = (width - SIDE) // 2
+    top = (height - SIDE) // 2
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))[top : top + SIDE, left : left + SIDE]
 
 

@@ -110,7 +110,7 @@ def test_img2datasets_files_are_read_and_its_table_left_alone(few, tmp_path):
     (tmp_path / "00000_stats.json").write_text("{}")
     assert contents(open_source(str(tmp_path))) == texts(few)
     assert contents(open_source(str(tmp_path), target_column="json.caption")) == texts(few)
-    with pytest.raises(ValueError, match="no image column of a usual name"):
+    with pytest.raises(ValueError, match="no image column with a usual name"):
         open_source(str(tmp_path / "00000.parquet"))
 
 
@@ -203,12 +203,12 @@ def test_broken_lines_of_json_cost_themselves(few, tmp_path):
     ("text", "message"),
     [
         (b"", "is empty"),
-        ("filepath,title\na.jpg,x\n".encode("utf-16"), "no text in UTF-8"),
-        (b"name,price\na,3\n", "no caption column of a usual name. Its columns are: name, price"),
+        ("filepath,title\na.jpg,x\n".encode("utf-16"), "not text in UTF-8"),
+        (b"name,price\na,3\n", "no caption column with a usual name. Its columns are: name, price"),
         (b"filepath,title\na.jpg,x\n", "None of the first 1 pictures .* paths are relative to the list"),
         (
             b"filepath,title\n/etc/passwd,x\n",
-            "which is not in its folder. Pictures must lie below the list's own folder",
+            "which is not in its folder. Pictures must be below the list's own folder",
         ),
         (b"path,title\nhttps://example.org/a.jpg,x\n", "Pictures are not downloaded"),
         (b"filepath,title\n", "has no samples"),
@@ -332,7 +332,7 @@ def test_samples_whose_parts_are_apart_are_refused_by_name(few, tmp_path):
             for sample in few[:count]
         ]
         write_members(tmp_path / "x.tar", members)
-        with pytest.raises(ValueError, match="'00000.jpg' and '00000.txt' are parts of one sample.*--sort=name"):
+        with pytest.raises(ValueError, match="'00000.jpg' and '00000.txt' belong to one sample.*--sort=name"):
             open_source(str(tmp_path / "x.tar"))
 
 
@@ -394,8 +394,8 @@ def test_columns_that_nobody_asked_for_are_neither_read_nor_decoded(few, tmp_pat
         ("x.mp4", "found: 1 x .mp4. Write frames of it"),
         ("train.tfrecord", "found: 1 x .tfrecord. Write its samples as tar shards"),
         ("data-00000-of-00001.arrow", "found: 1 x .arrow. Name the folder that save_to_disk wrote"),
-        ("x.json", "found: 1 x .json. Write one JSON object a line"),
-        ("x.foo", "found: 1 x .foo. What can be read: .tar"),
+        ("x.json", "found: 1 x .json. Write one JSON object per line"),
+        ("x.foo", "found: 1 x .foo. Supported are .tar"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_what_was_found(name, message, tmp_path):
@@ -425,7 +425,7 @@ def test_what_has_no_captions_or_no_pictures_says_what_to_do(few, tmp_path):
 
 
 def test_an_empty_folder_and_files_of_several_kinds_are_refused(few, tmp_path):
-    with pytest.raises(ValueError, match="is empty. What can be read"):
+    with pytest.raises(ValueError, match="is empty. Supported are"):
         open_source(str(tmp_path))
     write_tar(tmp_path / "a.tar", few)
     (tmp_path / "b.csv").write_text("filepath,title\n")

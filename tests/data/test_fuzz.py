@@ -32,7 +32,8 @@ KINDS = {
     "AVIF": {},
 }
 # Each decode in a process of its own limits: seconds and bytes that a sample may take, whatever is in it.
-SECONDS, BYTES = 1.0, 2 * 2**30
+SECONDS = 1.0
+BYTES = 2 * 2**30
 MEASURE = """
 import resource, sys, time, tarfile, warnings
 import numpy as np, torch

@@ -1,4 +1,4 @@
-"""What is held out is never trained on, whoever reads, and is found again whatever happens to the data around it."""
+"""Held-out pairs are never trained on by any reader, and are found again whatever happens to the data around them."""
 
 import json
 import shutil
@@ -32,7 +32,8 @@ def held_out(folder, share: float = SHARE, **options):
 
 def trained_on(folder, processes: int, workers: int) -> tuple[list[int], list[dict]]:
     """All samples of the first epoch and a piece of the next, of all processes, and what was counted."""
-    seen, counts = [], []
+    seen = []
+    counts = []
     for process in range(processes):
         reader = Reader(process, processes)
         loader = make_train_loader(folder, workers=workers, process=reader, batch_size=1, holdout=SHARE)

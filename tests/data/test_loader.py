@@ -89,7 +89,8 @@ def test_the_crop_is_within_its_bounds():
     from flip_hf.data.transforms import random_crop_box
 
     rng = np.random.default_rng(0)
-    areas, ratios = [], []
+    areas = []
+    ratios = []
     for _ in range(500):
         left, top, right, bottom = random_crop_box(200, 150, (0.5, 1.0), (3 / 4, 4 / 3), rng)
         assert 0 <= left < right <= 200 and 0 <= top < bottom <= 150

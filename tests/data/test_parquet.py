@@ -187,7 +187,9 @@ def test_files_that_cannot_be_read_are_told_of(samples, tmp_path):
     assert [place for place, _ in rows] == [(5, 0)]
     assert [reason for reason, _ in told] == ["unreadable shard"] * 6
     for (_, detail), why in zip(
-        told, ("empty", "no parquet file", "cut off", "Error", "Not a regular file", "none of the columns"), strict=True
+        told,
+        ("empty", "not a parquet file", "truncated", "Error", "Not a regular file", "none of the columns"),
+        strict=True,
     ):
         assert why in detail
     with pytest.raises(ValueError, match="0.parquet' cannot be read as parquet: an empty file"):
@@ -219,14 +221,14 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(server, parquet_folder,
     told: list[tuple[str, str]] = []
     rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *each: told.append(each))
     assert sorted(int(source.target(row)[:5]) for _, row in rows) == list(range(160))
-    assert server.drops == [] and told == [] and caplog.text.count("broke off") == 3
+    assert server.drops == [] and told == [] and caplog.text.count("was interrupted") == 3
 
 
 # -- what asks for much -----------------------------------------------------------------------------------------------
 
 
 def in_a_child(function: Callable[[], Any]) -> tuple[Any, int]:
-    """What a function returns in a process of its own, and by how many bytes its peak of memory rose there."""
+    """Runs a function in a separate process; returns its result and the rise of its peak memory in bytes."""
 
     def run(connection) -> None:
         with open("/proc/self/clear_refs", "w") as file:
@@ -250,7 +252,7 @@ def peak() -> int:
 
 
 def told(file, most=200) -> tuple[list[str], list[str], int]:
-    """What is read of a file: captions or refusals, damage, and the number of threads behind it."""
+    """Reads a file; returns captions or refusals, damage, and the number of threads behind it."""
     problems: list[str] = []
     found: list[str] = []
     for _, row in ParquetShards([str(file)]).select("image", "caption").read(0, 0, None, problems.append):

@@ -69,7 +69,7 @@ def test_processes_that_find_no_group_do_not_start(tmp_path, monkeypatch):
 
 
 def test_the_one_process_of_a_launch_that_was_to_start_two_says_so(tmp_path):
-    """What Accelerate's own launcher tells the process that it starts."""
+    """The process gets the environment that Accelerate's own launcher would give it."""
     script = tmp_path / "say.py"
     script.write_text(SAY)
     for processes, code in ((2, 1), (1, 0)):
@@ -78,4 +78,4 @@ def test_the_one_process_of_a_launch_that_was_to_start_two_says_so(tmp_path):
         _, told = prepare_simple_launcher_cmd_env(launch_command_parser().parse_args([*asked, str(script)]))
         run = run_program(script, environment=told)
         assert run.returncode == code, run.stderr
-        assert ("was asked for several processes and starts one" in run.stderr) == (processes == 2)
+        assert ("was asked for several processes but starts one" in run.stderr) == (processes == 2)

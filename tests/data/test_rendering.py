@@ -238,7 +238,7 @@ def test_a_background_is_read(colour):
 
 @pytest.mark.parametrize("colour", ["", "wite", "#ffffff80", "255"])
 def test_what_is_no_opaque_colour_is_named(colour):
-    with pytest.raises(ValueError, match=f"{colour!r} is no opaque colour"):
+    with pytest.raises(ValueError, match=f"{colour!r} is not an opaque colour"):
         read_colour(colour)
 
 

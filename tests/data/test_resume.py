@@ -40,7 +40,8 @@ def run(folder, steps, **options):
         steps: (geometry, samples to read in each process) in turn; in the last, all epochs begun are read to their end.
     """
     seen: dict[int, Counter] = {}
-    states, furthest = None, 0
+    states = None
+    furthest = 0
     for geometry, counts in steps:
         loaders = loaders_of(folder, geometry, states, **options)
         for loader, count in zip(loaders, counts, strict=True):
@@ -160,7 +161,7 @@ def test_data_that_grew_begin_anew_and_say_so(small_shards, samples, caplog):
     next(iter(old))
     write_tar(small_shards / "99.tar", samples[:1])
     new = make_train_loader(small_shards, states=saved([old]))
-    assert "had 20 shards when the checkpoint was written and has 21" in caplog.text
+    assert "had 20 shards when the checkpoint was written and now has 21" in caplog.text
     next(iter(new))
     assert current_epochs(new) == [1]
 

@@ -89,7 +89,8 @@ def test_at_full_size_only_the_rounding_differs_from_pillow(picture):
 def test_scaled_decoding_is_close_to_the_plain_path(picture, side, mean):
     """In grey levels of 256, over random crops of the official recipe; the boxes are moved to whole pixels in both."""
     rng = np.random.default_rng(0)
-    data, differences = jpeg(picture), []
+    data = jpeg(picture)
+    differences = []
     for _ in range(12):
         box = random_crop_box(640, 480, (0.8, 1.0), (3 / 4, 4 / 3), rng)
         box = tuple(8 * round(edge / 8) for edge in box)

@@ -49,7 +49,8 @@ def test_test_images_show_their_class_in_its_colour():
 
 
 def test_it_streams_in_shards():
-    train, test = shapes_dataset("train", num_samples=1300), shapes_dataset("test")
+    train = shapes_dataset("train", num_samples=1300)
+    test = shapes_dataset("test")
     assert train.num_shards == 3 and sum(1 for _ in train) == 1300
     assert test.features["label"].names == list(CLASS_NAMES)
     assert isinstance(next(iter(train))["image"]["bytes"], bytes)

@@ -44,7 +44,7 @@ def test_every_kind_of_source_gives_the_same_samples(tar_folder, image_folder, p
 
 def test_a_missing_column_names_the_ones_there_are(parquet_folder, tar_folder):
     with pytest.raises(
-        ValueError, match="no image column of a usual name. Its columns are: picture, words.*--image_column"
+        ValueError, match="no image column with a usual name. Its columns are: picture, words.*--image_column"
     ):
         open_source(str(parquet_folder), target_column="words")
     with pytest.raises(ValueError, match="no caption column 'title'.*__key__.*--caption_column"):
@@ -63,9 +63,9 @@ def test_images_do_alone(tar_folder, image_folder, parquet_folder, samples, tmp_
         row = next(source.rows())
         assert source.target_column is source.target(row) is source.class_names is None
         assert decode_image(source.image(row)).tobytes() == first.tobytes(), folder
-    with pytest.raises(ValueError, match="no caption column of a usual name. Its columns are: image"):
+    with pytest.raises(ValueError, match="no caption column with a usual name. Its columns are: image"):
         open_source(str(bare))
-    with pytest.raises(ValueError, match="no image column of a usual name. Its columns are: picture, words"):
+    with pytest.raises(ValueError, match="no image column with a usual name. Its columns are: picture, words"):
         open_source(str(parquet_folder), kind="image")
 
 
@@ -125,5 +125,5 @@ def test_a_truncated_shard_costs_its_rest_alone(tar_folder):
 
 
 def test_a_name_that_is_nowhere_is_an_error_without_the_hub_too():
-    with pytest.raises(FileNotFoundError, match="There is no 'nobody/nothing' here, and the Hub cannot be asked"):
+    with pytest.raises(FileNotFoundError, match="There is no 'nobody/nothing' here, and it cannot be loaded"):
         open_source("nobody/nothing")

@@ -105,7 +105,8 @@ def described(folder, train, test):
 
 @pytest.mark.parametrize("write", [cloned, tars, top, saved, beside, described], ids=lambda write: write.__name__)
 def test_each_split_has_its_own_rows_and_an_unknown_one_is_an_error(write, samples, tmp_path):
-    train, test = samples[:9], samples[20:25]
+    train = samples[:9]
+    test = samples[20:25]
     write(tmp_path / "data", train, test)
     assert captions(tmp_path / "data") == [caption.decode() for _, _, caption in train]
     assert captions(tmp_path / "data", split="test") == [caption.decode() for _, _, caption in test]
@@ -127,7 +128,7 @@ def test_a_configuration_of_a_card_is_read(samples, tmp_path):
         ("configs:\n- config_name: x\n  data_files: https://example.org/x.parquet", "no such file is in the folder"),
         ("configs:\n- config_name: x\n  data_files: /etc/passwd", "no such file is in the folder"),
         ("configs:\n- config_name: x\n  data_dir: ../other", "has no split 'train'"),
-        ("configs:\n- config_name: x\n  columns: [image]", "asks for columns, which is not done"),
+        ("configs:\n- config_name: x\n  columns: [image]", "asks for columns, which is not supported"),
         ("configs:\n- config_name: x\n- config_name: y", "has several configurations: x, y. Name one"),
         ("configs: 3", "has damaged configs"),
         ("configs: [", "cannot be read as the card"),
@@ -199,7 +200,7 @@ def test_shards_of_no_split_are_named(samples, tmp_path, caplog):
     for name in ("train-0.tar", "more-1.tar"):
         write_tar(tmp_path / name, samples[:2])
     assert len(captions(tmp_path)) == 2
-    assert f"{tmp_path}: left out as of no split: 1, such as more-1.tar" in caplog.text
+    assert f"{tmp_path}: skipped 1 files that are in no split, such as more-1.tar" in caplog.text
 
 
 def test_shards_keep_their_order_and_names(samples, tmp_path, monkeypatch):

@@ -46,10 +46,12 @@ def test_members_are_grouped_and_stay_bytes(tmp_path):
             (f"{long}.txt", b"y"),
         ):
             info = tarfile.TarInfo(name)
-            info.size, info.type = len(data or b""), tarfile.REGTYPE if data else tarfile.DIRTYPE
+            info.size = len(data or b"")
+            info.type = tarfile.REGTYPE if data else tarfile.DIRTYPE
             archive.addfile(info, io.BytesIO(data or b""))
         link = tarfile.TarInfo("a/2.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        link.type = tarfile.SYMTYPE
+        link.linkname = "/etc/passwd"
         archive.addfile(link)
     rows, problems = read(buffer.getvalue(), tmp_path)
     url = str(tmp_path / "x.tar")
@@ -99,7 +101,7 @@ def test_what_is_no_archive_is_told_of(tmp_path):
         try:
             assert read(data, tmp_path)[1] == ["damaged tar header", "truncated shard"]
         except ValueError as error:  # `read_rows` reports it
-            assert "no tar archive" in str(error)
+            assert "not a tar archive" in str(error)
 
 
 def test_large_members_are_refused_unread(tmp_path):
@@ -116,7 +118,8 @@ def test_large_members_are_refused_unread(tmp_path):
 def test_a_header_cannot_ask_for_memory(tmp_path, monkeypatch):
     """A long-name header that claims 8 GiB: its block is skipped as damage."""
     info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**33 - 1
+    info.type = tarfile.GNUTYPE_LONGNAME
+    info.size = 2**33 - 1
     asked = []
     monkeypatch.setattr(tar, "open_at", lambda url, offset, in_one_go: Recorder(url, asked))
     rows, problems = read(info.tobuf(tarfile.GNU_FORMAT) + damaged.shard(many()), tmp_path)
@@ -134,7 +137,8 @@ class Recorder(io.FileIO):
         return super().read(size)
 
 
-BEFORE, AFTER = damaged.shard([("a", [("jpg", b"1"), ("txt", b"t")])])[:-10240], damaged.shard(many())
+BEFORE = damaged.shard([("a", [("jpg", b"1"), ("txt", b"t")])])[:-10240]
+AFTER = damaged.shard(many())
 SOUND = ["a", *(f"k{n}" for n in range(6))]
 SPARSE = {
     "old": damaged.sparse_header("x.jpg", 60 * 2**20),
@@ -213,7 +217,7 @@ def test_a_compressed_archive_is_not_inflated(kind, tmp_path):
         rows, problems = read(buffer.getvalue(), tmp_path)
         assert rows == [] and "truncated shard" in problems
     except ValueError as error:
-        assert "no tar archive" in str(error)
+        assert "not a tar archive" in str(error)
 
 
 def test_reading_begins_at_a_row_and_takes_turns(tmp_path):

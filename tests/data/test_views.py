@@ -87,7 +87,9 @@ def test_masks_follow_from_seed_reader_and_draws(tar_folder):
     def masks(**options):
         return [batch["ids_keep"] for batch in itertools.islice(make_train_loader(tar_folder, **options), 4)]
 
-    first, again, other_seed = masks(), masks(), masks(seed=6)
+    first = masks()
+    again = masks()
+    other_seed = masks(seed=6)
     others = masks(process=Reader(1, 2))
     torch.manual_seed(123)
     assert all(torch.equal(a, b) for a, b in zip(first, masks(), strict=True))

@@ -93,7 +93,7 @@ def test_what_a_tokenizer_loses_is_measured_and_said():
     coverage = measure_coverage(tokenizer, captions)
     # "A  RED circle" is the first once more; the last two are the same within four tokens.
     assert coverage == Coverage(captions=6, unknown=1, confused=2, cut=2)
-    assert "1 hold an unknown word, 2 read like a different one, 2 are longer" in str(coverage)
+    assert "1 contain an unknown word, 2 have the same tokens as a different one, 2 are longer" in str(coverage)
     assert "--tokenizer" in str(coverage)
     fine = measure_coverage(tokenizer, captions[:3])
     assert "--tokenizer" not in str(fine)

@@ -16,7 +16,8 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (60, 80, 230), 
 @pytest.fixture(scope="module")
 def whole(tokenizer, tmp_path_factory):
     """The folder of a FlipForPreTraining that was trained on both objectives."""
-    folder, config = tmp_path_factory.mktemp("models") / "whole", tiny_config()
+    folder = tmp_path_factory.mktemp("models") / "whole"
+    config = tiny_config()
     model = FlipForPreTraining(FlipPreTrainingConfig(flip_config=config, decoder_config=DECODER))
     randomize(model).save_pretrained(folder)
     make_processor(config, tokenizer).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What the page asks of a model, without the page: any kind of model, and what a visitor may write."""
+"""The page's requests to a model, without the page: any kind of model, and anything that a visitor may write."""
 
 import os
 
@@ -93,7 +93,8 @@ def test_a_search_finds_the_picture_that_is_nearest(whole, photos):
     """Pictures that do not exist any more are left out; the others are those of `get_image_features`."""
     pictures = pictures_below(photos)
     assert [picture.name for picture in pictures][:3] == ["blue.PNG", "cut.jpeg", "green.PNG"]
-    search, seen = ImageSearch(DemoModel.from_pretrained(whole), pictures), []
+    search = ImageSearch(DemoModel.from_pretrained(whole), pictures)
+    seen = []
     embeds = search.encode(lambda *done: seen.append(done))
     assert embeds.shape == (4, 24) and seen == [(0, 6)] and search.reasons() == "1 damaged image, 1 not an image"
     found = search.search("a red circle", 3)
@@ -101,7 +102,7 @@ def test_a_search_finds_the_picture_that_is_nearest(whole, photos):
     assert found[0][2] == pytest.approx((embeds @ search.model.embed_text("a red circle")).max().item(), abs=1e-6)
     assert search.encode(lambda *done: seen.append(done)) is embeds and len(seen) == 1
     broken = [picture for picture in pictures if picture.name in ("cut.jpeg", "text.jpg")]
-    with pytest.raises(ValueError, match="Not one of the 2 pictures can be used"):
+    with pytest.raises(ValueError, match="None of the 2 pictures can be used"):
         ImageSearch(search.model, broken).search("a red circle", 3)
     assert choose_examples(broken) == []
 
@@ -133,7 +134,7 @@ def test_what_a_visitor_writes_is_checked():
         with pytest.raises(ValueError, match="Write {} once"):
             read_prompt(prompt)
     assert read_query(" a cat ") == "a cat"
-    with pytest.raises(ValueError, match="Write what to look for"):
+    with pytest.raises(ValueError, match="Write what to search for"):
         read_query(" ")
 
 
@@ -151,7 +152,7 @@ def test_a_table_has_the_best_labels_first_and_no_markup_of_a_visitor():
     answers = [{f"<b>{n}</b>": n / 66 for n in range(12)}, {f"<b>{n}</b>": (11 - n) / 66 for n in range(12)}]
     table = comparison_table([0.0, 0.75], answers)
     assert "<b>" not in table and table.index("&lt;b&gt;11&lt;/b&gt;") < table.index("&lt;b&gt;10&lt;/b&gt;")
-    assert table.count("<tr>") == 11 and "… and 2 labels that are less probable for the whole image." in table
+    assert table.count("<tr>") == 11 and "… and 2 labels less probable for the whole image." in table
     assert "<th>whole image</th><th>75% dropped</th>" in table and ">16.7%<" in table
 
 

@@ -41,7 +41,7 @@ GREY = (128, 128, 128)
 
 
 def run(*arguments) -> str:
-    """What the script prints, run in this process: each start of another takes seconds."""
+    """Returns the script's output, run in this process because starting another takes seconds."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
         patch.syspath_prepend(SCRIPT.parent)
@@ -61,7 +61,7 @@ def space(whole, photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory) -> Path:
-    """What the app prints."""
+    """Returns the app's output."""
     return tmp_path_factory.mktemp("log") / "app.log"
 
 
@@ -102,7 +102,8 @@ def browser():
 @pytest.fixture
 def page(browser, url, log):
     """The page, opened; neither it nor its server turns to any other host, and nothing leaves a traceback."""
-    page, hosts = browser.new_page(), set()
+    page = browser.new_page()
+    hosts = set()
     page.set_default_timeout(15_000)
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(url)
@@ -162,7 +163,7 @@ def told(page, message: str) -> None:
 
 def test_labels_get_probabilities_and_a_mask_changes_what_is_seen(page, photos):
     drop(page, photos / "red.PNG")
-    page.get_by_label("Labels, apart").fill("red circle, blue square\ngreen star, red circle")
+    page.get_by_label("Labels, separated").fill("red circle, blue square\ngreen star, red circle")
     page.get_by_role("button", name="Ask the model").click()
     rows = page.locator("table.comparison tbody tr")
     expect(rows).to_have_count(3)
@@ -187,7 +188,8 @@ def test_labels_get_probabilities_and_a_mask_changes_what_is_seen(page, photos):
 
 
 def test_mistakes_are_told_in_words(page, photos):
-    ask, labels = page.get_by_role("button", name="Ask the model"), page.get_by_label("Labels, apart")
+    ask = page.get_by_role("button", name="Ask the model")
+    labels = page.get_by_label("Labels, separated")
     ask.click()
     told(page, "Write the labels to choose from")
     labels.fill("red circle")
@@ -207,7 +209,7 @@ def test_a_text_finds_pictures_and_bad_files_are_counted(page):
     page.get_by_role("tab", name="Search").click()
     search = page.get_by_role("button", name="Search", exact=True)
     search.click()
-    told(page, "Write what to look for.")
+    told(page, "Write what to search for.")
     page.get_by_label("What to look for").fill("a red circle")
     search.click()
     expect(page.get_by_text("The best of 4 pictures")).to_contain_text(
@@ -265,6 +267,6 @@ def test_a_space_does_not_publish_what_links_lead_to(whole, tmp_path):
         images.mkdir()
         Image.new("RGB", (8, 8)).save(images / "a.png")
         (images / name).symlink_to(target)
-        with pytest.raises(SystemExit, match=f"{name} is a link, and what it leads to would be published"):
+        with pytest.raises(SystemExit, match=f"{name} is a link, whose target would be published"):
             run(whole, "--images", images, "--space", tmp_path / "space")
         assert not (tmp_path / "space").exists()

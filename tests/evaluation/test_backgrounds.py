@@ -110,5 +110,5 @@ def test_a_run_trains_on_its_background_and_saves_it(tmp_path):
 
 
 def test_a_background_that_is_no_colour_ends_the_run_in_a_sentence():
-    with pytest.raises(OptionError, match="--background: 'greenish' is no opaque colour"):
+    with pytest.raises(OptionError, match="--background: 'greenish' is not an opaque colour"):
         parse("--train_data", "x", "--background", "greenish")

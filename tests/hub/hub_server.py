@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 # Of the Hub's own form; none of them is anybody's.
-WRITER, READER = "hf_" + "abcdefghij" * 3 + "abcd", "hf_" + "zyxwvutsrq" * 3 + "zyxw"
+WRITER = "hf_" + "abcdefghij" * 3 + "abcd"
+READER = "hf_" + "zyxwvutsrq" * 3 + "zyxw"
 
 
 @dataclass
@@ -43,7 +44,10 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.large = True
-        self.drops, self.late, self.busy, self.requests = [], [], [], []
+        self.drops = []
+        self.late = []
+        self.busy = []
+        self.requests = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -88,7 +92,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_ANY(self):
         url = urlsplit(self.path)
-        path, self.query = unquote(url.path), parse_qs(url.query)
+        path = unquote(url.path)
+        self.query = parse_qs(url.query)
         self.request_line = f"{self.command} {path}"
         self.server.requests.append(self.request_line)
         length = int(self.headers.get("Content-Length") or 0)
@@ -110,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_ANY
 
     def takes(self, patterns: list[str]) -> bool:
-        """Whether this request is one of those, which is then used up."""
+        """Returns whether this request is one of those, and removes it."""
         fits = next((pattern for pattern in patterns if re.match(pattern, self.request_line)), None)
         if fits is not None:
             patterns.remove(fits)
@@ -158,7 +163,8 @@ class Handler(BaseHTTPRequestHandler):
     # -- routes --------------------------------------------------------------------------------------------------------
 
     def create(self):
-        user, asked = self.user(write=True), json.loads(self.body)
+        user = self.user(write=True)
+        asked = json.loads(self.body)
         owner = asked.get("organization") or user
         if owner != user:
             raise Refusal(403, f"You don't have the rights to create a model under {owner}")
@@ -198,10 +204,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"errors": [], "warnings": []})
 
     def preupload(self, repo_id: str):
-        found, modes = self.repository(repo_id, write=True), []
+        found = self.repository(repo_id, write=True)
+        modes = []
         for asked in json.loads(self.body)["files"]:
             path = asked["path"]
-            large, there = self.server.large and path.endswith(".safetensors"), found.files.get(path)
+            large = self.server.large and path.endswith(".safetensors")
+            there = found.files.get(path)
             oid = None if there is None else sha256(there) if large else git_hash(there)
             mode = "lfs" if large else "regular"
             modes.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})

@@ -1,4 +1,4 @@
-"""What publishing does not do: follow links, take files by broad names, run or send code of others, send NaN."""
+"""Publishing does not follow links, take files by broad names, run or send foreign code, or send NaN."""
 
 import json
 import os
@@ -80,8 +80,8 @@ def test_links_are_not_followed(run_folder, tmp_path, caplog, monkeypatch):
     assert not [name for name, data in found.items() if b"0utside" in data]
     assert {"recipe.yaml", "logs/events.out.tfevents.1", "README.md"} <= set(found)
     assert not {"LICENSE", "LICENSE.md", "LICENSE.txt", "results.json", "log.jsonl", "evaluation"} & set(found)
-    assert "LICENSE is a link, or lies behind one. It is left out." in caplog.text
-    assert "LICENSE.md is no regular file. It is left out." in caplog.text
+    assert "LICENSE is a link, or lies behind one. It is skipped." in caplog.text
+    assert "LICENSE.md is not a regular file. It is skipped." in caplog.text
     assert not [path for path in ready.rglob("*") if path.is_symlink()]
 
 
@@ -160,8 +160,8 @@ def test_what_is_too_large_is_left_out(run_folder, tmp_path, caplog):
     (run_folder / "LICENSE").write_bytes(b"x" * (2**20 + 1))
     (run_folder / "LICENSE.md").write_bytes(b"\xff\xfe\x00binary")
     found = contents(prepare(run_folder, tmp_path / "ready"))
-    assert "LICENSE" not in found and "LICENSE is larger than 1,048,576 bytes. It is left out." in caplog.text
-    assert "LICENSE.md" not in found and "LICENSE.md is no text and is left out." in caplog.text
+    assert "LICENSE" not in found and "LICENSE is larger than 1,048,576 bytes. It is skipped." in caplog.text
+    assert "LICENSE.md" not in found and "LICENSE.md is not text and is skipped." in caplog.text
 
 
 # -- code -------------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_code_is_this_packages_own(run_folder, tmp_path, caplog):
     published = {path.name: path.read_bytes() for path in ready.glob("*.py")}
     assert {"modeling_flip.py", "masking_flip.py", "resizing_flip.py"} <= set(published) <= code.NAMES
     assert all(data == (code.PACKAGE / name).read_bytes() for name, data in published.items())
-    assert "modeling_flip.py is not this package's file of that name; this package's is published." in caplog.text
+    assert "modeling_flip.py differs from this package's file, which is published in its place." in caplog.text
 
 
 def test_damaged_configurations_are_named(refused):
@@ -243,9 +243,9 @@ def test_damaged_weights_are_named(refused):
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-100])
 
-    assert "model.safetensors is damaged or no safetensors file" in refused(cut)
-    assert "is damaged or no safetensors" in refused(lambda f: (f / "model.safetensors").write_bytes(KEY.encode()))
-    assert "header of model.safetensors holds something like" in refused(spoil(1.0, about=f"made with {TOKEN}"))
+    assert "model.safetensors is damaged or not in safetensors" in refused(cut)
+    assert "is damaged or not in safetensors" in refused(lambda f: (f / "model.safetensors").write_bytes(KEY.encode()))
+    assert "header of model.safetensors contains something like" in refused(spoil(1.0, about=f"made with {TOKEN}"))
 
 
 def test_shards_are_those_of_the_index(run_folder, tmp_path, refused):
@@ -268,9 +268,11 @@ def test_shards_are_those_of_the_index(run_folder, tmp_path, refused):
     def naming(**entries):
         return edit(INDEX, weight_map={**index["weight_map"], **entries})
 
-    assert "'../x.safetensors', which is no name of a file" in refused(naming(**{names[0]: "../x.safetensors"}))
-    assert "which is no name of a file" in refused(naming(**{names[0]: "id_ed25519"}))
-    assert "has not all of the tensors" in refused(naming(another="model-00001-of-00002.safetensors"))
+    assert "'../x.safetensors', which is not the name of a weights file" in refused(
+        naming(**{names[0]: "../x.safetensors"})
+    )
+    assert "which is not the name of a weights file" in refused(naming(**{names[0]: "id_ed25519"}))
+    assert "lacks tensors" in refused(naming(another="model-00001-of-00002.safetensors"))
     assert "has no weight_map" in refused(lambda f: (f / INDEX).write_text('{"weight_map": 3}'))
 
 
@@ -283,7 +285,7 @@ def test_a_vocabulary_with_a_token_is_refused(refused):
         tokenizer["model"]["vocab"] |= {"password": 600, TOKEN: 601}
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
-    assert "tokenizer.json holds something like a Hugging Face token" in refused(change)
+    assert "tokenizer.json contains something like a Hugging Face token" in refused(change)
 
 
 def test_words_of_a_vocabulary_stay(run_folder, tmp_path, monkeypatch):
@@ -308,7 +310,7 @@ def test_secrets_go_where_only_a_reader_sees_them(run_folder, tmp_path, caplog):
     assert lines == [{"samples": 1}, {"x": "[removed]"}, {"u": "https://[removed]@h"}]
     assert json.loads(found["results.json"]) == {**results, "x": 0, "y": "[removed]"}
     assert found["LICENSE"] == b"MIT\n[removed]\n"
-    assert "taken out of " in caplog.text and "LICENSE" in caplog.text
+    assert "removed from " in caplog.text and "LICENSE" in caplog.text
 
 
 def test_events_are_looked_into_and_do_not_name_the_host(run_folder, tmp_path, caplog):
@@ -328,7 +330,7 @@ def test_events_are_looked_into_and_do_not_name_the_host(run_folder, tmp_path, c
     assert all(re.fullmatch(r"events\.out\.tfevents\.[\d.]+", name.rpartition("/")[2]) for name in events)
     originals = [path.read_bytes() for path in run_folder.rglob("*tfevents*")]
     assert len(events) == 5 and all(data in originals for data in events.values())
-    assert "holds something like a token and is left out" in caplog.text
+    assert "contains something like a token and is skipped" in caplog.text
 
 
 def test_pictures_are_published_without_secrets_in_their_comments(run_folder, tmp_path, caplog):
@@ -353,13 +355,13 @@ def test_pictures_are_published_without_secrets_in_their_comments(run_folder, tm
             add(info)
             picture.save(path, pnginfo=info)
         assert "training_curves.png" not in contents(prepare(run_folder, tmp_path / f"comment-{number}"))
-    assert caplog.text.count("training_curves.png holds something like a token") == 4
+    assert caplog.text.count("training_curves.png contains something like a token") == 4
 
 
 def test_links_are_not_pushed(hub, api, run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     ready = prepare(run_folder, tmp_path / "ready")
     (ready / "notes.md").symlink_to(run_folder / "notes.py")
-    with pytest.raises(HubRefused, match="Links would publish what they lead to"):
+    with pytest.raises(HubRefused, match="Links would publish their targets"):
         push(ready, "you/flip", api=api)
     assert not hub.repositories

@@ -1,4 +1,4 @@
-"""What is published of a folder, and what is not."""
+"""Publishing a folder: the files that are taken, and those that are not."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_tokens_passwords_and_signed_urls_stay_behind(run_folder, tmp_path, monk
     everything = "".join((ready / name).read_text("latin-1") for name in names(ready))
     for secret in ("pass-word", "f00ba", TOKEN, "0123456789abcdef"):
         assert secret not in everything, secret
-    assert "events.out.tfevents.1 holds something like a token" in caplog.text
+    assert "events.out.tfevents.1 contains something like a token" in caplog.text
     kept = yaml.safe_load((ready / "recipe.yaml").read_text())["train_data"]
     assert kept[0] == "https://[removed]@host/{0..9}.tar" and "&part=1&sig=[removed]" in kept[1]
     assert json.loads((ready / "log.jsonl").read_text())["name"] == "hf_hub_download"
@@ -118,7 +118,7 @@ def test_what_is_in_the_way_is_named(run_folder, tmp_path):
 
 
 def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, tmp_path):
-    """What an MAE run leaves: no tokenizer, a decoder, an image processor."""
+    """The folder of an MAE run: no tokenizer, a decoder, an image processor."""
     words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--unmasked_samples", "0", "--num_workers", "0"]
     words += ["--objective", "reconstruction", "--output_dir", str(tmp_path / "mae"), "--checkpoint_samples", "128"]
     words += ["--decoder_config", json.dumps(DECODER), "--eval_data", "shapes"]
@@ -133,7 +133,7 @@ def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, t
             "| | images | decoder |\n|---|---|---|\n| blocks x width | 1 x 32, 2 heads | 1 x 16, 2 heads |",
             "| images seen | 192, 32 a step |" if folder.name == "mae" else "| images seen | 180, 32 a step |",
             "| reconstructed | pixels of dropped patches, of each patch's own mean and deviation |",
-            "the text tower that the class has is untrained",
+            "the text tower of this class is untrained",
         ):
             assert said in card.text, said
         assert ("Error of the reconstructed patches on 480 images: **" in card.text) == (folder.name == "mae")

@@ -58,7 +58,7 @@ def test_the_script_publishes_what_others_load(hub, run, run_folder, tmp_path, m
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "extras: []"  # who has no more than this package's own needs can push
     assert done.stdout.startswith(f"{hub.endpoint}/{REPO} (private): ") and "added (README.md, " in done.stdout
-    assert not hub.drops and "Trying again in 2 s" in done.stderr
+    assert not hub.drops and "Retrying in 2 s" in done.stderr
 
     # Without flip_hf: the card's code, as printed.
     card = hub.repositories[REPO].files["README.md"].decode()
@@ -128,9 +128,10 @@ def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tm
         ACCELERATE_USE_CPU="true",
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert not hub.drops and "Trying again in 2 s" in done.stderr
+    assert not hub.drops and "Retrying in 2 s" in done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(f"Pushed    {hub.endpoint}/you/mine (public): ")
-    published, folder = hub.repositories["you/mine"], tmp_path / "runs" / "mine"
+    published = hub.repositories["you/mine"]
+    folder = tmp_path / "runs" / "mine"
     assert len(published.commits) == 3 and not published.private  # its creation, the first push, and the last
     for name in ("model.safetensors", "log.jsonl", "training_curves.png"):
         assert published.files[name] == (folder / name).read_bytes(), name

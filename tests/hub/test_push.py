@@ -96,7 +96,7 @@ def test_a_push_that_failed_goes_on_where_it_stood(hub, api, ready):
         ("hf_" + "expired" * 5, REPO, "does not accept your token"),
         (READER, REPO, "may not write to you/flip"),
         (WRITER, "somebody/flip", "may not write to somebody/flip"),
-        (WRITER, "you/flip/16", "no name for a repository"),
+        (WRITER, "you/flip/16", "not a valid name for a repository"),
     ],
 )
 def test_a_refusal_says_what_to_do_and_is_not_tried_again(hub, ready, token, repo_id, message):
@@ -119,7 +119,7 @@ def test_what_is_public_is_not_pushed_to_unasked(hub, api, ready):
     push(ready, REPO, api=api)
     assert "(public): nothing changed" in str(push(ready, REPO, api=api, private=False))
     assert not hub.repositories[REPO].private
-    with pytest.raises(HubRefused, match="is public already"):
+    with pytest.raises(HubRefused, match="is already public"):
         push(ready, REPO, api=api)
 
 
@@ -129,12 +129,12 @@ def test_no_network_is_said(ready, monkeypatch, caplog):
         api = HfApi(endpoint=f"http://127.0.0.1:{nobody.getsockname()[1]}", token=WRITER)
         with pytest.raises(HubUnreachable, match="cannot be reached at http://127.0.0.1"):
             push(ready, REPO, api=api, waits=(0.01,))
-    assert "Trying again in 0.01 s" in caplog.text
+    assert "Retrying in 0.01 s" in caplog.text
     caplog.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubOffline, match="Unset it"):
         push(ready, REPO, api=api, waits=(0.01,))
-    assert "Trying again" not in caplog.text
+    assert "Retrying" not in caplog.text
 
 
 def test_no_token_is_ever_logged_or_written(hub, api, ready, tmp_path, caplog):

@@ -36,7 +36,7 @@ def test_a_push_does_not_wait_for_the_hub_and_the_next_is_dropped(hub, api, run_
     hub.gate.clear()  # the Hub hangs
     assert pusher.push(save, 1024) and not pusher.is_free()
     assert not pusher.push(save, 2048)
-    assert "No push after 2048 samples: the one before is still under way." in caplog.text
+    assert "No push after 2048 samples: the previous one is still in progress." in caplog.text
     (run_folder / "log.jsonl").write_text("of later steps\n")
     hub.gate.set()
     waited(pusher)
@@ -54,7 +54,7 @@ def test_a_network_that_is_down_ends_nothing(run_folder, save, caplog):
     api = HfApi(endpoint="http://127.0.0.1:9", token=WRITER)  # discard: nobody listens
     pusher = Pusher(run_folder, "you/flip", api=api, waits=())
     pusher.begin()
-    assert "Training begins all the same" in caplog.text
+    assert "Training begins anyway" in caplog.text
     assert pusher.push(save, 1024)
     waited(pusher)
     assert "Not pushed: The Hub cannot be reached" in caplog.text
@@ -91,7 +91,7 @@ def test_the_end_waits_but_not_for_ever(hub, api, run_folder):
     hub.gate.clear()
     start = time.monotonic()
     assert "took longer than 0.2 s" in pusher.finish(limit=0.2)
-    assert "the push before is still under way" in pusher.finish(limit=0.1)
+    assert "the previous push is still in progress" in pusher.finish(limit=0.1)
     assert time.monotonic() - start < 20 and all(t.daemon for t in threading.enumerate() if t.name == "push-to-hub")
     hub.gate.set()
     waited(pusher)

@@ -98,7 +98,7 @@ def test_data_that_end_in_an_error_leave_a_checkpoint(processes, data, tmp_path)
         shard.unlink()
     assert run.assert_all_end(family) == 1
     (error,) = run.errors()
-    assert "no usable sample in 3 whole passes" in error
+    assert "no usable sample in 3 whole epochs" in error
     (checkpoint,) = find_checkpoints(tmp_path / "run")
     assert int(checkpoint.name[-12:]) == 8 * run.steps() and checkpoint.name in error
 

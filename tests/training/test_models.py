@@ -118,7 +118,7 @@ def test_a_run_says_what_its_tokenizer_loses_of_the_captions(saved, capsys):
     sources = [open_source("shapes")]
     learned = make_tokenizer(parse("--tokenizer_samples", 2000), sources, 8)
     line = capsys.readouterr().out
-    assert line.startswith(f"Tokenizer learned: {len(learned):,} tokens; of 1,000 captions, 0 hold an unknown word")
+    assert line.startswith(f"Tokenizer learned: {len(learned):,} tokens; of 1,000 captions, 0 contain an unknown word")
     make_tokenizer(parse("--model_name_or_path", saved), sources, 16)
     assert capsys.readouterr().out.startswith(f"Tokenizer {saved}: ")
 
