@@ -328,7 +328,8 @@ class FlipConfig(PreTrainedConfig):
         value = getattr(self, name)
         # A copy: the caller may give one object to two configurations that differ in the shared embedding.
         config = copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
-        config.projection_dim, config.projection_bias = self.projection_dim, self.projection_bias
+        config.projection_dim = self.projection_dim
+        config.projection_bias = self.projection_bias
         return config
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -198,7 +198,8 @@ def cut_patches(pixel_values: torch.Tensor, patch_size: int, ids_keep: torch.Ten
         ValueError: the images are smaller than a patch.
     """
     batch_size, channels, height, width = pixel_values.shape
-    rows, columns = height // patch_size, width // patch_size
+    rows = height // patch_size
+    columns = width // patch_size
     if rows < 1 or columns < 1:
         raise ValueError(
             f"Images of {height} x {width} pixels are smaller than a patch of {patch_size} x {patch_size}: make them "

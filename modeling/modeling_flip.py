@@ -195,7 +195,8 @@ class FlipVisionEmbeddings(nn.Module):
         if patch_size != self.config.patch_size:
             kernel = resize_patch_kernel(self.patch_embedding.weight, patch_size)
             self.patch_embedding.weight = nn.Parameter(kernel)
-        self.config.patch_size, self.config.image_size = patch_size, side * patch_size
+        self.config.patch_size = patch_size
+        self.config.image_size = side * patch_size
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
         """The position table (1 + rows * columns, D), interpolated if the grid is not the model's own."""
@@ -215,7 +216,9 @@ class FlipVisionEmbeddings(nn.Module):
         Raises:
             ValueError: the patches are of another length than the model's, or some are missing and nobody says which.
         """
-        channels, side, num_patches = self.config.num_channels, self.config.patch_size, self.config.num_patches
+        channels = self.config.num_channels
+        side = self.config.patch_size
+        num_patches = self.config.num_patches
         if patches.ndim != 3 or patches.shape[2] != channels * side**2:
             raise ValueError(
                 f"patches must be of shape (batch, K, {channels * side**2}), each of {channels} channels of {side} x "
@@ -266,7 +269,8 @@ class FlipTextEmbeddings(nn.Module):
         Raises:
             ValueError: there are more tokens than positions.
         """
-        length, context = input_ids.shape[-1], self.position_embedding.num_embeddings
+        length = input_ids.shape[-1]
+        context = self.position_embedding.num_embeddings
         if length > context:
             raise ValueError(
                 f"The text has {length} tokens, the model's context is {context} (max_position_embeddings). Shorten "
@@ -418,7 +422,8 @@ def _xavier(weight: torch.Tensor, fan_in: int, fan_out: int, factor: float) -> N
 
 
 def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
-    config, patch_embedding = module.config, module.patch_embedding
+    config = module.config
+    patch_embedding = module.patch_embedding
     std = config.initializer_range * config.initializer_factor
     init.normal_(module.class_embedding, std=std)
     _xavier(patch_embedding.weight, patch_embedding.weight[0].numel(), config.hidden_size, config.initializer_factor)
@@ -574,7 +579,9 @@ class FlipTextModel(FlipPreTrainedModel):
             raise ValueError("You have to specify input_ids")
         input_ids = input_ids.view(-1, input_ids.shape[-1])  # (B, T)
         if self.config.attend_to_padding:
-            input_ids, position_ids, visible = self._pad_to_context(input_ids), None, None
+            input_ids = self._pad_to_context(input_ids)
+            position_ids = None
+            visible = None
         else:
             visible = self._visible_tokens(input_ids, attention_mask)
 

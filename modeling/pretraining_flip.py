@@ -113,7 +113,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
             dtype=flip.dtype,
             attn_implementation=flip.config._attn_implementation,
         )
-        model.flip, model.config.flip_config = flip, flip.config
+        model.flip = flip
+        model.config.flip_config = flip.config
         return model.to(flip.device).train(flip.training)
 
     def reconstruct(self, last_hidden_state: torch.Tensor, ids_keep: torch.Tensor | None) -> torch.Tensor:

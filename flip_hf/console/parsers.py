@@ -115,7 +115,8 @@ class ScriptParser(argparse.ArgumentParser):
 
     def _in_words(self, error: argparse.ArgumentError) -> str:
         """The error in the words of the other checks, by the option's first name."""
-        name, message = (error.argument_name or "").split("/")[0], error.message
+        name = (error.argument_name or "").split("/")[0]
+        message = error.message
         chosen = re.match(r"invalid choice: (.*) \(choose from (.*)\)$", message, re.DOTALL)
         if chosen is not None:
             message = f"is one of {chosen[2].replace(chr(39), '')}, got {chosen[1]}."

@@ -83,7 +83,8 @@ def _bounded(root: yaml.Node, name: str) -> None:
     Raises:
         ValueError: there are too many, or they are nested too deeply, or a key stands twice.
     """
-    count, waiting = 0, [(root, 0)]
+    count = 0
+    waiting = [(root, 0)]
     while waiting:
         node, depth = waiting.pop()
         count += 1

@@ -52,7 +52,8 @@ class Range:
         return isinstance(value, int) or math.isfinite(value)
 
     def _in_words(self) -> str:
-        low, high = _written(self.low), None if self.high is None else _written(self.high)
+        low = _written(self.low)
+        high = None if self.high is None else _written(self.high)
         if high is None:
             return f"above {low}" if self.open_low else f"at least {low}"
         if not self.open_low and not self.open_high:

@@ -108,7 +108,8 @@ class ZeroShotClassifier:
         Raises:
             ValueError: no labels, one twice, or a template without `{}`.
         """
-        labels, templates = tuple(labels), resolve_templates(templates)
+        labels = tuple(labels)
+        templates = resolve_templates(templates)
         check_labels(labels)
         fingerprint = self.fingerprint()
         path = self._cache_path(labels, templates, fingerprint)

@@ -89,7 +89,9 @@ class Encoder:
                 f"{name} holds a {type(model).__name__}, which has no {missing[0]}; give a model of images and texts, "
                 "or a FLIP vision tower (scripts/convert.py vit-mae makes one of a ViTMAE)."
             )
-        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.name = name
         self.vision_model = model.vision_model if self.knows_texts else model
         self.image_processor = processor.image_processor if self.knows_texts else processor
         inputs = self.image_processor.model_input_names

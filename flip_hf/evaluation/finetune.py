@@ -48,7 +48,8 @@ class _Logits(nn.Module):
 
     def __init__(self, model: FlipForImageClassification, mask_ratio: float):
         super().__init__()
-        self.model, self.mask_ratio = model, mask_ratio
+        self.model = model
+        self.mask_ratio = mask_ratio
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images (B, C, S, S) to (B, classes)."""
@@ -91,7 +92,9 @@ class _FineTuning:
     def __init__(
         self, model: FlipForImageClassification, samples: int, options: FineTuneOptions, accelerator: Accelerator
     ):
-        self.options, self.accelerator, self.samples = options, accelerator, samples
+        self.options = options
+        self.accelerator = accelerator
+        self.samples = samples
         vision: Any = model.config.vision_config
         if vision.pooling_type == "cls":
             # It is for the class token alone, and DistributedDataParallel refuses what gets no gradient.
@@ -187,7 +190,8 @@ def fine_tune(
     _check(model, accelerator)
     started = time.perf_counter()
     vision: Any = model.config.vision_config
-    samples, side = count_samples(train, options), vision.image_size
+    samples = count_samples(train, options)
+    side = vision.image_size
     # One seed a process: no two augment, drop or mix alike.
     set_seed(options.seed, device_specific=True)
     transform = train_transform(side, options, image_mean, image_std)

@@ -96,7 +96,9 @@ class _Examples:
     """
 
     def __init__(self, data: Any, transform: Transform, num_labels: int, background: Colour):
-        self.data, self.transform, self.num_labels = data, transform, num_labels
+        self.data = data
+        self.transform = transform
+        self.num_labels = num_labels
         self.background = background
 
     def example(self, sample: Any, number: int) -> tuple[torch.Tensor, int]:
@@ -131,7 +133,8 @@ class _IterableExamples(_Examples, IterableDataset):
         self, data: Any, transform: Transform, num_labels: int, background: Colour, start: int = 0, step: int = 1
     ):
         super().__init__(data, transform, num_labels, background)
-        self.start, self.step = start, step
+        self.start = start
+        self.step = step
 
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.data, "set_epoch"):
@@ -202,7 +205,8 @@ def make_test_loader(
     data: Any, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
 ) -> DataLoader:
     """Every `num_processes`-th sample, each once over all processes; on the CPU."""
-    first, processes = accelerator.process_index, accelerator.num_processes
+    first = accelerator.process_index
+    processes = accelerator.num_processes
     dataset: Any
     if isinstance(data, IterableDataset):
         dataset = _IterableExamples(data, transform, num_labels, options.background, first, processes)

@@ -63,7 +63,8 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
     if isinstance(config, CLIPConfig):
         with loading(name):
             flip = FlipModel.from_clip(name, dtype=torch.float32)
-        config, tower = flip.config, flip.vision_model
+        config = flip.config
+        tower = flip.vision_model
     elif isinstance(config, (FlipConfig, FlipVisionConfig, FlipPreTrainingConfig)):
         tower = _load_tower(name, config)
         if not isinstance(config, FlipConfig):
@@ -73,7 +74,8 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
             f"{name} is a checkpoint of type {config.model_type!r}. Fine-tuning takes FLIP models and CLIPModels; "
             "scripts/convert.py makes FLIP models of others."
         )
-    config.num_labels, config.mask_ratio = num_labels, 0.0
+    config.num_labels = num_labels
+    config.mask_ratio = 0.0
     model = FlipForImageClassification._from_config(config, dtype=torch.float32)
     model.vision_model.load_state_dict(tower.state_dict())
     head: Any = model.classifier

@@ -47,14 +47,17 @@ def read_samples(subject: Subject, split: str, refused: Counter[str]) -> Samples
     Raises:
         ValueError: there is none.
     """
-    source, read_target, samples = subject.source(split), target_reader(subject.data_set), []
+    source = subject.source(split)
+    read_target = target_reader(subject.data_set)
+    samples = []
     rows = read_rows(
         source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda reason, detail: refused.update([reason])
     )
     is_silent = not subject.accelerator.is_main_process
     for _, row in tqdm(rows, desc=f"reading {split}", unit=" images", leave=False, disable=is_silent):
         try:
-            label, image = read_target(source.target(row)), source.image(row)
+            label = read_target(source.target(row))
+            image = source.image(row)
             decode_image(image)
             samples.append((image, label))
         except RefusedSample as error:
@@ -66,8 +69,10 @@ def read_samples(subject: Subject, split: str, refused: Counter[str]) -> Samples
 
 def fine_tuned(subject: Subject) -> Result:
     """Top-1 accuracy of the whole vision tower trained as a classifier, by MAE's recipe."""
-    encoder, refused = subject.encoder, Counter()
-    train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
+    encoder = subject.encoder
+    refused = Counter()
+    train = read_samples(subject, "train", refused)
+    test = read_samples(subject, "test", refused)
     name = subject.options.recipe or recipe_for(encoder.vision_config.hidden_size, encoder.knows_texts)
     recipe = changed_recipe(RECIPES[name], subject, warmup=1 / 10)
     processor = encoder.image_processor

@@ -45,7 +45,8 @@ class LabelEmbeddings:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise ValueError(f"it is not of the format {FORMAT!r}")
-                about, weights = json.loads(metadata["about"]), file.get_tensor("weights")
+                about = json.loads(metadata["about"])
+                weights = file.get_tensor("weights")
         except (SafetensorError, ValueError, KeyError) as error:
             raise ValueError(f"{path} does not hold label embeddings: {error}.") from error
         return cls(tuple(about["labels"]), tuple(about["templates"]), weights, about["fingerprint"])

@@ -74,7 +74,8 @@ def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
         raise ValueError(
             f"{data_set.title} is not on the Hub; get a copy and name its folder with --data_dir. {data_set.note or ''}"
         )
-    path, config = data_set.path or "", data_set.config
+    path = data_set.path or ""
+    config = data_set.config
     if data_dir is not None:
         path, called = _local_copy(data_set, called, data_dir)
         config = None

@@ -48,7 +48,8 @@ logger = logging.getLogger(__name__)
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
 HEAD_STD = 0.01
-MOMENTUM, TRUST_COEFFICIENT = 0.9, 1e-3
+MOMENTUM = 0.9
+TRUST_COEFFICIENT = 1e-3
 # ImageNet's is 225 with MAE's figures and 22 with FLIP's; of scikit-learn's digits, a reach of 2.5 left a tenth of the
 # accuracy behind and one of 12 nothing.
 SMALL_REACH = 10
@@ -135,7 +136,8 @@ def train_head(
     """
     optimizer = Lars(head.parameters(), lr=0.0, momentum=MOMENTUM, trust_coefficient=TRUST_COEFFICIENT)
     losses: list[float] = []
-    total, share = options.epochs * samples, options.batch_size // accelerator.num_processes
+    total = options.epochs * samples
+    share = options.batch_size // accelerator.num_processes
     head.train()
     with tqdm(total=total, desc="linear probe", unit=" images", disable=not accelerator.is_main_process) as bar:
         for epoch in range(options.epochs):
@@ -230,12 +232,17 @@ def mae_probe(subject: Subject) -> MaeProbe:
         ValueError: a split has no usable image of one class, the training split makes no batch, the processes do not
             divide it, or a loss is not finite.
     """
-    encoder, accelerator, asked = subject.encoder, subject.accelerator, subject.options
-    encode, refused = features_of(encoder, asked.probe), Counter[str]()
+    encoder = subject.encoder
+    accelerator = subject.accelerator
+    asked = subject.options
+    encode = features_of(encoder, asked.probe)
+    refused = Counter[str]()
     options = changed_recipe(PROBE_RECIPES[asked.probe], subject, warmup=1 / 5)
     parts = _in_parts(options, asked.batch_size, accelerator.num_processes)
-    train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
-    samples, classes = count_samples(train, options), len(subject.class_names)
+    train = read_samples(subject, "train", refused)
+    test = read_samples(subject, "test", refused)
+    samples = count_samples(train, options)
+    classes = len(subject.class_names)
     if accelerator.is_main_process:
         _check_reach(options, samples)
 

@@ -20,7 +20,9 @@ from flip_hf.evaluation.scoring import (
     top_k_accuracy,
 )
 
-ROWS, CLASS, CLASSES = List(Value("float64")), Value("int64"), List(Value("int64"))
+ROWS = List(Value("float64"))
+CLASS = Value("int64")
+CLASSES = List(Value("int64"))
 
 
 class ArrayMetric(evaluate.Metric):

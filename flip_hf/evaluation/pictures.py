@@ -70,8 +70,11 @@ def _draw_probes(results: list[Result], path: Path) -> None:
 
 def _retrieved(material: dict[str, Any]) -> dict[str, tuple[list[Any], list[list[tuple[Any, bool]]]]]:
     """Queries of each kind and their best answers, evenly from the whole data set."""
-    pictures, captions, image_of_text = material["pictures"], material["captions"], material["image_of_text"]
-    by_text, by_image = material["best_images"], material["best_texts"]
+    pictures = material["pictures"]
+    captions = material["captions"]
+    image_of_text = material["image_of_text"]
+    by_text = material["best_images"]
+    by_image = material["best_texts"]
     of_texts = [[(pictures[i], i == image_of_text[text]) for i in best] for text, best in by_text.items()]
     of_images = [[(captions[t], image_of_text[t] == image) for t in best] for image, best in by_image.items()]
     return {

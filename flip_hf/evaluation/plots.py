@@ -26,7 +26,8 @@ MARKERS = "osD^vP*X"
 # Above this many classes a confusion matrix has no numbers in its cells.
 MAX_NUMBERED_CLASSES = 20
 # Inches: the side of a confusion matrix at most, and what a label takes of it.
-MAX_MATRIX, LABEL = 9.0, 0.115
+MAX_MATRIX = 9.0
+LABEL = 0.115
 # Letters of a class's name.
 MAX_NAME = 24
 
@@ -133,7 +134,8 @@ def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: 
     """
     if counts.shape != (len(class_names), len(class_names)):
         raise ValueError(f"Expected counts (C, C) of {len(class_names)} classes, got {counts.shape}.")
-    num_classes, total = len(class_names), counts.sum()
+    num_classes = len(class_names)
+    total = counts.sum()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
     side = min(MAX_MATRIX, max(3.5, 0.5 * num_classes))
     figure = Figure(figsize=(side + 2.4, side + 1.6), layout="constrained")
@@ -161,7 +163,8 @@ def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: 
 def _number_cells(axes: Axes, shares: np.ndarray) -> None:
     for row, column in np.argwhere(shares > 0):
         share = shares[row, column]
-        text, colour = f"{100 * share:.0f}" if share >= 0.01 else "<1", "white" if share > 0.3 else "black"
+        text = f"{100 * share:.0f}" if share >= 0.01 else "<1"
+        colour = "white" if share > 0.3 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
@@ -280,7 +283,8 @@ def _draw_sweep(panel: Axes, linear: Sweep) -> None:
 def _draw_shots(panel: Axes, few_shot: Mapping[int, Sequence[float]], zero_shot: float | None) -> None:
     shots = sorted(few_shot)
     draws = [100 * np.array(few_shot[n]) for n in shots]
-    low, high = [d.min() for d in draws], [d.max() for d in draws]
+    low = [d.min() for d in draws]
+    high = [d.max() for d in draws]
     panel.fill_between(shots, low, high, color="0.85", label="lowest to highest draw")
     mean = [d.mean() for d in draws]
     panel.plot(shots, mean, color="black", marker="o", markersize=4, linewidth=1.2, label="mean of draws")

@@ -195,7 +195,8 @@ def linear_probe(
     """
     num_classes = count_classes(num_classes, train, test, validation)
     if validation is None:
-        refit, (train, validation) = train, hold_out(train, seed)
+        refit = train
+        train, validation = hold_out(train, seed)
     else:
         refit = train.join(validation)
     with tqdm(total=FITS_PER_PROBE, desc="linear probe", unit="fit", disable=None) as bar:

@@ -61,7 +61,8 @@ def nearest_visible(ids_keep: torch.Tensor, side: int) -> torch.Tensor:
         (B, L), by Euclidean distance between the patches' centres; of several the first in raster order.
     """
     ids = torch.arange(side**2, device=ids_keep.device)
-    rows, columns = ids // side, ids % side
+    rows = ids // side
+    columns = ids % side
     squares = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2  # (L, L)
     ranks = squares * side**2 + ids  # no two alike in a row: by distance, then in raster order
     return (ranks[:, ids_keep].amin(dim=2) % side**2).T  # (L, B, K) to (B, L)

@@ -140,7 +140,8 @@ def retrieval_ranks(
         For each image (I,) the place of its best text among all texts, for each text (T,) that of its image among all
         images, from 0.
     """
-    images, texts = _unit("image_embeds", image_embeds), _unit("text_embeds", text_embeds)
+    images = _unit("image_embeds", image_embeds)
+    texts = _unit("text_embeds", text_embeds)
     every_image = np.arange(len(images))
     if images.shape[1] != texts.shape[1] or image_of_text.shape != (len(texts),):
         raise ValueError(

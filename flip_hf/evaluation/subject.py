@@ -42,7 +42,9 @@ class Subject:
     """
 
     def __init__(self, encoder: Encoder, described: DataSet, options: EvaluationOptions, accelerator: Accelerator):
-        self.encoder, self.options, self.accelerator = encoder, options, accelerator
+        self.encoder = encoder
+        self.options = options
+        self.accelerator = accelerator
         self._described = described
         self._sources: dict[str, Source] = {}
         self._features: dict[tuple[str, str], Features] = {}
@@ -96,7 +98,8 @@ class Subject:
     def pictures(self, split: str, numbers: set[int]) -> dict[int, Image.Image]:
         """Some images of a split by their number among its features, small, for a person to see."""
         wanted = {self.features(split).places[number]: number for number in numbers}
-        found, source = {}, self.source(split)
+        found = {}
+        source = self.source(split)
         for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: None):
             if place in wanted:
                 image = decode_image(source.image(row), self.encoder.transform.background)
@@ -147,7 +150,8 @@ class Subject:
         return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0)).numpy()
 
     def _prompted(self, template: str) -> torch.Tensor:
-        model, tokenizer = self.encoder.model, self.encoder.processor.tokenizer
+        model = self.encoder.model
+        tokenizer = self.encoder.processor.tokenizer
         return prompt_embeddings(model, tokenizer, self.class_names, template, model.device)
 
 

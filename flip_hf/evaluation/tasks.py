@@ -34,7 +34,8 @@ def _classified(subject: Subject, scores: np.ndarray, labels: np.ndarray) -> dic
 def zero_shot(subject: Subject) -> Result:
     """Classification by class names in prompts (CLIP, section 3.1)."""
     features = subject.features("test")
-    scores, labels = features.values @ subject.class_weights.T, subject.labels("test")
+    scores = features.values @ subject.class_weights.T
+    labels = subject.labels("test")
     names = subject.class_names
     details: dict[str, Any] = {"classes": len(names), "templates": len(subject.templates)}
     material = {}
@@ -52,7 +53,8 @@ def zero_shot(subject: Subject) -> Result:
 
 def masked(subject: Subject) -> Result:
     """Zero-shot classification of whole images, of one masked view, and of complementary views (FLIP, Table 1d)."""
-    metric, metrics = _main_metric(subject), {}
+    metric = _main_metric(subject)
+    metrics = {}
     weights = subject.class_weights
     for kind, name in (("images", "whole"), ("view", "one view"), ("views", "ensemble")):
         features = subject.features("test", kind)
@@ -76,7 +78,8 @@ def retrieval(subject: Subject) -> Result:
     )
     main = "mean_recall@1"
     metrics[main] = (metrics["text_retrieval_recall@1"] + metrics["image_retrieval_recall@1"]) / 2
-    best_images, best_texts = best_answers(text_values, features.values), best_answers(features.values, text_values)
+    best_images = best_answers(text_values, features.values)
+    best_texts = best_answers(features.values, text_values)
     shown = {*best_texts, *(image for images in best_images.values() for image in images)}
     material = {
         **{"captions": texts, "image_of_text": image_of_text, "best_images": best_images, "best_texts": best_texts},
@@ -87,7 +90,8 @@ def retrieval(subject: Subject) -> Result:
 
 
 # A picture shows so many queries of each kind, and so many answers to each.
-QUERIES, ANSWERS = 4, 5
+QUERIES = 4
+ANSWERS = 5
 
 
 def best_answers(queries: np.ndarray, answers: np.ndarray) -> dict[int, list[int]]:
@@ -110,7 +114,8 @@ def _labelled(subject: Subject, split: str) -> Labelled:
 
 def _score(subject: Subject) -> Callable[[np.ndarray, np.ndarray], float]:
     """The data set's own metric of probabilities (N, C) and labels (N,)."""
-    metric, key = METRICS[subject.data_set.metric], _main_metric(subject)
+    metric = METRICS[subject.data_set.metric]
+    key = _main_metric(subject)
 
     def score(probabilities: np.ndarray, labels: np.ndarray) -> float:
         return (metric().compute(predictions=probabilities, references=labels) or {})[key]
@@ -125,7 +130,8 @@ def probe(subject: Subject) -> Result:
 
 def probe_clip(subject: Subject) -> Result:
     """Logistic regression on the features before the projection, its strength chosen on a validation split."""
-    train, test = _labelled(subject, "train"), _labelled(subject, "test")
+    train = _labelled(subject, "train")
+    test = _labelled(subject, "test")
     validation = _labelled(subject, "validation") if subject.has("validation") else None
     found = linear_probe(
         train,
@@ -168,7 +174,8 @@ def probe_mae(subject: Subject) -> Result:
 
 def probe_few(subject: Subject) -> Result:
     """Logistic regression on a few images a class, several times."""
-    train, test = _labelled(subject, "train"), _labelled(subject, "test")
+    train = _labelled(subject, "train")
+    test = _labelled(subject, "test")
     options = subject.options
     found = few_shot(
         train,

@@ -75,7 +75,8 @@ def prompt_embeddings(
     model: Any, tokenizer: Any, class_names: Sequence[str], template: str, device: torch.device
 ) -> torch.Tensor:
     """Embeddings (C, E), normalised, float32, of one prompt about each class; see [`class_embeddings`]."""
-    pieces, text_inputs = [], TextInputs(tokenizer, getattr(model, "config", None))
+    pieces = []
+    text_inputs = TextInputs(tokenizer, getattr(model, "config", None))
     for start in range(0, len(class_names), 256):
         prompts = [template.format(bound_text(name)) for name in class_names[start : start + 256]]
         pieces.append(normalized(model.get_text_features(**text_inputs(prompts).to(device)).pooler_output))

@@ -39,7 +39,9 @@ Curve = tuple[list[float], list[float], list[float]]  # x, mean accuracy, its st
 
 def _curve(points: Sequence[Point], recipe: str, over: str) -> Curve:
     """Mean and spread over seeds of a recipe's lengths, over `seconds` or `samples`."""
-    xs, means, spreads = [], [], []
+    xs = []
+    means = []
+    spreads = []
     for name in names_of(recipe):
         lines = [_lineage(point, points) for point in points if point.name == name]
         lines = [line for line in lines if line]
@@ -75,7 +77,8 @@ def _panel(axes: Axes, points: Sequence[Point], over: str) -> None:
 
 def _arrow(axes: Axes, points: Sequence[Point]) -> None:
     """From the unmasked model's end to where the best masked recipe is as good."""
-    recipe, baseline = best_recipe(points), [point for point in points if point.name == BASELINES[-1]]
+    recipe = best_recipe(points)
+    baseline = [point for point in points if point.name == BASELINES[-1]]
     if recipe is None:
         return
     factor, bound = summary(speed_ups(points)[recipe])

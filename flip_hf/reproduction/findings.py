@@ -19,7 +19,10 @@ from flip_hf.reproduction.running import Point
 
 SIGNIFICANT = 0.05
 LEVEL = 2.0  # points of accuracy; those closer are about the same
-AGREES, DISAGREES, NOISE, MISSING = "agrees", "disagrees", "within noise", "not run"
+AGREES = "agrees"
+DISAGREES = "disagrees"
+NOISE = "within noise"
+MISSING = "not run"
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class Finding:
             return MISSING
         low, high = self.interval
         if not self.claim.expected:
-            inside, outside = -LEVEL < low and high < LEVEL, high < -LEVEL or low > LEVEL
+            inside = -LEVEL < low and high < LEVEL
+            outside = high < -LEVEL or low > LEVEL
             return AGREES if inside else DISAGREES if outside else NOISE
         if self.p_value >= SIGNIFICANT:
             return NOISE
@@ -110,7 +114,8 @@ class Finding:
 def _claims() -> list[Claim]:
     m0, m50, m75 = (f"mask{mask}-{MAIN}" for mask in MASKS)
     long0, long50, long75 = (f"mask{mask}-full" for mask in MASKS)
-    less, more = "-batch0.5x", "-batch2x"
+    less = "-batch0.5x"
+    more = "-batch2x"
     return [
         Claim("1a", "half of the patches, at twice the batch, beat whole images", f"{m50}{more}", m0, 1.0, 1),
         Claim("1a", "a quarter, at four times the batch, comes close", f"{m75}{more}", f"{m0}{less}", -0.4, 0),
@@ -161,9 +166,11 @@ def accuracies(points: Sequence[Point]) -> dict[str, dict[int, float]]:
 
 def findings(points: Sequence[Point]) -> list[Finding]:
     """Every claim with the accuracies that there are, by seed; those of a pair alone where it takes pairs."""
-    by_name, found = accuracies(points), []
+    by_name = accuracies(points)
+    found = []
     for claim in CLAIMS:
-        first, second = by_name.get(claim.first, {}), by_name.get(claim.second, {})
+        first = by_name.get(claim.first, {})
+        second = by_name.get(claim.second, {})
         if claim.paired:
             both = first.keys() & second.keys()
             first, second = ({seed: side[seed] for seed in both} for side in (first, second))

@@ -127,7 +127,8 @@ def _over_time(scale: Scale) -> Iterator[Run]:
 
 def _table(scale: Scale) -> Iterator[Run]:
     """Table 1b, 1c, 1d, 1f, and other masks, at the main length."""
-    samples, batch = scale.samples * LENGTHS[MAIN], scale.batch
+    samples = scale.samples * LENGTHS[MAIN]
+    batch = scale.batch
     for mask, times in ((0, 0.5), (50, 0.5), (50, 2), (75, 0.5), (75, 2)):
         # The learning rate of a step goes with the root of the batch: in proportion, as the paper's, is too much here.
         base_lr = scale.base_lr / math.sqrt(times)

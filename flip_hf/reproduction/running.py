@@ -67,7 +67,10 @@ class Points:
     """
 
     def __init__(self, folder: Path, recipe: str, extra: list[str] | None = None, data: EmbeddedData = scenes.DATA):
-        self.folder, self.recipe, self.extra, self.data = folder, recipe, extra or [], data
+        self.folder = folder
+        self.recipe = recipe
+        self.extra = extra or []
+        self.data = data
 
     def path(self, name: str, seed: int) -> Path:
         return self.folder / "points" / f"{name}-seed{seed}.json"

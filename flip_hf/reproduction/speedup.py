@@ -93,7 +93,9 @@ def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINE
     along = curve(points, recipe, seed)
     if baseline is None or not along:
         return None
-    goal, times, accuracy = baseline.top1, [t for t, _ in along], np.maximum.accumulate([a for _, a in along])
+    goal = baseline.top1
+    times = [t for t, _ in along]
+    accuracy = np.maximum.accumulate([a for _, a in along])
     if accuracy[0] >= goal:
         return SpeedUp(baseline.seconds / times[0], ">")
     if accuracy[-1] < goal:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-TERA, GIGA = 1e12, 1e9
+TERA = 1e12
+GIGA = 1e9
 
 
 @dataclass(frozen=True)

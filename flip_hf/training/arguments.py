@@ -421,7 +421,8 @@ class Arguments:
         )
         if not self.objective.reconstructs:
             return
-        model, named = self.model, f"--objective {self.objective.objective}"
+        model = self.model
+        named = f"--objective {self.objective.objective}"
         masked = model.mask_ratio > 0 and model.mask_ratio_end != 0 and model.mask_strategy != "resize"
         require(
             masked,

@@ -46,7 +46,8 @@ def bottleneck(
 
 
 def _faster_data(arguments: Arguments) -> str:
-    workers, cores = num_workers(arguments.data), cores_per_process()
+    workers = num_workers(arguments.data)
+    cores = cores_per_process()
     if workers < cores - 1:
         return f"try --num_workers {cores - 1}, now {workers}"
     return (
@@ -57,7 +58,8 @@ def _faster_data(arguments: Arguments) -> str:
 
 def _faster_steps(arguments: Arguments, accelerator: Accelerator) -> list[str]:
     """Options that would make the step faster, as far as they are not in use, and the last resort."""
-    options, advice = arguments.optimization, []
+    options = arguments.optimization
+    advice = []
     if autocast_dtype(options.precision) is None and accelerator.device.type == "cuda":
         advice.append("--precision bf16")
     if arguments.model.gradient_checkpointing:

@@ -186,7 +186,8 @@ def split_batch(arguments: Arguments, num_processes: int) -> tuple[int, int]:
     Raises:
         ValueError: the batch cannot be divided; the message names a size that can.
     """
-    batch_size, micro = arguments.optimization.batch_size, arguments.optimization.micro_batch_size
+    batch_size = arguments.optimization.batch_size
+    micro = arguments.optimization.micro_batch_size
     unit = num_processes * (micro or 1)
     if batch_size % unit != 0:
         nearest = max(1, round(batch_size / unit)) * unit

@@ -41,7 +41,8 @@ class Distribution:
         max_grad_norm: float | None,
         compiler: str | None = None,
     ):
-        self.accelerator, self.max_grad_norm = accelerator, max_grad_norm
+        self.accelerator = accelerator
+        self.max_grad_norm = max_grad_norm
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._check()
         if compiler is not None:

@@ -67,7 +67,8 @@ def _read_tower(source: str) -> FlipVisionModel:
     with loading(source, "model of --init_vision_from"):
         model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     if isinstance(model, FlipVisionModel):
-        tower, missing = model, sorted(report["missing_keys"])
+        tower = model
+        missing = sorted(report["missing_keys"])
     else:
         tower = getattr(model, "flip", model).vision_model
         missing = sorted(name for name in report["missing_keys"] if "vision_model." in name)

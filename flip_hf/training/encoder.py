@@ -45,7 +45,8 @@ class PairEncoder(nn.Module):
 
     def __init__(self, model: FlipModel | FlipForPreTraining, autocast_dtype: torch.dtype | None = None):
         super().__init__()
-        self.model, self.autocast_dtype = model, autocast_dtype
+        self.model = model
+        self.autocast_dtype = autocast_dtype
         self._no_split_modules = model._no_split_modules  # where FSDP2 cuts
 
     @property
@@ -70,7 +71,8 @@ class PairEncoder(nn.Module):
             with self.autocast():
                 vision = self.flip.vision_model(**images)
             return Encoded(None, None, None, self._reconstruct(vision, target_patches))
-        vision, texts = self.get_image_features(**images), self.get_text_features(**batch)
+        vision = self.get_image_features(**images)
+        texts = self.get_text_features(**batch)
         embeds = (_unit(vision.pooler_output), _unit(texts.pooler_output), self.flip.get_logit_scale())
         # Last, so that a pass without it draws the same dropout before.
         return Encoded(*embeds, None if target_patches is None else self._reconstruct(vision, target_patches))
@@ -91,7 +93,8 @@ class PairEncoder(nn.Module):
         with self.autocast():
             if "pooled_tokens" not in inputs:
                 return self.flip.get_text_features(**inputs)
-            pooled_tokens, causal = inputs.pop("pooled_tokens"), self.flip.config.get_text_config().causal
+            pooled_tokens = inputs.pop("pooled_tokens")
+            causal = self.flip.config.get_text_config().causal
             mask = packed_attention_mask(inputs["position_ids"], causal)
             outputs = self.flip.text_model(attention_mask=mask, **inputs)
             tokens = outputs.last_hidden_state.flatten(0, 1)  # (R * W, D)

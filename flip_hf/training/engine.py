@@ -68,12 +68,18 @@ class Trainer:
         evaluation: Evaluation,
         pusher: Pusher | None = None,
     ):
-        self.arguments, self.accelerator = arguments, accelerator
-        self.objective, self.options, self.paths = arguments.objective, arguments.optimization, arguments.run
-        self.output_dir, self.hub, self.pusher = Path(arguments.run.output_dir), arguments.hub, pusher
+        self.arguments = arguments
+        self.accelerator = accelerator
+        self.objective = arguments.objective
+        self.options = arguments.optimization
+        self.paths = arguments.run
+        self.output_dir = Path(arguments.run.output_dir)
+        self.hub = arguments.hub
+        self.pusher = pusher
         self.processor = processor
         self.class_names = evaluation.class_names
-        self.loader, self.num_micro = loader, num_micro
+        self.loader = loader
+        self.num_micro = num_micro
         self.phases = plan_phases(arguments)
         self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
         self.state = TrainState()
@@ -81,17 +87,19 @@ class Trainer:
         self._checkpoint_time = time.monotonic()
         self._is_due = False
         self._data_error: Exception | None = None
-        self.model, self.autocast_dtype = model, autocast_dtype(self.options.precision)
+        self.model = model
+        self.autocast_dtype = autocast_dtype(self.options.precision)
         encoder = PairEncoder(model, self.autocast_dtype)
         self.flip = encoder.flip
-        make, compiler = partial(make_optimizer, options=self.options), "inductor" if self.options.compile else None
+        make = partial(make_optimizer, options=self.options)
+        compiler = "inductor" if self.options.compile else None
         self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, compiler)
-        half_life, batch_size = self.options.ema_half_life, self.options.batch_size
-        self.average = average.make_average(accelerator, model, half_life, batch_size)
+        self.average = average.make_average(accelerator, model, self.options.ema_half_life, self.options.batch_size)
         self.health = Health(self.paths.max_skipped_steps)
         image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
-        tokenizer, self.validator = getattr(processor, "tokenizer", None), None
+        tokenizer = getattr(processor, "tokenizer", None)
+        self.validator = None
         if evaluation != Evaluation():
             self.validator = Validator(arguments, evaluation, tokenizer, self.normalize, accelerator)
         patience = self.paths.early_stopping_patience

@@ -111,7 +111,8 @@ def save_model(
         of_flip = {name.removeprefix("flip."): value for name, value in weights.items() if name.startswith("flip.")}
         model.save_pretrained(folder / WITH_DECODER, state_dict=weights)  # which empties it
         processor.save_pretrained(folder / WITH_DECODER)
-        model, weights = model.flip, of_flip
+        model = model.flip
+        weights = of_flip
     model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     write_recipe(arguments, folder / "recipe.yaml")
@@ -187,7 +188,8 @@ def _held_out(counts: DataCounts) -> list[str]:
 
 def _use(arguments: Arguments, class_names: tuple[str, ...]) -> list[str]:
     """Commands that show what was trained."""
-    objective, folder = arguments.objective, Path(arguments.run.output_dir)
+    objective = arguments.objective
+    folder = Path(arguments.run.output_dir)
     quoted = " ".join(f'"{label}"' for label in class_names[:2] or ("a cat", "a dog"))
     commands = [f"python scripts/zero_shot.py {folder} IMAGE --labels {quoted}"] if objective.contrasts else []
     if objective.reconstructs:

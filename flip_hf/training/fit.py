@@ -13,7 +13,8 @@ def parameters_at_least(config: FlipConfig) -> int:
         tower: Any
         block = 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
         total += tower.num_hidden_layers * block + tower.hidden_size * tower.projection_dim
-    text, vision = config.get_text_config(), config.vision_config
+    text = config.get_text_config()
+    vision = config.vision_config
     positions = text.max_position_embeddings * text.hidden_size + vision.num_patches * vision.hidden_size  # pyright: ignore
     patches = vision.num_channels * vision.patch_size**2 * vision.hidden_size  # pyright: ignore
     return total + text.vocab_size * text.hidden_size + positions + patches

@@ -73,7 +73,8 @@ def _embed(
     encode: Encode, micro_batches: list[dict[str, Any]], device: torch.device
 ) -> tuple[Embeds, list[int], list[list[torch.Tensor]]]:
     """All embeddings, (n, E) each, and the scale; the sizes of the micro-batches, and the generators before each."""
-    states, pieces = [], []
+    states = []
+    pieces = []
     with torch.no_grad():
         for micro_batch in micro_batches:
             states.append(_generator_state(device))
@@ -124,7 +125,8 @@ def cached_backward(
     contrastive, accuracy, (image_grads, text_grads, scale_grad) = _differentiate(embeds)
     del embeds
 
-    last, reconstructions = len(micro_batches) - 1, []
+    last = len(micro_batches) - 1
+    reconstructions = []
     pieces = zip(micro_batches, states, image_grads.split(sizes), text_grads.split(sizes), strict=True)
     for i, (micro_batch, state, image_grad, text_grad) in enumerate(pieces):
         with nullcontext() if i == last else no_sync():

@@ -27,8 +27,11 @@ class Grid:
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, image_processor: Any, mask_ratio: float):
-        self.accelerator, self.folder, self.mask_ratio = accelerator, output_dir / "reconstructions", mask_ratio
-        self.mean, self.std = image_processor.image_mean, image_processor.image_std
+        self.accelerator = accelerator
+        self.folder = output_dir / "reconstructions"
+        self.mask_ratio = mask_ratio
+        self.mean = image_processor.image_mean
+        self.std = image_processor.image_std
         self._pixel_values: torch.Tensor | None = None
 
     def see(self, target_patches: torch.Tensor, patch_size: int) -> None:

@@ -46,13 +46,15 @@ class TextMasks:
     """
 
     def __init__(self, strategy: str, text_config: Any):
-        self.strategy, self.text = strategy, text_config
+        self.strategy = strategy
+        self.text = text_config
 
     def __call__(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
         """What takes the place of a batch's `input_ids` and `attention_mask` (B, T), drawn where they lie."""
         if phase.text_mask_ratio == 0:
             return {}
-        input_ids, pooling_type = batch["input_ids"], self.text.pooling_type
+        input_ids = batch["input_ids"]
+        pooling_type = self.text.pooling_type
         context = self.text.max_position_embeddings
         return mask_text(
             input_ids,

@@ -58,7 +58,9 @@ class Window:
         self._begin(samples, steps)
 
     def _begin(self, samples: int, steps: int) -> None:
-        self._start, self._samples, self._steps = time.perf_counter(), samples, steps
+        self._start = time.perf_counter()
+        self._samples = samples
+        self._steps = steps
         self._waited = 0.0
 
     @contextmanager

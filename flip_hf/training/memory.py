@@ -49,7 +49,8 @@ class StorageMeter(TorchDispatchMode):
 
     def _meet(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
+        size = storage.nbytes()
         if key in self._storages:
             return
 
@@ -104,7 +105,8 @@ def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipMo
 def make_micro_batch(config: FlipConfig, step: Step) -> dict[str, Any]:
     """One micro-batch as the engine prepares it: float patches, which those are, token ids; values are arbitrary."""
     vision: Any = config.vision_config
-    size, kept = step.micro_batch_size, num_kept(vision.num_patches, step.mask_ratio)
+    size = step.micro_batch_size
+    kept = num_kept(vision.num_patches, step.mask_ratio)
     batch: dict[str, Any] = {
         "patches": torch.zeros(size, kept, vision.num_channels * vision.patch_size**2),
         "input_ids": torch.ones(size, step.text_tokens, dtype=torch.long),

@@ -29,10 +29,13 @@ class MicroBatches:
     def __init__(
         self, arguments: Arguments, distribution: Distribution, config: FlipConfig, normalize: nn.Module, grid: Grid
     ):
-        self.objective, self.distribution = arguments.objective, distribution
-        self.device, self.patch_size = distribution.accelerator.device, config.vision_config.patch_size  # pyright: ignore
+        self.objective = arguments.objective
+        self.distribution = distribution
+        self.device = distribution.accelerator.device
+        self.patch_size = config.vision_config.patch_size  # pyright: ignore
         self.text_masks = TextMasks(arguments.model.text_mask_strategy, config.get_text_config())
-        self.normalize, self.grid = normalize, grid
+        self.normalize = normalize
+        self.grid = grid
 
     def backward(self, batches: list[dict[str, Any]], phase: Phase) -> tuple[StepLoss, dict[str, Any]]:
         """Adds the gradients of a step's loss to the parameters.
@@ -49,7 +52,8 @@ class MicroBatches:
         def embed(batch: dict[str, Any]) -> Encoded:
             return self._encode({**self._prepare(batch, phase), "target_patches": None})
 
-        backward, no_sync = self.distribution.backward, self.distribution.no_sync
+        backward = self.distribution.backward
+        no_sync = self.distribution.no_sync
         if self.objective.contrasts:
             weight = self.objective.reconstruction_weight
             loss = cached_backward(

@@ -70,7 +70,8 @@ def make_tokenizer(arguments: Arguments, sources: list[Source], context_length: 
     Raises:
         ValueError: it cannot be loaded; the message names it, and what to do.
     """
-    data, saved = arguments.data, arguments.model.model_name_or_path
+    data = arguments.data
+    saved = arguments.model.model_name_or_path
     name = data.tokenizer or saved
     if name is None:
         first: list[str] = []
@@ -123,7 +124,8 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
             projection_dim=model.projection_dim,
             logit_scale_init_value=model.logit_scale_init_value,
         )
-        config.mask_ratio, config.mask_strategy = model.mask_ratio, model.drawn_strategy
+        config.mask_ratio = model.mask_ratio
+        config.mask_strategy = model.drawn_strategy
     sizes = new_sizes(model, config)
     check_masks(model, config.get_text_config(), (sizes["image_size"] // sizes["patch_size"]) ** 2)
     return config
@@ -184,7 +186,8 @@ def make_model(
         ValueError: the tokenizer has more tokens than the model's table, the vision tower or the decoder to start
             with is of another shape or damaged, or the model does not fit into this machine's memory.
     """
-    model, objective = arguments.model, arguments.objective
+    model = arguments.model
+    objective = arguments.objective
     if tokenizer is not None:
         _fit_vocabulary(model, config.get_text_config(), tokenizer)
     check_memory(config)
@@ -229,7 +232,8 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         ValueError: its decoder is to be of another shape.
         ModelUnreadable: its weights are damaged, or not those of its configuration.
     """
-    model, name = arguments.model, str(arguments.model.model_name_or_path)
+    model = arguments.model
+    name = str(arguments.model.model_name_or_path)
     if is_clip(model):
         made = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
         made.load_state_dict(FlipModel.from_clip(load_clip(name)).state_dict())

@@ -52,7 +52,9 @@ class Phase:
 
 def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
     """The masked phase's mask ratios: few, as each makes tensors of another shape, which `torch.compile` compiles."""
-    start, end, steps = model.mask_ratio, model.mask_ratio_end, model.mask_ratio_steps
+    start = model.mask_ratio
+    end = model.mask_ratio_end
+    steps = model.mask_ratio_steps
     if end is None or end == start:
         return (start,)
     done = [step / (steps - 1) for step in range(steps)]  # from 0 to 1
@@ -65,8 +67,10 @@ def plan_phases(arguments: Arguments) -> list[Phase]:
     """The masked phase and, where asked for, the unmasked tuning after it; rates scaled by batch / 256."""
     options = arguments.optimization
     scale = options.batch_size / 256
-    ratios, text_ratio = plan_mask_ratios(arguments.model), arguments.model.text_mask_ratio
-    middle, end = options.train_samples, options.train_samples + options.unmasked_samples
+    ratios = plan_mask_ratios(arguments.model)
+    text_ratio = arguments.model.text_mask_ratio
+    middle = options.train_samples
+    end = options.train_samples + options.unmasked_samples
     phases = [
         Phase("masked", 0, middle, ratios, options.base_lr * scale, options.warmup_samples, text_ratio),
         Phase("unmasked", middle, end, (0.0,), options.unmasked_base_lr * scale, options.unmasked_warmup_samples),

@@ -36,13 +36,16 @@ def _place(lengths: list[int], width: int) -> tuple[list[int], int]:
 
     The longest texts come first, each into the row where the least is left over (best-fit decreasing).
     """
-    starts, num_rows = [0] * len(lengths), 0
+    starts = [0] * len(lengths)
+    num_rows = 0
     by_places_left: list[list[int]] = [[] for _ in range(width + 1)]
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
         length = lengths[text]
         left = next((left for left in range(length, width + 1) if by_places_left[left]), None)
         if left is None:
-            row, left, num_rows = num_rows, width, num_rows + 1
+            row = num_rows
+            left = width
+            num_rows = num_rows + 1
         else:
             row = by_places_left[left].pop()
         starts[text] = row * width + width - left
@@ -61,7 +64,8 @@ def pack_texts(input_ids: torch.Tensor, attention_mask: torch.Tensor, text_confi
         `input_ids` (R, W); `position_ids` (R, W), which count from 0 in every text and are 0 on padding;
         `pooled_tokens` (B), where in the flattened rows the token lies that is the text's feature.
     """
-    batch_size, width = len(input_ids), text_config.max_position_embeddings
+    batch_size = len(input_ids)
+    width = text_config.max_position_embeddings
     pooled = pooled_token(input_ids, text_config.pooling_type, text_config.eos_token_id)  # (B)
     lengths = torch.maximum(attention_mask.sum(dim=1), pooled + 1)  # (B), an empty text shows the token that is pooled
     starts, num_rows = _place(lengths.tolist(), width)
@@ -100,13 +104,15 @@ class Tokenize:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_config: Any, text_mask_ratio: float):
-        self.tokenizer, self.text_config = tokenizer, text_config
+        self.tokenizer = tokenizer
+        self.text_config = text_config
         self.packs = can_pack(text_config, text_mask_ratio)
 
     def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """What [`pack_texts`] returns; else `input_ids` and `attention_mask` (B, T), padded to the longest."""
         encoded = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
+        input_ids = encoded["input_ids"]
+        attention_mask = encoded["attention_mask"]
         if self.packs:
             return pack_texts(input_ids, attention_mask, self.text_config)
         return {"input_ids": input_ids, "attention_mask": attention_mask}

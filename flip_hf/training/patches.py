@@ -54,12 +54,15 @@ class Views:
     """
 
     def __init__(self, strategy: str, vision_config: Any, phases: list[Phase]):
-        self.strategy, self.vision, self.phases = strategy, vision_config, phases
+        self.strategy = strategy
+        self.vision = vision_config
+        self.phases = phases
 
     def __call__(self, samples: int) -> View:
         """The view of the step that begins after so many samples of the whole run."""
         mask_ratio = phase_at(self.phases, samples).mask_ratio_at(samples)
-        image_size, patch_size = self.vision.image_size, self.vision.patch_size
+        image_size = self.vision.image_size
+        patch_size = self.vision.patch_size
         if mask_ratio == 0:
             return View(image_size)
         if self.strategy == "resize":

@@ -19,7 +19,8 @@ PARTS = ("weights", "gradients", "optimizer", "buffers", "inputs", "loss", "acti
 # DeepSpeed's default `reduce_bucket_size`, in elements.
 ZERO_BUCKET = 500_000_000
 # Context, kernels and libraries of a CUDA process with NCCL, and what the caching allocator loses to fragments.
-CONTEXT_BYTES, FRAGMENTS = 1.5e9, 0.05
+CONTEXT_BYTES = 1.5e9
+FRAGMENTS = 0.05
 # Two points of a straight line; large enough for activations, not gradients, to make the peak.
 TRACED_PAIRS = (128, 256)
 
@@ -79,7 +80,8 @@ class MemoryModel:
     """Bytes on one GPU for any micro-batch, number of processes and strategy, from a few traces of the real step."""
 
     def __init__(self, run: Run):
-        self.run, self.model = run, model_bytes(run.config)
+        self.run = run
+        self.model = model_bytes(run.config)
         self._traces: dict[Step, Activations] = {}
 
     def _trace(self, step: Step) -> Counter[str]:
@@ -104,7 +106,9 @@ class MemoryModel:
 
     def loss(self, local: int, total: int) -> float:
         """The loss's bytes: local rows, tiles of similarities, and all processes' texts and their gradients."""
-        width, few, many = self.run.config.projection_dim, 3 * TILE_SIZE, 4 * TILE_SIZE
+        width = self.run.config.projection_dim
+        few = 3 * TILE_SIZE
+        many = 4 * TILE_SIZE
         if local <= many:
             alone = trace_loss(local, width)
         else:  # a straight line from where tiles are whole
@@ -126,9 +130,12 @@ class MemoryModel:
             mask_ratio, checkpointing: of the step.
             other: whether to add what lies outside of tensors.
         """
-        model, local = self.model, self.run.batch_size // gpus
-        traced, cached = self.activations(mask_ratio, checkpointing), local > micro
-        fixed, moving = traced.fixed, traced.per_pair * micro
+        model = self.model
+        local = self.run.batch_size // gpus
+        traced = self.activations(mask_ratio, checkpointing)
+        cached = local > micro
+        fixed = traced.fixed
+        moving = traced.per_pair * micro
         # Between micro-batches all gradients are there; in a single one they come as activations go.
         gradients = model.gradients if cached else max(traced.gradients, model.gradients - moving - fixed)
         parts = {

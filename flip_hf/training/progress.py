@@ -115,7 +115,9 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 # A curve: the key in the records, its name, how it is drawn.
-_LINE, _GREY, _POINTS = {"color": "black"}, {"color": "0.55"}, {"color": "black", "marker": "o", "markersize": 4}
+_LINE = {"color": "black"}
+_GREY = {"color": "0.55"}
+_POINTS = {"color": "black", "marker": "o", "markersize": 4}
 _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "loss (lower is better)": [
         ("loss", "trained on", _LINE),

@@ -211,7 +211,8 @@ def make_train_loader(
 
     `micro_batches` are the samples of one and how many make a step; without a contrast, no text is read.
     """
-    data, objective = arguments.data, arguments.objective
+    data = arguments.data
+    objective = arguments.objective
     tokenize = Tokenize(tokenizer, config.get_text_config(), arguments.model.text_mask_ratio)
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),

@@ -47,9 +47,12 @@ class Validator:
         normalize: nn.Module,
         accelerator: Accelerator,
     ):
-        self.arguments, self.objective = arguments, arguments.objective
+        self.arguments = arguments
+        self.objective = arguments.objective
         self.evaluation = evaluation
-        self.tokenizer, self.normalize, self.accelerator = tokenizer, normalize, accelerator
+        self.tokenizer = tokenizer
+        self.normalize = normalize
+        self.accelerator = accelerator
 
     def __call__(self, encoder: PairEncoder) -> dict[str, float]:
         """Measures.

@@ -86,7 +86,8 @@ def metrics():
 @pytest.fixture
 def logits_seen(metrics, monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What CLIP_benchmark computes on its way to the figures: logits (B, C) and labels (B)."""
-    classify, seen = metrics.run_classification, []
+    classify = metrics.run_classification
+    seen = []
 
     def recording(*args, **kwargs):
         seen.append(classify(*args, **kwargs))
@@ -105,7 +106,8 @@ def run_command(monkeypatch, *options: object) -> None:
 @torch.no_grad()
 def own_logits(folder: Path) -> torch.Tensor:
     """Cosines (B, C) times 100, as CLIP_benchmark scales them."""
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     weights = class_embeddings(model, processor.tokenizer, CLASS_NAMES, TEMPLATES, torch.device("cpu"))
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in ROWS]
     inputs = processor.image_processor(images=pictures, return_tensors="pt")

@@ -52,7 +52,8 @@ def trained(options, part: int, shuffle: bool = False) -> tuple[torch.nn.Sequent
 
 def scored(head: torch.nn.Sequential) -> np.ndarray:
     """Logits of all samples; each process encodes every `num_processes`-th."""
-    accelerator, (images, labels) = Accelerator(cpu=True), pixels()
+    accelerator = Accelerator(cpu=True)
+    images, labels = pixels()
     mine = Subset(TensorDataset(images, labels), range(accelerator.process_index, 1024, accelerator.num_processes))
     return score(head, features_of, DataLoader(mine, 100), 1024, accelerator)
 
@@ -65,7 +66,8 @@ def train_one_of_two(folder: Path) -> None:
 
 
 def test_recipes_are_the_papers():
-    mae, flip = PROBE_RECIPES["mae"], PROBE_RECIPES["flip"]
+    mae = PROBE_RECIPES["mae"]
+    flip = PROBE_RECIPES["flip"]
     assert (mae.epochs, mae.batch_size, mae.base_lr, mae.min_lr, mae.warmup_epochs) == (90, 16384, 0.1, 0, 10)
     assert (mae.crop_area, mae.flip, mae.rand_augment, mae.random_erasing) == ((0.08, 1), 0.5, 0, 0)
     assert mae.learning_rate(10) == pytest.approx(6.4)  # of main_linprobe.py's log

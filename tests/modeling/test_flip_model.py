@@ -200,7 +200,8 @@ def test_temperature_is_clipped_in_the_forward_pass(model, images, texts):
 def test_hidden_states_and_attentions_are_recorded(model, images, texts):
     model.set_attn_implementation("eager")
     outputs = model(pixel_values=images, output_hidden_states=True, output_attentions=True, mask_ratio=0.5, **texts)
-    vision, text = outputs.vision_model_output, outputs.text_model_output
+    vision = outputs.vision_model_output
+    text = outputs.text_model_output
     assert [h.shape for h in vision.hidden_states] == [(3, 9, 32)] * 3
     assert [a.shape for a in vision.attentions] == [(3, 4, 9, 9)] * 2
     assert [h.shape for h in text.hidden_states] == [(3, 7, 32)] * 3

@@ -146,7 +146,8 @@ def test_the_decoder_reads_normalised_tokens(images, vision):
 def test_patches_cut_before_give_what_whole_images_give(pretraining, images, texts):
     ids_keep = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
     expected = pretraining(pixel_values=images, ids_keep=ids_keep, **texts)
-    patches, targets = cut_patches(images, PATCH_SIZE, ids_keep), cut_patches(images, PATCH_SIZE)
+    patches = cut_patches(images, PATCH_SIZE, ids_keep)
+    targets = cut_patches(images, PATCH_SIZE)
     outputs = pretraining(patches=patches, target_patches=targets, ids_keep=ids_keep, **texts)
     assert torch.allclose(outputs.loss, expected.loss) and torch.allclose(
         outputs.reconstruction, expected.reconstruction

@@ -178,7 +178,8 @@ def make_trainer_of(data: Path, folder: Path, *more: str):
 
 def _stop_after(trainer, steps: int) -> None:
     """As SIGTERM does, after so many steps of this trainer."""
-    step, taken = trainer._step, []
+    step = trainer._step
+    taken = []
 
     def counted(*batch):
         taken.append(batch)

@@ -138,8 +138,10 @@ def test_a_feature_that_the_tokenizer_never_gives_is_refused(tokenizer, tmp_path
     end = ended.convert_tokens_to_ids("<end>")
     ended.backend_tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end)])
     for pooling in ("eos", "argmax"):
-        config.pooling_type, config.eos_token_id = pooling, end
+        config.pooling_type = pooling
+        config.eos_token_id = end
         check_pooling(ended, config)
-    config.pooling_type, config.eos_token_id = "eos", 3
+    config.pooling_type = "eos"
+    config.eos_token_id = 3
     with pytest.raises(ValueError, match="at token 3"):
         check_pooling(ended, config)

@@ -37,7 +37,8 @@ def outside(within) -> list[float]:
 
 @pytest.mark.parametrize(("group", "field"), NUMBERS, ids=name_of)
 def test_every_number_has_a_range_that_holds_everywhere(group, field, tmp_path):
-    within, (kind, several, _) = field.metadata[RANGE], kind_of(get_type_hints(group)[field.name])
+    within = field.metadata[RANGE]
+    (kind, several, _) = kind_of(get_type_hints(group)[field.name])
     assert within is not None and within.kind is kind
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     assert all(each in within for each in (default if several and default else [default]) if each is not None)
@@ -126,6 +127,7 @@ def test_all_options_are_declared_with_their_help():
     for group, field in FIELDS:
         assert field.metadata["help"] and RANGE in field.metadata, (group, field.name)
     assert len(option_names()) > 70
-    first, second = EvaluationOptions(datasets=["x"]), EvaluationOptions(datasets=["y"])
+    first = EvaluationOptions(datasets=["x"])
+    second = EvaluationOptions(datasets=["y"])
     first.shots.append(3)
     assert 3 not in second.shots and 3 not in EvaluationOptions(datasets=["z"]).shots
