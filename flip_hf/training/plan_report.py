@@ -1,4 +1,4 @@
-"""The plan as JSON and as Markdown; everything that it assumes is printed with it."""
+"""The plan as JSON and as Markdown, with everything that it assumes."""
 
 from dataclasses import asdict
 from typing import Any
@@ -32,13 +32,13 @@ def make_report(run: Run, cluster: Cluster, mask_ratios: list[float], describe: 
     """Plans every mask ratio.
 
     Args:
-        run: what is trained.
-        cluster: on what.
+        run: the training to plan.
+        cluster: the hardware.
         mask_ratios: fractions of the patches dropped.
-        describe: what stands at the head of the report; taken over.
+        describe: entries for the head of the report.
 
     Returns:
-        A report that JSON can hold; bytes, seconds, FLOPs, dollars.
+        The report, JSON-serialisable; in bytes, seconds, FLOPs, dollars.
 
     Raises:
         ValueError: the batch cannot be divided, the mask keeps no patch, or the GPU lacks bfloat16.
@@ -61,7 +61,7 @@ def _choice_row(choice: Choice) -> dict[str, Any]:
 
 
 def _fastest(memory: MemoryModel, cluster: Cluster, fitting: list[Choice], mask_ratio: float) -> dict[str, Any]:
-    """Time and cost of the choice that executes least; the simplest strategy, where several do."""
+    """Returns time and cost of the choice that executes the fewest FLOPs; of equal ones, the simplest strategy."""
     if not fitting:
         return {"chosen": None}
     plans = [(choice, schedule(memory, cluster, choice, mask_ratio)) for choice in fitting]
@@ -117,7 +117,7 @@ def _time_table(report: dict[str, Any]) -> list[str]:
 
 
 def to_markdown(report: dict[str, Any], run: Run, cluster: Cluster) -> str:
-    """The report as a page."""
+    """Renders the report as a Markdown page."""
     lines = [f"# Plan of {report['recipe']}", "", report["model"], "", report["hardware"], ""]
     for mask in report["masks"]:
         title = "largest micro-batch that fits" if run.micro_batch_size is None else "the recipe's micro-batch"
