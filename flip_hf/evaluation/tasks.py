@@ -1,4 +1,4 @@
-"""What can be measured of a model on a data set; each task is one function."""
+"""The evaluation tasks, one function each, of a model on a data set."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def _main_metric(subject: Subject) -> str:
 
 
 def _classified(subject: Subject, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The data set's own metric, and accuracies where an image has one class."""
+    """Computes the data set's own metric, and accuracies where an image has one class."""
     names = [subject.data_set.metric]
     if labels.ndim == 1:
         names += [name for name in ("accuracy", "mean_per_class") if name not in names]
@@ -32,7 +32,7 @@ def _classified(subject: Subject, scores: np.ndarray, labels: np.ndarray) -> dic
 
 
 def zero_shot(subject: Subject) -> Result:
-    """Classification by class names in prompts (CLIP, section 3.1)."""
+    """Zero-shot classification by class names in prompts (CLIP, section 3.1)."""
     features = subject.features("test")
     scores = features.values @ subject.class_weights.T
     labels = subject.labels("test")
@@ -67,7 +67,7 @@ def masked(subject: Subject) -> Result:
 
 
 def retrieval(subject: Subject) -> Result:
-    """Which texts an image finds, and which images a text finds, among all of the test set."""
+    """Retrieval of texts by images and of images by texts, among the whole test set."""
     features = subject.features("test")
     texts = [caption for captions in features.targets for caption in captions]
     image_of_text = np.repeat(np.arange(len(features.targets)), [len(captions) for captions in features.targets])
@@ -89,13 +89,13 @@ def retrieval(subject: Subject) -> Result:
     return make_result(subject, "retrieval", metrics, main, len(features.targets), details=details, material=material)
 
 
-# A picture shows so many queries of each kind, and so many answers to each.
+# Numbers of queries of each kind and of answers to each, in a picture.
 QUERIES = 4
 ANSWERS = 5
 
 
 def best_answers(queries: np.ndarray, answers: np.ndarray) -> dict[int, list[int]]:
-    """A few queries (Q, E), evenly spread, and their best answers (A, E) by cosine similarity of unit vectors."""
+    """Picks a few queries (Q, E), evenly spread, and ranks answers (A, E) by cosine similarity of unit vectors."""
     chosen = np.unique(np.linspace(0, len(queries) - 1, QUERIES).astype(int))
     order = np.argsort(-(queries[chosen] @ answers.T), axis=1, kind="stable")[:, :ANSWERS]
     return {int(query): best.tolist() for query, best in zip(chosen, order, strict=True)}
@@ -113,7 +113,7 @@ def _labelled(subject: Subject, split: str) -> Labelled:
 
 
 def _score(subject: Subject) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The data set's own metric of probabilities (N, C) and labels (N,)."""
+    """Makes the data set's own metric of probabilities (N, C) and labels (N,)."""
     metric = METRICS[subject.data_set.metric]
     key = _main_metric(subject)
 
@@ -124,12 +124,12 @@ def _score(subject: Subject) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def probe(subject: Subject) -> Result:
-    """A linear classifier on the tower as it is: CLIP's, or with `--probe` MAE's or FLIP's."""
+    """A linear classifier on the frozen tower: CLIP's, or with `--probe` MAE's or FLIP's."""
     return probe_clip(subject) if subject.options.probe == "clip" else probe_mae(subject)
 
 
 def probe_clip(subject: Subject) -> Result:
-    """Logistic regression on the features before the projection, its strength chosen on a validation split."""
+    """Logistic regression on features before the projection, its regularisation chosen on a validation split."""
     train = _labelled(subject, "train")
     test = _labelled(subject, "test")
     validation = _labelled(subject, "validation") if subject.has("validation") else None
@@ -161,7 +161,7 @@ def probe_clip(subject: Subject) -> Result:
 
 def probe_mae(subject: Subject) -> Result:
     """A linear classifier trained on augmented images, by MAE's recipe or FLIP's."""
-    from flip_hf.evaluation.mae_probe import mae_probe  # torchvision is needed for nothing else
+    from flip_hf.evaluation.mae_probe import mae_probe  # here, since only this needs torchvision
 
     found = mae_probe(subject)
     metrics = _classified(subject, found.scores, found.labels)
@@ -173,7 +173,7 @@ def probe_mae(subject: Subject) -> Result:
 
 
 def probe_few(subject: Subject) -> Result:
-    """Logistic regression on a few images a class, several times."""
+    """Logistic regression on a few images per class, repeated several times."""
     train = _labelled(subject, "train")
     test = _labelled(subject, "test")
     options = subject.options
@@ -199,7 +199,7 @@ def probe_few(subject: Subject) -> Result:
 
 def fine_tuned(subject: Subject) -> Result:
     """The whole vision tower trained as a classifier."""
-    from flip_hf.evaluation import finetune_task  # torchvision is needed for nothing else
+    from flip_hf.evaluation import finetune_task  # here, since only this needs torchvision
 
     return finetune_task.fine_tuned(subject)
 

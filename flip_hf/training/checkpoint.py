@@ -137,7 +137,7 @@ def newest_good_checkpoint(output_dir: Path, only_good: bool = False) -> Path | 
     if damaged:
         raise DamagedCheckpointError(
             f"No checkpoint in {output_dir} can be used:\n  " + "\n  ".join(damaged) + "\nRestore one of them, or "
-            "remove them to start anew."
+            "remove them to start over."
         )
     return None
 

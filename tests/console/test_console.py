@@ -1,4 +1,4 @@
-"""What all scripts share: one line for a mistake, its exit code, and outputs that are tried."""
+"""Shared behaviour of all scripts: one line for a mistake, its exit code, and outputs tested for writing."""
 
 import os
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Some:
 
 @dataclass
 class MoreArguments:
-    """What else there is, 100 % of it.
+    """Everything else, 100 % of it.
 
     A second paragraph.
     """

@@ -85,7 +85,7 @@ def metrics():
 
 @pytest.fixture
 def logits_seen(metrics, monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What CLIP_benchmark computes on its way to the figures: logits (B, C) and labels (B)."""
+    """Intermediate results of CLIP_benchmark: logits (B, C) and labels (B)."""
     classify = metrics.run_classification
     seen = []
 
@@ -169,10 +169,10 @@ def test_what_cannot_be_measured_is_refused(saved, tokenizer, tmp_path):
     folder = tmp_path / "part"
     processor.save_pretrained(folder)
     FlipForImageClassification(whole.config).save_pretrained(folder)
-    with pytest.raises(ValueError, match="holds no weights for .* tensors of FlipModel .*both towers"):
+    with pytest.raises(ValueError, match="has no weights for .* tensors of FlipModel .*both towers"):
         adapter.load_flip(str(folder))
     whole.vision_model.save_pretrained(folder)
-    with pytest.raises(ValueError, match="is a vision tower alone; scripts.evaluate.py probes it"):
+    with pytest.raises(ValueError, match="is only a vision tower; scripts.evaluate.py can probe it"):
         adapter.load_flip(str(folder))
     with pytest.raises(ValueError, match="takes images as pixel_values, pixel_attention_mask, spatial_shapes"):
         adapter.load_flip(str(save_siglip(tmp_path / "patches", tokenizer, Siglip2ImageProcessor)))
@@ -190,5 +190,5 @@ def test_a_numpy_that_clip_benchmark_cannot_count_with_is_named_before_the_evalu
         raise TypeError("only 0-dimensional arrays can be converted to Python scalars")  # as NumPy 2.4 does
 
     monkeypatch.setattr(metrics, "accuracy", accuracy)
-    with pytest.raises(ImportError, match="cannot count with NumPy .*pip install 'numpy<2.4'"):
+    with pytest.raises(ImportError, match="does not work with NumPy .*pip install 'numpy<2.4'"):
         adapter.register()

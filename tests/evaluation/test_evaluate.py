@@ -172,7 +172,7 @@ def test_complementary_views_share_an_image_out_and_depend_on_its_place_alone():
     assert (masks.transpose(0, 1).flatten(1).sort(dim=1).values == torch.arange(NUM_PATCHES)).all()
     assert torch.equal(complementary_masks(places[1:], NUM_PATCHES, 0.75, seed=0), masks[:, 1:])
     assert not torch.equal(masks[:, 0], masks[:, 1])
-    with pytest.raises(ValueError, match="no masked view"):
+    with pytest.raises(ValueError, match="not a masked view"):
         complementary_masks(places, NUM_PATCHES, 0.99, seed=0)
 
 

@@ -117,7 +117,7 @@ def data():
 
 
 def tune_one_of_two(folder: Path) -> None:
-    """What each of two processes runs."""
+    """The code of each of two processes."""
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     torch.manual_seed(accelerator.process_index)  # the heads differ until DistributedDataParallel makes them one
@@ -372,7 +372,7 @@ def test_bad_data_are_named(small):
         tune(small, [*good[:4], (good[4][0], 10), *good[5:]], good, one)
     with pytest.raises(ValueError, match="The image of sample 7 cannot be used .not an image."):
         tune(small, Stream([*good[:7], (b"no image", 1), *good[8:]]), good, one)
-    with pytest.raises(ValueError, match="31 training samples make no batch of 32"):
+    with pytest.raises(ValueError, match="31 training samples do not fill a batch of 32"):
         tune(small, good[:31], good)
     with pytest.raises(ValueError, match="no length. Give samples_per_epoch"):
         tune(small, Stream(good), good)

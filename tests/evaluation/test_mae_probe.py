@@ -59,7 +59,7 @@ def scored(head: torch.nn.Sequential) -> np.ndarray:
 
 
 def train_one_of_two(folder: Path) -> None:
-    """What each of two processes runs."""
+    """The code of each of two processes."""
     head, _ = trained(BRIEF, part=64)
     tensors = {**head.state_dict(), "logits": torch.from_numpy(scored(head))}
     save_file(tensors, folder / f"{Accelerator().process_index}.safetensors")
@@ -138,7 +138,7 @@ def test_maes_towers_are_tuned_by_maes_recipes_and_those_of_the_contrast_by_flip
 
 def test_what_makes_no_batch_is_named(pretraining, colours, tmp_path, caplog):
     for argv, message in (
-        (["--probe", "flip"], "100 training samples make no batch of 16384"),
+        (["--probe", "flip"], "100 training samples do not fill a batch of 16384"),
         (["--probe", "dino"], "--probe is one of clip, mae, flip, got 'dino'"),
     ):
         with pytest.raises(SystemExit) as ended:

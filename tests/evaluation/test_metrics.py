@@ -192,12 +192,12 @@ def test_what_has_no_metric_is_refused(metric, rng):
     scores = rng.normal(size=(4, 3))
     labels = np.array([0, 1, 2, 0])
     for bad_scores, bad_labels, message in (
-        (scores, np.array([0, 1, 2, 3]), "from 0 to 2, as many as scores have columns; got int64 from 0 to 3"),
+        (scores, np.array([0, 1, 2, 3]), "from 0 to 2, one per column of scores; got int64 from 0 to 3"),
         (scores, labels - 1, "from -1 to 1"),
         (scores, labels[:3], r"got \(4, 3\) and \(3,\)"),
         (scores, labels.astype(float), "got float64"),
         (np.where(scores == scores[2, 1], np.nan, scores), labels, r"Scores hold NaN \(first in row 2\)"),
-        (scores[:0], labels[:0], "One label a row"),
+        (scores[:0], labels[:0], "one per row"),
     ):
         for name in ("accuracy", "mean_per_class"):
             with pytest.raises(ValueError, match=message):

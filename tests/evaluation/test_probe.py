@@ -76,7 +76,7 @@ def test_of_equal_strengths_the_larger_is_taken():
 
 
 def test_a_score_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="not a number, with lambda 0.01"):
+    with pytest.raises(ValueError, match="not a number for lambda 0.01"):
         search_lambda(lambda strength: float("nan") if strength == 1e-2 else 1.0)
 
 

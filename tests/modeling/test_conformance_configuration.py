@@ -1,4 +1,4 @@
-"""What Transformers expects of any configuration and any model class.
+"""Transformers' expectations of any configuration and any model class.
 
 In the spirit of Transformers' own mixins, which are not shipped. What is FLIP's own is in test_flip_model.py.
 """

@@ -1,4 +1,4 @@
-"""What Transformers expects of saving, loading, pipelines and processors, for FLIP's and CLIP's shapes.
+"""Transformers' expectations of saving, loading, pipelines and processors, for FLIP's and CLIP's shapes.
 
 In the spirit of Transformers' own mixins, which are not shipped. What is FLIP's own is in test_flip_model.py.
 """
@@ -210,7 +210,7 @@ def test_a_model_built_without_memory_is_initialised_whole(model_class, architec
 
 @ALL
 def test_a_model_built_without_initialisation_has_its_fixed_tables(model_class, architecture):
-    """What is not random is right in any case: whoever loads weights by other means may skip `init_weights`."""
+    """Values that are not random are right even without `init_weights`, which other ways of loading may skip."""
     config = part_for(model_class, tiny_config(**ARCHITECTURES[architecture], num_labels=3))
     expected = dict(model_class(config).named_buffers())
     with no_init_weights():

@@ -1,4 +1,4 @@
-"""What Transformers expects of any model's outputs and training, for each public class, for FLIP's and CLIP's shapes.
+"""Transformers' expectations of outputs and training, for each public class, for FLIP's and CLIP's shapes.
 
 In the spirit of Transformers' own mixins, which are not shipped. What is FLIP's own is in test_flip_model.py.
 """

@@ -143,7 +143,7 @@ def test_bidirectional_text_sees_what_follows_and_causal_text_does_not():
 @pytest.mark.parametrize("text", [BIDIRECTIONAL, OFFICIAL])
 def test_a_text_that_is_too_long_is_refused_with_the_mend(text):
     model = FlipTextModel(tiny_config(text=text).text_config)
-    with pytest.raises(ValueError, match="17 tokens, the model's context is 16 .*truncation=True"):
+    with pytest.raises(ValueError, match="17 tokens, but the model's context is 16 .*truncation=True"):
         model(input_ids=torch.ones(1, 17, dtype=torch.long))
 
 

@@ -64,7 +64,7 @@ def test_an_unknown_strategy_is_refused_and_the_configuration_knows_the_same_one
 
 
 def frequencies(strategy: str, grid: tuple[int, int], ratio: float) -> torch.Tensor:
-    """How often each patch is kept."""
+    """Frequency with which each patch is kept."""
     ids_keep = draw_mask(strategy, 20_000, grid, ratio, "cpu")
     return (torch.bincount(ids_keep.flatten(), minlength=math.prod(grid)) / 20_000).view(grid)
 

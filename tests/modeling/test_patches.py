@@ -60,7 +60,7 @@ BAD = {
     "not named": ({"patches": PATCHES}, "Got 3 of an image's 16 patches: pass ids_keep"),
     "named too few": ({"patches": PATCHES, "ids_keep": IDS_KEEP[:, :2]}, r"each of the 3 patches.*\(3, 2\)"),
     "of fewer images": ({"patches": PATCHES, "ids_keep": IDS_KEEP[:2]}, r"integer tensor of shape \(3, K\)"),
-    "no square": ({"patches": PATCHES, "interpolate_pos_encoding": True}, "3 patches are not those of a square"),
+    "no square": ({"patches": PATCHES, "interpolate_pos_encoding": True}, "3 patches do not form a square"),
     "of another size": (
         {"patches": PATCHES, "ids_keep": IDS_KEEP, "interpolate_pos_encoding": True},
         "own size.*interpolate_pos_encoding=True",

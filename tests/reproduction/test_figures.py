@@ -18,7 +18,7 @@ def points(request):
 
 
 def covered(axes, box: Bbox) -> bool:
-    """Whether a curve of the panel, or one of its points, is in a box of the picture."""
+    """Returns whether a curve of the panel, or one of its points, is in a box of the picture."""
     curves = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
     return any(curve.intersects_bbox(box, filled=False) for curve in curves if len(curve.vertices))
 

@@ -103,7 +103,7 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
         (["--objective", "mae"], "--objective is one of contrastive, reconstruction, both, got 'mae'"),
         (
             ["--objective", "both"],
-            "Set --unmasked_samples 0, and tune what comes out: --model_name_or_path runs/shapes",
+            "Set --unmasked_samples 0, and tune the result afterwards: --model_name_or_path runs/shapes",
         ),
         (["--objective", "both", "--unmasked_samples", "0", "--mask_ratio", "0"], "give a --mask_ratio"),
         (["--objective", "both", "--unmasked_samples", "0", "--mask_ratio_end", "0"], "give a --mask_ratio"),

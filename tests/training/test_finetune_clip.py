@@ -63,7 +63,7 @@ def test_a_clip_folder_is_taken_as_it_is_and_trains_as_the_converted_one_does(tm
             *("--num_workers", "0"),
         )
         assert runs[name].returncode == 0, runs[name].stderr[-3000:]
-    said = f"{tmp_path / 'clip'} is a CLIPModel; it is trained on as a FlipModel with its weights"
+    said = f"{tmp_path / 'clip'} is a CLIPModel; training continues as a FlipModel with its weights"
     assert said in runs["clip"].stdout and "is a CLIPModel" not in runs["flip"].stdout
     ours, theirs = (load_file(tmp_path / f"from-{name}" / "model.safetensors") for name in ("clip", "flip"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

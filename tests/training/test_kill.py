@@ -257,7 +257,7 @@ def flip_a_bit(path: Path) -> None:
 
 DAMAGE = {
     "truncated weights": ("model.safetensors", truncate, "model.safetensors has .* bytes instead of"),
-    "flipped bit": ("optimizer.safetensors", flip_a_bit, "optimizer.safetensors is not as it was written"),
+    "flipped bit": ("optimizer.safetensors", flip_a_bit, "optimizer.safetensors is damaged"),
     "missing generators": ("random_states_1.safetensors", Path.unlink, "random_states_1.safetensors is missing"),
     "missing manifest": ("manifest.json", Path.unlink, "manifest.json is missing"),
     "torn manifest": ("manifest.json", truncate, "manifest.json cannot be read"),

@@ -1,4 +1,4 @@
-"""What a run starts from and cannot be had: one line, before anything is computed."""
+"""Starting points that are not available: one line, before anything is computed."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def fewer_layers(folder: Path) -> None:
         (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "it has no weights"),
         (lambda folder: cut(folder / "config.json"), "config.json is damaged"),
-        (fewer_layers, "config.json has no place for|has another shape|has no weights|does not fit"),
+        (fewer_layers, "do not fit its config.json|has another shape|has no weights|does not fit"),
     ],
 )
 @pytest.mark.parametrize("option", ["--model_name_or_path", "--init_vision_from"])

@@ -66,7 +66,7 @@ def make_pretraining(objective: str, dropout: float = 0.0) -> FlipForPreTraining
 
 
 def as_trained(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the trainer makes of images and a mask."""
+    """The trainer's batch of images and a mask."""
     batch = dict(batch)
     patches = cut_patches(batch.pop("pixel_values"), PATCH_SIZE)
     return {**batch, **visible_and_target(patches, batch["ids_keep"])}
