@@ -109,7 +109,7 @@ def test_help_names_each_option_once_with_its_default(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert not end.value.code
     assert "--shares N [N ...] shares (default: 0.5)" in printed
-    assert "more: What else there is, 100 % of it. --long_name N of a long name (default: 7)" in printed
+    assert "more: Everything else, 100 % of it. --long_name N of a long name (default: 7)" in printed
     assert "long-name" not in printed
     assert "--kept [BOOL] whether it stays (default: True) --no_kept the same as --kept false" in printed
 

@@ -315,7 +315,7 @@ def test_a_new_run_writes_over_nothing(name, data, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=rf"holds {name} already.*another --output_dir"):
+    with pytest.raises(FileExistsError, match=rf"already holds {name}.*another --output_dir"):
         make_trainer_of(data, out, "--resume_from_checkpoint", "auto")
     assert (out / name).read_text() == "mine"
 
