@@ -1,8 +1,8 @@
-"""CLIPModel to FlipModel and back, tensor by tensor.
+"""Conversion from CLIPModel to FlipModel and back, tensor by tensor.
 
 The two differ in one module's name, in the shape of one parameter, and in configuration. A FlipModel made from a
-CLIPModel computes the same numbers on whole images, can be trained on masked ones, and goes back to a stock CLIPModel,
-which needs none of this code.
+CLIPModel computes the same numbers on whole images, can be trained on masked ones, and converts back to a stock
+CLIPModel, which needs none of this code.
 """
 
 # No `from __future__ import annotations` here, as in the other published files.
@@ -29,10 +29,10 @@ _TEXT = (*_SHARED, "vocab_size", "max_position_embeddings", "pad_token_id", "bos
 _VISION = (*_SHARED, "num_channels", "image_size", "patch_size")
 # Module names, CLIPModel's and FlipModel's; all others are the same.
 _RENAMED = (("vision_model.pre_layrnorm.", "vision_model.pre_layernorm."),)
-# CLIPTextModel takes this id to mean an old checkpoint, whose end token is the highest id.
+# CLIPTextModel takes this id as the sign of an old checkpoint, whose end token is the highest id.
 _LEGACY_EOS = 2
-# What a CLIPModel always does. Switches that are not listed do not stand in the way: a table of fixed positions is a
-# table like a learned one, padding after the end token is never seen, the clip of the temperature is computed into it.
+# What a CLIPModel always does. Switches that are not listed are no obstacle: a table of fixed positions is a table like
+# a learned one, padding after the end token is never seen, the clip of the temperature is computed into it.
 _CLIP_HAS = {
     "text_config.causal": (True,),
     "text_config.pooling_type": ("eos", "argmax"),
@@ -48,7 +48,7 @@ def _fields(config: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def flip_config_from_clip(config: Any, mask_ratio: float = 0.5) -> FlipConfig:
-    """The FlipConfig that computes exactly what a `CLIPConfig` describes, plus a mask ratio for training."""
+    """Makes the FlipConfig of exactly the computation of a `CLIPConfig`, plus a mask ratio for training."""
     text: Any = config.text_config
     vision: Any = config.vision_config
     return FlipConfig(
@@ -73,10 +73,10 @@ def flip_config_from_clip(config: Any, mask_ratio: float = 0.5) -> FlipConfig:
 
 
 def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
-    """The CLIPConfig of the same computation.
+    """Makes the CLIPConfig of the same computation.
 
     Raises:
-        ValueError: CLIPModel cannot compute it; the message names the switches.
+        ValueError: CLIPModel cannot compute it; the message names the switches in the way.
     """
     text: Any = config.text_config
     vision: Any = config.vision_config
@@ -91,7 +91,7 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
         in_the_way.append(f"text_config.eos_token_id is {_LEGACY_EOS}, which CLIPModel takes for an old checkpoint")
     if in_the_way:
         raise ValueError(
-            f"A CLIPModel cannot compute what this FlipModel does: {'; '.join(in_the_way)}. Models that begin as CLIP "
+            f"A CLIPModel cannot compute what this FlipModel does: {'; '.join(in_the_way)}. Models that start as CLIP "
             "(FlipModel.from_clip) or are configured like it can be exported; this one is used as a FlipModel."
         )
     text_fields = _fields(text, (*_TEXT, "projection_dim"))
@@ -106,15 +106,15 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
     )
 
 
-# What says where a checkpoint is: its configuration is read from there, too.
+# Options that locate a checkpoint, for reading its configuration.
 _WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
 def _load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
-    """A complete CLIPModel from safetensors.
+    """Loads a complete CLIPModel from safetensors.
 
     Raises:
-        ValueError: the checkpoint is another architecture, or tensors are missing or left over.
+        ValueError: the checkpoint has another architecture, or tensors are missing or left over.
     """
     found = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in _WHERE})
     if not isinstance(found, CLIPConfig):
@@ -130,16 +130,16 @@ def _load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
     # Old checkpoints store the row numbers 0, 1, 2 ... as well.
     surplus = sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids"))
     if missing or surplus:
-        raise ValueError(f"{name_or_path} is no complete CLIPModel: missing {missing}, left over {surplus}.")
+        raise ValueError(f"{name_or_path} is not a complete CLIPModel: missing {missing}, left over {surplus}.")
     return clip
 
 
 class ClipExchange:
-    """What FlipModel inherits to come from a CLIPModel and to go back."""
+    """The conversions from and to CLIPModel that FlipModel inherits."""
 
     @classmethod
     def from_clip(cls, clip: CLIPModel | str, mask_ratio: float = 0.5, **kwargs: Any) -> Any:
-        r"""A FlipModel with a CLIPModel's weights: the same numbers on whole images, and masked training.
+        r"""Makes a FlipModel with a CLIPModel's weights: the same numbers on whole images, and masked training.
 
         Args:
             clip: a CLIPModel, or the folder or Hub id of one (safetensors only). The weights are copied.
@@ -176,17 +176,17 @@ class ClipExchange:
         return flip.to(clip.device).eval()
 
     def clipped_logit_scale(self: Any) -> torch.Tensor:
-        """The `logit_scale` (1,) that the forward pass uses, for models that never clip it."""
+        """Returns the `logit_scale` (1,) that the forward pass uses, for models that never clip it."""
         logit_scale = self.logit_scale.detach()
         if self.config.max_logit_scale is None:
             return logit_scale
         return logit_scale.clamp(0, math.log(self.config.max_logit_scale))
 
     def to_clip(self: Any) -> CLIPModel:
-        """A stock CLIPModel with this model's weights and numbers, in evaluation mode; the weights are copied.
+        """Makes a stock CLIPModel that computes the same numbers, in evaluation mode; the weights are copied.
 
         Raises:
-            ValueError: CLIPModel has not this architecture; the message names the switches in the way.
+            ValueError: CLIPModel does not have this architecture; the message names the switches in the way.
         """
         config = clip_config_from_flip(self.config)
         clip: Any = CLIPModel._from_config(

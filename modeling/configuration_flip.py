@@ -1,8 +1,8 @@
 """Configuration of FLIP models.
 
-FLIP is CLIP trained on images of which 50-75 % of the patches are dropped (Li et al., "Scaling Language-Image
-Pre-training via Masking", CVPR 2023, arXiv 2212.00794). The defaults describe the paper's ViT-B/16 as its released code
-builds it. The switches that differ between FLIP and CLIP are named here, so that one model class expresses both.
+FLIP is CLIP trained on images with 50-75 % of their patches dropped (Li et al., "Scaling Language-Image Pre-training
+via Masking", CVPR 2023, arXiv 2212.00794). The defaults describe the paper's ViT-B/16 as its released code builds it.
+The differences between FLIP and CLIP are switches here, so that one model class expresses both.
 """
 
 # No `from __future__ import annotations` here: `@strict` and `config_class` need real types, not strings.
@@ -17,8 +17,8 @@ from transformers.activations import ACT2FN
 # The temperature of 0.07 that CLIP and FLIP start from, as the logarithm of its inverse.
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 
-# The least and the greatest of each number of a configuration: far around any model, so that a damaged file or a slip
-# is refused before memory is asked for. Ratios and what depends on other fields have checks of their own.
+# Bounds of each number in a configuration, far beyond any model, so that a damaged file or a slip is refused before
+# memory is allocated. Ratios, and fields that depend on others, are checked separately.
 RANGES: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 2**24),
     "hidden_size": (1, 2**16),
@@ -37,19 +37,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "pad_token_id": (0, 2**31),
     "bos_token_id": (0, 2**31),
     "eos_token_id": (0, 2**31),
-    "logit_scale_init_value": (-80, 80),  # whose exponential a float32 holds
+    "logit_scale_init_value": (-80, 80),  # its exponential fits into float32
     "max_logit_scale": (1, 1e30),
     "reconstruction_weight": (0, 1e6),
 }
-# Of an image: the square of a side of 512.
+# Patches of an image, 512 on a side.
 MAX_PATCHES = 2**18
 
 
 def check_numbers(config: Any) -> None:
-    """Checks the numbers of a configuration against [`RANGES`], and its activation.
+    """Checks the numbers of a configuration against [`RANGES`], and its activation function.
 
     Raises:
-        ValueError: one is NaN, infinite or out of range, or there is no such activation; the message names the field.
+        ValueError: one is NaN, infinite or out of range, or the activation is unknown; the message names the field.
     """
     for name, (low, high) in RANGES.items():
         value = getattr(config, name, None)
@@ -61,7 +61,7 @@ def check_numbers(config: Any) -> None:
 
 @as_validated_field
 def mask_ratio_field(value: Any):
-    """A dataclass field holding the fraction of patches dropped, checked in the constructor and on assignment."""
+    """Dataclass field for the fraction of patches dropped, checked in the constructor and on assignment."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ValueError(
             f"mask_ratio is the fraction of patches dropped and must be a number in [0, 1), got {value!r}. "
@@ -77,11 +77,11 @@ def check_heads(hidden_size: int, num_attention_heads: int) -> None:
 
 
 def wrap_part(fields: dict[str, Any], config_class: type, key: str) -> dict[str, Any]:
-    """The fields of a whole configuration around those of one of its parts, as a checkpoint of the part alone has them.
+    """Wraps the fields of a part's configuration, from a checkpoint of the part alone, into those of the whole.
 
     Args:
-        fields: of the part, as in its config.json.
-        config_class: the whole's.
+        fields: the part's fields, as in its config.json.
+        config_class: the whole's configuration class.
         key: the part's name in it.
     """
     part = {name: value for name, value in fields.items() if name not in ("auto_map", "architectures")}
@@ -90,7 +90,7 @@ def wrap_part(fields: dict[str, Any], config_class: type, key: str) -> dict[str,
 
 
 def _of_vision_tower(name: str) -> Any:
-    """A property that is stored in `vision_config` alone."""
+    """Makes a property that is stored only in `vision_config`."""
 
     def write(config: Any, value: Any) -> None:
         setattr(config.vision_config, name, value)
@@ -99,15 +99,15 @@ def _of_vision_tower(name: str) -> Any:
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
-    """Number K of patches kept: `int(L * (1 - mask_ratio))`, in floating point as in the official FLIP and MAE code.
+    """Returns the number K of patches kept, `int(L * (1 - mask_ratio))`, in floating point as in FLIP's and MAE's code.
 
     Raises:
-        ValueError: `mask_ratio` is outside [0, 1), or no patch is there or would be left.
+        ValueError: `mask_ratio` is outside [0, 1), or there is no patch or none would be kept.
     """
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio is the fraction of patches dropped and must be in [0, 1), got {mask_ratio!r}.")
     if num_patches < 1:
-        raise ValueError("The images are smaller than a patch, and none of them would be seen: make them larger.")
+        raise ValueError("The images are smaller than a patch, so nothing of them would be seen: make them larger.")
     kept = int(num_patches * (1 - mask_ratio))
     if kept < 1:
         raise ValueError(f"mask_ratio={mask_ratio} keeps none of the {num_patches} patches; use a lower one.")
@@ -119,7 +119,7 @@ class FlipTowerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        # A tower is saved with its projection or without, and AutoModel looks here for which; it cannot read None.
+        # A tower is saved with or without its projection, and AutoModel reads here which; it cannot read None.
         self.architectures = self.architectures or []
 
 
@@ -141,9 +141,9 @@ class FlipTextConfig(FlipTowerConfig):
         attention_dropout: dropout on attention weights.
         initializer_range: standard deviation of the normal initialisers (token and position tables).
         initializer_factor: multiplies every random initialiser.
-        causal: whether a token sees only those before it, as in CLIP. FLIP's text tower is bidirectional.
-        pooling_type: which position gives the sentence's feature. `"first"`: the first token (FLIP; its tokenizer adds
-            no special token, so this is the first word piece). `"mean"`: the mean over tokens. `"eos"`: the first
+        causal: whether a token attends only to those before it, as in CLIP. FLIP's text tower is bidirectional.
+        pooling_type: the position of the sentence's feature. `"first"`: the first token (FLIP; its tokenizer adds no
+            special token, so this is the first word piece). `"mean"`: the mean over tokens. `"eos"`: the first
             `eos_token_id` (CLIP). `"argmax"`: the highest token id (CLIP checkpoints whose `eos_token_id` is 2).
         attend_to_padding: reproduces the official model, which pads every text to the full context and attends to the
             padding. By default padding is never attended to.
@@ -214,8 +214,8 @@ class FlipVisionConfig(FlipTowerConfig):
         initializer_factor: multiplies every random initialiser.
         mask_ratio: fraction of the patches dropped while `model.training`; `int(num_patches * (1 - mask_ratio))` are
             kept. Never applied in `eval()`, unless a call passes `mask_ratio` itself. The paper trains at 0.5 and 0.75.
-        mask_strategy: which patches are kept: `"random"` (FLIP), `"block"` (one block stays), `"grid"` (a regular
-            pattern stays) or `"gaussian"` (near the centre more often); see `masking_flip.py`.
+        mask_strategy: the patches that are kept: `"random"` (FLIP), `"block"` (one block), `"grid"` (a regular pattern)
+            or `"gaussian"` (more often near the centre); see `masking_flip.py`.
         pooling_type: `"mean"`: mean over all tokens, the class token included, after the last LayerNorm (FLIP's code).
             `"cls"`: the class token (CLIP).
         position_embedding_type: `"sincos2d"`: a fixed table (FLIP, MAE). `"learned"`: a trained one (CLIP).
@@ -252,7 +252,7 @@ class FlipVisionConfig(FlipTowerConfig):
 
     @property
     def num_patches(self) -> int:
-        """Number of patches of an image of `image_size`, the class token not counted."""
+        """Number of patches of an image of `image_size`, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
     def validate_architecture(self):
@@ -281,20 +281,20 @@ class FlipVisionConfig(FlipTowerConfig):
 
 @strict
 class FlipConfig(PreTrainedConfig):
-    r"""Configuration of a [`FlipModel`]: two towers and what joins them.
+    r"""Configuration of a [`FlipModel`]: two towers, their projections and the temperature.
 
     Args:
         text_config: a [`FlipTextConfig`] or a dict of its fields.
         vision_config: a [`FlipVisionConfig`] or a dict of its fields.
-        projection_dim: length of the shared embedding. It holds for both towers and overrides theirs.
-        projection_bias: whether the projections have a bias. It holds for both towers and overrides theirs.
+        projection_dim: length of the shared embedding; applies to both towers and overrides theirs.
+        projection_bias: whether the projections have a bias; applies to both towers and overrides theirs.
         logit_scale_init_value: start value of the logarithm of the inverse temperature.
         max_logit_scale: the factor on cosine similarities is clipped to [1, max_logit_scale] in the forward pass, as
             the official code does. `None`: not clipped, as `CLIPModel`.
         initializer_factor: multiplies the random initialisers of the projections and the classifier.
 
-    `mask_ratio` and `mask_strategy` are those of `vision_config` under a second name: they may be given to the
-    constructor and to `from_pretrained`, read and assigned.
+    `mask_ratio` and `mask_strategy` are aliases of those in `vision_config`: they may be passed to the constructor and
+    to `from_pretrained`, read and assigned.
 
     Example:
 
@@ -308,7 +308,7 @@ class FlipConfig(PreTrainedConfig):
     """
 
     model_type = "flip"
-    # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are given until 5.17 is dropped.
+    # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are needed until 5.17 is dropped.
     sub_configs = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
     sub_configs_defaults = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
 
@@ -322,9 +322,9 @@ class FlipConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads the fields from a folder or the Hub; a bare vision tower's become the `vision_config` of a whole one.
+        """Reads the fields from a folder or the Hub; a bare vision tower's become the `vision_config` of a whole.
 
-        A [`FlipForImageClassification`] can so begin with a tower that was saved alone.
+        So a [`FlipForImageClassification`] can start from a tower that was saved alone.
         """
         fields, unused = super().get_config_dict(*args, **kwargs)
         if fields.get("model_type") == FlipVisionConfig.model_type:
@@ -333,17 +333,18 @@ class FlipConfig(PreTrainedConfig):
         return fields, unused
 
     def __post_init__(self, **kwargs):
-        # Built here and not by the base class, which does so only in newer versions of Transformers.
+        # Built here, since the base class does so only in newer versions of Transformers.
         self.text_config = self._build("text_config", FlipTextConfig)
         self.vision_config = self._build("vision_config", FlipVisionConfig)
         super().__post_init__(**kwargs)
 
     def _build(self, name: str, config_class: type) -> Any:
-        """The tower's configuration as an object, with the shared embedding's shape written into it."""
+        """Builds the tower's configuration object, with the shape of the shared embedding."""
         value = getattr(self, name)
-        # A copy: the caller may give one object to two configurations that differ in the shared embedding.
+        # A copy: the caller may pass one object to two configurations that differ in the shared embedding.
         config = copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
-        config.projection_dim, config.projection_bias = self.projection_dim, self.projection_bias
+        config.projection_dim = self.projection_dim
+        config.projection_bias = self.projection_bias
         return config
 
     def __setattr__(self, name: str, value: Any) -> None:

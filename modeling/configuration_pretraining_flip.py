@@ -1,4 +1,4 @@
-"""Configuration of FLIP's pre-training with MAE's reconstruction beside the contrast: a FlipModel and a decoder."""
+"""Configuration of pre-training with MAE's reconstruction beside the contrast: a FlipModel and a decoder."""
 
 # No `from __future__ import annotations` here, as in the other published files.
 import copy
@@ -61,12 +61,12 @@ class FlipPreTrainingConfig(PreTrainedConfig):
     r"""Configuration of a [`FlipForPreTraining`].
 
     Args:
-        flip_config: a [`FlipConfig`] or a dict of its fields. Its `mask_ratio` holds for both losses.
+        flip_config: a [`FlipConfig`] or a dict of its fields. Its `mask_ratio` applies to both losses.
         decoder_config: a [`FlipDecoderConfig`] or a dict of its fields.
-        objective: what is trained on: `"contrastive"` (FLIP), `"reconstruction"` (MAE) or `"both"` (FLIP, table 1f).
-        reconstruction_weight: factor on the reconstruction loss where it is added to the contrastive one. The paper
-            prints none.
-        norm_pixel_target: whether the target is each patch's pixels less their mean, divided by their standard
+        objective: what to train on: `"contrastive"` (FLIP), `"reconstruction"` (MAE) or `"both"` (FLIP, table 1f).
+        reconstruction_weight: weight of the reconstruction loss where it is added to the contrastive one. The paper
+            does not give it.
+        norm_pixel_target: whether the target is each patch's pixels minus their mean, divided by their standard
             deviation, as in MAE's better models and in FLIP's table 1f.
 
     Raises:
@@ -74,7 +74,7 @@ class FlipPreTrainingConfig(PreTrainedConfig):
     """
 
     model_type = "flip_pretraining"
-    # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are given until 5.17 is dropped.
+    # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are needed until 5.17 is dropped.
     sub_configs = {"flip_config": FlipConfig, "decoder_config": FlipDecoderConfig}  # pyright: ignore
     sub_configs_defaults = {"flip_config": FlipConfig, "decoder_config": FlipDecoderConfig}  # pyright: ignore
 
@@ -86,9 +86,9 @@ class FlipPreTrainingConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads the fields from a folder or the Hub; those of a FlipModel become the `flip_config` of a whole one.
+        """Reads the fields from a folder or the Hub; a FlipModel's become the `flip_config` of a whole.
 
-        A [`FlipForPreTraining`] can so begin with a FlipModel, and its decoder from scratch.
+        So a [`FlipForPreTraining`] can start from a FlipModel, with a new decoder.
         """
         fields, unused = super().get_config_dict(*args, **kwargs)
         if fields.get("model_type") == FlipConfig.model_type:
@@ -102,7 +102,7 @@ class FlipPreTrainingConfig(PreTrainedConfig):
 
     @staticmethod
     def _build(value: Any, config_class: type) -> Any:
-        """A part's configuration as an object; a copy, as the caller may give one to two configurations."""
+        """Builds a part's configuration object; a copy, as the caller may pass one to two configurations."""
         return copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
 
     def validate_architecture(self):
@@ -114,7 +114,7 @@ class FlipPreTrainingConfig(PreTrainedConfig):
         check_numbers(self)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The fields that are saved: without the path of the FlipModel within, which is nobody else's business."""
+        """Returns the fields to save, without the private path of the inner FlipModel."""
         fields = super().to_diff_dict()
         fields["flip_config"].pop("_name_or_path", None)
         return fields

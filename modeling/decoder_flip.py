@@ -26,7 +26,7 @@ class FlipDecoder(FlipPreTrainedModel):
     def __init__(self, config: FlipDecoderConfig, vision_config: FlipVisionConfig):
         super().__init__(config)
         width = config.hidden_size
-        block_config: Any = config  # has every field that a tower's block reads
+        block_config: Any = config  # has all fields that a tower's block reads
         self.side = vision_config.image_size // vision_config.patch_size
         self.token_projection = nn.Linear(vision_config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.empty(width))
@@ -38,15 +38,15 @@ class FlipDecoder(FlipPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """MAE's initialisers, which are FLIP's."""
+        """Applies MAE's initialisers, which FLIP uses too."""
         super()._init_weights(module)
         if isinstance(module, FlipDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range * self.config.initializer_factor)
             init.copy_(module.position_embedding.weight, sincos_positions(self.side, self.config.hidden_size))
 
     def forward(self, tokens: torch.Tensor, ids_keep: torch.Tensor) -> torch.Tensor:
-        """Predicts all patches (B, L, C * P * P) from the normalised tokens (B, 1 + K, D), class token first, of those
-        that `ids_keep` (B, K) names in any order.
+        """Predicts all patches (B, L, C * P * P) from the normalised tokens (B, 1 + K, D), class token first, of the
+        patches `ids_keep` (B, K), in any order.
         """
         tokens = self.token_projection(tokens)  # (B, 1 + K, W)
         patches = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], self.side**2, -1)

@@ -1,12 +1,12 @@
-"""The image processors of the official FLIP: the whole short side, and TensorFlow's legacy bicubic resize.
+"""Image processors of the official FLIP: the whole short side, and TensorFlow's legacy bicubic resize.
 
-Checkpoints trained here use Transformers' CLIP image processors. The official ones were evaluated with another
+Checkpoints trained here use Transformers' CLIP image processors. The official ones were evaluated with a different
 resampling, which neither Pillow nor torch offers: no half-pixel shift, no antialiasing, a = -0.75, weights from a table
 of 1,024 steps, and values that are neither clipped nor rounded. An antialiased resize is off by 2 to 18 grey levels.
 
-As with the image processors of Transformers, there is one on Pillow and NumPy, and one on torchvision, which takes
-batches and runs on a GPU too. `AutoImageProcessor` gives the latter where torchvision is installed. Their normalised
-pixels differ by less than 1e-5.
+As in Transformers, there is one image processor on Pillow and NumPy, and one on torchvision, which takes batches and
+also runs on a GPU. `AutoImageProcessor` gives the latter where torchvision is installed. Their normalised pixels differ
+by less than 1e-5.
 """
 
 # No `from __future__ import annotations` here, as in the other published files.
@@ -27,7 +27,7 @@ TABLE_STEPS = 1024
 
 
 def square_crop(image: Any) -> Any:
-    """The central square of images (..., H, W), an array or a tensor; of uneven margins the larger one comes first."""
+    """Crops images (..., H, W), an array or a tensor, to the central square; the larger uneven margin comes first."""
     height, width = image.shape[-2:]
     side = min(height, width)
     top = (height - side + 1) // 2
@@ -36,7 +36,7 @@ def square_crop(image: Any) -> Any:
 
 
 def _cubic_weights(offset: np.ndarray) -> np.ndarray:
-    """Weights (..., 4) of the four neighbours of a point that lies `offset` / 1024 past the second of them."""
+    """Computes weights (..., 4) of the four neighbours of a point that is `offset` / 1024 past the second of them."""
 
     def near(x: np.ndarray) -> np.ndarray:  # a neighbour less than one pixel away
         return ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
@@ -50,8 +50,8 @@ def _cubic_weights(offset: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each output pixel of one axis, the four input pixels it reads (out, 4) and their weights (out, 4)."""
-    # Positions in float32, as the reference: in float64 some would fall on the next step of the table.
+    """Returns the four input pixels (out, 4) of each output pixel along one axis, and their weights (out, 4)."""
+    # Positions in float32, like the reference: in float64 some would fall on the next step of the table.
     positions = np.arange(size_out, dtype=np.float32) * (np.float32(size_in) / np.float32(size_out))
     first = np.floor(positions)
     weights = _cubic_weights(np.rint((positions - first) * np.float32(TABLE_STEPS)).astype(np.float64))
@@ -91,11 +91,11 @@ def legacy_bicubic_tensor(images: torch.Tensor, height: int, width: int) -> torc
 
 
 class OfficialDefaults:
-    """The common part of both image processors: the official evaluation's settings, and how they are published."""
+    """Base of both image processors: the official evaluation's settings, and their publication."""
 
     size = {"height": 224, "width": 224}
     default_to_square = True
-    # Both unused, but Transformers asks for them beside the switches: the crop is the whole short side, taken before
+    # Both are unused, but Transformers requires them with the switches: the crop is the whole short side, taken before
     # the resize, and the resize is the legacy bicubic.
     resample = PILImageResampling.BICUBIC
     crop_size = {"height": 224, "width": 224}
@@ -108,7 +108,7 @@ class OfficialDefaults:
     do_convert_rgb = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are saved; where code is published, with the class of each backend, not of one alone."""
+        """Returns the fields to save; where code is published, with the classes of both backends."""
         fields = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
         if "auto_map" in fields:
             module = type(self).__module__.split(".")[-1]
@@ -118,12 +118,12 @@ class OfficialDefaults:
 
 
 class FlipImageProcessorPil(OfficialDefaults, PilBackend):
-    r"""Images to `pixel_values` as in the official evaluation: the central square, a legacy bicubic resize, ImageNet
-    statistics. On Pillow and NumPy.
+    r"""Makes `pixel_values` of images as in the official evaluation: the central square, a legacy bicubic resize,
+    ImageNet statistics. On Pillow and NumPy.
 
     Args:
         size: `{"height": H, "width": W}` of the result, in pixels.
-        do_center_crop: whether to cut the central square out first; the image is squeezed otherwise.
+        do_center_crop: whether to crop to the central square first; otherwise the image is squeezed.
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std, do_convert_rgb: as in
             `CLIPImageProcessor`.
     """
@@ -142,7 +142,7 @@ class FlipImageProcessorPil(OfficialDefaults, PilBackend):
         return_tensors,
         **kwargs,
     ) -> BatchFeature:
-        """Processes images (C, H, W), each of its own size."""
+        """Processes images (C, H, W) of any sizes."""
         pixel_values = []
         for image in images:
             if do_center_crop:
@@ -158,7 +158,7 @@ class FlipImageProcessorPil(OfficialDefaults, PilBackend):
 
 
 class FlipImageProcessor(OfficialDefaults, TorchvisionBackend):
-    r"""Images to `pixel_values` as [`FlipImageProcessorPil`] makes them, with torchvision: in batches, on any device.
+    r"""Makes the `pixel_values` of [`FlipImageProcessorPil`] with torchvision: in batches, on any device.
 
     Args:
         size, do_center_crop, do_resize, ...: as in [`FlipImageProcessorPil`].
@@ -186,7 +186,7 @@ class FlipImageProcessor(OfficialDefaults, TorchvisionBackend):
         return_tensors,
         **kwargs,
     ) -> BatchFeature:
-        """Processes images (C, H, W), those of one size together."""
+        """Processes images (C, H, W), grouped by size."""
         groups, places = group_images_by_shape(images, disable_grouping=disable_grouping)
         for shape, stack in groups.items():  # (N, C, H, W)
             if do_center_crop:

@@ -1,11 +1,11 @@
-"""Which patches, and which tokens of a text, stay visible.
+"""Masks: the patches of an image, and the tokens of a text, that stay visible.
 
 Letters: B samples, L patches of an image in a grid of H x W, K kept patches, C channels, P patch side, T tokens.
 A mask is the tensor `ids_keep` (B, K) of patch indices in raster order; the encoder sees nothing else. The order of the
-indices does not change a result, so they are kept sorted: better locality, and reproducible.
+indices does not affect results, so they are kept sorted, for locality and reproducibility.
 
 The strategies of `MASK_STRATEGIES` differ in which patches they keep, never in how many. All draw on the device, from
-torch's default generator (`torch.manual_seed` makes them repeatable), and none waits for a GPU.
+torch's default generator (`torch.manual_seed` makes them reproducible), and none synchronises with a GPU.
 """
 
 import math
@@ -15,16 +15,16 @@ import torch
 
 from .configuration_flip import num_kept
 
-# Of GLIP's released code, which calls it a standard deviation; the image reaches from -1 to 1.
+# From GLIP's released code, which calls it a standard deviation; the image spans -1 to 1.
 GAUSSIAN_VARIANCE = 0.2
 TEXT_MASK_STRATEGIES = ("random", "prioritized")
 
 
 def random_masking(batch_size: int, num_patches: int, mask_ratio: float, device: torch.device | str) -> torch.Tensor:
-    """Draws for each sample its own uniformly random subset of the patches.
+    """Draws a uniformly random subset of the patches for each sample.
 
-    The noise is drawn on `device` from torch's default generator (`torch.manual_seed` makes it repeatable), and the
-    patches of smallest noise are kept, as in MAE and FLIP.
+    The noise is drawn on `device` from torch's default generator (`torch.manual_seed` makes it reproducible), and the
+    patches with the smallest noise are kept, as in MAE and FLIP.
 
     Returns:
         `ids_keep` (B, K), int64, sorted along K.
@@ -40,11 +40,11 @@ def random_masking(batch_size: int, num_patches: int, mask_ratio: float, device:
 def block_masking(
     batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str
 ) -> torch.Tensor:
-    """Keeps one contiguous block of each image, at a uniformly random place.
+    """Keeps one contiguous block of each image, at a uniformly random position.
 
-    As in CLIPA (Li et al. 2023), whose block is what stays; MAE's and BEiT's block-wise masking drops blocks instead.
-    The block has the shape of the grid; where no such rectangle has K patches, its first or last column is cut short.
-    The centre is kept more often than the border, as it lies in more blocks.
+    As in CLIPA (Li et al. 2023), which keeps the block; MAE's and BEiT's block-wise masking drops blocks instead. The
+    block has the proportions of the grid; where no such rectangle has K patches, its first or last column is shorter.
+    The centre is kept more often than the border, as more blocks contain it.
 
     Returns:
         `ids_keep` (B, K), int64, sorted along K.
@@ -61,13 +61,13 @@ def block_masking(
     ids = torch.arange(kept, device=device)  # down the columns of the block
     block = (ids % height * columns + ids // height).sort().values  # (K), at the top left
     ids_keep = block + top * columns + left  # (B, K)
-    # The last patch of all would never be kept where the last column is short: turn half of the masks by 180 degrees.
+    # The very last patch would never be kept where the last column is short: rotate half of the masks by 180 degrees.
     turned = torch.rand(batch_size, 1, device=device) < 0.5
     return torch.where(turned, rows * columns - 1 - ids_keep.flip(1), ids_keep)
 
 
 def _dither_ranks(rows: torch.Tensor, columns: torch.Tensor, bits: int) -> torch.Tensor:
-    """Bayer's ordered dither: as which of 4^bits each place (row, column) of a square of side 2^bits is filled."""
+    """Returns the ranks of Bayer's ordered dither at places (row, column) of a square of side 2^bits."""
     ranks = torch.zeros_like(rows ^ columns)
     for bit in range(bits):
         pair = 2 * ((rows ^ columns) >> bit & 1) + (rows >> bit & 1)  # 0 ... 3, diagonal neighbours first
@@ -78,8 +78,8 @@ def _dither_ranks(rows: torch.Tensor, columns: torch.Tensor, bits: int) -> torch
 def grid_masking(batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str) -> torch.Tensor:
     """Keeps a regular pattern, shifted at random: one patch of each 2 x 2 at a ratio of 0.75, a chequerboard at 0.5.
 
-    MAE's grid-wise sampling is the pattern at 0.75, always in the same place. For other ratios and grids the pattern is
-    that of ordered dithering (Bayer 1973), whose patches lie as evenly as K of them can.
+    MAE's grid-wise sampling is the pattern at 0.75, always at the same position. For other ratios and grids the pattern
+    is that of ordered dithering (Bayer 1973), whose patches are spread as evenly as possible.
 
     Returns:
         `ids_keep` (B, K), int64, sorted along K.
@@ -93,17 +93,17 @@ def grid_masking(batch_size: int, grid: tuple[int, int], mask_ratio: float, devi
     shifts = torch.randint(2**bits, (2, batch_size, 1, 1), device=device)
     row = (torch.arange(rows, device=device)[:, None] + shifts[0]) % 2**bits  # (B, H, 1)
     column = (torch.arange(columns, device=device) + shifts[1]) % 2**bits  # (B, 1, W)
-    ranks = _dither_ranks(row, column, bits).flatten(1)  # (B, L), no two alike in a row
+    ranks = _dither_ranks(row, column, bits).flatten(1)  # (B, L), unique in each row
     return ranks.argsort(dim=1)[:, :kept].sort(dim=1).values
 
 
 def gaussian_masking(
     batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str
 ) -> torch.Tensor:
-    """Keeps patches near the centre more often: GLIP (Liang and Larson 2024), as its released code draws them.
+    """Keeps patches near the centre more often: GLIP (Liang and Larson 2024), as in its released code.
 
-    The density of a two-dimensional Gaussian is subtracted from uniform noise, and the K lowest are kept. With the
-    image from -1 to 1 and `GAUSSIAN_VARIANCE`, it is 0.8 in the centre and 0.005 in a corner.
+    The density of a two-dimensional Gaussian is subtracted from uniform noise, and the K lowest are kept. On an image
+    from -1 to 1 with `GAUSSIAN_VARIANCE`, it is 0.8 in the centre and 0.005 in a corner.
 
     Returns:
         `ids_keep` (B, K), int64, sorted along K.
@@ -135,14 +135,14 @@ MASK_STRATEGIES: dict[str, Callable[..., torch.Tensor]] = {
 def draw_mask(
     strategy: str, batch_size: int, grid: tuple[int, int], mask_ratio: float, device: torch.device | str
 ) -> torch.Tensor:
-    """Draws the patches that stay, by the strategy of this name.
+    """Draws the patches to keep, by the strategy of this name.
 
     Args:
         strategy: a key of `MASK_STRATEGIES`.
         batch_size: B.
         grid: rows H and columns W of patches.
         mask_ratio: fraction of the patches dropped.
-        device: where the mask is drawn.
+        device: device to draw the mask on.
 
     Returns:
         `ids_keep` (B, K), int64, sorted along K.
@@ -156,7 +156,7 @@ def draw_mask(
 
 
 def check_ids_keep(ids_keep: torch.Tensor, batch_size: int, num_patches: int) -> None:
-    """Checks the shape and type of a caller's `ids_keep`; its values are not read, which would stall a GPU.
+    """Checks the shape and dtype of a caller's `ids_keep`, but not its values, which would stall a GPU.
 
     Raises:
         ValueError: it is not an integer tensor of shape (batch_size, K) with 1 <= K <= num_patches.
@@ -170,10 +170,10 @@ def check_ids_keep(ids_keep: torch.Tensor, batch_size: int, num_patches: int) ->
 
 
 def cut_patches(pixel_values: torch.Tensor, patch_size: int, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
-    """Cuts images into patches and copies only those in `ids_keep`: dropped pixels are never moved.
+    """Cuts images into patches and copies only those in `ids_keep`: dropped pixels are never copied.
 
     Args:
-        pixel_values: (B, C, height, width); a remainder that fills no patch is left out, as a strided convolution does.
+        pixel_values: (B, C, height, width); a remainder smaller than a patch is dropped, as by a strided convolution.
         patch_size: P.
         ids_keep: (B, K) indices in raster order; all patches if None.
 
@@ -184,7 +184,8 @@ def cut_patches(pixel_values: torch.Tensor, patch_size: int, ids_keep: torch.Ten
         ValueError: the images are smaller than a patch.
     """
     batch_size, channels, height, width = pixel_values.shape
-    rows, columns = height // patch_size, width // patch_size
+    rows = height // patch_size
+    columns = width // patch_size
     if rows < 1 or columns < 1:
         raise ValueError(
             f"Images of {height} x {width} pixels are smaller than a patch of {patch_size} x {patch_size}: make them "
@@ -200,10 +201,10 @@ def cut_patches(pixel_values: torch.Tensor, patch_size: int, ids_keep: torch.Ten
 
 
 def pooled_token(input_ids: torch.Tensor, pooling_type: str, eos_token_id: int | None) -> torch.Tensor:
-    """Which of the tokens (B, T) is the text's feature, for the pooling types that read a single one: (B,)."""
+    """Returns the index (B,) of the token (B, T) that is pooled, for the pooling types that read a single one."""
     if pooling_type == "first":
         return torch.zeros_like(input_ids[:, 0])
-    # int32: ONNX's argmax takes no int64.
+    # int32, since ONNX's argmax does not take int64.
     scores = input_ids.int() if pooling_type == "argmax" else (input_ids == eos_token_id).int()
     return scores.argmax(dim=1)
 
@@ -219,16 +220,16 @@ def mask_text(
 ) -> dict[str, torch.Tensor]:
     """Shortens texts to `kept` tokens (FLIP, table 1c).
 
-    The tokens that stay keep their order and, as patches do, their positions: later positions are trained, too, and a
-    masked text is the whole text with some tokens hidden. The first token and the pooled one always stay.
+    The kept tokens retain their order and, like patches, their positions: later positions are trained too, and a masked
+    text is the whole text with some tokens hidden. The first token and the pooled one are always kept.
 
     Args:
         input_ids, attention_mask: (B, T), padded on the right.
-        strategy: `"prioritized"` drops padding first, then tokens at random. `"random"` draws from all places of the
-            context, padding or not: a short text loses words, too.
-        kept: tokens that stay, at least 2.
+        strategy: `"prioritized"` drops padding first, then tokens at random. `"random"` draws from all positions of the
+            context, padding or not, so that a short text loses words too.
+        kept: number of tokens kept, at least 2.
         context: the length to which the text counts as padded.
-        pooled: (B,), the place of the token that the model pools; see [`pooled_token`].
+        pooled: (B,), the index of the token that the model pools; see [`pooled_token`].
 
     Returns:
         `input_ids`, `attention_mask` and `position_ids`, (B, min(kept, T)): arguments of the text tower.
@@ -241,7 +242,7 @@ def mask_text(
     batch_size, length = input_ids.shape
     missing = (0, max(context - length, 0))
     input_ids, attention_mask = (torch.nn.functional.pad(x, missing) for x in (input_ids, attention_mask))
-    noise = torch.rand(input_ids.shape, device=input_ids.device)  # (B, context), the lowest stay
+    noise = torch.rand(input_ids.shape, device=input_ids.device)  # (B, context), the lowest are kept
     if strategy == "prioritized":
         noise = noise + (attention_mask == 0)
     noise[:, 0] = -1

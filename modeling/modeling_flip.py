@@ -1,8 +1,8 @@
-"""FLIP in PyTorch: CLIP's two towers, of which the vision tower encodes only the patches that are kept.
+"""FLIP in PyTorch: CLIP's two towers, with a vision tower that encodes only the kept patches.
 
-Written after the paper (Li et al., CVPR 2023, arXiv 2212.00794) in the dialect of Transformers' CLIP: parameter names,
-inputs and outputs are CLIP's wherever the part is CLIP's. Switches in the configuration, not subclasses, tell FLIP from
-CLIP.
+Written after the paper (Li et al., CVPR 2023, arXiv 2212.00794) in the style of Transformers' CLIP: parameter names,
+inputs and outputs are CLIP's wherever the part is CLIP's. Switches in the configuration, not subclasses, distinguish
+FLIP from CLIP.
 
 Letters: B samples, L patches, K kept patches, T tokens, D width, A heads, E length of the shared embedding.
 """
@@ -124,9 +124,9 @@ class FlipOutput(ModelOutput):
 
 
 class FlipPatchEmbedding(nn.Module):
-    """The projection of patches, with the parameters of a convolution whose stride is its kernel size.
+    """The patch projection, with the parameters of a convolution whose stride is its kernel size.
 
-    A matrix product over patches instead of a convolution over the image: it can run on any subset of them.
+    It is a matrix product over patches instead of a convolution over the image, so it runs on any subset of them.
     """
 
     def __init__(self, config: FlipVisionConfig):
@@ -141,7 +141,7 @@ class FlipPatchEmbedding(nn.Module):
 
 
 class FlipVisionEmbeddings(nn.Module):
-    """Visible patches and the class token, with their positions."""
+    """Embeds visible patches and the class token, with their positions."""
 
     def __init__(self, config: FlipVisionConfig):
         super().__init__()
@@ -157,10 +157,10 @@ class FlipVisionEmbeddings(nn.Module):
         self.position_ids = nn.Buffer(torch.arange(num_positions), persistent=False)
 
     def grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
-        """Rows and columns of patches in these images.
+        """Returns the rows and columns of patches in these images.
 
         Raises:
-            ValueError: the images are not of the model's size and the positions may not be interpolated.
+            ValueError: the images do not have the model's size and positions may not be interpolated.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
@@ -178,9 +178,7 @@ class FlipVisionEmbeddings(nn.Module):
 
     @torch.no_grad()
     def resize(self, side: int, patch_size: int) -> None:
-        """Makes these embeddings of `side` x `side` patches of `patch_size`: fixed positions anew, learned ones by
-        interpolation.
-        """
+        """Resizes to `side` x `side` patches of `patch_size`: recomputes fixed positions, interpolates learned ones."""
         if (patch_size, side * patch_size) == (self.config.patch_size, self.config.image_size):
             return
         module: Any = self.position_embedding
@@ -195,10 +193,11 @@ class FlipVisionEmbeddings(nn.Module):
         if patch_size != self.config.patch_size:
             kernel = resize_patch_kernel(self.patch_embedding.weight, patch_size)
             self.patch_embedding.weight = nn.Parameter(kernel)
-        self.config.patch_size, self.config.image_size = patch_size, side * patch_size
+        self.config.patch_size = patch_size
+        self.config.image_size = side * patch_size
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
-        """The position table (1 + rows * columns, D), interpolated if the grid is not the model's own."""
+        """Returns the position table (1 + rows * columns, D), interpolated if the grid is not the model's own."""
         table = self.position_embedding(self.position_ids)  # (1 + L, D)
         side = self.config.image_size // self.config.patch_size
         if (rows, columns) == (side, side):
@@ -210,12 +209,14 @@ class FlipVisionEmbeddings(nn.Module):
     def patch_grid(
         self, patches: torch.Tensor, ids_keep: torch.Tensor | None, interpolate_pos_encoding: bool
     ) -> tuple[int, int]:
-        """Rows and columns of the images that these patches are of.
+        """Returns the rows and columns of patches in the images that these patches come from.
 
         Raises:
-            ValueError: the patches are of another length than the model's, or some are missing and nobody says which.
+            ValueError: the patches do not have the model's length, or some are missing without `ids_keep`.
         """
-        channels, side, num_patches = self.config.num_channels, self.config.patch_size, self.config.num_patches
+        channels = self.config.num_channels
+        side = self.config.patch_size
+        num_patches = self.config.num_patches
         if patches.ndim != 3 or patches.shape[2] != channels * side**2:
             raise ValueError(
                 f"patches must be of shape (batch, K, {channels * side**2}), each of {channels} channels of {side} x "
@@ -224,10 +225,10 @@ class FlipVisionEmbeddings(nn.Module):
         if interpolate_pos_encoding and ids_keep is None:
             num_patches = patches.shape[1]
             if math.isqrt(num_patches) ** 2 != num_patches:
-                raise ValueError(f"{num_patches} patches are not those of a square image. Pass pixel_values instead.")
+                raise ValueError(f"{num_patches} patches do not form a square image. Pass pixel_values instead.")
         elif ids_keep is None and patches.shape[1] != num_patches:
             raise ValueError(
-                f"Got {patches.shape[1]} of an image's {num_patches} patches: pass ids_keep, which says which of them."
+                f"Got {patches.shape[1]} of an image's {num_patches} patches: pass ids_keep, which tells which ones."
             )
         elif ids_keep is not None and (interpolate_pos_encoding or ids_keep.shape[1:] != patches.shape[1:2]):
             raise ValueError(
@@ -239,7 +240,7 @@ class FlipVisionEmbeddings(nn.Module):
     def forward(
         self, patches: torch.Tensor, ids_keep: torch.Tensor | None = None, grid: tuple[int, int] | None = None
     ) -> torch.Tensor:
-        """Embeds patches (B, K, C * P * P) of images of this grid, the model's own if None, as (B, 1 + K, D)."""
+        """Embeds patches (B, K, C * P * P) of images with this grid (the model's own if None) as (B, 1 + K, D)."""
         side = self.config.image_size // self.config.patch_size
         positions = self.positions(*(grid or (side, side)))
         embeds = self.patch_embedding(patches)  # (B, K, D)
@@ -252,7 +253,7 @@ class FlipVisionEmbeddings(nn.Module):
 
 
 class FlipTextEmbeddings(nn.Module):
-    """Word pieces with their positions."""
+    """Embeds tokens with their positions."""
 
     def __init__(self, config: FlipTextConfig):
         super().__init__()
@@ -266,11 +267,12 @@ class FlipTextEmbeddings(nn.Module):
         Raises:
             ValueError: there are more tokens than positions.
         """
-        length, context = input_ids.shape[-1], self.position_embedding.num_embeddings
+        length = input_ids.shape[-1]
+        context = self.position_embedding.num_embeddings
         if length > context:
             raise ValueError(
-                f"The text has {length} tokens, the model's context is {context} (max_position_embeddings). Shorten "
-                f"it, or tokenize with truncation=True, max_length={context} (FlipProcessor does)."
+                f"The text has {length} tokens, but the model's context is {context} (max_position_embeddings). "
+                f"Shorten it, or tokenize with truncation=True, max_length={context} (FlipProcessor does)."
             )
         if position_ids is None:
             position_ids = self.position_ids[:, :length]
@@ -292,7 +294,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention on (B, A, T, D / A); returns (B, T, A, D / A) and the weights (B, A, T, T)."""
+    """Computes plain attention on (B, A, T, D / A); returns (B, T, A, D / A) and the weights (B, A, T, T)."""
     scores = query @ key.transpose(-1, -2) * scaling  # (B, A, T, T)
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -405,20 +407,19 @@ class FlipEncoder(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # Initialisation
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-# Outside of Transformers itself, `_init_weights` is not called for a module without parameters of its own (it counts as
+# Outside of Transformers itself, `_init_weights` is not called for a module without its own parameters (it counts as
 # loaded). So every rule is tied to the module that holds the parameter, and none to a parent such as FlipAttention.
 
 
 def _xavier(weight: torch.Tensor, fan_in: int, fan_out: int, factor: float) -> None:
-    """Xavier-uniform initialisation with given fans."""
+    """Applies Xavier-uniform initialisation with given fans."""
     bound = factor * math.sqrt(6 / (fan_in + fan_out))
     init.uniform_(weight, -bound, bound)
 
 
 def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
-    config, patch_embedding = module.config, module.patch_embedding
+    config = module.config
+    patch_embedding = module.patch_embedding
     std = config.initializer_range * config.initializer_factor
     init.normal_(module.class_embedding, std=std)
     _xavier(patch_embedding.weight, patch_embedding.weight[0].numel(), config.hidden_size, config.initializer_factor)
@@ -433,7 +434,7 @@ def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
 
 
 class FlipPreTrainedModel(Resizable, PreTrainedModel):
-    """What all FLIP models share: loading, saving, initialisation."""
+    """Base class of all FLIP models: loading, saving, initialisation."""
 
     config: FlipConfig
     base_model_prefix = "flip"
@@ -447,21 +448,20 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": FlipEncoderLayer, "attentions": FlipAttention}
-    # What each auto class makes of a folder of this class whose code is published beside the weights: a class of the
-    # same file, which loads from it.
+    # The class of the same file that each auto class loads from a folder with published code.
     _published_as: dict[str, str] = {}
 
     def post_init(self) -> None:
-        """Ends `__init__`; only this class's own keys are left out of what loading reports as unexpected.
+        """Ends `__init__`; loading ignores only this class's own unexpected keys.
 
-        Transformers adds those of the parts, and what a tower ignores is what the whole model must not.
+        Transformers adds those of the parts, but what a tower ignores, the whole model must not.
         """
         super().post_init()
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The official code's initialisers (not Transformers' CLIP's, which swap two scales)."""
+        """Applies the official code's initialisers (not those of Transformers' CLIP, which swap two scales)."""
         super()._init_weights(module)
         factor = self.config.initializer_factor
         if isinstance(module, nn.Linear):
@@ -480,10 +480,10 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
     def save_pretrained(self, *args, **kwargs):
-        """Saves as `PreTrainedModel` does; a published folder names every auto class that can load it.
+        """Saves like `PreTrainedModel`; a published folder names every auto class that can load it.
 
-        Transformers writes one auto class a model. Pipelines and classifiers need others, and a name left over from the
-        checkpoint that this model was loaded from would point to another class.
+        Transformers writes one auto class per model. Pipelines and classifiers need others, and a name left over from
+        the model's checkpoint would point to another class.
         """
         if self._auto_class is not None:
             config_file = type(self.config).__module__.split(".")[-1]
@@ -500,7 +500,7 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
 
 
 class FlipTextModel(FlipPreTrainedModel):
-    """The text tower without projection."""
+    """The text tower, without projection."""
 
     config: FlipTextConfig
     # With this prefix the tower loads straight from a full checkpoint.
@@ -518,13 +518,13 @@ class FlipTextModel(FlipPreTrainedModel):
         self.post_init()
 
     def _pad_to_context(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Fills token ids (B, T) up to the context with the padding id: the official model reads 32 tokens always."""
+        """Pads token ids (B, T) to the context with the padding id: the official model always reads 32 tokens."""
         missing = self.config.max_position_embeddings - input_ids.shape[1]
-        # A text that is too long is left as it is, for the embeddings to refuse.
+        # A text that is too long is left for the embeddings to refuse.
         return nn.functional.pad(input_ids, (0, max(missing, 0)), value=self.config.pad_token_id)
 
     def _visible_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Which tokens are text: a mask (B, T), or None if all are. An empty text shows its first position."""
+        """Returns a mask (B, T) of tokens that are text, None if all are; an empty text keeps its first position."""
         if attention_mask is None:
             if self.config.causal or self.config.pad_token_id is None:
                 return None
@@ -536,7 +536,7 @@ class FlipTextModel(FlipPreTrainedModel):
         return visible | (first & ~visible.any(dim=1, keepdim=True))
 
     def _pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
-        """The sentence's feature (B, D) from its tokens' (B, T, D)."""
+        """Pools the features of tokens (B, T, D) into that of the sentence (B, D)."""
         pooling_type = self.config.pooling_type
         if pooling_type == "first":
             return hidden_states[:, 0]
@@ -574,14 +574,16 @@ class FlipTextModel(FlipPreTrainedModel):
             raise ValueError("You have to specify input_ids")
         input_ids = input_ids.view(-1, input_ids.shape[-1])  # (B, T)
         if self.config.attend_to_padding:
-            input_ids, position_ids, visible = self._pad_to_context(input_ids), None, None
+            input_ids = self._pad_to_context(input_ids)
+            position_ids = None
+            visible = None
         else:
             visible = self._visible_tokens(input_ids, attention_mask)
 
         hidden_states = self.embeddings(input_ids, position_ids)  # (B, T, D)
         kwargs.pop("is_causal", None)
         if self.config.causal:
-            # By position: Transformers renames the cache, which there is none of, from past_key_values to cache.
+            # By position: Transformers renames the (absent) cache from past_key_values to cache.
             mask = create_causal_mask(self.config, hidden_states, visible, None)
         else:
             mask = create_bidirectional_mask(self.config, hidden_states, attention_mask=visible)
@@ -599,25 +601,25 @@ def check_image_inputs(
     mask_ratio: float | None,
     ids_keep: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The images or patches given, whichever it is.
+    """Returns the images or the patches, whichever is given.
 
     Raises:
-        ValueError: neither or both are given, or a mask beside what is masked already.
+        ValueError: neither or both are given, or a mask in addition to something already masked.
     """
     pixels = pixel_values if patches is None else patches
     if pixels is None:
         raise ValueError("You have to specify pixel_values or patches")
     if pixel_values is not None and patches is not None:
-        raise ValueError("Pass pixel_values or patches, not both: patches are what is visible of the images.")
+        raise ValueError("Pass pixel_values or patches, not both: patches are the visible part of the images.")
     if patches is not None and mask_ratio is not None:
-        raise ValueError("Pass patches or mask_ratio, not both: of patches none is dropped.")
+        raise ValueError("Pass patches or mask_ratio, not both: none of the patches are dropped.")
     if ids_keep is not None and mask_ratio is not None:
-        raise ValueError("Pass ids_keep or mask_ratio, not both: ids_keep already says what is visible.")
+        raise ValueError("Pass ids_keep or mask_ratio, not both: ids_keep already tells what is visible.")
     return pixels
 
 
 class FlipVisionModel(FlipPreTrainedModel):
-    """The vision tower without projection: encodes the patches that are kept."""
+    """The vision tower, without projection, which encodes the kept patches."""
 
     config: FlipVisionConfig
     # With this prefix the tower loads straight from a full checkpoint.
@@ -640,7 +642,7 @@ class FlipVisionModel(FlipPreTrainedModel):
     def _choose_patches(
         self, pixel_values: torch.Tensor, grid: tuple[int, int], mask_ratio: float | None
     ) -> torch.Tensor | None:
-        """Draws the visible patches (B, K) at the ratio that holds; None if those are all."""
+        """Draws the visible patches (B, K) at the ratio in effect; None if all are visible."""
         num_patches = grid[0] * grid[1]
         if mask_ratio is None:
             mask_ratio = self.config.mask_ratio if self.training else 0
@@ -657,7 +659,7 @@ class FlipVisionModel(FlipPreTrainedModel):
         mask_ratio: float | None,
         ids_keep: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The first block's input (B, 1 + K, D), and which patches are in it: (B, K), or None for all."""
+        """Makes the first block's input (B, 1 + K, D), and the patches in it: (B, K), or None for all."""
         pixels = check_image_inputs(pixel_values, patches, mask_ratio, ids_keep)
         if patches is None:
             grid = self.embeddings.grid(pixels, interpolate_pos_encoding)
@@ -682,12 +684,12 @@ class FlipVisionModel(FlipPreTrainedModel):
         patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipVisionOutput:
-        r"""Encodes images, whole ones or those patches of them that were cut out before.
+        r"""Encodes whole images, or patches that were cut out of them before.
 
         Args:
             pixel_values: (B, C, height, width), normalised.
-            interpolate_pos_encoding: accept images of other sizes by bicubic interpolation of the positions; of
-                `patches`, all those of a square image.
+            interpolate_pos_encoding: accept images of other sizes by bicubic interpolation of the positions; for
+                `patches`, all patches of a square image.
             mask_ratio: fraction of the patches dropped in this call, training or not. If absent: `config.mask_ratio`
                 in training mode, 0 in evaluation mode.
             ids_keep: (B, K) patches to encode, in raster order, chosen by the caller instead of drawn.
@@ -695,8 +697,8 @@ class FlipVisionModel(FlipPreTrainedModel):
                 flattened as by `cut_patches`. Without `ids_keep`, all of the image; none is dropped.
 
         Raises:
-            ValueError: the images' size, the ratio or the shape of `patches` or `ids_keep` does not fit, or what is
-                given says the same thing twice.
+            ValueError: the images' size, the ratio or the shape of `patches` or `ids_keep` does not fit, or arguments
+                are redundant.
         """
         hidden_states, ids_keep = self._embed(pixel_values, patches, interpolate_pos_encoding, mask_ratio, ids_keep)
         if self.config.use_pre_layernorm:
@@ -717,7 +719,7 @@ class FlipVisionModel(FlipPreTrainedModel):
 
 
 def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
-    """The symmetric cross-entropy of matched rows and columns (N, N): the mean of both directions."""
+    """Computes the symmetric cross-entropy of matched rows and columns (N, N): the mean of both directions."""
     labels = torch.arange(logits_per_text.shape[0], device=logits_per_text.device)
     return (
         nn.functional.cross_entropy(logits_per_text, labels) + nn.functional.cross_entropy(logits_per_text.T, labels)
@@ -730,7 +732,7 @@ def normalize(embeds: torch.Tensor) -> torch.Tensor:
 
 
 class FlipModel(ClipExchange, FlipPreTrainedModel):
-    """The two towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
+    """Both towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
 
     _published_as = {
         "AutoModel": "FlipModel",
@@ -746,23 +748,24 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         vision_config: Any = config.vision_config
         self.text_model = FlipTextModel._from_config(text_config)
         self.vision_model = FlipVisionModel._from_config(vision_config)
-        bias = config.projection_bias
-        self.visual_projection = nn.Linear(vision_config.hidden_size, config.projection_dim, bias=bias)
-        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim, bias=bias)
+        self.visual_projection = nn.Linear(
+            vision_config.hidden_size, config.projection_dim, bias=config.projection_bias
+        )
+        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim, bias=config.projection_bias)
         # Of shape (1,), as in the official checkpoints: FSDP2 refuses parameters without dimensions.
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text tower's, as SiglipModel's: what quantises or resizes vocabularies asks the whole model for them."""
+        """Returns the text tower's, as SiglipModel does: tools that quantise or resize vocabularies need them here."""
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the text tower's."""
+        """Replaces the text tower's input embeddings."""
         self.text_model.set_input_embeddings(value)
 
     def get_logit_scale(self) -> torch.Tensor:
-        """The factor on cosine similarities, (1,): `exp(logit_scale)`, clipped to [1, config.max_logit_scale].
+        """Returns the factor on cosine similarities, (1,): `exp(logit_scale)`, clipped to [1, config.max_logit_scale].
 
         The clip is part of the forward pass, as in the official code: outside it, the gradient is zero.
         """
@@ -772,11 +775,8 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         return logit_scale.exp()
 
     def _logits_per_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Scaled cosine similarities (texts, images), in float32 also under autocast.
-
-        Bfloat16 logits at a scale of 100 are off by up to 0.1.
-        """
-        device = text_embeds.device  # the towers may lie on two
+        """Scales cosine similarities (texts, images), in float32: bfloat16 at a scale of 100 is off by up to 0.1."""
+        device = text_embeds.device  # the towers may be on two devices
         with maybe_autocast(device.type, enabled=False):
             cosines = text_embeds.float() @ image_embeds.float().T.to(device)
             return cosines * self.get_logit_scale().float().to(device)
@@ -790,7 +790,7 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        r"""The text tower's output, whose `pooler_output` (B, E) is projected and not normalised.
+        r"""Returns the text tower's output, with `pooler_output` (B, E) projected and not normalised.
 
         Arguments and errors are those of [`FlipTextModel`].
 
@@ -822,7 +822,7 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         patches: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipVisionOutput:
-        r"""The vision tower's output, whose `pooler_output` (B, E) is projected and not normalised.
+        r"""Returns the vision tower's output, with `pooler_output` (B, E) projected and not normalised.
 
         Arguments and errors are those of [`FlipVisionModel`].
 
@@ -875,7 +875,7 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         ```
         """
         if input_ids is None or (pixel_values is None and patches is None):
-            raise ValueError("FlipModel needs input_ids and pixel_values; for one alone there is get_*_features.")
+            raise ValueError("FlipModel needs input_ids and pixel_values; for one of them use get_*_features.")
         vision_outputs: Any = self.get_image_features(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -909,7 +909,7 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
 
 
 class FlipTextModelWithProjection(FlipPreTrainedModel):
-    """The text tower and its projection: loads from a full checkpoint."""
+    """The text tower and its projection; loads from a full checkpoint."""
 
     config: FlipTextConfig
     base_model_prefix = "text_model"
@@ -950,7 +950,7 @@ class FlipTextModelWithProjection(FlipPreTrainedModel):
 
 
 class FlipVisionModelWithProjection(FlipPreTrainedModel):
-    """The vision tower and its projection: loads from a full checkpoint."""
+    """The vision tower and its projection; loads from a full checkpoint."""
 
     config: FlipVisionConfig
     base_model_prefix = "vision_model"

@@ -1,7 +1,7 @@
 """FLIP with MAE's reconstruction beside the contrast (FLIP, table 1f; He et al., CVPR 2022, arXiv 2111.06377).
 
-One mask and one pass of the encoder serve both losses: the contrastive one reads the pooled feature of the visible
-patches, the decoder their tokens. The decoder is thrown away after training: `model.flip` is a plain FlipModel.
+One mask and one pass of the encoder serve both losses: the contrastive one uses the pooled feature of the visible
+patches, the decoder their tokens. The decoder is discarded after training: `model.flip` is a plain FlipModel.
 
 Letters: B samples, L patches, K kept patches, D the vision tower's width, W the decoder's, C channels, P patch side.
 """
@@ -23,19 +23,19 @@ from .modeling_flip import FlipModel, FlipPreTrainedModel, FlipVisionOutput
 
 @dataclass
 class FlipForPreTrainingOutput(ModelOutput):
-    """Output of [`FlipForPreTraining`]; what the objective does not need is None.
+    """Output of [`FlipForPreTraining`]; entries that the objective does not need are None.
 
     Args:
-        loss: scalar, what to train on: the contrastive loss, plus the weighted reconstruction loss.
+        loss: scalar, the training loss: the contrastive loss, plus the weighted reconstruction loss.
         contrastive_loss: scalar, of this batch.
-        reconstruction_loss: scalar, not weighted.
-        logits_per_image: (images, texts), float32, as [`FlipModel`]'s.
+        reconstruction_loss: scalar, unweighted.
+        logits_per_image: (images, texts), float32, as from [`FlipModel`].
         logits_per_text: (texts, images), its transpose.
-        reconstruction: (B, L, C * P * P), all patches as predicted, in the layout of `cut_patches`; with
+        reconstruction: (B, L, C * P * P), all predicted patches, in the layout of `cut_patches`; with
             `norm_pixel_target` each on the scale of its own mean and standard deviation.
         ids_keep: (B, K), the visible patches in raster order; None if all were.
         text_model_output: the text tower's output.
-        vision_model_output: the vision tower's output; `pooler_output` is projected where a contrast is asked.
+        vision_model_output: the vision tower's output; `pooler_output` is projected if there is a contrast.
     """
 
     loss: torch.Tensor | None = None
@@ -53,7 +53,7 @@ class FlipForPreTrainingOutput(ModelOutput):
 
 
 def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (B, L, 1) of each patch's pixels (B, L, C * P * P).
+    """Computes mean and standard deviation (B, L, 1) of each patch's pixels (B, L, C * P * P).
 
     The variance is unbiased, and 1e-6 is added to it, as in MAE's code.
     """
@@ -62,7 +62,7 @@ def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _check_dropped(ids_keep: torch.Tensor | None, num_patches: int) -> torch.Tensor:
-    """The visible patches (B, K), as indices that tensors can be scattered by.
+    """Returns the visible patches (B, K) as indices to scatter by.
 
     Raises:
         ValueError: all patches are visible.
@@ -76,9 +76,9 @@ def _check_dropped(ids_keep: torch.Tensor | None, num_patches: int) -> torch.Ten
 
 
 class FlipForPreTraining(FlipPreTrainedModel):
-    """A FlipModel and, for its training, a decoder that reconstructs the patches which the mask drops.
+    """A FlipModel with a decoder, for training, that reconstructs the patches dropped by the mask.
 
-    A loop with its own contrastive loss, such as one over several processes, calls the parts:
+    A training loop with its own contrastive loss, such as one over several processes, calls the parts:
 
     ```python
     >>> images = model.flip.get_image_features(pixel_values, mask_ratio=0.5)  # the only pass of the encoder
@@ -102,10 +102,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
 
     @classmethod
     def from_flip(cls, flip: FlipModel, **kwargs: Any) -> "FlipForPreTraining":
-        """A model around this FlipModel, which is not copied: training one trains the other. The decoder is new.
+        """Wraps a FlipModel, which is not copied: training one trains the other. The decoder is new.
 
         Args:
-            flip: with `config.mask_ratio` above 0 to be trained.
+            flip: the FlipModel, with `config.mask_ratio` above 0 for training.
             kwargs: fields of [`FlipPreTrainingConfig`].
         """
         model: Any = cls._from_config(
@@ -113,15 +113,16 @@ class FlipForPreTraining(FlipPreTrainedModel):
             dtype=flip.dtype,
             attn_implementation=flip.config._attn_implementation,
         )
-        model.flip, model.config.flip_config = flip, flip.config
+        model.flip = flip
+        model.config.flip_config = flip.config
         return model.to(flip.device).train(flip.training)
 
     def reconstruct(self, last_hidden_state: torch.Tensor, ids_keep: torch.Tensor | None) -> torch.Tensor:
         """Predicts all patches of images from the visible ones.
 
         Args:
-            last_hidden_state: (B, 1 + K, D), as the vision tower gives it.
-            ids_keep: (B, K), the patches which it is of.
+            last_hidden_state: (B, 1 + K, D), from the vision tower.
+            ids_keep: (B, K), the patches that it encodes.
 
         Returns:
             (B, L, C * P * P), in the layout of `cut_patches`.
@@ -147,16 +148,16 @@ class FlipForPreTraining(FlipPreTrainedModel):
         ids_keep: torch.Tensor | None,
         per_image: bool = False,
     ) -> torch.Tensor:
-        """Mean squared error on the dropped patches, in float32 or above.
+        """Computes the mean squared error on the dropped patches, in float32 or above.
 
         Args:
             reconstruction: (B, L, C * P * P), from [`~FlipForPreTraining.reconstruct`].
             target_patches: (B, L, C * P * P), all patches of the images, flattened as by `cut_patches`.
             ids_keep: (B, K), the visible patches.
-            per_image: a loss for each image, (B,), instead of their mean.
+            per_image: return a loss for each image, (B,), instead of the mean.
 
         Raises:
-            ValueError: there is no target for each patch, or all patches are visible.
+            ValueError: the targets are not all patches, or all patches are visible.
         """
         if target_patches.shape != reconstruction.shape:
             raise ValueError(
@@ -175,7 +176,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return losses if per_image else losses.mean()
 
     def _check_objective(self, objective: str | None, input_ids: torch.Tensor | None) -> str:
-        """What is trained on in this call.
+        """Returns the objective of this call.
 
         Raises:
             ValueError: there is no such objective, or it lacks texts.
@@ -188,7 +189,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return objective
 
     def _targets(self, pixel_values: torch.Tensor | None, target_patches: torch.Tensor | None) -> torch.Tensor:
-        """All patches of the images, (B, L, C * P * P).
+        """Returns all patches of the images, (B, L, C * P * P).
 
         Raises:
             ValueError: they are given twice or not at all.
@@ -198,12 +199,12 @@ class FlipForPreTraining(FlipPreTrainedModel):
         if pixel_values is None and target_patches is not None:
             return target_patches
         raise ValueError(
-            "Pass target_patches, which are all patches of each image, beside patches, which are the visible ones; of "
-            "pixel_values they are cut here."
+            "With patches, which are the visible ones, pass target_patches, all patches of each image; with "
+            "pixel_values, leave it out."
         )
 
     def _mask_ratio(self, objective: str, chosen: bool) -> float | None:
-        """The fraction of patches dropped where the caller has not chosen: what is reconstructed is always masked."""
+        """Returns the default fraction of patches dropped: for a reconstruction, images are always masked."""
         return None if chosen or objective == "contrastive" else self.flip.vision_model.config.mask_ratio
 
     @can_return_tuple
@@ -226,12 +227,12 @@ class FlipForPreTraining(FlipPreTrainedModel):
         Args:
             pixel_values, ids_keep, patches: see [`FlipVisionModel`].
             input_ids, attention_mask: see [`FlipTextModel`]; not read for `objective="reconstruction"`.
-            mask_ratio: fraction of the patches dropped in this call. If absent: the configuration's, in evaluation
-                mode as well where patches are reconstructed; for `objective="contrastive"` as in [`FlipVisionModel`].
+            mask_ratio: fraction of the patches dropped in this call. If absent: the configuration's, also in evaluation
+                mode where patches are reconstructed; for `objective="contrastive"` as in [`FlipVisionModel`].
             return_loss: also return the losses; the contrastive one needs as many texts as images, paired.
-            target_patches: (B, L, C * P * P) beside `patches`: all of them, flattened as by `cut_patches`.
+            target_patches: (B, L, C * P * P), with `patches`: all patches, flattened as by `cut_patches`.
             objective: `"contrastive"`, `"reconstruction"` or `"both"`; `config.objective` if absent.
-            reconstruction_weight: factor where both are added; `config.reconstruction_weight` if absent.
+            reconstruction_weight: weight where both are added; `config.reconstruction_weight` if absent.
 
         Raises:
             ValueError: there is no such objective, it lacks texts or targets, or no patch is dropped.

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
-    """The fixed 2D table of FLIP and MAE: (1 + grid_size^2, width), float32, the class token's row zero.
+    """Makes the fixed 2D table of FLIP and MAE: (1 + grid_size^2, width), float32, with the class token's row zero.
 
     Half of the channels encode the column, then half the row; each half is sines, then cosines, of the integer
     coordinate times 10000^(-i / (width / 4)).
@@ -23,40 +23,40 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
 
 
 class FlipSincosPositions(nn.Module):
-    """The fixed table, under the name of a learned one.
+    """A fixed table of positions, with the parameter name of a learned one.
 
-    A buffer, so that nothing trains it; saved, because the official checkpoints' table differs in the last bits.
+    A buffer, so that nothing trains it; saved, since the official checkpoints' table differs in the last bits.
 
     Args:
-        side: patches of an image in a row.
+        side: patches in a row of an image.
         width: channels of a position; divisible by 4.
     """
 
     def __init__(self, side: int, width: int):
         super().__init__()
         # Computed here as well as by `_init_weights`: a model may be built without initialising its weights. On the
-        # meta device there are no values yet, and `_init_weights` fills in what is then not in the checkpoint.
+        # meta device there are no values yet, and `_init_weights` fills in what the checkpoint lacks.
         self.weight = nn.Buffer(sincos_positions(side, width).to(torch.get_default_dtype()))
 
     def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """Looks positions (...) up as (..., D)."""
+        """Looks up positions (...) as (..., D)."""
         return nn.functional.embedding(position_ids, self.weight)
 
 
 @torch.no_grad()
 def resize_patch_kernel(weight: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """The patch projection for patches of another side: FlexiViT's pseudo-inverse resize (Beyer et al. 2023).
+    """Resizes the patch projection to another patch size by FlexiViT's pseudo-inverse (Beyer et al. 2023).
 
     With R the linear map that resizes a patch, the new kernel is the one whose products with R x come closest to the
     old kernel's with x: equal for larger patches, in the least-squares sense for smaller ones. Resizing the kernel as
     if it were an image would change the scale of all tokens, by 14^2 / 16^2 from patch 16 to 14.
 
     Args:
-        weight: (D, C, P, P), of any floating type.
+        weight: (D, C, P, P), of any floating-point dtype.
         patch_size: the new side.
 
     Returns:
-        (D, C, patch_size, patch_size), of the type of `weight`; equal to it where the side is the same.
+        (D, C, patch_size, patch_size), in the dtype of `weight`; `weight` itself where the side is the same.
     """
     old = weight.shape[-1]
     if patch_size == old:
@@ -70,28 +70,28 @@ def resize_patch_kernel(weight: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 class Resizable:
-    """What a model with a vision tower can be made into: one for other images or patches."""
+    """Resizing of a model with a vision tower to other image or patch sizes."""
 
     def _vision_tower(self) -> Any:
         tower = getattr(self, "vision_model", self)
         if not hasattr(getattr(tower, "embeddings", None), "patch_embedding"):
-            raise NotImplementedError(f"{type(self).__name__} has no vision tower, whose positions could be resized.")
+            raise NotImplementedError(f"{type(self).__name__} has no vision tower to resize.")
         return tower
 
     def get_position_embeddings(self) -> Any:
-        """The image's positions: `nn.Embedding`, or the fixed table."""
+        """Returns the image positions: `nn.Embedding`, or the fixed table."""
         return self._vision_tower().embeddings.position_embedding
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Makes the model one for images of another size, to fine-tune or run it there; before an optimizer is made.
+        """Resizes the model to images of another size, to fine-tune or run it there; call before making an optimizer.
 
         Learned positions are interpolated (bicubic), fixed ones computed, as the official code does.
 
         Args:
-            new_num_position_embeddings: (image side // patch side)^2 + 1, the class token's among them.
+            new_num_position_embeddings: (image side // patch side)^2 + 1, with the class token's.
 
         Raises:
-            ValueError: that is no square of patches and a class token.
+            ValueError: that is not a square of patches and a class token.
             NotImplementedError: the model has no vision tower.
         """
         side = math.isqrt(max(new_num_position_embeddings - 1, 0))
@@ -104,15 +104,15 @@ class Resizable:
         tower.embeddings.resize(side, tower.config.patch_size)
 
     def resize_patch_embeddings(self, patch_size: int, image_size: int | None = None) -> None:
-        """Makes the model one for patches of another side, to tune it (the paper's L/14 is a tuned L/16); before an
-        optimizer is made.
+        """Resizes the model to patches of another size, to tune it (the paper's L/14 is a tuned L/16); call before
+        making an optimizer.
 
-        The kernel is resized such that patches resized alike give the same tokens ([`resize_patch_kernel`]), the
+        The kernel is resized so that equally resized patches give the same tokens ([`resize_patch_kernel`]), the
         positions as by [`Resizable.resize_position_embeddings`].
 
         Args:
             patch_size: side of a patch, in pixels.
-            image_size: side of an image, in pixels; as it was if not given.
+            image_size: side of an image, in pixels; unchanged if not given.
 
         Raises:
             ValueError: the patches do not fill the image.

@@ -91,6 +91,13 @@ def test_arrows_point_one_way(path):
             assert used in allowed or (used == "flip_hf" and room_of(path) == "scripts"), f"{path.name} uses {name}"
 
 
+def test_the_design_page_prints_what_may_import_what():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    printed = {package: set(re.findall(r"`(\w+)`", others)) for package, others in rows}
+    assert printed == {package: others - {package} for package, others in MAY_IMPORT.items()}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_files_and_functions_fit_their_size(path):
     text = path.read_text(encoding="utf-8")

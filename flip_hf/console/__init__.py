@@ -1,1 +1,1 @@
-"""The command line of every script: options and their ranges, parsers that answer in one line, files that are named."""
+"""The command line of every script: options and ranges, parsers with one-line errors, files that options name."""

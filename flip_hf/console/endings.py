@@ -1,4 +1,4 @@
-"""The end of a script that cannot go on: one line that names the mistake and its mend, and an exit code."""
+"""The end of a script that cannot continue: one line that names the mistake and the fix, and an exit code."""
 
 import re
 import sys
@@ -6,18 +6,18 @@ from typing import NoReturn
 
 from flip_hf.console.fields import OptionError
 
-# Exit codes: of the command line, as argparse's, and of everything else.
+# Exit codes: for mistakes in the command line, as argparse's, and for everything else.
 MISTAKE = 2
 FAILURE = 1
-# Characters of a message: what it quotes may be a file.
+# Characters of a message, which may quote a whole file.
 MAX_MESSAGE = 2000
 
-# Where a strict configuration says in which function of its own it was.
+# The part of a strict configuration's error that names its internal function.
 _STRICT = re.compile(r"(?:Class v|V)alidation error for (?:validator|field) '\w+':\s+\w+Error: ")
 
 
 class Ended(SystemExit):
-    """The end of a script, with the line that it printed."""
+    """The exit of a script, with the line that it printed."""
 
     def __init__(self, line: str, code: int):
         super().__init__(line)
@@ -25,7 +25,7 @@ class Ended(SystemExit):
 
 
 def one_line(message: object) -> str:
-    """A message without line breaks and control characters, which may come from data and drive a terminal."""
+    """Removes line breaks and control characters from a message: they may come from data and drive a terminal."""
     text = _STRICT.sub("", str(message))
     if len(text) > MAX_MESSAGE:
         text = f"{text[:MAX_MESSAGE]} ..."
@@ -34,7 +34,7 @@ def one_line(message: object) -> str:
 
 
 def end_with(error: object, code: int | None = None) -> NoReturn:
-    """Prints `error: ` and the message in one line, and ends the script: with 2 for a mistake in its options, else 1.
+    """Prints `error: ` and the message in one line, and exits: with 2 for a mistake in the options, else with 1.
 
     Raises:
         Ended: always.

@@ -1,4 +1,4 @@
-"""Options as fields of dataclasses: default, help, range and choices stand together; one function checks all."""
+"""Options as dataclass fields, with default, help, range and choices in one place; one function checks all."""
 
 import copy
 import dataclasses
@@ -15,7 +15,7 @@ JSON = "json"
 
 
 class OptionError(ValueError):
-    """A mistake in an option: the message names the option and the mend. Scripts exit with 2, as argparse does."""
+    """A mistake in an option; the message names the option and the fix. Scripts exit with 2, as argparse does."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -27,14 +27,14 @@ def require(condition: bool, message: str) -> None:
 def option(
     default: Any, help: str, within: Range | None = None, *, choices: tuple[str, ...] = (), json: bool = False
 ) -> Any:
-    """A field of a dataclass that is an option of the command line.
+    """Declares a dataclass field that is an option of the command line.
 
     Args:
-        default: its value if it is not given.
-        help: what `--help` says.
-        within: of a number, or of each of several: those allowed. No number goes without.
-        choices: of a text, or of each of several: those allowed.
-        json: whether it is a JSON object as text, which a recipe may write as a mapping.
+        default: its default value.
+        help: its text in `--help`.
+        within: the allowed range of a number, or of each of several; required for numbers.
+        choices: the allowed values of a text, or of each of several.
+        json: the text is a JSON object, which a recipe may write as a mapping.
     """
     metadata = {"help": help, RANGE: within, CHOICES: choices, JSON: json}
     if isinstance(default, (list, dict)):
@@ -43,7 +43,7 @@ def option(
 
 
 def kind_of(hint: Any) -> tuple[type, bool, bool]:
-    """The type of an option's value or values, whether there are several, and whether there may be none."""
+    """Returns the type of an option's values, whether there are several, and whether it is optional."""
     optional = False
     if get_origin(hint) in (Union, types.UnionType):
         optional = type(None) in get_args(hint)
@@ -54,7 +54,7 @@ def kind_of(hint: Any) -> tuple[type, bool, bool]:
 
 
 def complaint(declared: dataclasses.Field, kind: type, value: Any) -> str | None:
-    """The fault of one value of an option, without the option's name; None if it has none."""
+    """Describes what is wrong with one value of an option, without the option's name; None if nothing is."""
     within: Range | None = declared.metadata.get(RANGE)
     choices = declared.metadata.get(CHOICES) or ()
     if within is not None:
@@ -72,7 +72,7 @@ def check_options(options: Any) -> None:
     """Checks every field of a dataclass of options against its type, its range and its choices.
 
     Raises:
-        OptionError: the first value that is none of those allowed, by the option's name.
+        OptionError: a value is not allowed; the message names the option of the first one.
     """
     hints = get_type_hints(type(options))
     for declared in dataclasses.fields(options):

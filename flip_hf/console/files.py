@@ -1,34 +1,36 @@
-"""Files and folders that an option names: read within bounds, and tried before anything is computed for them."""
+"""Files and folders that options name: read within bounds, and tested for writing before anything is computed."""
 
 import os
 import stat
 import tempfile
 from pathlib import Path
 
-# Of a list of names, a recipe, a table of settings: what people write or read.
+# For lists of names, recipes, tables of settings: what people write or read.
 MAX_TEXT_BYTES = 4 * 2**20
 
 
 def read_text(path: str | Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
-    """The text of a small file.
+    """Reads the text of a small file.
 
-    A byte order mark, which some editors write, is no part of it.
+    A byte order mark, which some editors write, is removed.
 
     Args:
-        path: of the file.
-        what: what it is, for messages: "class names".
-        limit: its bytes, at most.
+        path: path of the file.
+        what: its contents, for messages: "class names".
+        limit: maximum size in bytes.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it cannot be read, is no plain file (a folder, a pipe, a device), too large, or not UTF-8.
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is not a regular file (a folder, a pipe, a device), is too large, or not UTF-8.
     """
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):
             raise ValueError(f"{path} is a folder; name the file with the {what} in it.")
         if not stat.S_ISREG(kind):
-            raise ValueError(f"{path} is no plain file but a pipe, a socket or a device; write the {what} to a file.")
+            raise ValueError(
+                f"{path} is not a regular file but a pipe, a socket or a device; write the {what} to a file."
+            )
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
@@ -40,14 +42,14 @@ def read_text(path: str | Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 (byte {error.start:,}): save the {what} as UTF-8.") from None
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}): save the {what} as UTF-8.") from None
     if "\0" in text:
-        raise ValueError(f"{path} is a binary file, and no text with {what}.")
+        raise ValueError(f"{path} is a binary file, not a text file with {what}.")
     return text
 
 
 def _is_there(path: str | Path) -> bool:
-    """Tells whether there is something at a path; an `OSError` where no file can have such a name."""
+    """Returns whether something exists at a path; raises an `OSError` where no file can have such a name."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -56,7 +58,7 @@ def _is_there(path: str | Path) -> bool:
 
 
 def _try_to_write_below(folder: Path, path: str | Path, option: str) -> None:
-    """Makes and removes a file in the folder, or in the nearest folder above it that exists."""
+    """Creates and removes a file in the folder, or in its nearest existing parent."""
     while not _is_there(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
@@ -66,19 +68,19 @@ def _try_to_write_below(folder: Path, path: str | Path, option: str) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"{option} {path} cannot be written: {folder}: {error.strerror or error}. Name a folder that can be."
+            f"{option} {path} cannot be written: {folder}: {error.strerror or error}. Name a writable folder."
         ) from None
 
 
 def try_folder(path: str | Path, option: str) -> None:
-    """Checks that a folder can be written, which may not exist yet; nothing is left behind.
+    """Checks that a folder, which may not exist yet, can be written; leaves nothing behind.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         option: the option that names it, for messages.
 
     Raises:
-        ValueError: it cannot: it is a file, or the disk is full or read-only.
+        ValueError: it cannot be written: it is a file, or the disk is full or read-only.
     """
     try:
         _try_to_write_below(Path(os.path.abspath(path)), path, option)
@@ -87,16 +89,16 @@ def try_folder(path: str | Path, option: str) -> None:
 
 
 def try_file(path: str | Path, option: str) -> None:
-    """Checks that a file can be written, which may exist; nothing is left behind.
+    """Checks that a file, which may exist, can be written; leaves nothing behind.
 
     Raises:
-        ValueError: it cannot; see [`try_folder`].
+        ValueError: it cannot be written; see [`try_folder`].
     """
     try:
         if os.path.isdir(path):
             raise ValueError(f"{option} {path} is a folder; name a file.")
         if _is_there(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):
-            raise ValueError(f"{option} {path} cannot be written over; name another file.")
+            raise ValueError(f"{option} {path} cannot be overwritten; name another file.")
         _try_to_write_below(Path(os.path.abspath(path)).parent, path, option)
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be written: {error.strerror or error}.") from None

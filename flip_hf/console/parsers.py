@@ -1,4 +1,4 @@
-"""Parsers whose mistakes are one line: the option, what is wrong with it, and the nearest one that there is."""
+"""Parsers with one-line errors: the option, what is wrong with it, and the nearest known option."""
 
 import argparse
 import dataclasses
@@ -13,11 +13,11 @@ from flip_hf.console.endings import MISTAKE, end_with
 from flip_hf.console.fields import CHOICES, RANGE, OptionError, kind_of
 from flip_hf.console.ranges import Range
 
-# What argparse takes for an option, and is a number: -1e-5, -inf.
+# Numbers that argparse takes for options: -1e-5, -inf.
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
-# How people write yes and no.
+# Spellings of yes and no.
 _BOOLEANS = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
     **dict.fromkeys(("no", "false", "f", "n", "0"), False),
@@ -25,15 +25,15 @@ _BOOLEANS = {
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """A sentence that names the nearest of the known names, with a space before it; empty where none is near."""
+    """Suggests the nearest known name in a sentence, with a leading space; empty where none is near."""
     known = list(known)
-    longer = [each for each in known if len(str(name)) > 3 and each.startswith(str(name))]  # cut short: --arch
+    longer = [each for each in known if len(str(name)) > 3 and each.startswith(str(name))]  # abbreviated: --arch
     close = longer[:1] or difflib.get_close_matches(str(name), known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def boolean(text: str) -> bool:
-    """Reads yes, no, true, false, 1 or 0, as argparse's type."""
+    """Parses yes, no, true, false, 1 or 0, as an argparse type."""
     try:
         return _BOOLEANS[text.lower()]
     except KeyError:
@@ -41,14 +41,14 @@ def boolean(text: str) -> bool:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that ends with exit code 2 and one line, and abbreviates nothing.
+    """An `ArgumentParser` that exits with code 2 and one line, and allows no abbreviations.
 
     Numbers are declared as a [`Range`]: `type=integer(1)`. Options may be written with dashes for their underscores,
-    and of an unknown one it names the nearest known one.
+    and for an unknown one it suggests the nearest.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        # Its errors are raised, to be told in words of our own.
+        # Errors are raised, to be reworded.
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **kwargs})
 
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
@@ -58,7 +58,7 @@ class ScriptParser(argparse.ArgumentParser):
         return super().add_argument(*names, **kwargs)
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
-        """Parses as `ArgumentParser` does, with negative numbers of any form, and dashes in names of options."""
+        """Parses as `ArgumentParser` does, and takes all forms of negative numbers and dashes in names of options."""
         try:
             return super().parse_known_args(self._marked(sys.argv[1:] if args is None else args), namespace)
         except argparse.ArgumentError as error:
@@ -71,23 +71,23 @@ class ScriptParser(argparse.ArgumentParser):
         return found
 
     def refuse(self, rest: Sequence[str]) -> None:
-        """Ends where arguments were left over."""
+        """Ends with an error if arguments are left over."""
         if not rest:
             return
         word = next((each for each in rest if each.startswith("--")), None)
         if word is None:
-            before = f" {self.first} stands before all options." if self.first else ""
+            before = f" {self.first} comes before all options." if self.first else ""
             self.error(f"{rest[0]!r} belongs to no option.{before}")
         name = word.split("=")[0]
         self.error(f"there is no option {name}.{nearest('--' + name[2:].replace('-', '_'), self.names())}")
 
     @property
     def first(self) -> str:
-        """The words before all options that are not argparse's; empty where there are none."""
+        """The placeholder of the argument before all options; empty where there is none."""
         return ""
 
     def names(self) -> list[str]:
-        """The options' names, with their dashes; of sub-commands, too."""
+        """Lists the options' names, with dashes, including those of sub-commands."""
         found = [each for action in self._actions for each in action.option_strings if each.startswith("--")]
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -95,10 +95,10 @@ class ScriptParser(argparse.ArgumentParser):
         return list(dict.fromkeys(found))
 
     def _marked(self, words: Iterable[str]) -> list[str]:
-        """The words as argparse takes them.
+        """Rewrites the words for argparse.
 
-        Names of options have underscores; a space stands before negative numbers that would be taken for options, which
-        Python's own parsing of numbers ignores.
+        Names of options get underscores; negative numbers that would be taken for options get a leading space, which
+        Python's parsing of numbers ignores.
         """
         known = set(self.names())
         numeric = {name for action in self._actions if isinstance(action.type, Range) for name in action.option_strings}
@@ -114,8 +114,9 @@ class ScriptParser(argparse.ArgumentParser):
         return marked
 
     def _in_words(self, error: argparse.ArgumentError) -> str:
-        """The error in the words of the other checks, by the option's first name."""
-        name, message = (error.argument_name or "").split("/")[0], error.message
+        """Rewords the error like the other checks, with the option's first name."""
+        name = (error.argument_name or "").split("/")[0]
+        message = error.message
         chosen = re.match(r"invalid choice: (.*) \(choose from (.*)\)$", message, re.DOTALL)
         if chosen is not None:
             message = f"is one of {chosen[2].replace(chr(39), '')}, got {chosen[1]}."
@@ -123,7 +124,7 @@ class ScriptParser(argparse.ArgumentParser):
         return f"{name} {message}".strip()
 
     def error(self, message: str) -> NoReturn:
-        """Ends with one line and exit code 2."""
+        """Exits with one line and code 2."""
         end_with(f"{_sentence(message)} `{self.prog} --help` lists the options.", code=MISTAKE)
 
 
@@ -132,7 +133,7 @@ def _sentence(message: str) -> str:
 
 
 class OptionsParser(ScriptParser):
-    """A parser of dataclasses made of `option`, a group of options each; its mistakes are [`OptionError`]s."""
+    """A parser of dataclasses made of `option`, each a group of options; its errors are [`OptionError`]s."""
 
     def __init__(self, groups: Sequence[type], more_options: Sequence[str] = (), **kwargs: Any):
         super().__init__(**kwargs)
@@ -148,19 +149,19 @@ class OptionsParser(ScriptParser):
 
     @property
     def first(self) -> str:
-        """The part of the usage before the options."""
+        """The placeholder of the argument before the options."""
         found = re.search(r"\b(RECIPE|MODEL)\b", self.usage or "")
         return found[0] if found else ""
 
     def names(self) -> list[str]:
-        """The options' names, and those of options that a script parses itself."""
+        """Lists the options' names, and those that a script parses itself."""
         return [*super().names(), *self._more_options]
 
     def parse(self, words: Sequence[str]) -> tuple[Any, ...]:
-        """The dataclasses, filled from the command line's words.
+        """Parses the command line's words into the dataclasses.
 
         Raises:
-            OptionError: an unknown option, or a value of another type or out of range.
+            OptionError: an option is unknown, or a value has another type or is out of range.
         """
         namespace, rest = self.parse_known_args(list(words))
         self.refuse(rest)
@@ -171,15 +172,15 @@ class OptionsParser(ScriptParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises an `OptionError` of one line."""
+        """Raises an [`OptionError`] of one line."""
         raise OptionError(_sentence(message))
 
 
 def _add_option(section: Any, field: dataclasses.Field, hint: Any) -> None:
-    """Adds a field's option to a group of a parser; a switch that is on by default gets its `--no_` beside it."""
+    """Adds a field's option to a group of a parser; a switch that is on by default also gets a `--no_` form."""
     kind, several, _ = kind_of(hint)
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
-    # What is not given stays out of the namespace: the dataclass has the default.
+    # Options that are not given stay out of the namespace: the dataclass has the default.
     shared = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field.metadata["help"], default)}
     if kind is bool:
         section.add_argument(f"--{field.name}", nargs="?", const=True, type=boolean, metavar="BOOL", **shared)
@@ -196,7 +197,7 @@ def _add_option(section: Any, field: dataclasses.Field, hint: Any) -> None:
 
 
 def _help(text: str, default: Any) -> str:
-    """The text of an option in `--help`: its help, and the default, where there is one to name."""
+    """Builds the text of an option in `--help`: its help, and the default if there is one."""
     if default is not None and default is not False and default != []:
         values = default if isinstance(default, list) else [default]
         text = f"{text} (default: {' '.join(str(value) for value in values)})"

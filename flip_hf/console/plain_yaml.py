@@ -1,7 +1,7 @@
-"""YAML of plain values: a mapping of names to numbers, texts, lists and mappings, within bounds.
+"""YAML of plain values: a mapping from names to numbers, texts, lists and mappings, within bounds.
 
-PyYAML's safe loader runs no code, but reads a few hundred bytes of references to references as billions of values, and
-takes the second of two equal keys without a word.
+PyYAML's safe loader runs no code, but expands a few hundred bytes of nested references into billions of values, and
+silently takes the second of two equal keys.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-# Values with all references written out, and mappings within mappings.
+# Values with all references expanded, and levels of nesting.
 MAX_VALUES = 10_000
 MAX_DEPTH = 16
 
@@ -19,8 +19,8 @@ class Plain:
     """A value of a YAML file.
 
     Attributes:
-        value: as YAML reads it.
-        written: as it is written, of each of several values; None for a mapping or a list within.
+        value: the value that YAML reads.
+        written: the text of each value as written; None for a nested mapping or list.
     """
 
     value: Any
@@ -28,14 +28,14 @@ class Plain:
 
 
 def read_yaml(text: str, name: str) -> dict[str, Plain]:
-    """The mapping that a file holds; empty where it is.
+    """Reads the mapping in a file; empty for an empty file.
 
     Args:
-        text: of the file.
-        name: of the file, for messages.
+        text: the file's text.
+        name: the file's name, for messages.
 
     Raises:
-        ValueError: it is not YAML, no mapping, has a key twice, a tag, or more values than [`MAX_VALUES`].
+        ValueError: it is not YAML or not a mapping, has a repeated key, a tag, or more than [`MAX_VALUES`] values.
     """
     try:
         return _read(yaml.SafeLoader(text), name)
@@ -78,22 +78,23 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, name: str) -> Plain:
 
 
 def _bounded(root: yaml.Node, name: str) -> None:
-    """Counts the values with all references written out, and looks for keys that stand twice.
+    """Counts the values with all references expanded, and looks for repeated keys.
 
     Raises:
-        ValueError: there are too many, or they are nested too deeply, or a key stands twice.
+        ValueError: there are too many, or they are nested too deeply, or a key is repeated.
     """
-    count, waiting = 0, [(root, 0)]
+    count = 0
+    waiting = [(root, 0)]
     while waiting:
         node, depth = waiting.pop()
         count += 1
         if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(f"{name} holds more than a recipe: over {MAX_VALUES:,} values, or {MAX_DEPTH} levels.")
+            raise ValueError(f"{name} is too large for a recipe: over {MAX_VALUES:,} values, or {MAX_DEPTH} levels.")
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
             if len(set(keys)) < len(keys):
                 twice = next(key for key in keys if keys.count(key) > 1)
-                raise ValueError(f"{name}, line {node.start_mark.line + 1}: {twice!r} stands there twice.")
+                raise ValueError(f"{name}, line {node.start_mark.line + 1}: {twice!r} is given twice.")
             waiting += [(each, depth + 1) for pair in node.value for each in pair]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(each, depth + 1) for each in node.value]

@@ -1,13 +1,13 @@
-"""The numbers that an option takes, in one object: it parses them, checks them, and says what is wrong."""
+"""Ranges of the numbers that options take: they parse, check, and explain what is wrong."""
 
 import argparse
 import math
 from dataclasses import dataclass
 from typing import Any
 
-# Of a count: far above any run, and exactly represented as a float.
+# Upper bound of counts: far above any run, and exact as a float.
 MAX_COUNT = 10**15
-# Characters of a value in a message.
+# Characters of a value quoted in a message.
 MAX_QUOTED = 80
 
 
@@ -17,16 +17,16 @@ def _written(bound: float) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """The integers or numbers between two bounds; never NaN or infinity. As argparse's `type`, it reads one from text.
+    """The integers or numbers between two bounds, without NaN and infinity. As argparse's `type`, it parses one.
 
     Attributes:
-        kind: `int`, or `float`, which integers are, too.
-        low: the least of them.
-        high: the greatest of them; None for any finite number.
+        kind: `int`, or `float`, which includes integers.
+        low: the lower bound.
+        high: the upper bound; None for any finite number.
         open_low: whether `low` itself is excluded.
         open_high: whether `high` itself is excluded.
-        says: the message about another value, with `{range}`.
-        note: a reason or a mend, which ends the message.
+        says: the message about a value outside, with `{range}`.
+        note: a reason or a fix, at the end of the message.
     """
 
     kind: type
@@ -46,13 +46,14 @@ class Range:
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def _is_number(self, value: Any) -> bool:
-        """Tells whether it is a finite number of the kind; `True` is none."""
+        """Returns whether a value is a finite number of the kind; `True` is not."""
         if isinstance(value, bool) or not isinstance(value, (int, float) if self.kind is float else int):
             return False
         return isinstance(value, int) or math.isfinite(value)
 
     def _in_words(self) -> str:
-        low, high = _written(self.low), None if self.high is None else _written(self.high)
+        low = _written(self.low)
+        high = None if self.high is None else _written(self.high)
         if high is None:
             return f"above {low}" if self.open_low else f"at least {low}"
         if not self.open_low and not self.open_high:
@@ -62,7 +63,7 @@ class Range:
         return f"in {'(' if self.open_low else '['}{low}, {high})"
 
     def complaint(self, value: Any) -> str:
-        """The message about a value that is not in the range, without the option's name."""
+        """Builds the message about a value outside the range, without the option's name."""
         words = self._in_words()
         if not self._is_number(value):
             noun = "an integer" if self.kind is int else "a number"
@@ -73,14 +74,14 @@ class Range:
         return f"{said.format(range=words)}, got {got}{f': {self.note}' if self.note else ''}."
 
     def __call__(self, text: str) -> Any:
-        """Reads a number of the command line.
+        """Parses a number of the command line.
 
         Raises:
-            argparse.ArgumentTypeError: it is no number of the kind, or out of range.
+            argparse.ArgumentTypeError: it is not a number of the kind, or out of range.
         """
         try:
             value = self.kind(text)
-        except ValueError:  # also of more digits than Python reads
+        except ValueError:  # also for more digits than Python parses
             raise argparse.ArgumentTypeError(self.complaint(text)) from None
         if value not in self:
             raise argparse.ArgumentTypeError(self.complaint(value))
@@ -88,16 +89,16 @@ class Range:
 
 
 def integer(low: int = 0, high: int | None = MAX_COUNT, **words: Any) -> Range:
-    """The integers between two bounds, both included."""
+    """Makes the range of integers between two bounds, both included."""
     return Range(int, low, high, **words)
 
 
 def number(low: float = 0, high: float | None = None, **options: Any) -> Range:
-    """The numbers between two bounds; the options are those of [`Range`]."""
+    """Makes the range of numbers between two bounds; the options are those of [`Range`]."""
     return Range(float, low, high, **options)
 
 
-# What many options are.
+# Ranges of many options.
 POSITIVE = integer(1)
-SEED = integer(0, 2**32 - 2**16, note="NumPy takes no other, and each process adds its rank")
+SEED = integer(0, 2**32 - 2**16, note="NumPy takes no others, and each process adds its rank")
 FRACTION = number(0, 1, open_high=True)

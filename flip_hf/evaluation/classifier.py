@@ -1,7 +1,7 @@
-"""Zero-shot classification that encodes its labels once: for many labels, many prompts, many images.
+"""Zero-shot classification that encodes labels once, for many labels, many prompts, many images.
 
 Transformers' zero-shot pipeline encodes every label again for every image, and takes one prompt. For a thousand labels
-and 80 prompts that is 80,000 texts an image; here it is 80,000 texts once.
+and 80 prompts that is 80,000 texts per image; here it is 80,000 texts once.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, l
 
 
 class ZeroShotClassifier:
-    r"""Classifies images by labels in words, as the zero-shot pipeline does, with the labels encoded once.
+    r"""Classifies images by labels in words, like the zero-shot pipeline, but encodes the labels once.
 
     Args:
-        model: a FlipModel, or another of CLIP's kind: `get_text_features`, `get_image_features`, softmax over labels.
+        model: a FlipModel or another model like CLIP: `get_text_features`, `get_image_features`, softmax over labels.
         processor: its processor, with an image processor and a tokenizer.
-        device: where the model goes; by default it stays where it is.
-        cache_dir: folder that keeps label embeddings as safetensors between runs; in memory they are always kept.
+        device: device to move the model to; by default it stays where it is.
+        cache_dir: folder that caches label embeddings as safetensors between runs; in memory they are always cached.
 
     Raises:
-        ValueError: the model is of SigLIP's kind, whose labels are not alternatives.
+        ValueError: the model is like SigLIP, whose labels are not alternatives.
 
     Example:
 
@@ -64,9 +64,9 @@ class ZeroShotClassifier:
             kwargs: `dtype`, `revision`, `attn_implementation`, ... for the model's `from_pretrained`.
 
         Raises:
-            ModelUnreadable: there is no such model, or it is damaged, or has no processor with it.
+            ModelUnreadable: there is no such model, or it is damaged or has no processor.
         """
-        # Without a word about code, Transformers asks at the terminal whether to run it.
+        # Without trust_remote_code, Transformers asks at the terminal whether to run code.
         options: Any = {"trust_remote_code": False, "use_safetensors": True, **kwargs, "output_loading_info": True}
         shared = {name: options[name] for name in ("revision", "token", "trust_remote_code") if name in options}
         with loading(name_or_path):
@@ -82,11 +82,11 @@ class ZeroShotClassifier:
         return [(n, t) for n, t in self.model.state_dict().items() if n.startswith("text_")]
 
     def _version(self) -> int:
-        """Changes when the text tower is trained, loaded or moved."""
+        """Returns a value that changes when the text tower is trained, loaded or moved."""
         return hash(tuple((id(p), p._version, p.device) for p in self.model.parameters()))
 
     def fingerprint(self) -> str:
-        """A digest of the text tower's weights and the tokenizer: who made the label embeddings."""
+        """Returns a digest of the text tower's weights and the tokenizer, which identifies label embeddings."""
         digest = hashlib.sha256()
         for name, tensor in self._text_side():
             digest.update(name.encode())
@@ -99,16 +99,17 @@ class ZeroShotClassifier:
         return digest.hexdigest()
 
     def encode_labels(self, labels: Sequence[str], templates: str | Sequence[str] = "clip_1") -> LabelEmbeddings:
-        """Embeds labels: the normalised mean over templates of normalised text embeddings. Kept for the next call.
+        """Embeds labels as the normalised mean over templates of normalised text embeddings; cached.
 
         Args:
             labels: C names.
             templates: a set by name (`"clip_1"`, CLIP's single one; `"clip_7"`; `"clip_80"`), a template, or several.
 
         Raises:
-            ValueError: no labels, one twice, or a template without `{}`.
+            ValueError: there are no labels, one is repeated, or a template has no `{}`.
         """
-        labels, templates = tuple(labels), resolve_templates(templates)
+        labels = tuple(labels)
+        templates = resolve_templates(templates)
         check_labels(labels)
         fingerprint = self.fingerprint()
         path = self._cache_path(labels, templates, fingerprint)
@@ -139,7 +140,7 @@ class ZeroShotClassifier:
         return embeddings
 
     def _weights(self, labels: "Sequence[str] | LabelEmbeddings", templates: str | Sequence[str]) -> Tensor:
-        """The labels' (C, E) on the model's device, encoded only when they are new or the model has changed."""
+        """Returns label embeddings (C, E) on the model's device, encoded only if new or the model has changed."""
         given = isinstance(labels, LabelEmbeddings)
         key = (labels.labels, labels.templates) if given else (tuple(labels), resolve_templates(templates))
         version = self._version()
@@ -155,19 +156,19 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def scores(self, images: Sequence[Any], weights: Tensor) -> Tensor:
-        """Probabilities (images, C) of labels (C, E) for one batch: PIL images, arrays, paths or URLs.
+        """Returns probabilities (B, C) of labels (C, E) for a batch of B PIL images, arrays, paths or URLs.
 
         Raises:
-            ValueError: a file cannot be read, or is no image; the message names it.
+            ValueError: a file cannot be read or is not an image; the message names it.
         """
-        # One by one: a batch of photographs, opened, would take gigabytes.
+        # One by one: a batch of decoded photographs would take gigabytes.
         pixel_values = torch.stack([self.transform(self._opened(image)) for image in images])
         pixel_values = pixel_values.to(device=self.model.device, dtype=self.model.dtype)
         embeds = normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)  # (B, E)
         return label_probabilities(self.model, embeds, weights)
 
     def _opened(self, image: Any) -> Any:
-        """A picture where a path or URL is given."""
+        """Opens a path or URL; returns anything else as it is."""
         return open_picture(str(image), self.transform.background) if isinstance(image, (str, Path)) else image
 
     def __call__(
@@ -183,9 +184,9 @@ class ZeroShotClassifier:
 
         Args:
             images: one image or an iterable of them: PIL images, arrays (H, W, C), paths or URLs.
-            labels: names, or what `encode_labels` returned.
+            labels: names, or the output of `encode_labels`.
             templates: see [`ZeroShotClassifier.encode_labels`]; not used with encoded labels.
-            top_k: how many labels are returned; all by default.
+            top_k: number of labels to return; all by default.
             batch_size: images encoded at once.
 
         Returns:

@@ -1,7 +1,7 @@
-"""LAION's CLIP_benchmark on a saved folder: its own command, data sets and figures, for FLIP and any CLIPModel.
+"""LAION's CLIP_benchmark on a saved model: its own command, data sets and metrics, for FLIP and any CLIPModel.
 
-CLIP_benchmark 1.6 loads models of open_clip, and has no plug-in point; a further kind of model is a function in its
-`TYPE2FUNC`. Here is that function, and a command that adds it and leaves everything else to CLIP_benchmark:
+CLIP_benchmark 1.6 loads open_clip's models and has no plug-in point; another kind of model is a function in its
+`TYPE2FUNC`. This module has that function, and a command that adds it and leaves all else to CLIP_benchmark:
 
 python -m flip_hf.evaluation.clip_benchmark eval --model_type flip_hf --model runs/shapes \
     --dataset wds/vtab/cifar10 \
@@ -25,55 +25,55 @@ from flip_hf.evaluation.zero_shot import TextInputs
 from flip_hf.redaction import install
 
 MODEL_TYPE = "flip_hf"
-# What --pretrained says in CLIP_benchmark when nobody gave it: a name of open_clip's, and no revision of a folder.
+# CLIP_benchmark's default of --pretrained: a name in open_clip, not a revision.
 OPEN_CLIP_DEFAULT = "laion400m_e32"
 
 
 class BenchmarkModel(nn.Module):
-    """A model under open_clip's names. It is a module because the linear probe replicates it over the GPUs."""
+    """A model with open_clip's interface; a module, since the linear probe replicates it over the GPUs."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to embeddings (B, E), not normalised."""
+        """Encodes images (B, 3, H, W) to embeddings (B, E), not normalised."""
         return self.model.get_image_features(pixel_values=images).pooler_output
 
     def encode_text(self, texts: Mapping[str, Tensor]) -> Tensor:
-        """What [`TextInputs`] gives for B texts to embeddings (B, E), not normalised."""
+        """Encodes [`TextInputs`]' output for B texts to embeddings (B, E), not normalised."""
         return self.model.get_text_features(**texts).pooler_output
 
 
 def load_flip(
     model_name: str, pretrained: str = "main", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[BenchmarkModel, ImageTransform, TextInputs]:
-    """Loads a model the way CLIP_benchmark asks for one. Weights are float32, as open_clip's; `--no_amp` keeps them so.
+    """Loads a model for CLIP_benchmark, in float32 like open_clip's; `--no_amp` computes in it too.
 
     Args:
-        model_name: a folder or Hub id of a FlipModel, CLIPModel, SiglipModel or their like, with its processor.
+        model_name: a folder or Hub id of a FlipModel, CLIPModel, SiglipModel or similar, with its processor.
         pretrained: the Hub's revision (branch, tag, commit); a folder has none.
-        cache_dir: where downloads are kept.
-        device: where the model goes.
+        cache_dir: folder for downloads.
+        device: device of the model.
 
     Returns:
         The model in evaluation mode, the image transform and the tokenizer.
 
     Raises:
-        OSError: there is no such folder or repository, or its processor was not saved with it.
-        ValueError: it is not a whole model of images and texts, or does not take plain images.
+        OSError: there is no such folder or repository, or it has no processor.
+        ValueError: it is not a complete model of images and texts, or does not take plain images.
     """
     revision = "main" if pretrained == OPEN_CLIP_DEFAULT else pretrained
     encoder = Encoder.from_pretrained(model_name, device=device, revision=revision, cache_dir=cache_dir)
     if not encoder.knows_texts:
-        raise ValueError(f"{model_name} is a vision tower alone; scripts/evaluate.py probes it.")
+        raise ValueError(f"{model_name} is only a vision tower; scripts/evaluate.py can probe it.")
     return BenchmarkModel(encoder.model), encoder.transform, encoder.text_inputs
 
 
 def _run(run: Callable[[Namespace], Any], args: Namespace) -> Any:
-    """Runs one evaluation, of one model on one data set, with a result file whose name has no slash of the model's.
+    """Runs one evaluation, of one model on one data set, with no slash of the model's name in that of the result file.
 
-    CLIP_benchmark would look for a folder `DATASET_main_runs/`, and only after the last image.
+    CLIP_benchmark would otherwise look for a folder `DATASET_main_runs/`, after the last image.
     """
     if args.model_type == MODEL_TYPE:
         args.pretrained = "main" if args.pretrained == OPEN_CLIP_DEFAULT else args.pretrained
@@ -84,13 +84,13 @@ def _run(run: Callable[[Namespace], Any], args: Namespace) -> Any:
 
 
 def register() -> Any:
-    """Makes CLIP_benchmark know the model type `flip_hf` in this process; a second call changes nothing.
+    """Registers the model type `flip_hf` in CLIP_benchmark, for this process; a second call changes nothing.
 
     Returns:
         `clip_benchmark.cli`, whose `main` is the command `clip_benchmark`.
 
     Raises:
-        ImportError: CLIP_benchmark, or something that it needs, is not installed, or not in a version that it can use.
+        ImportError: CLIP_benchmark or a dependency is missing or in a version that does not work.
 
     Example:
 
@@ -111,18 +111,18 @@ def register() -> Any:
         metrics.accuracy(torch.eye(2), torch.arange(2))
     except TypeError as error:  # CLIP_benchmark's issue 147; it would show after the last image
         raise ImportError(
-            f"CLIP_benchmark cannot count with NumPy {np.__version__}. Install an older one with: pip install "
+            f"CLIP_benchmark does not work with NumPy {np.__version__}. Install an older one with: pip install "
             "'numpy<2.4'"
         ) from error
     if MODEL_TYPE not in models.TYPE2FUNC:
         models.TYPE2FUNC[MODEL_TYPE] = load_flip
-        models.MODEL_TYPES.append(MODEL_TYPE)  # the very list from which its parser takes the choices
+        models.MODEL_TYPES.append(MODEL_TYPE)  # the list that its parser takes the choices from
         cli.run = partial(_run, cli.run)
     return cli
 
 
 def main() -> None:
-    """CLIP_benchmark's command, which then takes `--model_type flip_hf`."""
+    """Runs CLIP_benchmark's command with `--model_type flip_hf` available."""
     install()
     try:
         cli = register()

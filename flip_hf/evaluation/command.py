@@ -1,4 +1,4 @@
-"""The command: what `scripts/evaluate.py` does."""
+"""The command behind `scripts/evaluate.py`."""
 
 import logging
 from pathlib import Path
@@ -20,7 +20,7 @@ from flip_hf.evaluation.result import Result
 
 
 def results_folder(model: str, options: EvaluationOptions) -> Path:
-    """Where results go: as asked, else into the model folder, else below runs/."""
+    """Returns the folder for results: as configured, else in the model folder, else below runs/."""
     if options.output_dir is not None:
         return Path(options.output_dir)
     folder = Path(model)
@@ -30,7 +30,7 @@ def results_folder(model: str, options: EvaluationOptions) -> Path:
 def _report(
     model: str, options: EvaluationOptions, data_sets: list[DataSet], results: list[Result], skipped: dict[str, str]
 ) -> None:
-    """Prints the results, and writes them; printed first, they are not lost with the disk."""
+    """Prints the results, then writes them, so that a full disk does not lose them."""
     print(f"\n{table(results, skipped)}")
     folder = results_folder(model, options)
     try:
@@ -44,11 +44,11 @@ def _report(
 
 
 def run(model: str, options: EvaluationOptions) -> None:
-    """Loads, measures, reports; a mistake ends in one line, before anything is measured.
+    """Loads, measures and reports; a mistake ends in one line, before anything is measured.
 
     Args:
         model: folder or Hub id.
-        options: as they were parsed.
+        options: the parsed options.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Any model of CLIP's kind, or a vision tower alone, as evaluation uses it: images and texts to features."""
+"""Encoders for evaluation, from images and texts to features: any model like CLIP, or a vision tower alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,25 +25,25 @@ from flip_hf.modeling.masking_flip import num_kept
 
 
 def keeps_aspect(image_processor: Any) -> bool:
-    """Whether an image processor resizes the short side to a given length, however long the other one becomes."""
+    """Returns whether an image processor resizes the short side to a given length, whatever the long side becomes."""
     size = getattr(image_processor, "size", None)
-    if size is None:  # of another library: its pictures may be any
+    if size is None:  # another library's: its pictures may have any shape
         return True
     sides = dict(size)
     return bool(sides.get("shortest_edge")) and not sides.get("longest_edge")
 
 
 class ImageTransform:
-    """One image to the (3, S, S) that a model's image processor makes of it; can be sent to loader workers.
+    """Turns one image into (3, S, S) by a model's image processor; can be sent to loader workers.
 
-    Images are PIL's, seen as [`open_picture`] sees them, or arrays (H, W, C). The centre of one of extreme shape is cut
-    out first, see [`bounded_shape`].
+    Images are PIL's, opened as by [`open_picture`], or arrays (H, W, C). One of extreme shape is first cropped to its
+    centre, see [`bounded_shape`].
 
     Attributes:
-        background: of transparent parts.
+        background: colour behind transparent parts.
 
     Raises:
-        ValueError: the image processor names no colour as the background; or later, a PIL image is damaged.
+        ValueError: the image processor's background is not a colour; or later, a PIL image is damaged.
     """
 
     def __init__(self, image_processor: Any):
@@ -55,7 +55,7 @@ class ImageTransform:
             image = open_picture(image, self.background)
         if keeps_aspect(self.image_processor) and isinstance(image, (Image.Image, np.ndarray)):
             image = bounded_shape(image)
-        # Asked for by name: a processor may have been saved without it, and would leave grey images (MNIST) grey.
+        # Explicit, since a processor may have been saved without it, and would leave grey images (MNIST) grey.
         options: dict[str, Any] = {"do_convert_rgb": True}
         if isinstance(image, np.ndarray) and image.ndim == 3:  # else one of 1 or 3 rows passes for (C, H, W)
             options["input_data_format"] = "channels_last"
@@ -67,16 +67,16 @@ class Encoder:
 
     Args:
         model: has `get_image_features`, `get_text_features` and a `vision_model`: FlipModel, CLIPModel, SiglipModel. Or
-            a FlipVisionModel, which knows no texts: `images` and `texts` are not for it.
-        processor: with an image processor and a tokenizer; a tower's is its image processor.
-        name: the folder or Hub id that both came from.
+            a FlipVisionModel, which has no texts: `images` and `texts` do not work with it.
+        processor: has an image processor and a tokenizer; for a tower, its image processor.
+        name: the folder or Hub id of both.
 
     Attributes:
-        knows_texts: whether it is a model of images and texts.
+        knows_texts: true for a model of images and texts.
         vision_model: its vision tower.
-        image_processor: of the processor.
-        transform: what an image goes through, in the loader's processes.
-        text_inputs: what texts go through, if it knows any.
+        image_processor: its image processor.
+        transform: transform of an image, for the loader workers.
+        text_inputs: tokenization of texts, if it has any.
 
     Raises:
         ValueError: the model is of another kind, or does not take plain images.
@@ -88,9 +88,11 @@ class Encoder:
         if missing and self.knows_texts:
             raise ValueError(
                 f"{name} holds a {type(model).__name__}, which has no {missing[0]}; give a model of images and texts, "
-                "or a FLIP vision tower (scripts/convert.py vit-mae makes one of a ViTMAE)."
+                "or a FLIP vision tower (scripts/convert.py vit-mae converts a ViTMAE)."
             )
-        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.name = name
         self.vision_model = model.vision_model if self.knows_texts else model
         self.image_processor = processor.image_processor if self.knows_texts else processor
         inputs = self.image_processor.model_input_names
@@ -104,17 +106,16 @@ class Encoder:
     def from_pretrained(
         cls, name_or_path: str | Path, *, device: Any = "cpu", dtype: Any = torch.float32, **kwargs: Any
     ) -> "Encoder":
-        """Loads model and processor from a folder or Hub id; of a FlipForPreTraining, the vision tower alone.
+        """Loads model and processor from a folder or Hub id; of a FlipForPreTraining, only the vision tower.
 
         Args:
             name_or_path: the folder or id.
-            device, dtype: where the model goes, and its precision.
+            device, dtype: device and precision of the model.
             kwargs: `revision`, `cache_dir`, `token` or `trust_remote_code`, for both.
 
         Raises:
-            ModelUnreadable: there is no such folder or repository, it is damaged, or its processor was not saved with
-                it.
-            ValueError: it is neither a whole model of images and texts nor a whole vision tower of FLIP, or does not
+            ModelUnreadable: there is no such folder or repository, or it is damaged or has no processor.
+            ValueError: it is neither a complete model of images and texts nor a complete FLIP vision tower, or does not
                 take plain images.
         """
         kwargs.setdefault("trust_remote_code", False)  # or Transformers asks at the terminal
@@ -135,50 +136,50 @@ class Encoder:
 
     @property
     def knows_masks(self) -> bool:
-        """Whether it encodes parts of an image, as FlipModel does."""
+        """True if it encodes parts of an image, as FlipModel does."""
         return hasattr(self.model.config, "mask_ratio")
 
     @property
     def vision_config(self) -> Any:
-        """Configuration of the vision tower."""
+        """The vision tower's configuration."""
         return self.vision_model.config
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches of an image."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
     def images(self, pixel_values: torch.Tensor, places: Any = None, **masking: Any) -> torch.Tensor:
-        """Features (B, E), normalised, of images (B, 3, S, S); `masking` as FlipModel takes it."""
+        """Returns normalised features (B, E) of images (B, 3, S, S); `masking` is passed to FlipModel."""
         pixel_values = pixel_values.to(self.model.dtype)
         return normalized(self.model.get_image_features(pixel_values=pixel_values, **masking).pooler_output)
 
     def trunk(self, pixel_values: torch.Tensor, places: Any = None) -> torch.Tensor:
-        """Features (B, D) of images before the projection: what CLIP's linear probes see (CLIP paper, section 3.2).
+        """Returns features (B, D) of images before the projection, for linear probes as in CLIP's paper, section 3.2.
 
-        Pooled as the tower pools. Of a tower that MAE trained that is FLIP's mean over all tokens: MAE's decoder reads
-        them all, and its paper finds the mean as good as the class token (appendix A.1).
+        They are pooled as the tower pools. For a tower trained by MAE that is FLIP's mean over all tokens: MAE's
+        decoder reads them all, and its paper finds the mean as good as the class token (appendix A.1).
         """
         return self.vision_model(pixel_values=pixel_values.to(self.model.dtype)).pooler_output
 
     def class_token(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The class token (B, D) of images after the last LayerNorm: what MAE's linear probe sees.
+        """Returns the class token (B, D) of images after the last LayerNorm, as in MAE's linear probe.
 
         Raises:
-            ValueError: the tower has none.
+            ValueError: the tower has no class token.
         """
         if not hasattr(self.vision_model.embeddings, "class_embedding"):
             raise ValueError(
-                f"{type(self.model).__name__} has no class token, which MAE's probe sees; use --probe flip."
+                f"{type(self.model).__name__} has no class token, which MAE's probe needs; use --probe flip."
             )
         outputs = self.vision_model(pixel_values=pixel_values.to(self.model.dtype))
-        if getattr(self.vision_config, "pooling_type", "cls") == "mean":  # FLIP's, which normalises all tokens
+        if getattr(self.vision_config, "pooling_type", "cls") == "mean":  # FLIP normalises all tokens
             return outputs.last_hidden_state[:, 0]
         return outputs.pooler_output
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Features (B, E), normalised."""
+        """Returns normalised features (B, E) of B texts."""
         inputs = self.text_inputs(texts).to(self.model.device)
         return normalized(self.model.get_text_features(**inputs).pooler_output)
 
@@ -187,17 +188,19 @@ class Encoder:
 
 
 def complementary_masks(places: list[tuple[int, int]], num_patches: int, mask_ratio: float, seed: int) -> torch.Tensor:
-    """Patches (V, B, K) of the V views that share an image out: 2 at a mask ratio of 0.5, 4 at 0.75.
+    """Draws patch indices (V, B, K) of the V disjoint views that cover an image: 2 at mask ratio 0.5, 4 at 0.75.
 
-    Views are drawn for each image from the seed and its place, so that processes and batches do not matter. What is
-    left over, where V does not divide the patches, no view sees.
+    Views are drawn for each image from the seed and its place, so that processes and batches do not matter. Where V
+    does not divide the number of patches, no view sees the remainder.
 
     Raises:
         ValueError: a view would be the whole image, or empty.
     """
     kept = num_kept(num_patches, mask_ratio)
     if kept == num_patches:
-        raise ValueError(f"A mask ratio of {mask_ratio} keeps {kept} of {num_patches} patches: that is no masked view.")
+        raise ValueError(
+            f"A mask ratio of {mask_ratio} keeps {kept} of {num_patches} patches, which is not a masked view."
+        )
     views = num_patches // kept
     drawn = [np.random.default_rng((seed, *place)).permutation(num_patches)[: views * kept] for place in places]
     ids = torch.from_numpy(np.stack(drawn)).unflatten(1, (views, kept))  # (B, V, K)
@@ -205,24 +208,22 @@ def complementary_masks(places: list[tuple[int, int]], num_patches: int, mask_ra
 
 
 def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: int = 0) -> Any:
-    """Encodes images as FLIP's Table 1d does: one masked view of each, or the mean feature of complementary views.
+    """Makes the encoding of FLIP's Table 1d: one masked view of each image, or the mean over complementary views.
 
     Args:
-        encoder: of a FlipModel.
-        mask_ratio: fraction of the patches that a view does not see.
-        ensemble: all views of an image, instead of its first.
-        seed: of the masks.
+        encoder: the encoder of a FlipModel.
+        mask_ratio: fraction of the patches dropped from a view.
+        ensemble: use all views of an image, not only the first.
+        seed: seed of the masks.
 
     Returns:
-        Images (B, 3, S, S) and their places to features (B, E), normalised.
+        A function from images (B, 3, S, S) and their places to normalised features (B, E).
 
     Raises:
-        ValueError: the model is another.
+        ValueError: the model is not a FlipModel.
     """
     if not encoder.knows_masks:
-        raise ValueError(
-            f"{type(encoder.model).__name__} encodes whole images only; make a FlipModel of it with scripts/convert.py."
-        )
+        raise ValueError(f"{type(encoder.model).__name__} encodes whole images only; convert it by scripts/convert.py.")
 
     def encode(pixel_values: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
         masks = complementary_masks(places, encoder.num_patches, mask_ratio, seed).to(pixel_values.device)

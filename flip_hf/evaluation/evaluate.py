@@ -1,4 +1,4 @@
-"""Every task on every data set, one after the other; what cannot be measured is said and left out."""
+"""Every task on every data set, one after the other; what cannot be measured is reported and skipped."""
 
 import logging
 
@@ -15,38 +15,38 @@ from flip_hf.evaluation.tasks import TASK_FUNCTIONS
 
 logger = logging.getLogger(__name__)
 
-# What may be wrong with one data set, and is no reason to give up the others.
+# Problems of one data set, which do not end the evaluation of the others.
 PROBLEMS = (ValueError, OSError, BadDataError, ImportError)
 
 
 def check_tasks(encoder: Encoder, tasks: list[str]) -> None:
-    """Tells what a vision tower alone cannot be asked for.
+    """Checks that a vision tower alone is not asked for tasks that need texts.
 
     Raises:
-        ValueError: a task needs texts, and the model knows none.
+        ValueError: a task needs texts, and the model has none.
     """
     impossible = [task for task in tasks if task in NEED_TEXTS]
     if impossible and not encoder.knows_texts:
         possible = [task for task in TASKS if task not in NEED_TEXTS]
         raise ValueError(
-            f"{', '.join(impossible)}: {encoder.name} is measured by its vision tower alone, and knows no texts. "
-            f"What works is --tasks {' '.join(possible)}."
+            f"{', '.join(impossible)}: {encoder.name} is evaluated by its vision tower alone, which has no texts. "
+            f"Use --tasks {' '.join(possible)}."
         )
 
 
 def evaluate(
     encoder: Encoder, data_sets: list[DataSet], options: EvaluationOptions, accelerator: Accelerator
 ) -> tuple[list[Result], dict[str, str]]:
-    """Measures.
+    """Evaluates a model.
 
     Args:
         encoder: the model.
-        data_sets: on what.
-        options: which tasks, and how.
-        accelerator: the processes; each must call this, and has all results.
+        data_sets: the data sets.
+        options: tasks and settings.
+        accelerator: the processes; each must call this, and gets all results.
 
     Returns:
-        What was measured; and `"title, task"` of what was not, with the reason in a line.
+        The results; and `"title, task"` of what was not measured, with the reason in a line.
     """
     jobs = [(each, task) for each in data_sets for task in options.tasks if fits(task, each)]
     subjects, problems = _open_all(encoder, jobs, options, accelerator)
@@ -61,7 +61,7 @@ def evaluate(
             except PROBLEMS as error:
                 problems[key] = str(error)
             if task == [each for each in options.tasks if fits(each, described)][-1]:
-                subjects.pop(described.name, None)  # its features are not needed any more
+                subjects.pop(described.name, None)  # its features are no longer needed
             bar.update()
     for key, why in problems.items():
         if accelerator.is_main_process:
@@ -72,7 +72,7 @@ def evaluate(
 def _open_all(
     encoder: Encoder, jobs: list[tuple[DataSet, str]], options: EvaluationOptions, accelerator: Accelerator
 ) -> tuple[dict[str, Subject], dict[str, str]]:
-    """Opens every data set: what is missing is known before hours are spent on the others."""
+    """Opens every data set first, so that a missing one is known before hours are spent on the others."""
     subjects: dict[str, Subject] = {}
     problems: dict[str, str] = {}
     for described, task in jobs:

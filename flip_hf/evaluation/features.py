@@ -1,4 +1,4 @@
-"""Features of a whole data set, shared out over the processes and put back into its order."""
+"""Features of a whole data set, computed by all processes and put back into its order."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +18,13 @@ from flip_hf.data.workers import open_batches
 
 @dataclass(frozen=True)
 class Features:
-    """What a model makes of N images, in the order of their data set, on every process.
+    """Features of N images, in the order of their data set, on every process.
 
     Attributes:
         values: (N, D), float32.
-        targets: what is known of each image: its class, its classes or its captions.
+        targets: each image's class, classes or captions.
         places: (shard, row) of each.
-        refused: images that could not be used, by reason.
+        refused: unusable images, by reason.
     """
 
     values: np.ndarray
@@ -43,14 +43,14 @@ def extract(
     """Encodes this process's part of a data set, and gathers all parts.
 
     Args:
-        encode: images (B, ...) on the device and their places to features (B, D).
-        batches: of an [`EvalStream`] that knows this process.
+        encode: turns images (B, ...) on the device and their places into features (B, D).
+        batches: batches of this process's [`EvalStream`].
         accelerator: the processes; each must call this.
         name: shown on the progress bar.
 
     Raises:
-        BadDataError: a process cannot read its part; on all processes, so that none waits for it.
-        WaitEnded: a signal has ended a process's wait for its part; likewise.
+        BadDataError: a process cannot read its part; raised on all, so that none waits for it.
+        WaitEnded: a signal ended a process's wait for its part; raised on all likewise.
     """
     part = _Part()
     disabled = not accelerator.is_main_process
@@ -62,7 +62,7 @@ def extract(
                     images = batch["images"].to(accelerator.device)
                     part.values.append(encode(images, batch["places"]).float().cpu().numpy())
                     part.targets += batch["targets"]
-                    part.places += map(tuple, batch["places"])  # a loader makes lists of them
+                    part.places += map(tuple, batch["places"])  # a loader turns them into lists
                     bar.update(len(images) * accelerator.num_processes)
         except BadDataError as error:
             part.error = str(error)
@@ -73,7 +73,7 @@ def extract(
 
 @dataclass
 class _Part:
-    """What one process has read."""
+    """One process's part of the features."""
 
     values: list[np.ndarray] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
@@ -101,11 +101,11 @@ def _together(parts: Sequence[_Part]) -> Features:
 def extract_texts(
     encode: Callable[[list[str]], torch.Tensor], texts: Sequence[str], accelerator: Accelerator, batch_size: int
 ) -> np.ndarray:
-    """Features (N, E), float32, of N texts; batches are the same for any number of processes, which take them in turn.
+    """Encodes N texts to (N, E), float32, in batches that are the same for any number of processes.
 
     Args:
-        encode: texts to features (B, E).
-        texts: N of them.
+        encode: turns texts into features (B, E).
+        texts: N texts.
         accelerator: the processes; each must call this.
         batch_size: texts encoded at once.
     """

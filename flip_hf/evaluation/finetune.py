@@ -27,11 +27,11 @@ from flip_hf.modeling import FlipForImageClassification
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """What a fine-tuning came to.
+    """The result of fine-tuning.
 
     Attributes:
         accuracies: top-1 on the test data after each epoch, in [0, 1].
-        seconds: of the whole, evaluation included.
+        seconds: total time, evaluation included.
     """
 
     accuracies: tuple[float, ...]
@@ -39,19 +39,20 @@ class FineTuneResult:
 
     @property
     def top1(self) -> float:
-        """Top-1 accuracy of the trained model."""
+        """Top-1 accuracy of the trained model, in [0, 1]."""
         return self.accuracies[-1]
 
 
 class _Logits(nn.Module):
-    """The model as it is called here: images to logits. What accelerate hangs on it stays off the model."""
+    """The model from images to logits; Accelerate's hooks go onto this wrapper and not onto the model."""
 
     def __init__(self, model: FlipForImageClassification, mask_ratio: float):
         super().__init__()
-        self.model, self.mask_ratio = model, mask_ratio
+        self.model = model
+        self.mask_ratio = mask_ratio
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, S, S) to (B, classes)."""
+        """Computes logits (B, classes) of images (B, C, S, S)."""
         mask_ratio = self.mask_ratio if self.training else 0.0
         return self.model(pixel_values=pixel_values, mask_ratio=mask_ratio).logits
 
@@ -80,28 +81,30 @@ def _bar(samples: int, accelerator: Accelerator) -> tqdm:
         unit=" samples",
         unit_scale=True,
         dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
+        mininterval=0.5 if sys.stderr.isatty() else 20,  # few lines in a log file
         disable=not accelerator.is_main_process,
     )
 
 
 class _FineTuning:
-    """A fine-tuning under way; the arguments are [`fine_tune`]'s."""
+    """The state of a fine-tuning; the arguments are [`fine_tune`]'s."""
 
     def __init__(
         self, model: FlipForImageClassification, samples: int, options: FineTuneOptions, accelerator: Accelerator
     ):
-        self.options, self.accelerator, self.samples = options, accelerator, samples
+        self.options = options
+        self.accelerator = accelerator
+        self.samples = samples
         vision: Any = model.config.vision_config
         if vision.pooling_type == "cls":
-            # It is for the class token alone, and DistributedDataParallel refuses what gets no gradient.
+            # It serves only the class token, and DistributedDataParallel refuses parameters without a gradient.
             model.vision_model.post_layernorm.requires_grad_(False)
         optimizer = torch.optim.AdamW(layer_groups(model, options), lr=0.0, betas=options.betas, fused=True)
         self.network, self.optimizer = accelerator.prepare(_Logits(model, options.mask_ratio), optimizer)
         self.mix = make_mixing(options, model.num_labels)
 
     def train(self, epoch: int, loader: Any, bar: tqdm) -> None:
-        """One epoch.
+        """Trains one epoch.
 
         Raises:
             FloatingPointError: a loss, averaged over the processes, is not finite.
@@ -114,7 +117,7 @@ class _FineTuning:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * group["lr_scale"]
             pixel_values, targets = self.mix(pixel_values, labels)
-            # Not the model's own loss, which takes targets (B, classes) for several labels an image.
+            # Not the model's own loss, which reads targets (B, classes) as several labels per image.
             loss = nn.functional.cross_entropy(
                 self.network(pixel_values), targets, label_smoothing=options.label_smoothing
             )
@@ -132,10 +135,10 @@ class _FineTuning:
 
     @torch.no_grad()
     def accuracy(self, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-        """Top-1 accuracy over all processes' samples, in [0, 1].
+        """Measures top-1 accuracy over all processes' samples, in [0, 1].
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are no samples.
         """
         device = self.accelerator.device
         network = self.accelerator.unwrap_model(self.network).eval()
@@ -160,17 +163,17 @@ def fine_tune(
     image_mean: Sequence[float],
     image_std: Sequence[float],
 ) -> FineTuneResult:
-    r"""Trains a classifier end to end; afterwards it holds the trained weights, in evaluation mode.
+    r"""Trains a classifier end to end, in place, and leaves it in evaluation mode.
 
-    Each process calls it. The seeds of the process are set, and what the accelerator had prepared before is let go of.
+    Each process calls it. It sets the process's seeds, and releases what the accelerator had prepared before.
 
     Args:
-        model: from `make_classifier` (`finetune_model.py`); its parameters without `requires_grad` stay as they are.
+        model: from `make_classifier` (`finetune_model.py`); parameters without `requires_grad` stay frozen.
         train, test: map-style or iterable torch data sets of (PIL image or encoded image, label). An iterable one must
-            come in the same order on every process and divide itself among a loader's workers, as torch asks.
+            have the same order on every process and divide itself among a loader's workers, as torch requires.
         options: see [`RECIPES`].
-        accelerator: one process, or several with DistributedDataParallel; says the precision.
-        image_mean, image_std: of three channels in [0, 1], as the tower was trained with.
+        accelerator: one process, or several with DistributedDataParallel; sets the precision.
+        image_mean, image_std: statistics of three channels in [0, 1], as the tower was trained with.
 
     Raises:
         ValueError: options, data, model and accelerator do not fit together, or a sample cannot be used.
@@ -187,8 +190,9 @@ def fine_tune(
     _check(model, accelerator)
     started = time.perf_counter()
     vision: Any = model.config.vision_config
-    samples, side = count_samples(train, options), vision.image_size
-    # One seed a process: no two augment, drop or mix alike.
+    samples = count_samples(train, options)
+    side = vision.image_size
+    # One seed per process, so that no two augment, drop or mix alike.
     set_seed(options.seed, device_specific=True)
     transform = train_transform(side, options, image_mean, image_std)
     train_loader = make_train_loader(train, transform, model.num_labels, options, accelerator)

@@ -1,4 +1,4 @@
-"""Labelled images to batches for fine-tuning: DeiT's augmentation as MAE uses it, by torchvision's transforms."""
+"""Batches of labelled images for fine-tuning: DeiT's augmentation as MAE uses it, by torchvision's transforms."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from flip_hf.data.rendering import Colour
 from flip_hf.evaluation.finetune_recipe import FineTuneOptions
 
 # isort: split
-# After the import that says what to install.
+# After the import whose error says what to install.
 from torchvision.transforms import v2  # pyright: ignore[reportMissingImports]
 
 BICUBIC = v2.InterpolationMode.BICUBIC
@@ -27,18 +27,18 @@ Transform = Callable[[Any], torch.Tensor]
 
 
 def _rand_augment(magnitude: int, fill: list[int]) -> list[v2.Transform]:
-    """RandAug(9, 0.5), which is timm's `rand-m9-mstd0.5-inc1`, by torchvision's operations.
+    """Makes RandAug(9, 0.5), timm's `rand-m9-mstd0.5-inc1`, of torchvision's operations.
 
     Two operations, each applied half of the time, at `magnitude` tenths of its range with a standard deviation of half
-    a tenth, here rounded. torchvision's default of 9 would be 9 thirtieths, always applied. Left are other operations:
-    timm also has Invert and SolarizeAdd, and posterizes further.
+    a tenth, here rounded. torchvision's default of 9 would be 9 thirtieths, always applied. A difference remains: timm
+    also has Invert and SolarizeAdd, and posterizes further.
     """
     if magnitude == 0:
         return []
     levels = (magnitude - 1, magnitude, min(magnitude + 1, 10))
     operation = v2.RandomChoice(
         [v2.RandAugment(1, level, num_magnitude_bins=11, interpolation=BICUBIC, fill=fill) for level in levels],
-        p=[0.16, 0.68, 0.16],  # of a normal variable within and beyond one standard deviation
+        p=[0.16, 0.68, 0.16],  # a normal variable within and beyond one standard deviation
     )
     return [v2.RandomApply([operation], p=0.5) for _ in range(2)]
 
@@ -48,7 +48,7 @@ def _normalize(mean: Sequence[float], std: Sequence[float]) -> list[v2.Transform
 
 
 def train_transform(side: int, options: FineTuneOptions, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
-    """RGB images to augmented tensors (3, side, side), normalised."""
+    """Makes the transform of RGB images into augmented tensors (3, side, side), normalised."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(side, scale=options.crop_area, interpolation=BICUBIC),
@@ -61,16 +61,16 @@ def train_transform(side: int, options: FineTuneOptions, mean: Sequence[float], 
 
 
 def eval_transform(side: int, options: FineTuneOptions, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
-    """RGB images to their centres (3, side, side), normalised."""
+    """Makes the transform of RGB images into their centres (3, side, side), normalised."""
     short_side = int(side / options.eval_crop)
     shape = v2.Lambda(bounded_shape)
     return v2.Compose([shape, v2.Resize(short_side, BICUBIC), v2.CenterCrop(side), *_normalize(mean, std)])
 
 
 def make_mixing(options: FineTuneOptions, num_classes: int) -> Callable[[torch.Tensor, torch.Tensor], Any]:
-    """A function of images (B, C, H, W) and labels (B) to mixed ones and targets: (B, classes), whose rows sum to 1.
+    """Makes a function from images (B, C, H, W) and labels (B) to mixed images and targets (B, classes) that sum to 1.
 
-    Of mixup and CutMix one is drawn for each batch. Without both, images and labels stay as they are.
+    Each batch uses mixup or CutMix, drawn at random. Without both, images and labels stay as they are.
     """
     mixers = []
     if options.mixup > 0:
@@ -86,21 +86,23 @@ def make_mixing(options: FineTuneOptions, num_classes: int) -> Callable[[torch.T
 
 
 class _Examples:
-    """Samples (image, label) to (tensor, label).
+    """Transforms samples (image, label) into (tensor, label).
 
     Args:
         data: the samples; images are PIL's or encoded.
-        transform: what an RGB image goes through.
-        num_labels: labels are below.
-        background: of transparent parts.
+        transform: transform of an RGB image.
+        num_labels: number of labels; each is below it.
+        background: colour behind transparent parts.
     """
 
     def __init__(self, data: Any, transform: Transform, num_labels: int, background: Colour):
-        self.data, self.transform, self.num_labels = data, transform, num_labels
+        self.data = data
+        self.transform = transform
+        self.num_labels = num_labels
         self.background = background
 
     def example(self, sample: Any, number: int) -> tuple[torch.Tensor, int]:
-        """Raises a ValueError where the sample is no image with a label; it tells its number."""
+        """Transforms a sample; a ValueError names its number if it is not an image with a label."""
         image, label = sample
         if not 0 <= int(label) < self.num_labels:
             raise ValueError(
@@ -111,7 +113,7 @@ class _Examples:
             rgb = opened(image, self.background)
         except (RefusedSample, ValueError) as error:
             raise ValueError(
-                f"The image of sample {number} cannot be used ({error}). Leave it out or mend it."
+                f"The image of sample {number} cannot be used ({error}). Leave it out or fix it."
             ) from error
         return self.transform(rgb), int(label)
 
@@ -125,13 +127,14 @@ class _MapExamples(_Examples, Dataset):
 
 
 class _IterableExamples(_Examples, IterableDataset):
-    """Those at `start`, `start + step`, ..."""
+    """The samples at `start`, `start + step`, ..."""
 
     def __init__(
         self, data: Any, transform: Transform, num_labels: int, background: Colour, start: int = 0, step: int = 1
     ):
         super().__init__(data, transform, num_labels, background)
-        self.start, self.step = start, step
+        self.start = start
+        self.step = step
 
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.data, "set_epoch"):
@@ -143,28 +146,28 @@ class _IterableExamples(_Examples, IterableDataset):
 
 
 def count_samples(data: Any, options: FineTuneOptions) -> int:
-    """Samples of whole batches in an epoch.
+    """Counts the samples of whole batches in an epoch.
 
     Raises:
-        ValueError: they are fewer than one batch, or nobody knows how many.
+        ValueError: they are fewer than one batch, or their number is unknown.
     """
     samples = options.samples_per_epoch or (len(data) if hasattr(data, "__len__") else None)
     if samples is None:
         raise ValueError("The training data have no length. Give samples_per_epoch, which the schedule needs.")
     if samples < options.batch_size:
-        raise ValueError(f"{samples} training samples make no batch of {options.batch_size}. Lower batch_size.")
+        raise ValueError(f"{samples} training samples do not fill a batch of {options.batch_size}. Lower batch_size.")
     return samples // options.batch_size * options.batch_size
 
 
 def make_train_loader(
     data: Any, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
 ) -> Any:
-    """This process's part of each batch, on its device; an epoch's last, smaller batch is left out.
+    """Makes the loader of this process's part of each batch, on its device; the last, smaller batch is dropped.
 
-    Every process has the same batches and takes its slice. Map-style data are shuffled, iterable ones come as they are.
+    Every process has the same batches and takes its slice. Map-style data are shuffled, iterable data keep their order.
 
     Raises:
-        ValueError: the batch size is no multiple of the number of processes.
+        ValueError: the batch size is not a multiple of the number of processes.
     """
     if options.batch_size % accelerator.num_processes:
         raise ValueError(
@@ -177,7 +180,7 @@ def make_train_loader(
         sampler = None
     else:
         dataset = _MapExamples(data, transform, num_labels, options.background)
-        # Not the loader's generator, from which all processes' workers would take one seed for the augmentation.
+        # Not the loader's generator, which would give all processes' workers one seed for the augmentation.
         sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(options.seed))
     loader = DataLoader(
         dataset,
@@ -201,8 +204,9 @@ def make_train_loader(
 def make_test_loader(
     data: Any, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
 ) -> DataLoader:
-    """Every `num_processes`-th sample, each once over all processes; on the CPU."""
-    first, processes = accelerator.process_index, accelerator.num_processes
+    """Makes the loader of every `num_processes`-th sample, each once over all processes; on the CPU."""
+    first = accelerator.process_index
+    processes = accelerator.num_processes
     dataset: Any
     if isinstance(data, IterableDataset):
         dataset = _IterableExamples(data, transform, num_labels, options.background, first, processes)

@@ -1,4 +1,4 @@
-"""A checkpoint's vision tower with a new head, to be fine-tuned as an image classifier."""
+"""A checkpoint's vision tower with a new head, for fine-tuning as an image classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from flip_hf.modeling import (
     FlipVisionModel,
 )
 
-# MAE's: at the start, the logits are next to nothing and the head sends no noise into the tower.
+# MAE's: at the start the logits are nearly zero, and the head sends no noise into the tower.
 HEAD_STD = 2e-5
 
 
 def _load_tower(name: str, config: Any) -> FlipVisionModel:
-    """The vision tower of a FLIP folder of any kind; what else lies there is left.
+    """Loads the vision tower of any kind of FLIP folder, and nothing else of it.
 
     Raises:
-        ValueError: it is not complete.
+        ValueError: the tower is not complete.
     """
     model_class = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else FlipVisionModel
     options: Any = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
@@ -43,19 +43,19 @@ def _load_tower(name: str, config: Any) -> FlipVisionModel:
 
 
 def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageClassification:
-    """A classifier with a checkpoint's vision tower and a new head, in float32; it drops no patches by itself.
+    """Makes a classifier of a checkpoint's vision tower and a new head, in float32; by itself it drops no patches.
 
-    The head sees the mean of the patches behind the tower's own last LayerNorm. MAE's code takes the mean first and
-    gives it a new LayerNorm; MAE's paper has the class token, and finds the mean as good.
+    The head sees the mean of the patches after the tower's own last LayerNorm. MAE's code takes the mean first and
+    applies a new LayerNorm; MAE's paper uses the class token, and finds the mean as good.
 
     Args:
-        name_or_path: folder or Hub id of a FLIP model, one with MAE's decoder, a vision tower (converted from a ViTMAE,
-            say) or a CLIPModel; safetensors only.
-        num_labels: classes.
+        name_or_path: folder or Hub id of a FLIP model, one with MAE's decoder, a vision tower (for example converted
+            from a ViTMAE) or a CLIPModel; safetensors only.
+        num_labels: number of classes.
 
     Raises:
-        ModelUnreadable: there is none, or it is damaged.
-        ValueError: it is another architecture, or the vision tower is not complete.
+        ModelUnreadable: there is no such model, or it is damaged.
+        ValueError: it has another architecture, or its vision tower is not complete.
     """
     name = str(name_or_path)
     with loading(name):
@@ -63,7 +63,8 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
     if isinstance(config, CLIPConfig):
         with loading(name):
             flip = FlipModel.from_clip(name, dtype=torch.float32)
-        config, tower = flip.config, flip.vision_model
+        config = flip.config
+        tower = flip.vision_model
     elif isinstance(config, (FlipConfig, FlipVisionConfig, FlipPreTrainingConfig)):
         tower = _load_tower(name, config)
         if not isinstance(config, FlipConfig):
@@ -71,9 +72,10 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
     else:
         raise ValueError(
             f"{name} is a checkpoint of type {config.model_type!r}. Fine-tuning takes FLIP models and CLIPModels; "
-            "scripts/convert.py makes FLIP models of others."
+            "scripts/convert.py converts others."
         )
-    config.num_labels, config.mask_ratio = num_labels, 0.0
+    config.num_labels = num_labels
+    config.mask_ratio = 0.0
     model = FlipForImageClassification._from_config(config, dtype=torch.float32)
     model.vision_model.load_state_dict(tower.state_dict())
     head: Any = model.classifier

@@ -1,7 +1,7 @@
-"""How MAE fine-tunes a ViT end to end: its hyper-parameters, layer-wise learning rates, and drop path.
+"""MAE's recipe to fine-tune a ViT end to end: hyper-parameters, layer-wise learning rates, and drop path.
 
-Figures are those of MAE's Table 9 (He et al., CVPR 2022, arXiv 2111.06377) and FLIP's Table 12; what neither prints is
-that of MAE's repository (FINETUNE.md, util/lr_decay.py, util/lr_sched.py). FLIP tunes the learning rate for each entry.
+Values are from MAE's Table 9 (He et al., CVPR 2022, arXiv 2111.06377) and FLIP's Table 12, and where neither has them
+from MAE's repository (FINETUNE.md, util/lr_decay.py, util/lr_sched.py). FLIP tunes the learning rate for each entry.
 """
 
 import math
@@ -22,36 +22,36 @@ try:
     from torchvision.ops import stochastic_depth  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ImportError(
-        "Fine-tuning needs torchvision, of the build of torch that is installed: pip install flip_hf[finetune]"
+        "Fine-tuning needs torchvision, in the build of the installed torch: pip install flip_hf[finetune]"
     ) from error
 
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """A fine-tuning; the defaults are MAE's for ViT-B, see [`RECIPES`].
+    """Options of a fine-tuning; the defaults are MAE's for ViT-B, see [`RECIPES`].
 
     Attributes:
         epochs: passes over the training data.
-        batch_size: samples a step, over all processes.
-        base_lr: the head's peak learning rate at 256 samples a step; the real one is `base_lr * batch_size / 256`.
-        min_lr: the head's learning rate at the end; of every other layer, as many times smaller as its own.
+        batch_size: samples per step, over all processes.
+        base_lr: the head's peak learning rate at 256 samples a step; the actual one is `base_lr * batch_size / 256`.
+        min_lr: the head's learning rate at the end; other layers' are scaled down by the same factors as their peaks.
         warmup_epochs: length of the linear warm-up from zero; a half cosine follows.
-        layer_decay: what each layer's learning rate is multiplied by on the way down; the head's is whole.
-        weight_decay: of matrices; biases, norms, the class token and positions have none.
-        betas: AdamW's.
-        drop_path: probability of the last block's branches to be dropped, linearly less before, none of the first's.
-        mixup, cutmix: alphas of the Beta distributions, one of which is drawn from for each batch; 0 leaves it out.
-        label_smoothing: share of the target that all classes divide.
+        layer_decay: factor on the learning rate for each layer further from the head.
+        weight_decay: weight decay of matrices; biases, norms, the class token and positions have none.
+        betas: AdamW's betas.
+        drop_path: drop probability of the last block's branches, decreasing linearly to 0 at the first block.
+        mixup, cutmix: alphas of their Beta distributions; each batch uses one of the two; 0 disables it.
+        label_smoothing: share of the target that is spread over all classes.
         crop_area: smallest and largest fraction of an image's area in a training crop.
         flip: probability of a horizontal flip; 0 where left and right matter.
-        rand_augment: magnitude in tenths of each operation's range; 0 leaves RandAugment out.
+        rand_augment: magnitude in tenths of each operation's range; 0 disables RandAugment.
         random_erasing: probability that a random box of an image becomes noise.
         mask_ratio: fraction of the patches dropped in training; evaluation is on whole images.
         eval_crop: side of the centre crop over the resized image's short side; MAE's is 224 / 256, above 224 pixels 1.
-        num_workers: processes of each training process that read and transform images.
-        background: of transparent parts of images, as the tower was trained with.
-        samples_per_epoch: for an iterable data set without length, which the schedule must know.
-        seed: of the order, the augmentation, drop path and masks; the head's weights are [`make_classifier`]'s.
+        num_workers: loader workers of each training process.
+        background: colour behind transparent parts of images, as the tower was trained with.
+        samples_per_epoch: length of an iterable data set without one, for the schedule.
+        seed: seed of order, augmentation, drop path and masks; [`make_classifier`] draws the head's weights.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -100,7 +100,7 @@ class FineTuneOptions:
             raise ValueError(f"crop_area must be two fractions of the area, the smaller first, got {self.crop_area}.")
 
     def learning_rate(self, epoch: float) -> float:
-        """The head's learning rate after so many epochs, fractions included."""
+        """Returns the head's learning rate after a fractional number of epochs."""
         peak = self.base_lr * self.batch_size / 256
         if epoch < self.warmup_epochs:
             return peak * epoch / self.warmup_epochs
@@ -122,9 +122,9 @@ RECIPES = {
 
 
 def layer_of(name: str, num_layers: int) -> int:
-    """The layer of a [`FlipForImageClassification`]'s parameter, counted from the image.
+    """Returns the layer of a [`FlipForImageClassification`]'s parameter, counted from the image.
 
-    0: patch embedding, class token, positions and CLIP's LayerNorm behind them; 1 to `num_layers`: the blocks; then the
+    0: patch embedding, class token, positions and CLIP's LayerNorm after them; 1 to `num_layers`: the blocks; then the
     last LayerNorm and the head.
     """
     block = re.match(r"vision_model\.encoder\.layers\.(\d+)\.", name)
@@ -134,7 +134,7 @@ def layer_of(name: str, num_layers: int) -> int:
 
 
 def layer_groups(model: FlipForImageClassification, options: FineTuneOptions) -> list[dict[str, Any]]:
-    """AdamW's groups of the parameters that require a gradient, each with the `lr_scale` of its layer."""
+    """Makes AdamW's groups of the parameters that require a gradient, each with the `lr_scale` of its layer."""
     vision: Any = model.config.vision_config
     head = vision.num_hidden_layers + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -158,7 +158,7 @@ def layer_groups(model: FlipForImageClassification, options: FineTuneOptions) ->
 
 
 def _drop(rate: float, branch: nn.Module, _: Any, output: Any) -> Any:
-    """A forward hook: what a branch adds to its sample is dropped at this rate, and else divided by 1 - rate."""
+    """Forward hook that drops a branch's output per sample at this rate, and otherwise divides it by 1 - rate."""
     if isinstance(output, tuple):  # attention: (B, T, D) and its weights
         return _drop(rate, branch, _, output[0]), *output[1:]
     return stochastic_depth(output, rate, "row", branch.training)
@@ -166,13 +166,13 @@ def _drop(rate: float, branch: nn.Module, _: Any, output: Any) -> Any:
 
 @contextmanager
 def drop_path(model: FlipForImageClassification, rate: float) -> Iterator[None]:
-    """Within this context, a model in training mode has drop path (stochastic depth, Huang et al. 2016).
+    """Context in which a model in training mode has drop path (stochastic depth, Huang et al. 2016).
 
-    By hooks on both branches of each block, so that the model itself and what it saves know nothing of it.
+    It hooks both branches of each block, so that the model itself and what it saves do not change.
 
     Args:
-        model: its vision tower's blocks have rates from 0 to `rate`, in equal steps.
-        rate: of the last block.
+        model: the blocks of its vision tower get rates from 0 to `rate`, in equal steps.
+        rate: drop rate of the last block.
     """
     layers: Any = model.vision_model.encoder.layers
     hooks = []

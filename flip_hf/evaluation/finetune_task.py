@@ -1,4 +1,4 @@
-"""Fine-tuning as a task: data and recipe of an evaluation for [`fine_tune`]."""
+"""The fine-tuning task: data and recipe of an evaluation for [`fine_tune`]."""
 
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +21,7 @@ Samples = list[tuple[Any, int]]
 
 
 def recipe_for(width: int, knows_texts: bool) -> str:
-    """MAE's, by the tower's width; FLIP's for what is wider than ViT-B and was trained with texts."""
+    """Chooses MAE's recipe by the tower's width, or FLIP's for towers wider than ViT-B trained with texts."""
     if width <= 768:
         return "mae_b"
     if knows_texts:
@@ -30,7 +30,7 @@ def recipe_for(width: int, knows_texts: bool) -> str:
 
 
 def changed_recipe(chosen: FineTuneOptions, subject: Subject, warmup: float) -> FineTuneOptions:
-    """A recipe with what is asked otherwise; `warmup` is the largest share of the epochs that its warm-up may take."""
+    """Applies the evaluation's options to a recipe; `warmup` is the largest share of the epochs for its warm-up."""
     options = subject.options
     asked = {"epochs": options.epochs, "batch_size": options.train_batch_size, "base_lr": options.train_base_lr}
     workers = default_workers() if options.num_workers is None else options.num_workers
@@ -42,19 +42,22 @@ def changed_recipe(chosen: FineTuneOptions, subject: Subject, warmup: float) -> 
 
 
 def read_samples(subject: Subject, split: str, refused: Counter[str]) -> Samples:
-    """All usable samples of a split, encoded, in memory; each is decoded once to see that it can be.
+    """Reads all usable samples of a split into memory, encoded; each is decoded once to check it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none, or they have several labels.
     """
-    source, read_target, samples = subject.source(split), target_reader(subject.data_set), []
+    source = subject.source(split)
+    read_target = target_reader(subject.data_set)
+    samples = []
     rows = read_rows(
         source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda reason, detail: refused.update([reason])
     )
     is_silent = not subject.accelerator.is_main_process
     for _, row in tqdm(rows, desc=f"reading {split}", unit=" images", leave=False, disable=is_silent):
         try:
-            label, image = read_target(source.target(row)), source.image(row)
+            label = read_target(source.target(row))
+            image = source.image(row)
             decode_image(image)
             samples.append((image, label))
         except RefusedSample as error:
@@ -65,9 +68,11 @@ def read_samples(subject: Subject, split: str, refused: Counter[str]) -> Samples
 
 
 def fine_tuned(subject: Subject) -> Result:
-    """Top-1 accuracy of the whole vision tower trained as a classifier, by MAE's recipe."""
-    encoder, refused = subject.encoder, Counter()
-    train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
+    """Measures top-1 accuracy of the whole vision tower, fine-tuned as a classifier by MAE's recipe."""
+    encoder = subject.encoder
+    refused = Counter()
+    train = read_samples(subject, "train", refused)
+    test = read_samples(subject, "test", refused)
     name = subject.options.recipe or recipe_for(encoder.vision_config.hidden_size, encoder.knows_texts)
     recipe = changed_recipe(RECIPES[name], subject, warmup=1 / 10)
     processor = encoder.image_processor

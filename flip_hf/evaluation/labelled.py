@@ -1,4 +1,4 @@
-"""Features of labelled images, and who of them is drawn or held out.
+"""Features of labelled images, and how some are drawn or held out.
 
 Letters: N samples, D features, C classes.
 """
@@ -13,11 +13,11 @@ class Labelled:
     """Features of labelled images.
 
     Attributes:
-        features: (N, D), float32, as the model gives them.
+        features: (N, D), float32, as the model returns them.
         labels: (N,), whole numbers from 0.
 
     Raises:
-        ValueError: there is no sample, the two do not fit together, or a feature is not finite.
+        ValueError: there is no sample, the shapes do not match, or a feature is not finite.
     """
 
     features: np.ndarray
@@ -29,11 +29,11 @@ class Labelled:
                 f"Features are (N, D) and labels (N,), with N >= 1; got {self.features.shape} and {self.labels.shape}."
             )
         if not np.issubdtype(self.labels.dtype, np.integer) or self.labels.min() < 0:
-            raise ValueError("Labels are whole numbers from 0, one a sample: indices of classes.")
+            raise ValueError("Labels are whole numbers from 0, one per sample: class indices.")
         finite = np.isfinite(self.features).all(axis=1)
         if not finite.all():
             raise ValueError(
-                f"{(~finite).sum()} of {len(self)} samples have features that are not finite, the first is number "
+                f"{(~finite).sum()} of {len(self)} samples have features that are not finite; the first is number "
                 f"{finite.argmin()}: leave them out, or extract them in float32."
             )
 
@@ -41,23 +41,23 @@ class Labelled:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Labelled":
-        """Those samples."""
+        """Returns the samples at these indices."""
         return Labelled(self.features[indices], self.labels[indices])
 
     def join(self, other: "Labelled") -> "Labelled":
-        """These samples and others."""
+        """Returns these samples and others."""
         return Labelled(np.concatenate([self.features, other.features]), np.concatenate([self.labels, other.labels]))
 
 
 def draw(labels: np.ndarray, wanted: int | np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws samples of each class.
 
-    Generators in the same state give nested draws: who is drawn stays drawn when more are wanted.
+    Generators in the same state give nested draws: what is drawn stays drawn when more are wanted.
 
     Args:
         labels: (N,).
-        wanted: how many of a class, for all classes or for each that occurs, ascending. Of fewer, all are drawn.
-        rng: where chance comes from.
+        wanted: samples per class, for all classes or for each that occurs, ascending. Smaller classes are drawn whole.
+        rng: the random generator.
 
     Returns:
         Indices, ascending.
@@ -70,9 +70,9 @@ def draw(labels: np.ndarray, wanted: int | np.ndarray, rng: np.random.Generator)
 
 
 def hold_out(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
-    """Splits a fifth off, class by class: what stays, and what is held out.
+    """Splits off a fifth of each class, and returns the rest and the held-out part.
 
-    A class of two samples or more is in both; one of a single sample stays.
+    A class with two samples or more is in both; a single sample stays in the rest.
 
     Raises:
         ValueError: no class has two samples.
@@ -86,11 +86,11 @@ def hold_out(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
 
 
 def count_classes(num_classes: int | None, train: Labelled, test: Labelled, validation: Labelled | None) -> int:
-    """How many classes there are: the number given, or one more than the largest label.
+    """Counts the classes: the given number, or one more than the largest label.
 
     Raises:
-        ValueError: the splits have features of different widths, `train` has only one class, or there is a label that
-            the number given does not allow.
+        ValueError: the splits have features of different widths, `train` has only one class, or a label exceeds the
+            given number.
     """
     splits = [data for data in (train, test, validation) if data is not None]
     widths = {data.features.shape[1] for data in splits}

@@ -1,4 +1,4 @@
-"""The embeddings that a model gives labels."""
+"""A model's embeddings of labels, saved as safetensors."""
 
 import json
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ FORMAT = "flip_hf label embeddings 1"
 
 @dataclass(frozen=True)
 class LabelEmbeddings:
-    """Labels as a model sees them.
+    """A model's embeddings of labels.
 
     Attributes:
         labels: C names.
-        templates: prompts that were averaged.
+        templates: the prompts that were averaged.
         weights: (C, E), float32, normalised.
-        fingerprint: of the text tower that made them; weights of another are refused.
+        fingerprint: digest of the text tower that made them; those of another tower are refused.
     """
 
     labels: tuple[str, ...]
@@ -35,7 +35,7 @@ class LabelEmbeddings:
 
     @classmethod
     def load(cls, path: str | Path) -> "LabelEmbeddings":
-        """Reads what [`LabelEmbeddings.save`] wrote.
+        """Reads a file that [`LabelEmbeddings.save`] wrote.
 
         Raises:
             ValueError: the file is something else, or damaged.
@@ -44,8 +44,9 @@ class LabelEmbeddings:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise ValueError(f"it is not of the format {FORMAT!r}")
-                about, weights = json.loads(metadata["about"]), file.get_tensor("weights")
+                    raise ValueError(f"its format is not {FORMAT!r}")
+                about = json.loads(metadata["about"])
+                weights = file.get_tensor("weights")
         except (SafetensorError, ValueError, KeyError) as error:
             raise ValueError(f"{path} does not hold label embeddings: {error}.") from error
         return cls(tuple(about["labels"]), tuple(about["templates"]), weights, about["fingerprint"])

@@ -1,4 +1,4 @@
-"""LARS, SGD whose steps are measured by the weights that they move; torch has none."""
+"""LARS, SGD whose steps scale with the norm of the weights; torch has none."""
 
 from collections.abc import Iterable
 
@@ -7,17 +7,17 @@ from torch import nn
 
 
 class Lars(torch.optim.Optimizer):
-    r"""Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888), as MAE's linear probe has it.
+    r"""Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888), as in MAE's linear probe.
 
     The gradient $g$ of a matrix $w$ becomes $\eta \lVert w \rVert / \lVert g \rVert \cdot g$ before it enters the
-    momentum, so that each step moves $w$ by a fraction of its own size; where a norm is 0, $g$ stays. Biases and other
-    vectors take plain steps. The learning rate is applied behind the momentum, as in torch's SGD, not within it as in
-    the paper. There is no weight decay, for the recipe has none.
+    momentum, so that each step moves $w$ by a fraction of its own norm; where a norm is 0, $g$ stays. Biases and other
+    vectors take plain steps. The learning rate is applied after the momentum, as in torch's SGD, not inside it as in
+    the paper. There is no weight decay, as the recipe has none.
 
     Args:
         params: parameters, or groups of them.
         lr: learning rate.
-        momentum: share of the last step that goes on.
+        momentum: momentum factor.
         trust_coefficient: $\eta$.
     """
 
@@ -28,7 +28,7 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Moves every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -1,4 +1,4 @@
-"""A described data set, opened: from the Hub, from a local copy, or data of one's own."""
+"""Opening a described data set: from the Hub, from a local copy, or a user's own data."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +23,11 @@ from flip_hf.evaluation.registry import DataSet
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names of a file with one a line, in the order of the labels.
+    """Reads class names from a file, one a line, in the order of the labels.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no names, or cannot be read: see `read_text`.
+        ValueError: it has no names, or cannot be read (see `read_text`).
     """
     lines = [line.strip() for line in read_text(path, "class names").rstrip().splitlines()]
     if not lines:
@@ -35,22 +35,22 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     if "" in lines:
         number = lines.index("") + 1
         raise ValueError(
-            f"{path} has no name in its line {number}, so that the names below may be those of other labels: write one "
-            "a line, in the order of the labels."
+            f"{path} has no name in line {number}, so the names below may belong to other labels: write one a line, in "
+            "the order of the labels."
         )
     return tuple(lines)
 
 
 def _local_copy(data_set: DataSet, split: str, data_dir: str) -> tuple[str, str | None]:
-    """The folder of a data set below `data_dir`, and the split in it.
+    """Returns the folder of a data set below `data_dir`, and the split in it.
 
-    `name/split` where that holds shards, which are then all of the split; else `name`.
+    The folder is `name/split` if that holds shards, which are then all of the split; else `name`.
     """
     folder = Path(data_dir) / data_set.name
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"There is no copy of {data_set.name!r} in {data_dir}: put it into {folder}, as tar or parquet shards in a "
-            "folder a split, as an image folder, or as save_to_disk wrote it."
+            f"There is no copy of {data_set.name!r} in {data_dir}: put it into {folder}, as tar or parquet shards in "
+            "one folder per split, as an image folder, or as save_to_disk wrote it."
         )
     inner = folder / split
     if inner.is_dir() and any(files_below(str(inner), extension) for extension in SHARD_EXTENSIONS):
@@ -59,10 +59,10 @@ def _local_copy(data_set: DataSet, split: str, data_dir: str) -> tuple[str, str 
 
 
 def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
-    """Opens one split: `train`, `validation` or `test`, whatever the data set calls it.
+    """Opens one split, `train`, `validation` or `test`, under the data set's own name for it.
 
     Raises:
-        FileNotFoundError: there is no local copy where one is asked for.
+        FileNotFoundError: `data_dir` has no copy of the data set.
         ValueError: the data set has no such split, or is not on the Hub; see also [`open_source`].
     """
     if split not in data_set.splits:
@@ -74,11 +74,12 @@ def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
         raise ValueError(
             f"{data_set.title} is not on the Hub; get a copy and name its folder with --data_dir. {data_set.note or ''}"
         )
-    path, config = data_set.path or "", data_set.config
+    path = data_set.path or ""
+    config = data_set.config
     if data_dir is not None:
         path, called = _local_copy(data_set, called, data_dir)
         config = None
-        if not any(files_below(path, ".tar")):  # the columns of another form are found by their usual names
+        if not any(files_below(path, ".tar")):  # columns of other formats are found by their usual names
             columns = (None, None)
     return open_source(
         path,
@@ -91,7 +92,7 @@ def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
 
 
 def _class_names_file(data_set: DataSet, data_dir: str | None) -> tuple[str, ...] | None:
-    """The class names that lie beside a data set, in its local copy or its repository on the Hub."""
+    """Reads the class names beside a data set, in its local copy or its repository on the Hub."""
     if data_set.class_names_file is None:
         return None
     if data_dir is not None:
@@ -101,10 +102,10 @@ def _class_names_file(data_set: DataSet, data_dir: str | None) -> tuple[str, ...
 
 
 def named_classes(data_set: DataSet, source: Source, data_dir: str | None) -> DataSet:
-    """The data set with its class names: its own, or those that the data carry or have beside them.
+    """Adds class names to a data set: those of its description, of the data, or of a file beside them.
 
     Raises:
-        ValueError: nobody knows them, there are not as many as labels, or they do not go with the data's own; see
+        ValueError: they are unknown, do not match the number of labels, or contradict the data's own; see
             [`check_class_names`].
     """
     if data_set.task == "retrieval":
@@ -126,7 +127,7 @@ def named_classes(data_set: DataSet, source: Source, data_dir: str | None) -> Da
 
 
 def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
-    """What makes a target of a value of the data set's target column."""
+    """Makes the function from a value of the target column to a target."""
     if data_set.task == "retrieval":
         return Captions(data_set.caption_form)
     if data_set.metric == "map_11_points":
@@ -143,7 +144,7 @@ def eval_loader(
     batch_size: int,
     num_workers: int,
 ) -> DataLoader:
-    """One pass over this process's part of a split."""
+    """Makes the loader of one pass over this process's part of a split."""
     process = Reader(accelerator.process_index, accelerator.num_processes)
     stream = EvalStream(
         source,

@@ -1,19 +1,19 @@
-r"""MAE's linear probe: a linear classifier that LARS trains on augmented images, behind a tower that stays as it is.
+r"""MAE's linear probe: a linear classifier trained by LARS on augmented images, on top of a frozen tower.
 
-Figures are those of MAE's Table 10 (He et al., CVPR 2022, arXiv 2111.06377) and FLIP's Table 11, which follows it; what
-neither prints is that of MAE's repository (main_linprobe.py; its FINETUNE.md finds 50 epochs enough for ViT-L and H).
-Every epoch encodes other crops of the images: on features that were extracted once, LARS would only be another way to
-the classifier that CLIP's probe finds (`probe.py`), and no figure would compare with MAE's.
+Values are from MAE's Table 10 (He et al., CVPR 2022, arXiv 2111.06377) and FLIP's Table 11, which follows it, and where
+neither has them from MAE's repository (main_linprobe.py; its FINETUNE.md finds 50 epochs enough for ViT-L and H).
+Every epoch encodes new crops of the images: on features extracted once, LARS would only be another way to the
+classifier that CLIP's probe finds (`probe.py`), and no figure would compare with MAE's.
 
-What differs: crops are torchvision's, which draws again where a box does not fit and MAE's code cuts it; BatchNorm sees
-the whole batch, not each GPU's 512 samples, and is tested with the mean of all steps' statistics, not of the last ones,
-for the tower does not move; the head is in float32, and the tower in the evaluation's precision.
+Differences: crops are torchvision's, which redraws a box that does not fit where MAE's code clips it; BatchNorm sees
+the whole batch, not each GPU's 512 samples, and is tested with the mean of all steps' statistics instead of the
+latest, as the tower is frozen; the head is in float32, and the tower in the evaluation's precision.
 
-It is a recipe for ImageNet. LARS moves the weights by a fraction of their size each step, which adds up to
-`base_lr * epochs * images` whatever the batch: see [`reach`]. On small data the rate or the epochs must rise; the bias,
-which takes plain steps, bears a larger rate only with smaller batches.
+The recipe is made for ImageNet. LARS moves the weights by a fraction of their norm each step, which adds up to
+`base_lr * epochs * images` for any batch size: see [`reach`]. On small data the rate or the epochs must rise; the bias,
+which takes plain steps, tolerates a larger rate only with smaller batches.
 
-Letters: N samples, B of a batch, C classes, D width.
+Letters: N samples, B per batch, C classes, D width.
 """
 
 import logging
@@ -48,12 +48,13 @@ logger = logging.getLogger(__name__)
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
 HEAD_STD = 0.01
-MOMENTUM, TRUST_COEFFICIENT = 0.9, 1e-3
-# ImageNet's is 225 with MAE's figures and 22 with FLIP's; of scikit-learn's digits, a reach of 2.5 left a tenth of the
-# accuracy behind and one of 12 nothing.
+MOMENTUM = 0.9
+TRUST_COEFFICIENT = 1e-3
+# ImageNet's is 225 with MAE's values and 22 with FLIP's; on scikit-learn's digits, a reach of 2.5 lost a tenth of the
+# accuracy and one of 12 nothing.
 SMALL_REACH = 10
 
-_MAE = FineTuneOptions(  # a fine-tuning in which the head alone learns; what is of AdamW is not read
+_MAE = FineTuneOptions(  # a fine-tuning of the head alone; AdamW's options are unused
     epochs=90,
     batch_size=16384,
     base_lr=0.1,
@@ -72,27 +73,27 @@ PROBE_RECIPES = {"mae": _MAE, "flip": replace(_MAE, base_lr=0.01)}
 
 
 def features_of(encoder: Encoder, recipe: str) -> Encode:
-    """What a recipe reads of images: `mae` the class token, as MAE's code (`--cls_token`), though no loss trained it;
-    `flip` the feature that the tower pools, which the contrast trained. FLIP's paper does not say.
+    """Returns the encoding that a recipe probes: for `mae` the class token, as MAE's code (`--cls_token`), though no
+    loss trained it; for `flip` the pooled feature, which the contrastive loss trained. FLIP's paper does not say.
     """
     return {"mae": encoder.class_token, "flip": encoder.trunk}[recipe]
 
 
 def reach(options: FineTuneOptions, samples: int) -> float:
-    """How far all steps of one direction would move the weights, in multiples of their size.
+    """Returns how far all steps in one direction would move the weights, in multiples of their norm.
 
-    The sum of the learning rates, half of the peak in the mean, through momentum, times LARS' trust coefficient.
+    That is the sum of the learning rates (on average half the peak), through momentum, times LARS' trust coefficient.
 
     Args:
-        options: of the probe.
-        samples: of whole batches in an epoch.
+        options: the probe's options.
+        samples: samples of whole batches in an epoch.
     """
     rates = options.base_lr * options.epochs * samples / 256 / 2
     return rates * TRUST_COEFFICIENT / (1 - MOMENTUM)
 
 
 def make_head(width: int, num_classes: int, seed: int) -> nn.Sequential:
-    """(B, D) to logits (B, C): BatchNorm without weights, and a linear layer; the same on every process."""
+    """Makes the head from (B, D) to logits (B, C): BatchNorm without weights, then a linear layer; same on all."""
     linear = nn.Linear(width, num_classes)
     nn.init.trunc_normal_(linear.weight, std=HEAD_STD, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(linear.bias)
@@ -100,11 +101,11 @@ def make_head(width: int, num_classes: int, seed: int) -> nn.Sequential:
 
 
 def _batches(loader: Any, encode: Encode, share: int, accelerator: Accelerator) -> Iterator[list[torch.Tensor]]:
-    """Features (B, D), float32, and labels (B) of whole batches over all processes, the same on each.
+    """Yields features (B, D), float32, and labels (B) of whole batches over all processes, the same on each.
 
     Args:
-        loader: of parts that divide this process's `share` of a batch; a batch of images would not fit into memory.
-        encode: images to features.
+        loader: parts that divide this process's `share` of a batch; a whole batch of images would not fit into memory.
+        encode: turns images into features.
         share: B divided by the number of processes.
         accelerator: the processes.
     """
@@ -120,13 +121,13 @@ def _batches(loader: Any, encode: Encode, share: int, accelerator: Accelerator) 
 def train_head(
     head: nn.Module, encode: Encode, loader: Any, samples: int, options: FineTuneOptions, accelerator: Accelerator
 ) -> float:
-    """Trains the head, each process the same one on all features, and returns the last epoch's mean loss.
+    """Trains the head, the same on each process with all features, and returns the last epoch's mean loss.
 
     Args:
         head: from [`make_head`], on the device.
-        encode: images (B, 3, S, S) to features (B, D).
-        loader: from `make_train_loader`, of parts of batches.
-        samples: of whole batches in an epoch.
+        encode: turns images (B, 3, S, S) into features (B, D).
+        loader: from `make_train_loader`, with parts of batches.
+        samples: samples of whole batches in an epoch.
         options: epochs, batch size, learning rates.
         accelerator: the processes; each must call this.
 
@@ -135,7 +136,8 @@ def train_head(
     """
     optimizer = Lars(head.parameters(), lr=0.0, momentum=MOMENTUM, trust_coefficient=TRUST_COEFFICIENT)
     losses: list[float] = []
-    total, share = options.epochs * samples, options.batch_size // accelerator.num_processes
+    total = options.epochs * samples
+    share = options.batch_size // accelerator.num_processes
     head.train()
     with tqdm(total=total, desc="linear probe", unit=" images", disable=not accelerator.is_main_process) as bar:
         for epoch in range(options.epochs):
@@ -161,11 +163,11 @@ def train_head(
 
 @torch.no_grad()
 def score(head: nn.Module, encode: Encode, loader: Any, count: int, accelerator: Accelerator) -> np.ndarray:
-    """Logits (N, C) of all samples, in their order, on every process.
+    """Computes logits (N, C) of all samples, in their order, on every process.
 
     Args:
-        head: trained.
-        encode: images (B, 3, S, S) to features (B, D).
+        head: the trained head.
+        encode: turns images (B, 3, S, S) into features (B, D).
         loader: from `make_test_loader`.
         count: N.
         accelerator: the processes; each must call this.
@@ -181,12 +183,12 @@ def score(head: nn.Module, encode: Encode, loader: Any, count: int, accelerator:
 
 @dataclass(frozen=True)
 class MaeProbe:
-    """What [`mae_probe`] found.
+    """The result of [`mae_probe`].
 
     Attributes:
-        scores: (N, C), of the test set.
+        scores: (N, C), logits of the test set.
         labels: (N,), its classes.
-        refused: what could not be used of both splits, by reason.
+        refused: unusable samples of both splits, by reason.
         details: the recipe, and the last epoch's mean loss.
     """
 
@@ -200,9 +202,9 @@ def _check_reach(options: FineTuneOptions, samples: int) -> None:
     found = reach(options, samples)
     if found < SMALL_REACH:
         logger.warning(
-            "The probe's recipe is made for ImageNet: its %d epochs of %d images move the weights by %.2g of their "
-            "size at most, and may end far from what can be learned. Give --epochs or --train_base_lr that together "
-            "are %.0f times as large; with a larger rate also a smaller --train_batch_size.",
+            "The probe's recipe is made for ImageNet: its %d epochs of %d images move the weights by at most %.2g of "
+            "their norm, and may end far from the optimum. Increase --epochs or --train_base_lr, together %.0f times; "
+            "with a larger rate also use a smaller --train_batch_size.",
             options.epochs,
             samples,
             found,
@@ -211,10 +213,10 @@ def _check_reach(options: FineTuneOptions, samples: int) -> None:
 
 
 def _in_parts(options: FineTuneOptions, largest: int, processes: int) -> FineTuneOptions:
-    """The options of loaders whose batches, of at most `largest` images a process, divide the probe's.
+    """Returns options for loaders with batches of at most `largest` images per process that divide the probe's.
 
     Raises:
-        ValueError: there is no such number.
+        ValueError: the processes do not divide the batch.
     """
     share, left = divmod(options.batch_size, processes)
     if left:
@@ -227,15 +229,20 @@ def mae_probe(subject: Subject) -> MaeProbe:
     """Trains a probe on the training split and scores the test split; a validation split is not needed.
 
     Raises:
-        ValueError: a split has no usable image of one class, the training split makes no batch, the processes do not
-            divide it, or a loss is not finite.
+        ValueError: a split has no usable image of one class, the training split does not fill a batch, the processes do
+            not divide it, or a loss is not finite.
     """
-    encoder, accelerator, asked = subject.encoder, subject.accelerator, subject.options
-    encode, refused = features_of(encoder, asked.probe), Counter[str]()
+    encoder = subject.encoder
+    accelerator = subject.accelerator
+    asked = subject.options
+    encode = features_of(encoder, asked.probe)
+    refused = Counter[str]()
     options = changed_recipe(PROBE_RECIPES[asked.probe], subject, warmup=1 / 5)
     parts = _in_parts(options, asked.batch_size, accelerator.num_processes)
-    train, test = read_samples(subject, "train", refused), read_samples(subject, "test", refused)
-    samples, classes = count_samples(train, options), len(subject.class_names)
+    train = read_samples(subject, "train", refused)
+    test = read_samples(subject, "test", refused)
+    samples = count_samples(train, options)
+    classes = len(subject.class_names)
     if accelerator.is_main_process:
         _check_reach(options, samples)
 

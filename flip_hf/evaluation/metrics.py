@@ -1,7 +1,7 @@
-"""The metrics of CLIP's and FLIP's tables as modules of `evaluate`, by the names that data sets ask for them.
+"""The metrics of CLIP's and FLIP's tables as modules of `evaluate`, under the names that data sets use.
 
 They are classes of this package: `METRICS["accuracy"]().compute(predictions=scores, references=labels)` needs no
-`evaluate.load` and no network. What they compute, ties included, is said in `scoring.py`.
+`evaluate.load` and no network. `scoring.py` defines what they compute, including ties.
 """
 
 import inspect
@@ -20,15 +20,17 @@ from flip_hf.evaluation.scoring import (
     top_k_accuracy,
 )
 
-ROWS, CLASS, CLASSES = List(Value("float64")), Value("int64"), List(Value("int64"))
+ROWS = List(Value("float64"))
+CLASS = Value("int64")
+CLASSES = List(Value("int64"))
 
 
 class ArrayMetric(evaluate.Metric):
-    """A metric of `evaluate` whose inputs stay arrays.
+    """Base class of `evaluate` metrics whose inputs stay arrays.
 
     `evaluate` itself writes all inputs to an Arrow file and reads them back as Python lists: some 40 times the time,
-    and gigabytes, for ImageNet's 50,000 x 1,000 scores. `compute(predictions=..., references=...)` does without; what
-    `add` and `add_batch` collect goes that way still, through `cache_dir`.
+    and gigabytes, for ImageNet's 50,000 x 1,000 scores. `compute(predictions=..., references=...)` avoids that; what
+    `add` and `add_batch` collect still goes that way, through `cache_dir`.
     """
 
     inputs: Features
@@ -38,11 +40,11 @@ class ArrayMetric(evaluate.Metric):
         return evaluate.MetricInfo(description=description, citation="", features=self.inputs)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, float] | None:
-        """The metric, in [0, 1].
+        """Computes the metric, in [0, 1].
 
         Args:
-            predictions, references: arrays, or what makes one; see the module. None for what was added before.
-            kwargs: what the module takes besides.
+            predictions, references: arrays or array-likes; see each metric. None for what was added before.
+            kwargs: further inputs of the metric.
         """
         if predictions is None or references is None or len(self):
             return super().compute(predictions=predictions, references=references, **kwargs)
@@ -52,7 +54,7 @@ class ArrayMetric(evaluate.Metric):
         return self.measure(np.asarray(predictions), np.asarray(references), **kwargs)
 
     def measure(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        """The metric of arrays."""
+        """Computes the metric of arrays."""
         raise NotImplementedError
 
 
@@ -66,7 +68,7 @@ class Accuracy(ArrayMetric):
 
 
 class MeanTop1Top5(ArrayMetric):
-    """The mean of top-1 and top-5 accuracy, `mean_top1_top5`, of scores (N, C) and labels (N,): Kinetics700's."""
+    """The mean of top-1 and top-5 accuracy, `mean_top1_top5`, of scores (N, C) and labels (N,), as for Kinetics700."""
 
     inputs = Features(predictions=ROWS, references=CLASS)
 

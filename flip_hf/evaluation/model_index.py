@@ -1,4 +1,4 @@
-"""A card's model-index: figures as the Hub reads them. It imports nothing that only measuring takes."""
+"""A card's model-index: results as the Hub reads them. It imports nothing that only evaluation needs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ CARD_METRICS = ("top1", "top5", "mean_per_class", "map_11_points", "roc_auc")
 
 
 def task_name(result: Result) -> str:
-    """The task, and by whose recipe where there are several."""
+    """Returns the task's name, with the recipe where there are several."""
     return f"{result.task} ({result.details['probe']})" if "probe" in result.details else result.task
 
 
 def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalResult]:
-    """Entries of a model-index: of each result the figures that tables usually have."""
+    """Makes the entries of a model-index, with the metrics that tables usually have."""
     described = {data_set.name: data_set for data_set in data_sets}
     entries = []
     for result in results:
@@ -33,7 +33,7 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
                 EvalResult(
                     task_type=HUB_TASKS[result.task],
                     task_name=task_name(result),
-                    # Of data of one's own the path says nothing to others.
+                    # The path of a user's own data means nothing to others.
                     dataset_type=known.path if known and known.path and known.sources else result.data_set,
                     dataset_name=result.title,
                     dataset_config=known.config if known else None,
@@ -47,14 +47,14 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
 
 
 def read_eval_results(report: dict[str, Any]) -> list[EvalResult]:
-    """Entries of a model-index from a written report; of data sets that are not registered, without their split."""
+    """Makes the entries of a model-index from a written report; unregistered data sets lack their split."""
     results = [Result(**each) for each in report["results"]]
     names = {result.data_set for result in results} & set(all_data_sets())
     return eval_results(results, [data_set(name) for name in names])
 
 
 def write_card(folder: Path, entries: list[EvalResult]) -> None:
-    """Puts entries into the card of a model folder, in place of older ones of the same figures; others stay."""
+    """Writes entries into the card of a model folder, replacing older ones of the same metrics and no others."""
     path = folder / "README.md"
     card = (
         ModelCard.load(path)

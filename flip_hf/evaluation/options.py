@@ -1,4 +1,4 @@
-"""What scripts/evaluate.py can be told."""
+"""The options of scripts/evaluate.py."""
 
 import sys
 from dataclasses import dataclass
@@ -25,71 +25,77 @@ _BATCH = integer(1, 2**20)
 
 @dataclass
 class EvaluationOptions:
-    """What is measured, on what, and how."""
+    """Options of an evaluation: tasks, data, settings."""
 
     tasks: list[str] = option(["zero-shot"], f"any of {', '.join(TASKS)}", choices=TASKS)
     datasets: list[str] = option([], "names or groups of known data sets; --list shows them")
     data_dir: str | None = option(None, "folder of local copies, one folder a data set")
     data: str | None = option(None, "data of your own: a folder, tar or parquet files, lists, or a Hub id")
-    config: str | None = option(None, "its configuration, on the Hub or in a folder with a card")
-    train_split: str = option("train", "its split to train probes on")
-    validation_split: str | None = option(None, "its split to choose by; held out of the training split if not given")
-    test_split: str = option("test", "its split to measure on")
-    image_column: str | None = option(None, "its image column; found by its usual names if not given")
-    label_column: str | None = option(None, "its column of labels: indices or names; found if not given")
-    caption_column: str | None = option(None, "of retrieval: its column of captions; found if not given")
+    config: str | None = option(None, "configuration of --data, on the Hub or in a folder with a card")
+    train_split: str = option("train", "split of --data to train probes on")
+    validation_split: str | None = option(
+        None, "split of --data for model selection; held out of the training split if not given"
+    )
+    test_split: str = option("test", "split of --data to measure on")
+    image_column: str | None = option(None, "image column of --data; found by its usual names if not given")
+    label_column: str | None = option(None, "label column of --data: indices or names; found if not given")
+    caption_column: str | None = option(None, "retrieval: caption column of --data; found if not given")
     caption_form: str = option(
         "text",
-        "of retrieval: what a text of it is: text (one caption), lines (one a line) or json (a list)",
+        "retrieval: form of a value of that column: text (one caption), lines (one a line) or json (a list)",
         choices=CAPTION_FORMS,
     )
-    class_names: str | None = option(None, "file with its class names, one a line, in the order of the labels")
+    class_names: str | None = option(
+        None, "file with the class names of --data, one a line, in the order of the labels"
+    )
     text_labels: str | None = option(
-        None, "what labels written as texts are, where class names are numbers: index or name", choices=TEXTS
+        None, "meaning of labels written as text where class names are numbers: index or name", choices=TEXTS
     )
-    metric: str = option("accuracy", f"of its classes: {', '.join(CLASS_METRICS)}", choices=CLASS_METRICS)
+    metric: str = option("accuracy", f"metric of --data with labels: {', '.join(CLASS_METRICS)}", choices=CLASS_METRICS)
     templates: list[str] = option(
-        [], "prompts about classes: clip_1, clip_7, clip_80, or templates; each data set's own if not given"
+        [], "prompts for classes: clip_1, clip_7, clip_80, or templates; each data set's own if not given"
     )
-    batch_size: int = option(128, "images encoded at once, by each process", _BATCH)
+    batch_size: int = option(128, "images encoded at once by each process", _BATCH)
     num_workers: int | None = option(
-        None, "loader processes of each process; by the cores if not given", integer(0, 1024)
+        None, "data loader workers per process; chosen by the number of cores if not given", integer(0, 1024)
     )
     precision: str = option("fp32", "fp32 or bf16", choices=("fp32", "bf16"))
     mask_ratio: float = option(
         0.5,
-        "of masked: the fraction of patches that a view does not see",
+        "masked: fraction of patches dropped from a view",
         number(0, 1, open_low=True, open_high=True, says="is a fraction between 0 and 1, {range}"),
     )
     shots: list[int] = option(
         [1, 2, 4, 8, 16],
-        "of few-shot: training images a class",
-        integer(1, 1_000_000, says="are numbers of images a class, {range}"),
+        "few-shot: training images per class",
+        integer(1, 1_000_000, says="are numbers of images per class, {range}"),
     )
-    repeats: int = option(3, "of few-shot: draws of training images", integer(1, 1_000_000))
+    repeats: int = option(3, "few-shot: number of draws of training images", integer(1, 1_000_000))
     probe: str = option(
         "clip",
-        "of linear-probe: clip (L-BFGS on features), mae (LARS on augmented images) or flip (likewise, with its rate)",
+        "linear-probe: clip (L-BFGS on features), mae (LARS on augmented images) or flip (the same, at FLIP's rate)",
         choices=PROBES,
     )
     recipe: str | None = option(
-        None, "of fine-tune: mae_b, mae_l, mae_h or flip; by the size if not given", choices=FINE_TUNE_RECIPES
+        None, "fine-tune: mae_b, mae_l, mae_h or flip; chosen by the size if not given", choices=FINE_TUNE_RECIPES
     )
     epochs: int | None = option(
-        None, "of fine-tune and the probes mae and flip; the recipe's if not given", integer(1, 1_000_000)
+        None, "fine-tune and the probes mae and flip: epochs; the recipe's if not given", integer(1, 1_000_000)
     )
-    train_batch_size: int | None = option(None, "of the same, over all processes; the recipe's if not given", _BATCH)
+    train_batch_size: int | None = option(
+        None, "the same tasks: batch size over all processes; the recipe's if not given", _BATCH
+    )
     train_base_lr: float | None = option(
-        None, "of the same, for 256 samples; the recipe's if not given", number(0, 1000)
+        None, "the same tasks: learning rate for 256 samples; the recipe's if not given", number(0, 1000)
     )
-    seed: int = option(0, "of draws, masks and splits", SEED)
+    seed: int = option(0, "seed of draws, masks and splits", SEED)
     output_dir: str | None = option(None, "folder of the results; evaluation/ in a model folder, else below runs/")
     card: bool = option(False, "write the results into the model folder's card, as a model-index")
 
     def __post_init__(self):
         check_options(self)
-        require(bool(self.tasks), f"--tasks: there is no task; choose from {', '.join(TASKS)}.")
-        require(bool(self.shots), "--shots needs at least one number of images a class.")
+        require(bool(self.tasks), f"--tasks is empty; choose from {', '.join(TASKS)}.")
+        require(bool(self.shots), "--shots needs at least one number of images per class.")
         require(
             bool(self.datasets) or self.data is not None,
             "Name known data sets with --datasets, or data of your own with --data.",
@@ -97,7 +103,7 @@ class EvaluationOptions:
         is_retrieval = self.tasks == ["retrieval"]
         for name, other in (("label_column", "caption_column"), ("caption_column", "label_column")):
             misplaced = getattr(self, name) is not None and is_retrieval == (name == "label_column")
-            require(not misplaced, f"--{name} is of other tasks; for {' '.join(self.tasks)} it is --{other}.")
+            require(not misplaced, f"--{name} is for other tasks; for {' '.join(self.tasks)} use --{other}.")
         if self.templates:
             try:
                 resolve_templates(self.templates[0] if len(self.templates) == 1 else self.templates)
@@ -105,10 +111,10 @@ class EvaluationOptions:
                 raise OptionError(f"--templates: {error}") from None
 
     def data_sets(self) -> list[DataSet]:
-        """The known data sets that were named, and one's own.
+        """Returns the known data sets that were named, and the user's own.
 
         Raises:
-            ValueError: a name is not known, or a task fits none of them.
+            ValueError: a name is unknown, or a task fits none of them.
         """
         chosen = [data_set(name) for name in data_set_names(self.datasets)]
         if self.data is not None:
@@ -116,11 +122,11 @@ class EvaluationOptions:
         for task in self.tasks:
             if not any(fits(task, each) for each in chosen):
                 kind = "retrieval" if task == "retrieval" else "classification"
-                raise ValueError(f"The task {task} needs data for {kind}; of what was named, nothing is.")
+                raise ValueError(f"The task {task} needs data for {kind}, and none was named.")
         return chosen
 
     def _own_data(self, path: str) -> DataSet:
-        from flip_hf.evaluation.loading import read_class_names  # which imports what reads data
+        from flip_hf.evaluation.loading import read_class_names  # here, since it imports all that reads data
 
         is_retrieval = self.tasks == ["retrieval"]
         splits = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
@@ -145,12 +151,12 @@ class EvaluationOptions:
 
 
 def fits(task: str, data_set: DataSet) -> bool:
-    """Whether a task can be done with a data set at all."""
+    """Returns whether a data set is suitable for a task."""
     return (task == "retrieval") == (data_set.task == "retrieval")
 
 
 def list_data_sets() -> None:
-    """Prints what is known, a line a data set."""
+    """Prints the known data sets, one a line."""
     for name in all_data_sets():
         known = data_set(name)
         where = known.path or "not on the Hub"
@@ -158,11 +164,11 @@ def list_data_sets() -> None:
 
 
 def parse_command(argv: list[str]) -> tuple[str, EvaluationOptions]:
-    """Reads the command line: MODEL, then options.
+    """Parses the command line: MODEL, then options.
 
     Raises:
-        OptionError: there is no MODEL, or an option is unknown, or its value is of another type or out of range.
-        ValueError: a data set or group is not known.
+        OptionError: MODEL is missing, or an option is unknown, or has a value of another type or out of range.
+        ValueError: a data set or group is unknown.
     """
     require("--list" not in argv, "--list stands alone: it lists the known data sets.")
     model, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
@@ -172,22 +178,22 @@ def parse_command(argv: list[str]) -> tuple[str, EvaluationOptions]:
             "Name the model first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a FLIP vision tower."
         )
     if options.card and not Path(model).is_dir():
-        raise OptionError(f"--card writes into a model folder, and {model} is none.")
+        raise OptionError(f"--card writes into a model folder, and {model} is not one.")
     data_set_names(options.datasets)
     return model, options
 
 
 def parse_options(argv: list[str]) -> EvaluationOptions:
-    """Reads the command line after the model's name.
+    """Parses the command line after the model's name.
 
     Raises:
-        OptionError: an option is unknown, or its value is of another type or out of range.
+        OptionError: an option is unknown, or has a value of another type or out of range.
     """
     parser = OptionsParser(
         [EvaluationOptions],
         prog=Path(sys.argv[0]).name,
         usage="%(prog)s MODEL [--OPTION VALUE ...]",
-        description="Measures MODEL, which stands first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a "
+        description="Evaluates MODEL, the first argument: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a "
         "FLIP vision tower. `--list` alone lists the known data sets.",
     )
     (options,) = parser.parse(argv)

@@ -1,4 +1,4 @@
-"""What papers report, to lay beside a model's own figures."""
+"""Published results, to compare a model's own with."""
 
 from functools import cache
 from importlib import resources
@@ -12,13 +12,13 @@ def _rows() -> list[dict]:
 
 
 def published(task: str = "zero_shot") -> dict[str, dict[str, float]]:
-    """Published figures of a task: `{model: {data set: figure}}`, in [0, 1].
+    """Returns the published results of a task, `{model: {data set: value}}`, in [0, 1].
 
     Args:
         task: `zero_shot`, `text_retrieval` or `image_retrieval` (recall at 1), `linear_probe`, `fine_tuning`.
 
     Raises:
-        ValueError: there is no such task in `papers.yaml`, which also says the source of every figure.
+        ValueError: there is no such task in `papers.yaml`, which also gives the source of every value.
     """
     figures: dict[str, dict[str, float]] = {}
     for row in _rows():

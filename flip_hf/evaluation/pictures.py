@@ -1,4 +1,4 @@
-"""Which pictures belong to which results; how they are drawn is in `plots.py`."""
+"""The pictures that belong to results; `plots.py` draws them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,12 +16,12 @@ from flip_hf.evaluation.result import Result
 
 
 def draw(results: Iterable[Result], folder: Path, model: str) -> list[Path]:
-    """Draws what there is to see, and returns the files.
+    """Draws the pictures of results, and returns the files.
 
     Args:
-        results: of one model.
-        folder: of the pictures; it exists.
-        model: its name.
+        results: results of one model.
+        folder: existing folder for the pictures.
+        model: the model's name.
     """
     results = list(results)
     files = []
@@ -51,7 +51,7 @@ def draw(results: Iterable[Result], folder: Path, model: str) -> list[Path]:
 
 
 def _draw_probes(results: list[Result], path: Path) -> None:
-    """The probes of one data set: of each figure the split is said that it was measured on, and how many samples."""
+    """Draws the probes of one data set, naming for each value the split and the number of samples."""
     by_task = {result.task: result for result in results}
     linear, few, zero_shot = (by_task.get(task) for task in ("linear-probe", "few-shot", "zero-shot"))
     sweep = None
@@ -69,9 +69,12 @@ def _draw_probes(results: list[Result], path: Path) -> None:
 
 
 def _retrieved(material: dict[str, Any]) -> dict[str, tuple[list[Any], list[list[tuple[Any, bool]]]]]:
-    """Queries of each kind and their best answers, evenly from the whole data set."""
-    pictures, captions, image_of_text = material["pictures"], material["captions"], material["image_of_text"]
-    by_text, by_image = material["best_images"], material["best_texts"]
+    """Collects queries of each kind and their best answers, evenly from the whole data set."""
+    pictures = material["pictures"]
+    captions = material["captions"]
+    image_of_text = material["image_of_text"]
+    by_text = material["best_images"]
+    by_image = material["best_texts"]
     of_texts = [[(pictures[i], i == image_of_text[text]) for i in best] for text, best in by_text.items()]
     of_images = [[(captions[t], image_of_text[t] == image) for t in best] for image, best in by_image.items()]
     return {

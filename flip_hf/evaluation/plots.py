@@ -1,7 +1,7 @@
-"""Pictures of results, written beside the figures themselves; all of them can be read in grey.
+"""Plots of results; all of them are readable in greyscale.
 
-Every function writes a file of the kind that the path's suffix names, and returns the figure. Shares and accuracies
-come in [0, 1] and are shown in percent.
+Every function writes a file, in the format of the path's suffix, and returns the figure. Shares and accuracies are in
+[0, 1] and shown in percent.
 """
 
 import textwrap
@@ -25,9 +25,10 @@ DPI = 120
 MARKERS = "osD^vP*X"
 # Above this many classes a confusion matrix has no numbers in its cells.
 MAX_NUMBERED_CLASSES = 20
-# Inches: the side of a confusion matrix at most, and what a label takes of it.
-MAX_MATRIX, LABEL = 9.0, 0.115
-# Letters of a class's name.
+# Inches: the largest side of a confusion matrix, and the space for a label.
+MAX_MATRIX = 9.0
+LABEL = 0.115
+# Letters shown of a class's name.
 MAX_NAME = 24
 
 
@@ -35,12 +36,12 @@ def try_picture(path: str | Path, option: str) -> None:
     """Checks that a picture can be written to a file, by its name and its folder.
 
     Raises:
-        ValueError: it cannot; the message names the option.
+        ValueError: it cannot be written; the message names the option.
     """
     formats = FigureCanvasBase.get_supported_filetypes()
     suffix = Path(path).suffix.lower()[1:]
     if suffix and suffix not in formats:  # without one, Matplotlib writes a PNG
-        raise ValueError(f"{option} {path}: a picture is one of {', '.join(sorted(formats))}, not {suffix}.")
+        raise ValueError(f"{option} {path}: pictures are written as {', '.join(sorted(formats))}, not {suffix}.")
     try_file(path, option)
 
 
@@ -52,7 +53,7 @@ def _percent(what: str, values: Mapping[Any, float]) -> dict[Any, float]:
 
 
 def _save(figure: Figure, path: str | Path) -> Figure:
-    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.1)  # no label is cut, however long
+    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.1)  # so that no label is cut off
     return figure
 
 
@@ -63,13 +64,13 @@ def plot_zero_shot_bars(
     chance: Mapping[str, float] | None = None,
     label: str = "this model",
 ) -> Figure:
-    """Draws a bar a data set, with papers' figures as markers.
+    """Draws one bar per data set, with papers' results as markers.
 
     Args:
-        results: a model's figure on each data set, in the order of the picture from above.
-        papers: other models' figures, see [`papers.published`]; data sets without a result are left out.
-        path: the picture's file.
-        chance: what guessing reaches on each data set.
+        results: a model's result on each data set, from top to bottom.
+        papers: other models' results, see [`papers.published`]; data sets without a result are left out.
+        path: the file to write.
+        chance: chance level on each data set.
         label: the model's name in the legend.
     """
     if not results:
@@ -105,10 +106,10 @@ def plot_zero_shot_bars(
 
 
 def _draw_papers(axes: Axes, papers: Mapping[str, Mapping[str, float]], places: Mapping[str, int]) -> None:
-    """Markers on the bars at `places`, each paper's on a lane of its own: close figures stay apart."""
+    """Draws markers on the bars at `places`, each paper in its own lane so that close values stay apart."""
     lanes = np.linspace(-0.27, 0.27, len(papers))
     for number, (lane, (model, row)) in enumerate(zip(lanes, papers.items(), strict=True)):
-        filled = (number + number // len(MARKERS)) % 2 == 0  # the second time round, the other way
+        filled = (number + number // len(MARKERS)) % 2 == 0  # inverted the second time round
         axes.plot(
             list(row.values()),
             [places[name] + lane for name in row],
@@ -124,16 +125,17 @@ def _draw_papers(axes: Axes, papers: Mapping[str, Mapping[str, float]], places: 
 
 
 def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str | Path) -> Figure:
-    """Draws which classes are taken for which; with many classes, the picture stays one page and names every few.
+    """Draws a confusion matrix; with many classes it stays one page and names only every few.
 
     Args:
-        counts: (C, C), samples of a class (row) that were taken for a class (column).
+        counts: (C, C), samples of a class (row) that were predicted as a class (column).
         class_names: C names.
         path: the picture's file.
     """
     if counts.shape != (len(class_names), len(class_names)):
         raise ValueError(f"Expected counts (C, C) of {len(class_names)} classes, got {counts.shape}.")
-    num_classes, total = len(class_names), counts.sum()
+    num_classes = len(class_names)
+    total = counts.sum()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
     side = min(MAX_MATRIX, max(3.5, 0.5 * num_classes))
     figure = Figure(figsize=(side + 2.4, side + 1.6), layout="constrained")
@@ -161,19 +163,22 @@ def plot_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: 
 def _number_cells(axes: Axes, shares: np.ndarray) -> None:
     for row, column in np.argwhere(shares > 0):
         share = shares[row, column]
-        text, colour = f"{100 * share:.0f}" if share >= 0.01 else "<1", "white" if share > 0.3 else "black"
+        text = f"{100 * share:.0f}" if share >= 0.01 else "<1"
+        colour = "white" if share > 0.3 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def _draw_cell(axes: Axes, content: Any, right: bool | None) -> None:
-    """An image or a text in a square frame: a query (None) without one, a right answer with a thick one and a tick."""
+    """Draws an image or a text in a square frame: none for a query (None), thick with a tick for a right answer."""
     axes.set_axis_off()
     if isinstance(content, str):
         lines = textwrap.wrap(content, 22, max_lines=8, placeholder=" …")
         axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=7.5, parse_math=False)
     else:
         pixels = np.asarray(content.convert("RGB") if isinstance(content, Image.Image) else content)
-        height, width = 0.46 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])  # a white rim shows frames on black
+        height, width = (
+            0.46 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
+        )  # a white rim makes frames visible on black
         axes.imshow(pixels, cmap="gray", extent=(0.5 - width, 0.5 + width, 0.5 - height, 0.5 + height))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     if right is None:
@@ -188,16 +193,18 @@ def _draw_cell(axes: Axes, content: Any, right: bool | None) -> None:
 def plot_retrieval_grid(
     queries: Sequence[Any], results: Sequence[Sequence[tuple[Any, bool]]], path: str | Path
 ) -> Figure:
-    """Draws queries and what they found, a row a query; right answers have a thick frame and a tick.
+    """Draws queries and their answers, one row per query; right answers have a thick frame and a tick.
 
     Args:
         queries: texts, or images: PIL images or arrays (H, W, 3).
-        results: for each query its best answers, best first, five of them say: a text or an image, and whether it is
+        results: the best answers of each query, for example five, best first: a text or an image, and whether it is
             right.
         path: the picture's file.
     """
     if len(queries) != len(results) or not queries:
-        raise ValueError(f"Expected one list of results a query, got {len(queries)} queries and {len(results)} lists.")
+        raise ValueError(
+            f"Expected one list of results per query, got {len(queries)} queries and {len(results)} lists."
+        )
     columns = max(len(row) for row in results)
     figure = Figure(figsize=(1.55 * (columns + 1), 0.35 + 1.55 * len(queries)), layout="constrained")
     grid = figure.subplots(len(queries), columns + 1, squeeze=False)
@@ -214,10 +221,10 @@ def plot_retrieval_grid(
 
 @dataclass(frozen=True)
 class Sweep:
-    """The search for a linear probe's strength, and what came of it.
+    """The search for a linear probe's regularisation, and its result.
 
     Attributes:
-        accuracies: by the strength λ of the L2 penalty.
+        accuracies: accuracy by strength λ of the L2 penalty.
         searched_on: the split that they were measured on and its size, in words.
         tested: the accuracy of the classifier with the best strength.
         tested_on: the split that it was measured on and its size, in words.
@@ -236,11 +243,11 @@ def plot_probe_curves(
     path: str | Path,
     few_shot_on: str = "test",
 ) -> Figure:
-    """Draws a linear probe's accuracy over its regularisation, and over examples a class.
+    """Draws a linear probe's accuracy over its regularisation, and over examples per class.
 
     Args:
-        linear: the search for its strength, and its test.
-        few_shot: accuracies of several draws of examples, by examples a class.
+        linear: the search for its regularisation, and its test.
+        few_shot: accuracies of several draws of examples, by examples per class.
         zero_shot: the same model's zero-shot accuracy, beside the few-shot ones.
         path: the picture's file.
         few_shot_on: the split that few-shot and zero-shot accuracies were measured on and its size, in words.
@@ -257,7 +264,7 @@ def plot_probe_curves(
         panels[-1].set_ylabel(f"accuracy (%), higher is better\n{few_shot_on}")
     for panel in panels:
         panel.grid(color="0.9")
-        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)  # it covers no point
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)  # covers no point
     return _save(figure, path)
 
 
@@ -280,7 +287,8 @@ def _draw_sweep(panel: Axes, linear: Sweep) -> None:
 def _draw_shots(panel: Axes, few_shot: Mapping[int, Sequence[float]], zero_shot: float | None) -> None:
     shots = sorted(few_shot)
     draws = [100 * np.array(few_shot[n]) for n in shots]
-    low, high = [d.min() for d in draws], [d.max() for d in draws]
+    low = [d.min() for d in draws]
+    high = [d.max() for d in draws]
     panel.fill_between(shots, low, high, color="0.85", label="lowest to highest draw")
     mean = [d.mean() for d in draws]
     panel.plot(shots, mean, color="black", marker="o", markersize=4, linewidth=1.2, label="mean of draws")

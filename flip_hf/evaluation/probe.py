@@ -1,17 +1,17 @@
-r"""How well a linear classifier tells classes apart by frozen features: CLIP's linear probe, and with a few samples.
+r"""Linear classifiers on frozen features: CLIP's linear probe, and few-shot probes.
 
 CLIP's protocol (paper, appendix A.3): logistic regression, scikit-learn's L-BFGS, at most 1,000 iterations; the L2
-strength is searched on a validation split; train and validation together give the classifier that is tested. What the
-paper leaves open, from its README and its authors' answers (openai/CLIP issues 39 and 128):
+strength is searched on a validation split; the classifier that is tested is trained on train and validation together.
+What the paper leaves open comes from its README and its authors' answers (openai/CLIP issues 39 and 128):
 
 - $\lambda$ is `1 / C` of scikit-learn, for $\sum_i \text{loss}_i + \frac{\lambda}{2} \lVert W \rVert^2$: a sum over
   samples, not a mean; no penalty on the bias. The README's `C=0.316` is $10^{-4/8}$, a point of the paper's grid.
-- Features go in as they are, neither normalised nor standardised. With a ViT they are those before the projection.
-- All else is as scikit-learn had it in 2021. One default has changed its meaning since (1.4, pull request 26721): `tol`
-  bounded the gradient of the sum, and now that of the mean. See `GRADIENT_TOLERANCE`.
+- Features are neither normalised nor standardised. With a ViT they are those before the projection.
+- All else is scikit-learn's default of 2021. One default has changed its meaning since (1.4, pull request 26721): `tol`
+  bounded the gradient of the sum, and now bounds that of the mean. See `GRADIENT_TOLERANCE`.
 
-Every fit starts from zero, so that what a strength scores does not depend on those tried before it: with a weak one the
-iterations end far from the optimum, at a place that depends on where they started.
+Every fit starts from zero, so that the score of a strength does not depend on those tried before it: with a weak one
+the iterations end far from the optimum, at a point that depends on the start.
 
 Letters: N samples, C classes.
 """
@@ -29,35 +29,35 @@ from tqdm.auto import tqdm
 
 from flip_hf.evaluation.labelled import Labelled, count_classes, draw, hold_out
 
-# Probabilities (N, C) and labels (N,) to how good they are; more is better.
+# Scores probabilities (N, C) against labels (N,); higher is better.
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 STEPS_PER_DECADE = 8
 # From 1e-6 to 1e6: the paper's 96 steps, 97 points.
 LAMBDAS = tuple(10.0 ** (step / STEPS_PER_DECADE - 6) for step in range(12 * STEPS_PER_DECADE + 1))
 COARSE_STEP = 2 * STEPS_PER_DECADE  # the search begins with every second decade
-# The coarse strengths, two more each time that the step is halved, and the classifier that is tested.
+# The coarse strengths, two more for each halving of the step, and the classifier that is tested.
 FITS_PER_PROBE = len(LAMBDAS[::COARSE_STEP]) + 2 * int(math.log2(COARSE_STEP)) + 1
 
-# Of the summed loss. As a bound for the mean's, it ends fits of small features and many classes after a few iterations,
-# or before the first: with weights of zero that gradient is about a feature divided by C.
+# Of the summed loss. As a bound for the mean's, it would end fits of small features and many classes after a few
+# iterations, or before the first: with zero weights that gradient is about a feature divided by C.
 GRADIENT_TOLERANCE = 1e-4
 MAX_VALIDATION_SHOTS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """What [`linear_probe`] found.
+    """The result of [`linear_probe`].
 
     Attributes:
-        score: of the test set.
+        score: score on the test set.
         best_lambda: the strength found on the validation split.
-        searched: each strength that was tried to its validation score.
-        validation_samples: how many samples gave that score.
-        unconverged: how many fits were stopped at `max_iter`, of the search and the last.
-        converged: whether the last one, which is tested, was not.
-        probabilities: (N, C), of the test set.
-        empty_classes: without a sample to learn from; their columns are 0.
+        searched: validation score by strength tried.
+        validation_samples: number of samples behind those scores.
+        unconverged: number of fits stopped at `max_iter`, including the last.
+        converged: whether the last fit, which is tested, converged.
+        probabilities: (N, C), on the test set.
+        empty_classes: classes without a training sample; their columns are 0.
     """
 
     score: float
@@ -72,13 +72,13 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """What [`few_shot`] found with one number of shots.
+    """The result of [`few_shot`] for one number of shots.
 
     Attributes:
-        scores: of the test set, one a repeat.
-        lambdas: the strengths found, one a repeat.
-        short_classes: with fewer samples to draw from than shots; they gave what they had.
-        unconverged: how many fits of all repeats were stopped at `max_iter`.
+        scores: score on the test set, per repeat.
+        lambdas: strength found, per repeat.
+        short_classes: classes with fewer samples than shots, all of which were used.
+        unconverged: number of fits, over all repeats, stopped at `max_iter`.
     """
 
     scores: tuple[float, ...]
@@ -92,19 +92,19 @@ class FewShotResult:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the repeats, of the population, as CoOp reports it."""
+        """Population standard deviation over the repeats, as CoOp reports it."""
         return float(np.std(self.scores))
 
 
 def best_lambda(searched: dict[float, float]) -> float:
-    """The strength with the best score; of equals the larger, whose classifier is simpler and sooner fitted."""
+    """Returns the strength with the best score; of equals the larger, whose classifier is simpler and faster to fit."""
     return max(searched, key=lambda strength: (searched[strength], strength))
 
 
 def search_lambda(score: Callable[[float], float]) -> dict[float, float]:
-    """CLIP's parametric binary search over `LAMBDAS`: every second decade, then ever finer around the best score.
+    """Runs CLIP's parametric binary search over `LAMBDAS`: every second decade, then finer around the best score.
 
-    Finds the grid's best wherever the score has one peak, with 15 scores at most. Returns those, by strength.
+    It finds the grid's best if the score has a single peak, with at most 15 scores. Returns the scores by strength.
     """
     searched: dict[float, float] = {}
 
@@ -112,7 +112,7 @@ def search_lambda(score: Callable[[float], float]) -> dict[float, float]:
         for strength in (LAMBDAS[index] for index in indices if 0 <= index < len(LAMBDAS)):
             searched[strength] = float(score(strength))
             if math.isnan(searched[strength]):
-                raise ValueError(f"The score of the validation split is not a number, with lambda {strength:g}.")
+                raise ValueError(f"The validation score is not a number for lambda {strength:g}.")
 
     step = COARSE_STEP
     try_all(range(0, len(LAMBDAS), step))
@@ -141,7 +141,7 @@ def _probe(
     max_iter: int,
     bar: tqdm,
 ) -> ProbeResult:
-    """Searches the strength with `train` and `validation`, fits `refit` with it, and scores `test`."""
+    """Searches the strength on `train` and `validation`, fits `refit` with it, and scores `test`."""
     stopped = []
 
     def probabilities(data: Labelled, strength: float, features: np.ndarray) -> np.ndarray:
@@ -183,19 +183,20 @@ def linear_probe(
 
     Args:
         train, test: features and labels.
-        score: of probabilities and labels; it chooses the strength and is reported.
-        validation: what the strength is chosen with, by default a fifth of `train`, class by class. The classifier
-            that is tested learns from both.
+        score: score of probabilities and labels, which chooses the strength and is reported.
+        validation: data to choose the strength with, by default a fifth of each class of `train`. The classifier that
+            is tested is trained on both.
         num_classes: C, by default one more than the largest label of all splits.
-        max_iter: of every fit.
-        seed: which samples are held out.
+        max_iter: iterations per fit.
+        seed: seed of the samples held out.
 
     Raises:
         ValueError: `train` has one class or too few samples, the splits do not fit together, a score is not a number.
     """
     num_classes = count_classes(num_classes, train, test, validation)
     if validation is None:
-        refit, (train, validation) = train, hold_out(train, seed)
+        refit = train
+        train, validation = hold_out(train, seed)
     else:
         refit = train.join(validation)
     with tqdm(total=FITS_PER_PROBE, desc="linear probe", unit="fit", disable=None) as bar:
@@ -216,23 +217,23 @@ def few_shot(
     max_iter: int = 1000,
     seed: int = 0,
 ) -> dict[int, FewShotResult]:
-    """Fits linear classifiers to a few samples a class, several times, and tests them.
+    """Fits linear classifiers to a few samples per class, several times, and tests them.
 
-    CLIP chose the strength of its few-shot classifiers on the whole validation split (openai/CLIP issue 128): they saw
-    more than their shots. Here the same search has as many validation samples a class as shots, at most 4, and the
-    classifier learns from the shots alone, as in CoOp's linear probe (KaiyangZhou/CoOp, lpclip). The draws of a repeat
-    are nested, as in big_vision: two shots are the one shot and another.
+    CLIP chose the strength of its few-shot classifiers on the whole validation split (openai/CLIP issue 128), so they
+    saw more than their shots. Here the same search uses as many validation samples per class as shots, at most 4, and
+    the classifier is trained on the shots alone, as in CoOp's linear probe (KaiyangZhou/CoOp, lpclip). The draws of a
+    repeat are nested, as in big_vision: two shots are the one shot and another.
 
     Args:
         train, test, score, num_classes, max_iter: see [`linear_probe`].
-        shots: samples a class.
+        shots: samples per class.
         repeats: draws for each number of shots.
-        validation: what validation samples are drawn from, by default a fifth of `train`, class by class, which no
-            shot is drawn from then.
-        seed: which samples are drawn, the same in every process.
+        validation: data to draw validation samples from, by default a fifth of each class of `train`, from which no
+            shot is then drawn.
+        seed: seed of the draws, the same in every process.
 
     Returns:
-        Shots to what was found.
+        The result by number of shots.
 
     Raises:
         ValueError: as in [`linear_probe`]; or shots or repeats are below 1.

@@ -1,4 +1,4 @@
-"""What a decoder makes of masked images, as pictures: each image, what is visible of it, and its reconstruction."""
+"""Pictures of a decoder's reconstructions: each image, its visible part, and its reconstruction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ GREY = 0.5
 
 
 def load_pretraining(name_or_path: str | Path) -> tuple[FlipForPreTraining, Any]:
-    """A model with its decoder, in evaluation mode, and its image processor, from a folder or Hub id.
+    """Loads a model with its decoder, in evaluation mode, and its image processor, from a folder or Hub id.
 
     Raises:
-        ModelUnreadable: there is none, or it is damaged.
+        ModelUnreadable: there is no such model, or it is damaged.
         ValueError: it has no decoder.
     """
     with loading(name_or_path):
@@ -43,14 +43,14 @@ def load_pretraining(name_or_path: str | Path) -> tuple[FlipForPreTraining, Any]
 
 
 def join_patches(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Square images (B, C, height, width) of all their patches (B, L, C * P * P); the inverse of `cut_patches`."""
+    """Joins all patches (B, L, C * P * P) into square images (B, C, height, width); inverts `cut_patches`."""
     side = int(patches.shape[1] ** 0.5)
     grid = patches.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, (side, side))  # (B, H, W, C, P, P)
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def visible_pixels(ids_keep: torch.Tensor, num_patches: int, patch_size: int) -> torch.Tensor:
-    """Which pixels (B, 1, height, width) of square images of so many patches are in those of `ids_keep` (B, K)."""
+    """Returns a mask (B, 1, height, width) of the pixels of square images that lie in patches `ids_keep` (B, K)."""
     visible = torch.zeros(len(ids_keep), num_patches, dtype=torch.bool, device=ids_keep.device)
     visible = visible.scatter(1, ids_keep, True)[:, :, None]  # (B, L, 1)
     return join_patches(visible.expand(-1, -1, patch_size**2), patch_size)
@@ -60,19 +60,18 @@ def visible_pixels(ids_keep: torch.Tensor, num_patches: int, patch_size: int) ->
 def reconstruct(
     model: FlipForPreTraining, pixel_values: torch.Tensor, ids_keep: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Fills in what a mask drops, as the model does and as the baselines do.
+    """Fills in what a mask drops, by the model and by the baselines.
 
-    Predictions of normalised pixels are put back on the scale of the original patch, as in MAE's demo: its mean and
-    standard deviation are not predicted, but looked up; so they are for the nearest patch. Visible patches are the
-    original ones.
+    Predictions of normalised pixels are rescaled to the original patch, as in MAE's demo: its mean and standard
+    deviation are looked up, not predicted, and likewise for the nearest patch. Visible patches are the originals.
 
     Args:
         model: in evaluation mode.
-        pixel_values: (B, C, height, width), as the image processor gives them.
+        pixel_values: (B, C, height, width), from the image processor.
         ids_keep: (B, K), the visible patches.
 
     Returns:
-        Which pixels are visible (B, 1, height, width), and images of the shape of `pixel_values` by the names of
+        A mask of the visible pixels (B, 1, height, width), and images of the shape of `pixel_values` under the names of
         [`fill_in`].
 
     Raises:
@@ -101,19 +100,19 @@ def draw_reconstructions(
     seed: int = 0,
     baselines: bool = False,
 ) -> Figure:
-    """Draws a row an image: the original and, for each mask ratio, what is visible and what is made of it.
+    """Draws one row per image: the original and, for each mask ratio, the visible part and its reconstruction.
 
-    The masks are the same every time, see [`draw_masks`]: pictures of one model's training can be compared.
+    The masks are the same every time (see [`draw_masks`]), so that pictures from a model's training are comparable.
 
     Args:
         model: in evaluation mode.
         pixel_values: (B, C, height, width), normalised, on the model's device.
         mask_ratios: fractions of the patches dropped.
-        path: the picture's file.
-        statistics: mean and standard deviation a channel by which the images are normalised.
+        path: the file to write.
+        statistics: mean and standard deviation per channel that the images are normalised with.
         places: (shard, row) of the images in their data set; if None, they are the rows of the first shard.
-        seed: of the masks.
-        baselines: also draw those of [`fill_in`], before the model's.
+        seed: seed of the masks.
+        baselines: also draw the baselines of [`fill_in`], before the model's reconstruction.
 
     Raises:
         ValueError: see [`reconstruct`] and [`draw_masks`].
@@ -132,13 +131,13 @@ def draw_reconstructions(
 
 
 def to_colours(pixel_values: torch.Tensor, statistics: tuple[Sequence[float], Sequence[float]]) -> torch.Tensor:
-    """Images (B, height, width, C) in [0, 1], on the CPU, of normalised ones (B, C, height, width)."""
+    """Converts normalised images (B, C, height, width) into (B, height, width, C) in [0, 1], on the CPU."""
     mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
     return (pixel_values.cpu().float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def grey_out(colours: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Images (B, height, width, C) as a mask leaves them: grey where they are not visible (B, 1, height, width)."""
+    """Greys out images (B, height, width, C) where they are not visible (B, 1, height, width)."""
     return torch.where(visible.cpu().permute(0, 2, 3, 1), colours, GREY)
 
 
@@ -165,15 +164,15 @@ def plot_reconstructions(
     path: str | Path,
     **options: Any,
 ) -> Figure:
-    """Draws PIL images as [`draw_reconstructions`] does.
+    """Draws reconstructions of PIL images, see [`draw_reconstructions`].
 
     Args:
         model: in evaluation mode.
-        image_processor: the model's, with the mean and standard deviation that it normalises by.
+        image_processor: the model's, with its mean and standard deviation.
         images: PIL images.
         mask_ratios: fractions of the patches dropped.
-        path: the picture's file.
-        options: others of [`draw_reconstructions`].
+        path: the file to write.
+        options: further arguments of [`draw_reconstructions`].
 
     Raises:
         ValueError: see [`draw_reconstructions`].

@@ -1,4 +1,4 @@
-"""How well a decoder fills in what a mask drops, beside two fillings that are not learned.
+"""The error of a decoder on masked patches, beside two baselines that are not learned.
 
 Letters: B samples, L patches in a square grid, K kept patches, C channels, P patch side.
 """
@@ -22,21 +22,21 @@ logger = logging.getLogger(__name__)
 def draw_masks(
     model: FlipModel | FlipForPreTraining, places: Sequence[tuple[int, int]], mask_ratio: float, seed: int
 ) -> torch.Tensor:
-    """Masks by the model's own strategy, each from the seed and its image's place: batches and processes do not matter.
+    """Draws masks by the model's strategy from the seed and each image's place, whatever the batches and processes.
 
-    torch's default generators are left as they were, so that a measurement does not change the training around it.
+    torch's default generators are left unchanged, so that a measurement does not affect the training around it.
 
     Args:
-        model: what the masks are for.
+        model: the model to draw masks for.
         places: (shard, row) of each image.
         mask_ratio: fraction of the patches dropped.
-        seed: another one gives other masks.
+        seed: seed of the masks.
 
     Returns:
         The visible patches (B, K), in raster order, on the CPU.
 
     Raises:
-        ValueError: no patch would be left; see [`num_kept`].
+        ValueError: the mask keeps no patch; see [`num_kept`].
     """
     flip = model.flip if isinstance(model, FlipForPreTraining) else model
     vision = flip.vision_model.config
@@ -45,32 +45,33 @@ def draw_masks(
     with torch.random.fork_rng(devices=[]):
         for place in places:
             state = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)
-            torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reach the GPUs' generators
+            torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would seed the GPUs' generators too
             masks.append(draw_mask(vision.mask_strategy, 1, (side, side), mask_ratio, "cpu"))
     return torch.cat(masks)
 
 
 def nearest_visible(ids_keep: torch.Tensor, side: int) -> torch.Tensor:
-    """The visible patch that is nearest to each patch; a visible one is its own.
+    """Finds the nearest visible patch to each patch; for a visible one, itself.
 
     Args:
         ids_keep: (B, K), the visible patches.
         side: rows and columns of the grid.
 
     Returns:
-        (B, L), by Euclidean distance between the patches' centres; of several the first in raster order.
+        (B, L), by Euclidean distance between patch centres; ties go to the first in raster order.
     """
     ids = torch.arange(side**2, device=ids_keep.device)
-    rows, columns = ids // side, ids % side
+    rows = ids // side
+    columns = ids % side
     squares = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2  # (L, L)
-    ranks = squares * side**2 + ids  # no two alike in a row: by distance, then in raster order
+    ranks = squares * side**2 + ids  # unique in each row: by distance, then raster order
     return (ranks[:, ids_keep].amin(dim=2) % side**2).T  # (L, B, K) to (B, L)
 
 
 def target_scale(model: FlipForPreTraining, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model's targets are patches (B, L, C * P * P) less and divided by: each (B, L, 1).
+    """Returns the mean and standard deviation (B, L, 1) that turn patches (B, L, C * P * P) into the model's targets.
 
-    With `norm_pixel_target` each patch's mean and standard deviation, else 0 and 1.
+    They are each patch's own with `norm_pixel_target`, else 0 and 1.
     """
     if model.config.norm_pixel_target:
         return patch_statistics(patches)
@@ -79,25 +80,25 @@ def target_scale(model: FlipForPreTraining, patches: torch.Tensor) -> tuple[torc
 
 @torch.no_grad()
 def fill_in(model: FlipForPreTraining, patches: torch.Tensor, ids_keep: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All patches as the model and as the baselines predict them, in the space of the model's targets.
+    """Predicts all patches by the model and by the baselines, in the space of the model's targets.
 
     Args:
-        model: the whole one, in evaluation mode, not wrapped.
-        patches: (B, L, C * P * P), all of them, normalised as the model takes them.
-        ids_keep: (B, K), the visible ones.
+        model: the whole model, in evaluation mode, unwrapped.
+        patches: (B, L, C * P * P), all patches, normalised like the model's inputs.
+        ids_keep: (B, K), the visible patches.
 
     Returns:
-        (B, L, C * P * P) each, float32 or, of the model, its own type:
+        (B, L, C * P * P) each, float32 or, for the model, its own dtype:
 
         - `model`: its decoder's predictions from the visible patches.
-        - `patch_mean`: a plain area of the mean of each channel in that very patch, an oracle: who sees the visible
-          patches alone does not know it. It is how far a guess gets that has every colour right and no structure at
-          all. One mean over all channels, the grey that zero is with `norm_pixel_target`, would be easier to beat.
-        - `nearest_patch`: the visible patch that is nearest; with `norm_pixel_target` on the scale of its own mean and
-          standard deviation, so that it is, as the model's are, a guess of structure and of colours about the mean.
+        - `patch_mean`: each channel's mean in the patch itself, as a plain area. This is an oracle, which the visible
+          patches do not tell: the error of a guess with every colour right and no structure at all. One mean over all
+          channels, the grey that zero is with `norm_pixel_target`, would be easier to beat.
+        - `nearest_patch`: the nearest visible patch; with `norm_pixel_target` normalised by its own mean and standard
+          deviation, so that it is, like the model's, a guess of structure and of colours about the mean.
 
     Raises:
-        ValueError: the patches are not those of the model's images, or all are visible.
+        ValueError: the number of patches is not the model's, or all are visible.
     """
     vision = model.flip.vision_model.config
     if patches.shape[1] != vision.num_patches:
@@ -120,13 +121,13 @@ def fill_in(model: FlipForPreTraining, patches: torch.Tensor, ids_keep: torch.Te
 def reconstruction_errors(
     model: FlipForPreTraining, patches: torch.Tensor, ids_keep: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Mean squared errors on the dropped patches of each image, (B,), as the model's loss counts them.
+    """Computes mean squared errors on the dropped patches of each image, (B,), as in the model's loss.
 
     Args:
         model, patches, ids_keep: see [`fill_in`].
 
     Returns:
-        Those of the `model`, which are its `reconstruction_loss`, and of the baselines of [`fill_in`].
+        The errors of the `model` (its `reconstruction_loss`) and of the baselines of [`fill_in`].
 
     Raises:
         ValueError: see [`fill_in`].
@@ -143,20 +144,20 @@ def measure_reconstruction(
     seed: int = 0,
     to_patches: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:
-    """The mean errors over a data set, whose masks are the same every time and for any number of processes.
+    """Measures mean errors over a data set, with the same masks every time and for any number of processes.
 
     Args:
-        model: on this process, whole and not wrapped; afterwards in the mode that it was in.
-        batches: of an [`EvalStream`] that knows this process.
+        model: the model, whole and unwrapped on this process; its mode is restored afterwards.
+        batches: batches of this process's [`EvalStream`].
         accelerator: the processes; each must call this.
         mask_ratio: fraction of the patches dropped, above 0.
-        seed: of the masks.
-        to_patches: a batch's images, on the device, to all of their patches (B, L, C * P * P), normalised; if None, the
-            images are pixel values (B, C, height, width) as the image processor gives them.
+        seed: seed of the masks.
+        to_patches: turns a batch's images, on the device, into all patches (B, L, C * P * P), normalised; if None, the
+            images are pixel values (B, C, height, width) from the image processor.
 
     Returns:
         `reconstruction_error`, `patch_mean_error` and `nearest_patch_error`, see [`reconstruction_errors`], and the
-        number of `images`; without an image the errors are not a number.
+        number of `images`; without an image the errors are NaN.
 
     Raises:
         BadDataError: a process cannot read its part.

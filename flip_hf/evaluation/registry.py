@@ -1,4 +1,4 @@
-"""The data sets that models are evaluated on, read from `datasets/*.yaml`: where they are, what is asked of them, how.
+"""The registry of evaluation data sets, read from `datasets/*.yaml`: location, task, metric, prompts.
 
 A new data set is a new file. Names of classes and prompts are CLIP's (openai/CLIP, data/prompts.md) where the order of
 the labels allows; each file names its sources, and what could not be verified.
@@ -32,29 +32,29 @@ class DataSet:
     """A data set to evaluate on.
 
     Attributes:
-        name: what the registry calls it.
-        title: what people call it.
+        name: name in the registry.
+        title: name for display.
         task: `classification` or `retrieval`.
         groups: the groups it belongs to (`clip27`: the CLIP paper's Table 9; `flip25`: the FLIP paper's Table 4;
             `robustness`: its Table 6; `retrieval`: its Table 5).
-        path: Hub id; None where there is no public copy, and `note` says what the user's own folder must look like.
+        path: Hub id; None where there is no public copy, and `note` describes the folder that the user must provide.
         config: the Hub data set's configuration.
-        splits: name of each split there is, under `train`, `validation`, `test`.
-        image_column: column of the image; `;` parts alternatives. None, of data of one's own: by its usual names.
+        splits: the data set's name for each available split, under `train`, `validation`, `test`.
+        image_column: column of the image; `;` separates alternatives. None, for user data: found by its usual names.
         target_column: column of the label or captions, likewise.
-        metric: what the CLIP paper reports: `accuracy` (top-1), `mean_per_class`, `mean_top1_top5`, `map_11_points`
-            (several labels an image), `roc_auc` (two classes, the second is the positive one), `recall`.
+        metric: the metric of the CLIP paper: `accuracy` (top-1), `mean_per_class`, `mean_top1_top5`, `map_11_points`
+            (several labels per image), `roc_auc` (two classes, the second is positive), `recall`.
         templates: prompts with `{}` for the class or caption.
-        licence: of the images, as far as known.
-        sources: URLs that names, prompts, order of labels, licence come from.
-        class_names: C names in the order of the label indices at `path`. None where the data set itself says them:
-            in `class_names_file`, or as the names of its label feature.
+        licence: licence of the images, as far as known.
+        sources: URLs of the sources of names, prompts, order of labels and licence.
+        class_names: C names in the order of the label indices at `path`. None where the data set has them, in
+            `class_names_file` or in its label feature.
         class_names_file: file in the data set's repository with one name a line.
-        text_labels: what a label written as a text is, `index` or `name`, where class names are numbers, too.
+        text_labels: meaning of a label written as text, `index` or `name`, where class names are numbers.
         duplicates: names that the original gives to several classes.
-        caption_form: of retrieval, what a text in the target column is: `text`, one caption; `lines`, one a line;
-            `json`, a list of them. A column of lists holds several, whatever is said here.
-        note: what differs from the papers, what to know, what was not verified.
+        caption_form: form of a text in the target column, for retrieval: `text`, one caption; `lines`, one a line;
+            `json`, a list of them. A column of lists always holds several.
+        note: differences from the papers, caveats, and what was not verified.
     """
 
     name: str
@@ -84,17 +84,17 @@ _MAY_BE_NULL = ("path", "config", "class_names", "class_names_file", "text_label
 
 @cache
 def all_data_sets() -> tuple[str, ...]:
-    """Names of all data sets, sorted."""
+    """Lists the names of all data sets, sorted."""
     files = (resources.files("flip_hf.evaluation") / "datasets").iterdir()
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
 
 
 @cache
 def data_set(name: str) -> DataSet:
-    """The data set of a name.
+    """Returns the data set of a name.
 
     Raises:
-        ValueError: there is none; the message has the names that are like it. Or its file is wrong.
+        ValueError: there is none, and the message suggests similar names; or its file is wrong.
     """
     if name not in all_data_sets():
         raise ValueError(f"There is no data set {name!r}.{_suggestion(name, all_data_sets())}")
@@ -103,10 +103,10 @@ def data_set(name: str) -> DataSet:
 
 
 def data_set_names(names_or_groups: Sequence[str]) -> list[str]:
-    """Names of data sets from names and groups, in their order, none twice; a group's are sorted.
+    """Expands names and groups into names of data sets, in order, without duplicates; a group's are sorted.
 
     Raises:
-        ValueError: one is neither.
+        ValueError: one is neither a name nor a group.
     """
     chosen: list[str] = []
     for wanted in names_or_groups:
@@ -144,10 +144,10 @@ def _suggestion(wanted: str, known: Sequence[str]) -> str:
 
 
 def read_data_set(name: str, text: str) -> DataSet:
-    """A data set from the text of its file.
+    """Parses a data set from the text of its file.
 
     Raises:
-        ValueError: a field is unknown, missing or of a wrong type, or fields do not go together.
+        ValueError: a field is unknown, missing or of a wrong type, or fields contradict each other.
     """
     try:
         about = yaml.load(text, Loader=_Loader)
@@ -193,9 +193,11 @@ def _check_sense(made: DataSet) -> None:
     if made.caption_form not in CAPTION_FORMS:
         raise ValueError(f"the caption_form is one of {', '.join(CAPTION_FORMS)}, not {made.caption_form!r}.")
     if "test" not in made.splits or set(made.splits) - set(SPLITS):
-        raise ValueError(f"the splits are {', '.join(made.splits)}: test is needed, train and validation may be there.")
+        raise ValueError(
+            f"the splits are {', '.join(made.splits)}: test is required, train and validation are optional."
+        )
     if made.path is None and "--data_dir" not in (made.note or ""):
-        raise ValueError("without a path, the note must say what is to be given with --data_dir.")
+        raise ValueError("without a path, the note must say what to give with --data_dir.")
     if made.metric == "roc_auc" and len(made.class_names or ()) != 2:
         raise ValueError("roc_auc is for two classes.")
 
@@ -208,7 +210,7 @@ def _check_class_names(made: DataSet) -> None:
         raise ValueError("class_names and class_names_file exclude each other.")
     twice = {name for name, count in Counter(names).items() if count > 1}
     if twice != set(made.duplicates):
-        raise ValueError(f"these classes are there several times: {sorted(twice)}, not {sorted(made.duplicates)}.")
+        raise ValueError(f"these classes are repeated: {sorted(twice)}, not {sorted(made.duplicates)}.")
     # A text label could be either.
     name = names_an_index(names)
     if name is not None:

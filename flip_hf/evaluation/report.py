@@ -1,4 +1,4 @@
-"""Results for people and for programs: a table, JSON, Markdown."""
+"""Reports of results: a table, JSON, Markdown."""
 
 import json
 import shlex
@@ -16,13 +16,13 @@ from flip_hf.redaction import redact, redacted
 
 
 def to_json(model: str, options: EvaluationOptions, results: list[Result], skipped: dict[str, str]) -> dict[str, Any]:
-    """The whole report.
+    """Builds the whole report.
 
     Args:
-        model: its name or folder.
-        options: of the evaluation.
-        results: what was measured.
-        skipped: what was not, `data set, task` to the reason.
+        model: the model's name or folder.
+        options: options of the evaluation.
+        results: the results.
+        skipped: reason for each `data set, task` that was not measured.
     """
     keep = ("data_set", "title", "split", "task", "metric", "metrics", "samples", "refused", "details")
     return {
@@ -36,7 +36,7 @@ def to_json(model: str, options: EvaluationOptions, results: list[Result], skipp
 
 
 def table(results: list[Result], skipped: dict[str, str]) -> str:
-    """A Markdown table, a row a task and data set; figures in percent."""
+    """Renders a Markdown table with a row per task and data set, in percent."""
     lines = [
         "| data set | split | task | metric | % | other figures, % | samples | skipped |",
         "|---|---|---|---|---|---|---|---|",
@@ -55,7 +55,7 @@ def table(results: list[Result], skipped: dict[str, str]) -> str:
 
 
 def write_report(folder: Path, report: dict[str, Any], markdown: str) -> None:
-    """Writes `results.json` and `results.md`, without credentials of the command line or of URLs."""
+    """Writes `results.json` and `results.md`, without credentials from the command line or URLs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(redacted(report), indent=2) + "\n", encoding="utf-8")
     lines = [f"# {report['model']}", "", markdown, f"`{report['command']}`", ""]

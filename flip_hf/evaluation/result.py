@@ -1,4 +1,4 @@
-"""What a task found."""
+"""The result of an evaluation task."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 
 @dataclass
 class Result:
-    """What came out of a task on a data set.
+    """The result of a task on a data set.
 
     Attributes:
-        data_set: its name.
-        title: its name for people.
+        data_set: the data set's name.
+        title: its name for display.
         task: one of `TASKS`.
-        metric: the data set's own, a key of `metrics`.
-        metrics: all figures, in [0, 1].
-        samples: that were measured on.
-        refused: samples that could not be used, by reason.
-        details: what else belongs into the report; JSON-able.
-        material: for pictures; not in the report.
-        split: of the data set, that was measured on.
+        metric: the data set's own metric, a key of `metrics`.
+        metrics: all metrics, in [0, 1].
+        samples: number of samples measured.
+        refused: unusable samples, by reason.
+        details: further entries of the report, JSON-serialisable.
+        material: data for pictures; not in the report.
+        split: the split that was measured.
     """
 
     data_set: str
@@ -34,5 +34,5 @@ class Result:
 
     @property
     def value(self) -> float:
-        """The data set's own metric."""
+        """The value of the data set's own metric."""
         return self.metrics[self.metric]

@@ -1,8 +1,8 @@
-"""What CLIP's and FLIP's tables report, computed from NumPy arrays of scores and labels.
+"""The metrics of CLIP's and FLIP's tables, on NumPy arrays of scores and labels.
 
-Of equal scores the earlier one comes first, as with argmax and a stable sort. The field's tools (CLIP_benchmark and
-open_clip: torch.topk, torch.argsort; torchmetrics too) leave the order of equal scores open; this is one of their
-orders, always the same one, and a model that scores everything alike is at chance level.
+Of equal scores the earlier one ranks first, as with argmax and a stable sort. The field's tools (CLIP_benchmark and
+open_clip: torch.topk, torch.argsort; torchmetrics too) leave the order of equal scores undefined; this is one of their
+orders, always the same, and a model that scores everything equally is at chance level.
 
 Letters: N samples, C classes, I images, T texts, E embedding.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def ranks_of(scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The place (N,), counted from 0, of entry `indices` (N,) in each row of scores (N, C), the greatest first."""
+    """Ranks entry `indices` (N,) in each row of scores (N, C), greatest first; returns (N,), from 0."""
     chosen = np.take_along_axis(scores, indices[:, None], axis=1)  # (N, 1)
     earlier = np.arange(scores.shape[1]) < indices[:, None]  # (N, C)
     return ((scores > chosen) | ((scores == chosen) & earlier)).sum(axis=1)
@@ -20,65 +20,63 @@ def ranks_of(scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
 def _check_no_nan(name: str, array: np.ndarray) -> None:
     if np.isnan(array).any():
         row = int(np.argwhere(np.isnan(array))[0, 0])
-        raise ValueError(f"{name} hold NaN (first in row {row}), which has no place in an order.")
+        raise ValueError(f"{name} hold NaN (first in row {row}), which cannot be ranked.")
 
 
 def _check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
-        raise ValueError(
-            f"One label a row of scores: expected scores (N, C) and labels (N,), got {scores.shape} and {labels.shape}."
-        )
+        raise ValueError(f"Expected scores (N, C) and labels (N,), one per row, got {scores.shape} and {labels.shape}.")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(
-            f"Labels are class indices from 0 to {scores.shape[1] - 1}, as many as scores have columns; got "
-            f"{labels.dtype} from {labels.min()} to {labels.max()}."
+            f"Labels are class indices from 0 to {scores.shape[1] - 1}, one per column of scores; got {labels.dtype} "
+            f"from {labels.min()} to {labels.max()}."
         )
     _check_no_nan("Scores", scores)
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """The share of samples whose class is among the k of the greatest scores; 1 where there are no more than k classes.
+    """Returns the share of samples whose class is among the k greatest scores; 1 if there are at most k classes.
 
     Args:
         scores: (N, C).
         labels: (N,), class indices.
-        k: how many guesses.
+        k: number of guesses.
     """
     _check_labels(scores, labels)
     return float((ranks_of(scores, labels) < k).mean())
 
 
 def mean_per_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 accuracy in each class, averaged over the classes that have samples.
+    """Returns top-1 accuracy averaged over the classes that have samples.
 
     Args:
         scores: (N, C).
         labels: (N,), class indices.
     """
-    from sklearn.metrics import recall_score  # a second's import, which training does without
+    from sklearn.metrics import recall_score  # here, since it takes a second that training can save
 
     _check_labels(scores, labels)
     return float(recall_score(labels, scores.argmax(axis=1), labels=np.unique(labels), average="macro"))
 
 
 def _average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """One class's 11-point interpolated average precision, from (N,) scores and 0 or 1."""
+    """Returns one class's 11-point interpolated average precision, from scores (N,) and labels (N,) of 0 or 1."""
     hits = labels[np.argsort(-scores, kind="stable")].cumsum()  # (N,), positives among the first 1, 2, ...
     precision = hits / np.arange(1, len(hits) + 1)
-    # A recall of t / 10 or more, compared in whole numbers: 0.1 has no exact float.
+    # Recall of t / 10 or more, compared in integers: 0.1 has no exact float.
     return float(np.mean([precision[10 * hits >= t * hits[-1]].max() for t in range(11)]))
 
 
 def map_11_points(scores: np.ndarray, labels: np.ndarray) -> float:
-    """VOC 2007's mean average precision: the greatest precision at a recall of at least 0, 0.1, ... 1, averaged.
+    """Returns VOC 2007's mean average precision: the greatest precision at recalls of at least 0, 0.1, ... 1, averaged.
 
-    As VOCevalcls.m of its development kit: equal scores in the order of the samples; "difficult" samples count neither
-    as right nor as wrong. Classes without a positive sample have no recall and are left out.
+    As in VOCevalcls.m of its development kit, equal scores rank in the order of the samples, and "difficult" samples
+    count neither as right nor as wrong. Classes without a positive sample have no recall and are left out.
 
     Args:
         scores: (N, C).
-        labels: (N, C), 1 where the class is in the image, 0 where not, -1 where it is difficult. VOC's own files say
-            it otherwise (1, -1 and 0).
+        labels: (N, C), 1 where the class is in the image, 0 where not, -1 where it is difficult. VOC's own files use
+            1, -1 and 0 instead.
     """
     if scores.ndim != 2 or labels.shape != scores.shape:
         raise ValueError(f"Expected scores (N, C) and labels (N, C), got {scores.shape} and {labels.shape}.")
@@ -93,14 +91,14 @@ def map_11_points(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The area under the ROC curve of two classes; equal scores count half, as in scikit-learn.
+    """Returns the area under the ROC curve of two classes; equal scores count half, as in scikit-learn.
 
     Args:
-        scores: (N,) of the positive class; or (N, 2), where the second column is the positive class's: the difference
-            orders the samples as a softmax does, without its saturation.
+        scores: (N,) of the positive class; or (N, 2), with the positive class second: the difference orders the samples
+            like a softmax, without its saturation.
         labels: (N,), 0 or 1, both present.
     """
-    from sklearn.metrics import roc_auc_score  # a second's import, which training does without
+    from sklearn.metrics import roc_auc_score  # here, since it takes a second that training can save
 
     _check_no_nan("Scores", scores)
     if scores.ndim == 2 and scores.shape[1] == 2:
@@ -114,11 +112,11 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """The share of queries whose first right answer is among the first k.
+    """Returns the share of queries whose first right answer is among the first k.
 
     Args:
-        ranks: (Q,), from 0, as [`retrieval_ranks`] gives them.
-        k: how many answers are looked at.
+        ranks: (Q,), from 0, as returned by [`retrieval_ranks`].
+        k: number of answers that count.
     """
     return float((ranks < k).mean())
 
@@ -126,21 +124,21 @@ def recall_at(ranks: np.ndarray, k: int) -> float:
 def retrieval_ranks(
     image_embeds: np.ndarray, text_embeds: np.ndarray, image_of_text: np.ndarray, max_pairs: int = 2**24
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where retrieval by cosine similarity finds what belongs together, among all images and all texts.
+    """Ranks the right answers in retrieval by cosine similarity, among all images and all texts.
 
-    As in CLIP's and FLIP's tables, an image is found right with the first of its texts, whichever that is.
+    As in CLIP's and FLIP's tables, the best-ranked of an image's texts counts.
 
     Args:
         image_embeds: (I, E).
         text_embeds: (T, E).
         image_of_text: (T,), the index of each text's image. Every image has a text.
-        max_pairs: similarities that are held at a time.
+        max_pairs: similarities held in memory at a time.
 
     Returns:
-        For each image (I,) the place of its best text among all texts, for each text (T,) that of its image among all
-        images, from 0.
+        The rank of each image's best text among all texts (I,), and of each text's image among all images (T,), from 0.
     """
-    images, texts = _unit("image_embeds", image_embeds), _unit("text_embeds", text_embeds)
+    images = _unit("image_embeds", image_embeds)
+    texts = _unit("text_embeds", text_embeds)
     every_image = np.arange(len(images))
     if images.shape[1] != texts.shape[1] or image_of_text.shape != (len(texts),):
         raise ValueError(
@@ -160,9 +158,9 @@ def retrieval_ranks(
 
 
 def _unit(name: str, embeds: np.ndarray) -> np.ndarray:
-    """Embeddings (B, E) of length 1, float32."""
+    """Normalises embeddings (B, E) to length 1, in float32."""
     if embeds.ndim != 2 or not len(embeds):
-        raise ValueError(f"{name} is a matrix with a row for each, got {embeds.shape}.")
+        raise ValueError(f"{name} must be a matrix with at least one row, got {embeds.shape}.")
     embeds = embeds.astype(np.float32)
     _check_no_nan(name, embeds)
     return embeds / np.maximum(np.linalg.norm(embeds, axis=1, keepdims=True), 1e-12)
@@ -171,7 +169,7 @@ def _unit(name: str, embeds: np.ndarray) -> np.ndarray:
 def _first_hits(
     queries: np.ndarray, items: np.ndarray, image_of_query: np.ndarray, image_of_item: np.ndarray, max_pairs: int
 ) -> np.ndarray:
-    """The place (Q,) of each query's first item of the same image, a block of queries at a time."""
+    """Ranks each query's first item of the same image, (Q,), a block of queries at a time."""
     ranks = np.empty(len(queries), dtype=np.int64)
     rows = max(1, max_pairs // len(items))
     for start in range(0, len(queries), rows):

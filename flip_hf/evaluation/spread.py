@@ -1,4 +1,4 @@
-"""Some images from all over a data set: folders are sorted by class, and the first images are those of one."""
+"""Images drawn from all over a data set: folders are sorted by class, and the first images are all of one."""
 
 import random
 from collections import Counter
@@ -13,7 +13,7 @@ from flip_hf.data.reading import Place, Reader, read_rows
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
 
-# Rows that images are chosen from, at most: what is not decoded is still read.
+# Maximum number of rows to choose images from: rows that are not decoded are still read.
 MAX_ROWS = 2**14
 
 
@@ -22,13 +22,13 @@ def _rows(source: Source) -> Iterator[tuple[Place, dict]]:
 
 
 def spread_places(source: Source, count: int, seed: int, max_rows: int = MAX_ROWS) -> list[Place]:
-    """Places of rows, drawn evenly from the first ones (algorithm R, Vitter 1985), in the data's order.
+    """Draws places of rows evenly from the first ones (algorithm R, Vitter 1985), in the data's order.
 
     Args:
-        source: where rows come from.
-        count: how many, at most.
-        seed: of the draw.
-        max_rows: how many rows are read for it; `count`, if that is more.
+        source: the data.
+        count: maximum number of places.
+        seed: seed of the draw.
+        max_rows: number of rows to read; `count`, if that is more.
     """
     draw = random.Random(seed)
     kept: list[Place] = []
@@ -54,9 +54,9 @@ def batches_at(
     batch_size: int,
     background: Colour = WHITE,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of the images (B, ...) at some places, without targets, as `EvalStream` has them.
+    """Yields batches of the images (B, ...) at some places, without targets, like `EvalStream`.
 
-    `refused` counts what could not be decoded since the last batch, by reason.
+    `refused` counts images that could not be decoded since the last batch, by reason.
     """
     wanted = set(places)
     images: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""One model on one data set: what several tasks need is computed once."""
+"""One model on one data set, with shared features computed once for several tasks."""
 
 import logging
 from collections import Counter
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 class Subject:
-    """What tasks see. Every process must ask for the same things in the same order.
+    """The model and data set of a task. Every process must request the same things in the same order.
 
     Args:
         encoder: the model.
         described: the data set.
-        options: of the evaluation.
+        options: options of the evaluation.
         accelerator: the processes.
 
     Raises:
@@ -42,7 +42,9 @@ class Subject:
     """
 
     def __init__(self, encoder: Encoder, described: DataSet, options: EvaluationOptions, accelerator: Accelerator):
-        self.encoder, self.options, self.accelerator = encoder, options, accelerator
+        self.encoder = encoder
+        self.options = options
+        self.accelerator = accelerator
         self._described = described
         self._sources: dict[str, Source] = {}
         self._features: dict[tuple[str, str], Features] = {}
@@ -51,25 +53,25 @@ class Subject:
     # -- images --------------------------------------------------------------------------------------------------------
 
     def source(self, split: str) -> Source:
-        """A split, opened."""
+        """Opens a split, once."""
         if split not in self._sources:
             self._sources[split] = open_split(self._described, split, self.options.data_dir)
         return self._sources[split]
 
     def has(self, split: str) -> bool:
-        """Whether the data set has such a split."""
+        """Returns whether the data set has a split."""
         return split in self.data_set.splits
 
     def features(self, split: str, kind: str = "images") -> Features:
-        """Features of a split, in its order.
+        """Returns the features of a split, in its order.
 
         Args:
             split: `train`, `validation` or `test`.
-            kind: `images` (N, E), as they are compared with texts; `trunk` (N, D), before the projection; `view` and
-                `views` (N, E), of one masked view, and of all that complement each other.
+            kind: `images` (N, E), to compare with texts; `trunk` (N, D), before the projection; `view` and `views`
+                (N, E), of one masked view and of all complementary views.
 
         Raises:
-            ValueError: no image of it could be used.
+            ValueError: no image of the split could be used.
         """
         if (split, kind) not in self._features:
             loader = eval_loader(
@@ -94,9 +96,10 @@ class Subject:
         return {"images": self.encoder.images, "trunk": self.encoder.trunk}[kind]
 
     def pictures(self, split: str, numbers: set[int]) -> dict[int, Image.Image]:
-        """Some images of a split by their number among its features, small, for a person to see."""
+        """Returns thumbnails of images of a split, by their number among its features."""
         wanted = {self.features(split).places[number]: number for number in numbers}
-        found, source = {}, self.source(split)
+        found = {}
+        source = self.source(split)
         for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: None):
             if place in wanted:
                 image = decode_image(source.image(row), self.encoder.transform.background)
@@ -107,38 +110,38 @@ class Subject:
         return found
 
     def labels(self, split: str) -> np.ndarray:
-        """Labels (N,), or (N, C) of data that show several classes, of the features of a split."""
+        """Returns the labels (N,) of a split's features, or (N, C) where images show several classes."""
         features = next(features for (name, _), features in self._features.items() if name == split)
         return np.array(features.targets)
 
     @property
     def refused(self) -> Counter[str]:
-        """What could not be used so far, by reason, each split counted once."""
+        """Unusable images so far, by reason, each split counted once."""
         by_split = {split: features.refused for (split, _), features in self._features.items()}
         return sum(by_split.values(), Counter())
 
     # -- texts ---------------------------------------------------------------------------------------------------------
 
     def texts(self, texts: list[str]) -> np.ndarray:
-        """Features (N, E) of N texts."""
+        """Returns features (N, E) of N texts."""
         return extract_texts(self.encoder.texts, texts, self.accelerator, self.options.batch_size)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The C classes, in the order of the labels; none in retrieval."""
+        """The C class names, in the order of the labels; empty in retrieval."""
         return self.data_set.class_names or ()
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The prompts about classes: those asked for, else the data set's own."""
+        """The prompts for classes: those configured, else the data set's own."""
         asked = self.options.templates
         return resolve_templates(asked[0] if len(asked) == 1 else asked) if asked else self.data_set.templates
 
     @cached_property
     def class_weights(self) -> np.ndarray:
-        """One embedding a class (C, E), as [`class_embeddings`] has them; the processes share the prompts out.
+        """One embedding per class (C, E), as by [`class_embeddings`], with prompts divided among the processes.
 
-        The sum over prompts has the same order for any number of processes, and so the same last digits.
+        The sum over prompts has the same order for any number of processes, and so is bit-identical.
         """
         turns = range(self.accelerator.process_index, len(self.templates), self.accelerator.num_processes)
         bar = tqdm(turns, desc="prompts", leave=False, disable=not self.accelerator.is_main_process)
@@ -147,14 +150,15 @@ class Subject:
         return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0)).numpy()
 
     def _prompted(self, template: str) -> torch.Tensor:
-        model, tokenizer = self.encoder.model, self.encoder.processor.tokenizer
+        model = self.encoder.model
+        tokenizer = self.encoder.processor.tokenizer
         return prompt_embeddings(model, tokenizer, self.class_names, template, model.device)
 
 
 def make_result(
     subject: Subject, task: str, metrics: dict[str, float], metric: str, samples: int, **more: Any
 ) -> Result:
-    """The result of a task on a subject."""
+    """Makes the result of a task on a subject."""
     described = subject.data_set
     refused = dict(sorted(subject.refused.items()))
     split = described.splits["test"]

@@ -1,4 +1,4 @@
-"""What can be measured of a model on a data set; each task is one function."""
+"""The evaluation tasks, one function each, of a model on a data set."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def _main_metric(subject: Subject) -> str:
 
 
 def _classified(subject: Subject, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The data set's own metric, and accuracies where an image has one class."""
+    """Computes the data set's own metric, and accuracies where an image has one class."""
     names = [subject.data_set.metric]
     if labels.ndim == 1:
         names += [name for name in ("accuracy", "mean_per_class") if name not in names]
@@ -33,9 +33,10 @@ def _classified(subject: Subject, scores: np.ndarray, labels: np.ndarray) -> dic
 
 
 def zero_shot(subject: Subject) -> Result:
-    """Classification by class names in prompts (CLIP, section 3.1)."""
+    """Zero-shot classification by class names in prompts (CLIP, section 3.1)."""
     features = subject.features("test")
-    scores, labels = features.values @ subject.class_weights.T, subject.labels("test")
+    scores = features.values @ subject.class_weights.T
+    labels = subject.labels("test")
     names = subject.class_names
     details: dict[str, Any] = {"classes": len(names), "templates": len(subject.templates)}
     material = {}
@@ -53,7 +54,8 @@ def zero_shot(subject: Subject) -> Result:
 
 def masked(subject: Subject) -> Result:
     """Zero-shot classification of whole images, of one masked view, and of complementary views (FLIP, Table 1d)."""
-    metric, metrics = _main_metric(subject), {}
+    metric = _main_metric(subject)
+    metrics = {}
     weights = subject.class_weights
     for kind, name in (("images", "whole"), ("view", "one view"), ("views", "ensemble")):
         features = subject.features("test", kind)
@@ -67,7 +69,7 @@ def masked(subject: Subject) -> Result:
 
 
 def retrieval(subject: Subject) -> Result:
-    """Which texts an image finds, and which images a text finds, among all of the test set."""
+    """Retrieval of texts by images and of images by texts, among the whole test set."""
     features = subject.features("test")
     texts = [caption for captions in features.targets for caption in captions]
     image_of_text = np.repeat(np.arange(len(features.targets)), [len(captions) for captions in features.targets])
@@ -78,7 +80,8 @@ def retrieval(subject: Subject) -> Result:
     )
     main = "mean_recall@1"
     metrics[main] = (metrics["text_retrieval_recall@1"] + metrics["image_retrieval_recall@1"]) / 2
-    best_images, best_texts = best_answers(text_values, features.values), best_answers(features.values, text_values)
+    best_images = best_answers(text_values, features.values)
+    best_texts = best_answers(features.values, text_values)
     shown = {*best_texts, *(image for images in best_images.values() for image in images)}
     material = {
         **{"captions": texts, "image_of_text": image_of_text, "best_images": best_images, "best_texts": best_texts},
@@ -88,12 +91,13 @@ def retrieval(subject: Subject) -> Result:
     return make_result(subject, "retrieval", metrics, main, len(features.targets), details=details, material=material)
 
 
-# A picture shows so many queries of each kind, and so many answers to each.
-QUERIES, ANSWERS = 4, 5
+# Numbers of queries of each kind and of answers to each, in a picture.
+QUERIES = 4
+ANSWERS = 5
 
 
 def best_answers(queries: np.ndarray, answers: np.ndarray) -> dict[int, list[int]]:
-    """A few queries (Q, E), evenly spread, and their best answers (A, E) by cosine similarity of unit vectors."""
+    """Picks a few queries (Q, E), evenly spread, and ranks answers (A, E) by cosine similarity of unit vectors."""
     chosen = np.unique(np.linspace(0, len(queries) - 1, QUERIES).astype(int))
     order = np.argsort(-(queries[chosen] @ answers.T), axis=1, kind="stable")[:, :ANSWERS]
     return {int(query): best.tolist() for query, best in zip(chosen, order, strict=True)}
@@ -111,8 +115,9 @@ def _labelled(subject: Subject, split: str) -> Labelled:
 
 
 def _score(subject: Subject) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The data set's own metric of probabilities (N, C) and labels (N,)."""
-    metric, key = METRICS[subject.data_set.metric], _main_metric(subject)
+    """Makes the data set's own metric of probabilities (N, C) and labels (N,)."""
+    metric = METRICS[subject.data_set.metric]
+    key = _main_metric(subject)
 
     def score(probabilities: np.ndarray, labels: np.ndarray) -> float:
         return (metric().compute(predictions=probabilities, references=labels) or {})[key]
@@ -121,13 +126,14 @@ def _score(subject: Subject) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def probe(subject: Subject) -> Result:
-    """A linear classifier on the tower as it is: CLIP's, or with `--probe` MAE's or FLIP's."""
+    """A linear classifier on the frozen tower: CLIP's, or with `--probe` MAE's or FLIP's."""
     return probe_clip(subject) if subject.options.probe == "clip" else probe_mae(subject)
 
 
 def probe_clip(subject: Subject) -> Result:
-    """Logistic regression on the features before the projection, its strength chosen on a validation split."""
-    train, test = _labelled(subject, "train"), _labelled(subject, "test")
+    """Logistic regression on features before the projection, its regularisation chosen on a validation split."""
+    train = _labelled(subject, "train")
+    test = _labelled(subject, "test")
     validation = _labelled(subject, "validation") if subject.has("validation") else None
     found = linear_probe(
         train,
@@ -157,7 +163,7 @@ def probe_clip(subject: Subject) -> Result:
 
 def probe_mae(subject: Subject) -> Result:
     """A linear classifier trained on augmented images, by MAE's recipe or FLIP's."""
-    from flip_hf.evaluation.mae_probe import mae_probe  # torchvision is needed for nothing else
+    from flip_hf.evaluation.mae_probe import mae_probe  # here, since only this needs torchvision
 
     found = mae_probe(subject)
     metrics = _classified(subject, found.scores, found.labels)
@@ -169,8 +175,9 @@ def probe_mae(subject: Subject) -> Result:
 
 
 def probe_few(subject: Subject) -> Result:
-    """Logistic regression on a few images a class, several times."""
-    train, test = _labelled(subject, "train"), _labelled(subject, "test")
+    """Logistic regression on a few images per class, repeated several times."""
+    train = _labelled(subject, "train")
+    test = _labelled(subject, "test")
     options = subject.options
     found = few_shot(
         train,
@@ -194,7 +201,7 @@ def probe_few(subject: Subject) -> Result:
 
 def fine_tuned(subject: Subject) -> Result:
     """The whole vision tower trained as a classifier."""
-    from flip_hf.evaluation import finetune_task  # torchvision is needed for nothing else
+    from flip_hf.evaluation import finetune_task  # here, since only this needs torchvision
 
     return finetune_task.fine_tuned(subject)
 

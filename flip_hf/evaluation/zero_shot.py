@@ -1,6 +1,6 @@
-"""Zero-shot classification: class names through prompts to weights, images to the nearest.
+"""Zero-shot classification: prompts turn class names into weights, and images go to the nearest.
 
-Works on anything with `get_image_features` and `get_text_features`.
+It works with any model that has `get_image_features` and `get_text_features`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from flip_hf.data.texts import bound_text
 
 
 def normalized(embeds: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, E) of length 1, float32."""
+    """Normalises embeddings (B, E) to length 1, in float32."""
     return nn.functional.normalize(embeds.float(), dim=-1)
 
 
@@ -21,20 +21,20 @@ def check_alternatives(model: Any) -> None:
     """Checks that a model's labels are alternatives, as CLIP's are.
 
     Raises:
-        ValueError: the model is of SigLIP's kind.
+        ValueError: the model is like SigLIP.
     """
     if getattr(model, "logit_bias", None) is not None:
         raise ValueError(
-            f"{type(model).__name__} gives each label a probability of its own (SigLIP); give a model of CLIP's kind, "
+            f"{type(model).__name__} gives each label an independent probability (SigLIP); use a model like CLIP, "
             "whose labels are alternatives."
         )
 
 
 def label_probabilities(model: Any, image_embeds: torch.Tensor, label_embeds: torch.Tensor) -> torch.Tensor:
-    """Probabilities (B, C), float32, of labels that are alternatives.
+    """Returns probabilities (B, C), float32, of labels that are alternatives.
 
     Args:
-        model: knows the temperature.
+        model: the model, for its temperature.
         image_embeds: (B, E), normalised.
         label_embeds: (C, E), normalised.
     """
@@ -43,19 +43,19 @@ def label_probabilities(model: Any, image_embeds: torch.Tensor, label_embeds: to
 
 
 class TextInputs:
-    """Texts to a model's token ids and mask (B, T), cut at its context; `.to(device)` works on what it returns.
+    """Tokenizes texts to a model's ids and mask (B, T), truncated to its context; the output has `.to(device)`.
 
-    Of a text of thousands of characters the beginning alone is tokenized, see [`bound_text`].
+    Only the beginning of a text of thousands of characters is tokenized, see [`bound_text`].
 
     Args:
-        tokenizer: the model's.
-        config: the model's, where it is at hand.
+        tokenizer: the model's tokenizer.
+        config: the model's configuration, if available.
     """
 
     def __init__(self, tokenizer: Any, config: Any = None):
         self.tokenizer = tokenizer
         context = config.get_text_config().max_position_embeddings if config is not None else tokenizer.model_max_length
-        # A tokenizer that was never told a length has 10^30, which no tensor takes.
+        # A tokenizer without a maximum length has 10^30, which no tensor can hold.
         self.max_length = min(tokenizer.model_max_length, context, 2**16)
         # SigLIP reads the last position, padding or not, and was trained on full rows.
         self.padding = "max_length" if "siglip" in getattr(config, "model_type", "") else "longest"
@@ -74,8 +74,9 @@ class TextInputs:
 def prompt_embeddings(
     model: Any, tokenizer: Any, class_names: Sequence[str], template: str, device: torch.device
 ) -> torch.Tensor:
-    """Embeddings (C, E), normalised, float32, of one prompt about each class; see [`class_embeddings`]."""
-    pieces, text_inputs = [], TextInputs(tokenizer, getattr(model, "config", None))
+    """Encodes one prompt per class to embeddings (C, E), normalised, float32; see [`class_embeddings`]."""
+    pieces = []
+    text_inputs = TextInputs(tokenizer, getattr(model, "config", None))
     for start in range(0, len(class_names), 256):
         prompts = [template.format(bound_text(name)) for name in class_names[start : start + 256]]
         pieces.append(normalized(model.get_text_features(**text_inputs(prompts).to(device)).pooler_output))
@@ -85,14 +86,14 @@ def prompt_embeddings(
 def class_embeddings(
     model: Any, tokenizer: Any, class_names: Sequence[str], templates: Iterable[str], device: torch.device
 ) -> torch.Tensor:
-    """One embedding a class: the normalised mean of its normalised prompts, as CLIP and FLIP build them.
+    """Computes one embedding per class, the normalised mean of its normalised prompts, as CLIP and FLIP do.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: its `model_max_length` cuts the prompts.
+        model: the model, in evaluation mode.
+        tokenizer: its tokenizer; `model_max_length` truncates the prompts.
         class_names: C names.
         templates: prompts with `{}` for the name.
-        device: where the model lies.
+        device: the model's device.
 
     Returns:
         (C, E), float32.

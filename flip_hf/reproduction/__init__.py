@@ -1,1 +1,1 @@
-"""The paper's claims, at a scale of one's own: what scripts/reproduce.py does."""
+"""The paper's claims, tested at any scale: the code of scripts/reproduce.py."""

@@ -1,4 +1,4 @@
-"""The pictures and the tables, from the points alone."""
+"""Figures and tables, made from the points alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from flip_hf.reproduction.speedup import (
 
 DPI = 130
 PAPER_SPEED_UP = 3.7
-# Readable in grey: marker and line tell them apart, too.
+# Readable in greyscale: marker and line differ too.
 LOOKS: dict[str, dict[str, Any]] = {
     "mask0": {"label": "0 % masked", "color": "0.45", "marker": "s", "linestyle": "--"},
     "mask50": {"label": "50 %", "color": "tab:blue", "marker": "o"},
@@ -38,8 +38,10 @@ Curve = tuple[list[float], list[float], list[float]]  # x, mean accuracy, its st
 
 
 def _curve(points: Sequence[Point], recipe: str, over: str) -> Curve:
-    """Mean and spread over seeds of a recipe's lengths, over `seconds` or `samples`."""
-    xs, means, spreads = [], [], []
+    """Computes mean and spread over seeds for each of a recipe's lengths, over `seconds` or `samples`."""
+    xs = []
+    means = []
+    spreads = []
     for name in names_of(recipe):
         lines = [_lineage(point, points) for point in points if point.name == name]
         lines = [line for line in lines if line]
@@ -74,15 +76,16 @@ def _panel(axes: Axes, points: Sequence[Point], over: str) -> None:
 
 
 def _arrow(axes: Axes, points: Sequence[Point]) -> None:
-    """From the unmasked model's end to where the best masked recipe is as good."""
-    recipe, baseline = best_recipe(points), [point for point in points if point.name == BASELINES[-1]]
+    """Draws an arrow from the unmasked model's end to where the best masked recipe is as good."""
+    recipe = best_recipe(points)
+    baseline = [point for point in points if point.name == BASELINES[-1]]
     if recipe is None:
         return
     factor, bound = summary(speed_ups(points)[recipe])
     end = float(np.mean([point.seconds for point in baseline]))
     goal = float(np.mean([100 * point.top1 for point in baseline]))
     axes.annotate("", (end / factor, goal), (end, goal), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.4})
-    # In the upper left, where no curve comes that rises to the right: beside the arrow curves would strike it through.
+    # In the upper left, which curves that rise to the right leave free; beside the arrow they would cross it.
     axes.annotate(
         f"{bound}{factor:.1f} times sooner\n(the paper: {PAPER_SPEED_UP})",
         (end / factor, goal),
@@ -95,7 +98,7 @@ def _arrow(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def draw_over_time(points: Sequence[Point], path: Path) -> Figure:
-    """Accuracy over training time and over samples seen, for each mask ratio: the paper's Figure 1."""
+    """Draws accuracy over training time and over samples seen, for each mask ratio: the paper's Figure 1."""
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _panel(left, points, "seconds")
@@ -109,7 +112,7 @@ def draw_over_time(points: Sequence[Point], path: Path) -> Figure:
 
 
 def draw_findings(points: Sequence[Point], path: Path) -> Figure:
-    """Every claim's difference here, with its spread, beside the paper's."""
+    """Draws every claim's difference here, with its spread, beside the paper's."""
     found = [each for each in findings(points) if each.first and each.second]
     figure = Figure(figsize=(8.5, 0.34 * len(found) + 1.4), layout="constrained")
     axes = figure.subplots()
@@ -140,7 +143,7 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
 
 
 def findings_table(points: Sequence[Point]) -> str:
-    """Markdown: each claim, the paper's difference, ours, and what that says."""
+    """Makes a Markdown table of each claim, the paper's difference, ours, and the verdict."""
     lines = ["| table | claim | paper | here | accuracies here, % | p | |", "|---|---|---|---|---|---|---|"]
     for each in findings(points):
         claim = each.claim
@@ -156,7 +159,7 @@ def findings_table(points: Sequence[Point]) -> str:
 
 
 def speed_table(points: Sequence[Point]) -> str:
-    """Markdown: how much sooner each recipe is as good as unmasked runs, without and with the waits for data."""
+    """Makes a Markdown table of each recipe's speed-up over unmasked runs, without and with waits for data."""
     columns = {f"as good as {name}": speed_ups(points, name) for name in BASELINES}
     if any(point.data_wait for point in points):
         columns["the same, waits for data counted"] = speed_ups(with_waits(points))
@@ -175,7 +178,7 @@ def _speed_cell(many: Sequence[SpeedUp]) -> str:
 
 
 def time_table(points: Sequence[Point]) -> str:
-    """Markdown: every run's samples, training time against the unmasked one's, and accuracy."""
+    """Makes a Markdown table of every run's samples, training time relative to the unmasked one, and accuracy."""
     lines = ["| run | pairs | training, s | time a pair / unmasked | accuracy, % |", "|---|---|---|---|---|"]
     unmasked = [point.seconds / point.samples for point in points if point.name in names_of("mask0")]
     for name in dict.fromkeys(point.name for point in points):
@@ -192,7 +195,7 @@ def time_table(points: Sequence[Point]) -> str:
 
 
 def write_report(points: Sequence[Point], folder: Path, about: str) -> None:
-    """The figures and `README.md` of a reproduction."""
+    """Writes the figures and `README.md` of a reproduction."""
     draw_over_time(points, folder / "accuracy_over_time.png")
     draw_findings(points, folder / "findings.png")
     parts = [

@@ -1,9 +1,9 @@
-"""What the points say about each finding of the paper: agrees, disagrees, or within noise.
+"""The paper's findings against the points: agrees, disagrees, or within noise.
 
-A finding is a difference of accuracies. That one is better is said where a t-test over the seeds tells the two means
-apart (p < 0.05); that they are about the same, where the difference's 90 % interval lies within two points (two
-one-sided tests), and that they are not, where it lies outside. All else is within noise: few seeds tell only large
-differences apart. The test is Welch's, or the paired one where one model is the other in another use, or comes of it.
+A finding is a difference of accuracies. One is better if a t-test over the seeds separates the two means (p < 0.05).
+They are about the same if the difference's 90 % interval lies within two points (two one-sided tests), and not the same
+if it lies outside. All else is within noise: few seeds separate only large differences. The test is Welch's, or the
+paired one where one model is the other in another use, or derived from it.
 """
 
 import math
@@ -18,21 +18,24 @@ from flip_hf.reproduction.plan import MAIN, MASKS
 from flip_hf.reproduction.running import Point
 
 SIGNIFICANT = 0.05
-LEVEL = 2.0  # points of accuracy; those closer are about the same
-AGREES, DISAGREES, NOISE, MISSING = "agrees", "disagrees", "within noise", "not run"
+LEVEL = 2.0  # points of accuracy; closer ones are about the same
+AGREES = "agrees"
+DISAGREES = "disagrees"
+NOISE = "within noise"
+MISSING = "not run"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`first` less `second`, and what the paper has for it.
+    """A claim about `first` minus `second`, with the paper's value.
 
     Attributes:
-        table: of the paper (or of a later one) that has it.
-        text: what is claimed, in words.
-        first, second: names of runs, or `NAME:WAY` of an inference's way.
+        table: its table in the paper, or the later paper's name.
+        text: the claim in words.
+        first, second: names of runs, or `NAME:WAY` for one way of inference.
         paper: the paper's difference, in points of accuracy.
-        expected: the sign of what is claimed: 1, -1; 0 where it is that they are about the same.
-        paired: seeds are compared one by one, since the models are the same, or one comes of the other.
+        expected: the sign of the claimed difference: 1, -1; 0 for about the same.
+        paired: compare seed by seed, since the models are the same or one is derived from the other.
     """
 
     table: str
@@ -46,7 +49,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim against the points; accuracies in percent, of each seed."""
+    """A claim with the accuracies of both sides, in percent, for each seed."""
 
     claim: Claim
     first: tuple[float, ...]
@@ -58,14 +61,14 @@ class Finding:
 
     @property
     def p_value(self) -> float:
-        """That the means are the same; 1 where there are too few seeds to know."""
+        """The p-value of equal means; 1 where there are too few seeds."""
         if self.standard_error is None or not self.difference:
             return 1.0
         return float(self._test.pvalue) if self.standard_error else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The difference's, 90 %, in points; everything where there are too few seeds to know."""
+        """The difference's 90 % confidence interval, in points; infinite where there are too few seeds."""
         if self.standard_error is None:
             return -math.inf, math.inf
         if not self.standard_error:
@@ -75,7 +78,7 @@ class Finding:
 
     @property
     def standard_error(self) -> float | None:
-        """The difference's, in points; None where there are too few seeds to know."""
+        """The difference's standard error, in points; None where there are too few seeds."""
         if min(len(self.first), len(self.second)) < 2:
             return None
         if self._is_paired:
@@ -100,7 +103,8 @@ class Finding:
             return MISSING
         low, high = self.interval
         if not self.claim.expected:
-            inside, outside = -LEVEL < low and high < LEVEL, high < -LEVEL or low > LEVEL
+            inside = -LEVEL < low and high < LEVEL
+            outside = high < -LEVEL or low > LEVEL
             return AGREES if inside else DISAGREES if outside else NOISE
         if self.p_value >= SIGNIFICANT:
             return NOISE
@@ -110,7 +114,8 @@ class Finding:
 def _claims() -> list[Claim]:
     m0, m50, m75 = (f"mask{mask}-{MAIN}" for mask in MASKS)
     long0, long50, long75 = (f"mask{mask}-full" for mask in MASKS)
-    less, more = "-batch0.5x", "-batch2x"
+    less = "-batch0.5x"
+    more = "-batch2x"
     return [
         Claim("1a", "half of the patches, at twice the batch, beat whole images", f"{m50}{more}", m0, 1.0, 1),
         Claim("1a", "a quarter, at four times the batch, comes close", f"{m75}{more}", f"{m0}{less}", -0.4, 0),
@@ -121,7 +126,7 @@ def _claims() -> list[Claim]:
         Claim("1b", "four times the batch is better, half of the patches", f"{m50}{more}", f"{m50}{less}", 1.9, 1),
         Claim("1b", "four times the batch is better, a quarter of them", f"{m75}{more}", f"{m75}{less}", 2.4, 1),
         Claim("1c", "masking texts at random harms", f"{m75}-text-random", m75, -2.2, -1),
-        # Paired: captions of the embedded data fit into what is left of the text, so that the models are the same.
+        # Paired: captions of the embedded data fit into the kept tokens, so that the models are the same.
         Claim("1c", "dropping padding first harms little", f"{m75}-text-prioritized", m75, -0.4, 0, True),
         *(
             claim
@@ -150,7 +155,7 @@ CLAIMS = _claims()
 
 
 def accuracies(points: Sequence[Point]) -> dict[str, dict[int, float]]:
-    """Accuracy in percent by run and seed; ways of an inference are runs named `NAME:WAY`."""
+    """Collects accuracies in percent by run and seed; ways of inference are runs named `NAME:WAY`."""
     found: dict[str, dict[int, float]] = {}
     for point in points:
         found.setdefault(point.name, {})[point.seed] = 100 * point.top1
@@ -160,10 +165,12 @@ def accuracies(points: Sequence[Point]) -> dict[str, dict[int, float]]:
 
 
 def findings(points: Sequence[Point]) -> list[Finding]:
-    """Every claim with the accuracies that there are, by seed; those of a pair alone where it takes pairs."""
-    by_name, found = accuracies(points), []
+    """Joins every claim with its accuracies, by seed; only seeds that both sides have where it is paired."""
+    by_name = accuracies(points)
+    found = []
     for claim in CLAIMS:
-        first, second = by_name.get(claim.first, {}), by_name.get(claim.second, {})
+        first = by_name.get(claim.first, {})
+        second = by_name.get(claim.second, {})
         if claim.paired:
             both = first.keys() & second.keys()
             first, second = ({seed: side[seed] for seed in both} for side in (first, second))

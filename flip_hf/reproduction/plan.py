@@ -1,7 +1,7 @@
-"""The runs that stand for the paper's Figure 1 and Table 1, and for the masks of later work, at a scale of one's own.
+"""The runs that repeat the paper's Figure 1 and Table 1, and the masks of later work, at any scale.
 
-Sizes are relative to one number, the samples of the longest run; the paper's are in the same proportions where its text
-gives them. Every run is `scripts/pretrain.py` with the same recipe.
+Sizes are relative to one number, the samples of the longest run, in the paper's proportions where its text gives them.
+Every run is `scripts/pretrain.py` with the same recipe.
 """
 
 import json
@@ -20,20 +20,20 @@ MASKS = {0: 0.0, 50: 0.5, 75: 0.75}  # percent, as runs are named
 LENGTHS = {"quarter": 0.25, "half": 0.5, "full": 1, "double": 2, "quadruple": 4}  # of the longest unmasked run
 MAIN = "half"  # the length of Table 1
 TUNING = 0.05  # of a run's samples: the paper tunes for 0.32 epochs after 6.4
-TUNING_LR = 0.3  # of the recipe's: does well on the embedded data
+TUNING_LR = 0.3  # factor on the recipe's: does well on the embedded data
 STRATEGIES = ("block", "gaussian", "resize")
-BEST_STRATEGY = "grid"  # of all on the embedded data, so that it is run at every length, too
+BEST_STRATEGY = "grid"  # on the embedded data, so that it is run at every length too
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the runs are.
+    """The size of the runs.
 
     Attributes:
-        samples: of the longest unmasked run.
-        batch: samples a step, the paper's 32k; half and twice as much are its 16k and 64k.
+        samples: samples of the longest unmasked run.
+        batch: samples per step, standing for the paper's 32k; half and twice as much stand for its 16k and 64k.
         base_lr: learning rate of training, for 256 samples.
-        decoder: for reconstruction: one layer, half as wide as the image tower, as MAE's is for ViT-L.
+        decoder: decoder for reconstruction: one layer, half as wide as the image tower, as MAE's for ViT-L.
     """
 
     samples: int
@@ -43,13 +43,13 @@ class Scale:
 
     @classmethod
     def of_recipe(cls, recipe: str, samples: int) -> "Scale":
-        """That of a recipe, a name or a file.
+        """Derives the scale from a recipe, a name or a file.
 
         Raises:
             FileNotFoundError: there is no such recipe.
             ValueError: it has options that do not exist, or values out of range.
         """
-        from flip_hf.training.models import make_config  # which imports torch, and the options are known without it
+        from flip_hf.training.models import make_config  # here, since it imports torch, which the options do not need
 
         arguments = parse_arguments([recipe], RECIPES, recipe)
         tower: Any = make_config(arguments.model).vision_config
@@ -65,9 +65,9 @@ class Run:
 
     Attributes:
         name: `mask75-half-batch512`.
-        options: of `pretrain.py`, over those of the recipe; of `evaluate.py` for `kind="inference"`.
+        options: options of `pretrain.py`, over the recipe's; of `evaluate.py` for `kind="inference"`.
         start: name of the run whose model it starts from, or evaluates.
-        kind: `"training"`, or `"inference"`: of a trained model in the ways of Table 1d.
+        kind: `"training"`, or `"inference"` of a trained model in the ways of Table 1d.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def cost(self) -> float:
-        """How long it takes beside the others, about: images encoded in training, as wholes."""
+        """Approximate relative duration: images encoded in training, in whole images."""
         return self.options.get("train_samples", 0) * (1 - self.options["mask_ratio"])
 
 
@@ -87,7 +87,7 @@ def _training(name: str, samples: float, mask: int, batch: int, **options: Any) 
 
 
 def _lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
-    """Options that count samples; a line of the log for every twentieth of a run, as its speed is their median."""
+    """Returns options that count samples, with 20 log lines per run, as its speed is their median."""
     return {
         "train_samples": steps * batch,
         "warmup_samples": max(1, round(warm_up * steps)) * batch,
@@ -96,21 +96,21 @@ def _lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
 
 
 def _tuned(run: Run, scale: Scale) -> Run:
-    """The same model, tuned on whole images; a run of its own, so that its time can be told apart."""
+    """Plans the tuning of the same model on whole images, as a separate run, so that its time is known."""
     steps = max(4, round(TUNING * run.options["train_samples"] / scale.batch))
     options = {"mask_ratio": 0.0, "batch_size": scale.batch, **_lengths(steps, scale.batch, 0.2)}
     return Run(f"{run.name}-tuned", {**options, "base_lr": TUNING_LR * scale.base_lr}, start=run.name)
 
 
 def planned_runs(scale: Scale) -> list[Run]:
-    """All runs, those that others start from first."""
+    """Lists all runs, those that others start from first."""
     return [*_over_time(scale), *_table(scale)]
 
 
 def _over_time(scale: Scale) -> Iterator[Run]:
-    """Figure 1: each mask ratio at the lengths that encode no more than the longest unmasked run does.
+    """Plans Figure 1: each mask ratio at the lengths that encode no more than the longest unmasked run.
 
-    Then Table 1e: tuned on whole images.
+    Each masked run is followed by Table 1e's tuning on whole images.
     """
     for length, factor in LENGTHS.items():
         samples = scale.samples * factor
@@ -126,10 +126,11 @@ def _over_time(scale: Scale) -> Iterator[Run]:
 
 
 def _table(scale: Scale) -> Iterator[Run]:
-    """Table 1b, 1c, 1d, 1f, and other masks, at the main length."""
-    samples, batch = scale.samples * LENGTHS[MAIN], scale.batch
+    """Plans Tables 1b, 1c, 1d, 1f, and other masks, at the main length."""
+    samples = scale.samples * LENGTHS[MAIN]
+    batch = scale.batch
     for mask, times in ((0, 0.5), (50, 0.5), (50, 2), (75, 0.5), (75, 2)):
-        # The learning rate of a step goes with the root of the batch: in proportion, as the paper's, is too much here.
+        # The learning rate scales with the root of the batch: linear scaling, as in the paper, is too much here.
         base_lr = scale.base_lr / math.sqrt(times)
         name = f"mask{mask}-{MAIN}-batch{times:g}x"
         yield _training(name, samples, mask, round(times * batch), base_lr=base_lr)
@@ -146,6 +147,6 @@ def _table(scale: Scale) -> Iterator[Run]:
 
 
 def words_of(options: dict[str, Any]) -> list[str]:
-    """Options as words of a command line."""
+    """Returns options as words of a command line."""
     plain = {name: json.dumps(value) if isinstance(value, dict) else str(value) for name, value in options.items()}
     return [word for name, value in plain.items() for word in (f"--{name}", value)]

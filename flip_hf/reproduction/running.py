@@ -1,4 +1,4 @@
-"""Runs one point after the other, each in a process of its own, and keeps what came of it as a JSON file."""
+"""Runs the points one after the other, each in its own process, and keeps the result as a JSON file."""
 
 import json
 import multiprocessing
@@ -23,27 +23,27 @@ from flip_hf.reproduction.plan import Run, words_of
 from flip_hf.training.hardware import device_name
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-# Its processes begin with everything imported, which would take each of them ten seconds.
+# Its processes start with everything imported, which would take each of them ten seconds.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["flip_hf.training.build", "flip_hf.evaluation.command", "matplotlib.figure"])
 
 
 class RunFailed(RuntimeError):
-    """A run did not end well; the message names it and its log."""
+    """A run failed; the message names it and its log."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What came of a run with one seed.
+    """The result of a run with one seed.
 
     Attributes:
         name, seed: the run.
-        samples: seen in training, without those of the run that it started from.
-        seconds: of training steps, without data preparation, evaluation and saving.
+        samples: samples seen in training, without those of the run that it started from.
+        seconds: time of training steps, without data preparation, evaluation and saving.
         top1: zero-shot accuracy on whole images, in [0, 1].
-        inference: accuracy of `whole`, `one view` and `ensemble`, of a run that measures these.
+        inference: accuracies of `whole`, `one view` and `ensemble`, for a run that measures these.
         start: name of the run that it started from.
-        data_wait: share of its training's time in which steps waited for data, in [0, 1]; `seconds` is without it.
+        data_wait: share of the training time in which steps waited for data, in [0, 1]; not part of `seconds`.
     """
 
     name: str
@@ -60,14 +60,17 @@ class Points:
     """The points of a folder: `points/NAME-seedN.json`, and the models in `models/`.
 
     Args:
-        folder: of the whole reproduction.
-        recipe: of every run.
+        folder: folder of the whole reproduction.
+        recipe: recipe of every run.
         extra: more options for every run, over the recipe's.
-        data: what inference is measured on.
+        data: data that inference is measured on.
     """
 
     def __init__(self, folder: Path, recipe: str, extra: list[str] | None = None, data: EmbeddedData = scenes.DATA):
-        self.folder, self.recipe, self.extra, self.data = folder, recipe, extra or [], data
+        self.folder = folder
+        self.recipe = recipe
+        self.extra = extra or []
+        self.data = data
 
     def path(self, name: str, seed: int) -> Path:
         return self.folder / "points" / f"{name}-seed{seed}.json"
@@ -76,16 +79,16 @@ class Points:
         return self.folder / "models" / f"{name}-seed{seed}"
 
     def read(self) -> list[Point]:
-        """All points that are there, by name and seed."""
+        """Reads all finished points, sorted by name and seed."""
         found = [json.loads(path.read_text()) for path in (self.folder / "points").glob("*.json")]
         points = [Point(**{name: each[name] for name in Point.__dataclass_fields__ if name in each}) for each in found]
         return sorted(points, key=lambda point: (point.name, point.seed))
 
     def make(self, run: Run, seed: int) -> None:
-        """Runs it, and writes its point.
+        """Executes a run, and writes its point.
 
         Raises:
-            RunFailed: it ended with an error.
+            RunFailed: the run ended with an error.
         """
         measure = self._train if run.kind == "training" else self._infer
         point = {**_empty(run, seed), **measure(run, seed), "environment": environment(), "finished": time.time()}
@@ -93,7 +96,7 @@ class Points:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(point, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)  # a point is whole, or it is not there
+        partial.replace(path)  # so that a point is complete, or absent
 
     def _train(self, run: Run, seed: int) -> dict[str, Any]:
         output = self.model(run.name, seed)
@@ -131,14 +134,14 @@ def _empty(run: Run, seed: int) -> dict[str, Any]:
 
 
 def training_rate(log: Path) -> float:
-    """Samples a second of the training steps alone, the median over log lines, the first of which warms up."""
+    """Returns samples per second of training steps alone: the median over log lines, without the first (warm-up)."""
     records = [json.loads(line) for line in log.read_text().splitlines()]
     rates = [r["samples_per_second"] / (1 - r["data_wait"]) for r in records if "data_wait" in r]
     return statistics.median(rates[1:] or rates)
 
 
 def environment() -> dict[str, Any]:
-    """On what and by which code a point was made."""
+    """Describes the hardware and code that made a point."""
     git = ["git", "-C", str(SCRIPTS), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else None
     return {
@@ -154,10 +157,10 @@ def _command(script: str, words: list[str]) -> str:
 
 
 def run_script(script: str, words: list[str], log: Path) -> None:
-    """Runs a script in a process of its own; what it prints goes to the log.
+    """Runs a script in its own process, with its output in the log.
 
     Raises:
-        RunFailed: it ended with an error.
+        RunFailed: the run ended with an error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     process = _SERVER.Process(target=_become, args=(str(SCRIPTS / script), words, str(log)))
@@ -172,8 +175,8 @@ def run_script(script: str, words: list[str], log: Path) -> None:
 
 
 def _become(script: str, words: list[str], log: str) -> None:
-    """The whole life of a fork."""
-    multiprocessing.set_start_method(None, force=True)  # of its own workers: the usual one again
+    """Runs a script, as the whole life of a forked process."""
+    multiprocessing.set_start_method(None, force=True)  # the default again, for its own workers
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)

@@ -1,4 +1,4 @@
-"""How much sooner a masked run is as good as the unmasked one: the paper's headline."""
+"""The speed-up of masked runs to the accuracy of the unmasked one: the paper's headline."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ import numpy as np
 from flip_hf.reproduction.plan import BEST_STRATEGY, LENGTHS
 from flip_hf.reproduction.running import Point
 
-CURVES = ("mask0", "mask50", "mask75", f"mask75-{BEST_STRATEGY}")  # that are run at every length
-BASELINES = ("mask0-half", "mask0-full")  # whose accuracy is to be reached: halfway, and in the end
+CURVES = ("mask0", "mask50", "mask75", f"mask75-{BEST_STRATEGY}")  # recipes that are run at every length
+BASELINES = ("mask0-half", "mask0-full")  # runs whose accuracy is the target: halfway, and at the end
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Of one recipe and one seed.
+    """The speed-up of one recipe and one seed.
 
     Attributes:
-        factor: time of the baseline over that of the recipe at the baseline's accuracy; a bound where it is not inside.
-        bound: `""`, or `">"`: the shortest run is as good already, or `"<"`: the longest is not as good yet.
+        factor: time of the baseline over that of the recipe at the baseline's accuracy, or a bound of it.
+        bound: `""`, or `">"`: the shortest run is already as good, or `"<"`: the longest is not yet as good.
     """
 
     factor: float
@@ -30,15 +30,15 @@ class SpeedUp:
 
 
 def _step(point: Point) -> str:
-    """Its name without its length: points of the same have the same steps, those of tuning the unmasked ones."""
+    """Returns its name without its length: such points have the same steps, and tuning has the unmasked ones'."""
     mask, _, *rest = point.name.split("-")
     return "mask0" if rest[-1:] == ["tuned"] else "-".join((mask, *rest))
 
 
 def steady(points: Sequence[Point]) -> list[Point]:
-    """The points with times, and waits for data, at the median of all that have the same steps.
+    """Replaces times and waits for data by the median of all points that have the same steps.
 
-    A machine that others use, too, drifts over the hours that the runs take, by more than what is to be measured.
+    The speed of a shared machine drifts over the hours that the runs take, by more than the differences to measure.
     """
     alike: dict[str, list[Point]] = {}
     for point in points:
@@ -55,25 +55,25 @@ def steady(points: Sequence[Point]) -> list[Point]:
 
 
 def with_waits(points: Sequence[Point]) -> list[Point]:
-    """The points with times that have the waits for data in them, too."""
+    """Adds the waits for data to the points' times."""
     return [replace(point, seconds=point.seconds / (1 - point.data_wait), data_wait=0.0) for point in points]
 
 
 def curve(points: Sequence[Point], recipe: str, seed: int) -> list[tuple[float, float]]:
-    """(seconds, accuracy) of a recipe's runs, by length; the time of a run that it started from is its own, too."""
+    """Returns (seconds, accuracy) of a recipe's runs, by length, including the time of runs they started from."""
     by_name = {point.name: point for point in points if point.seed == seed}
     lines = [lineage(by_name[name], by_name) for name in names_of(recipe) if name in by_name]
     return sorted((sum(each.seconds for each in line), line[0].top1) for line in lines if line)
 
 
 def names_of(recipe: str) -> list[str]:
-    """Of a recipe's runs: `mask75-grid` has `mask75-quarter-grid` and so on."""
+    """Lists the names of a recipe's runs: `mask75-grid` has `mask75-quarter-grid` and so on."""
     mask, *rest = recipe.split("-")
     return ["-".join((mask, length, *rest)) for length in LENGTHS]
 
 
 def lineage(point: Point, by_name: dict[str, Point]) -> list[Point]:
-    """The point and those that it started from, whose time and samples are its own, too; empty if one is not there."""
+    """Returns the point and those it started from, whose time and samples count; empty if one is missing."""
     if point.start is None:
         return [point]
     before = lineage(by_name[point.start], by_name) if point.start in by_name else []
@@ -81,19 +81,21 @@ def lineage(point: Point, by_name: dict[str, Point]) -> list[Point]:
 
 
 def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINES[-1]) -> SpeedUp | None:
-    """The factor of one seed, read off between the lengths on a logarithmic axis of time; None without its runs.
+    """Computes the speed-up of one seed, interpolated between lengths on a log axis of time; None without its runs.
 
     Args:
-        points: of all runs.
-        recipe: one of `CURVES`, with `-tuned` where it was tuned on whole images.
-        seed: its and the baseline's.
-        to: name of the unmasked run whose accuracy is to be reached.
+        points: the points of all runs.
+        recipe: one of `CURVES`, with `-tuned` if it was tuned on whole images.
+        seed: seed of the recipe and of the baseline.
+        to: name of the unmasked run whose accuracy is the target.
     """
     baseline = next((point for point in points if (point.name, point.seed) == (to, seed)), None)
     along = curve(points, recipe, seed)
     if baseline is None or not along:
         return None
-    goal, times, accuracy = baseline.top1, [t for t, _ in along], np.maximum.accumulate([a for _, a in along])
+    goal = baseline.top1
+    times = [t for t, _ in along]
+    accuracy = np.maximum.accumulate([a for _, a in along])
     if accuracy[0] >= goal:
         return SpeedUp(baseline.seconds / times[0], ">")
     if accuracy[-1] < goal:
@@ -105,7 +107,7 @@ def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINE
 
 
 def speed_ups(points: Sequence[Point], to: str = BASELINES[-1]) -> dict[str, list[SpeedUp]]:
-    """Of every masked recipe that has runs, over the seeds."""
+    """Computes the speed-ups of every masked recipe that has runs, for all seeds."""
     seeds = sorted({point.seed for point in points})
     recipes = [f"{recipe}{tuned}" for recipe in CURVES[1:] for tuned in ("", "-tuned")]
     found = {recipe: [speed_up(points, recipe, seed, to) for seed in seeds] for recipe in recipes}
@@ -113,14 +115,14 @@ def speed_ups(points: Sequence[Point], to: str = BASELINES[-1]) -> dict[str, lis
 
 
 def summary(many: Sequence[SpeedUp]) -> tuple[float, str]:
-    """The geometric mean over seeds, and `">"`, `"<"` or `"~"` where seeds are bounds of one kind or both."""
+    """Returns the geometric mean over seeds, and `">"`, `"<"` or `"~"` where seeds are bounds of one kind or both."""
     bounds = {each.bound for each in many} - {""}
     factor = math.exp(float(np.mean([math.log(each.factor) for each in many])))
     return factor, "~" if len(bounds) > 1 else "".join(bounds)
 
 
 def best_recipe(points: Sequence[Point]) -> str | None:
-    """The masked recipe that is soonest as good as the unmasked one in its end, with every seed; None if none is."""
+    """Returns the masked recipe that is first as good as the unmasked one's end, for every seed; None if none is."""
     seeds = len({point.seed for point in points if point.name == BASELINES[-1]})
     found = {recipe: summary(many) for recipe, many in speed_ups(points).items() if len(many) == seeds}
     reached = [recipe for recipe, (factor, bound) in found.items() if bound in ("", ">") and factor > 1]

@@ -1,7 +1,7 @@
-"""What accelerators can do at most, how much they hold, and what they draw: facts of their vendors' data sheets.
+"""Peak throughput, memory and power of accelerators, from their vendors' data sheets.
 
-Matrix throughput is the dense one, with float32 accumulation (data sheets like to print twice as much, for 2:4 sparse
-matrices). float32 is that of torch's default, true float32 and not TF32.
+Matrix throughput is dense, with float32 accumulation (data sheets often print twice that, for 2:4 sparse
+matrices). float32 is torch's default: true float32, not TF32.
 """
 
 import difflib
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-TERA, GIGA = 1e12, 1e9
+TERA = 1e12
+GIGA = 1e9
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,12 @@ class Accelerator:
     """One device as torch sees it.
 
     Attributes:
-        name: what the plan calls it.
-        pattern: regular expression that finds it in `torch.cuda.get_device_name()`.
+        name: its name in the plan.
+        pattern: regular expression that matches `torch.cuda.get_device_name()`.
         memory: bytes, as sold (decimal gigabytes).
-        bf16: dense bfloat16 FLOP/s at most; None where the hardware has no bfloat16.
-        fp32: float32 FLOP/s at most.
-        watts: power at most (GH200: its CPU's too; A100 and V100: the SXM version's).
+        bf16: peak dense bfloat16 FLOP/s; None where the hardware has no bfloat16.
+        fp32: peak float32 FLOP/s.
+        watts: maximum power (GH200: with its CPU; A100 and V100: the SXM version).
     """
 
     name: str
@@ -36,7 +37,7 @@ class Accelerator:
     watts: float
 
     def peak(self, precision: str) -> float | None:
-        """FLOP/s at most in `bf16` or `fp32`."""
+        """Returns the peak FLOP/s in `bf16` or `fp32`."""
         return self.bf16 if precision == "bf16" else self.fp32
 
 
@@ -44,7 +45,7 @@ def _device(name: str, pattern: str, gigabytes: float, bf16: float | None, fp32:
     return Accelerator(name, pattern, gigabytes * GIGA, None if bf16 is None else bf16 * TERA, fp32 * TERA, watts)
 
 
-# The first pattern that is found decides. Source of each line: the vendor's data sheet of the product.
+# The first pattern that matches wins. Source of each line: the vendor's data sheet of the product.
 ACCELERATORS = (
     _device("B200", r"\bB200\b", 180, 2250, 75, 1000),  # NVIDIA DGX B200: 8 GPUs, 1,440 GB, 36 PFLOP/s bf16 sparse
     _device("H200", r"\bH200\b(?! NVL)", 141, 989, 67, 700),  # NVIDIA H200 Tensor Core GPU, SXM
@@ -71,7 +72,7 @@ ACCELERATORS = (
 
 
 def find_accelerator(device_name: str) -> Accelerator | None:
-    """The accelerator that `torch.cuda.get_device_name()` calls so; None if it is not in the table."""
+    """Finds the accelerator by what `torch.cuda.get_device_name()` calls it; None if it is not in the table."""
     return next((a for a in ACCELERATORS if re.search(a.pattern, device_name, re.IGNORECASE)), None)
 
 
@@ -80,12 +81,12 @@ def _plain(name: str) -> str:
 
 
 def named_accelerator(name: str) -> Accelerator:
-    """The accelerator of a name, as people write it: `H100-SXM`, `h100`, `A100 40GB`, `NVIDIA H100 80GB HBM3`.
+    """Finds an accelerator by a name as people write it: `H100-SXM`, `h100`, `A100 40GB`, `NVIDIA H100 80GB HBM3`.
 
-    Of a product that comes in several forms, its name alone is that of the SXM form with the larger memory.
+    The bare name of a product that comes in several forms means the SXM form with the larger memory.
 
     Raises:
-        ValueError: there is none; the message lists the known ones.
+        ValueError: the name is unknown; the message lists the known ones.
     """
     known = {_plain(accelerator.name): accelerator for accelerator in ACCELERATORS}
     found = known.get(_plain(name)) or find_accelerator(_plain(name))
@@ -97,18 +98,18 @@ def named_accelerator(name: str) -> Accelerator:
 
 
 def peak_flops(device: "torch.device", precision: str) -> float | None:
-    """FLOP/s that the device reaches at most.
+    """Returns the peak FLOP/s of a device.
 
     Args:
-        device: where the model lies.
+        device: the device of the model.
         precision: `bf16`, or `fp32` (also `no`, Accelerate's name for it).
 
     Returns:
-        The data sheet's figure, or None for a CPU and for what is not in the table.
+        The data sheet's figure; None for a CPU or a GPU that is not in the table.
     """
     if device.type != "cuda":
         return None
-    import torch  # which the table itself, and with it the help of plan.py, goes without
+    import torch  # here, so that the table, and with it the help of plan.py, needs no torch
 
     accelerator = find_accelerator(torch.cuda.get_device_name(device))
     return accelerator.peak("bf16" if precision == "bf16" else "fp32") if accelerator else None

@@ -1,7 +1,7 @@
-"""What all processes agree on before each step: one small reduction, so that none waits for the others in vain.
+"""The agreement of all processes before each step: one small reduction, so that none waits for the others in vain.
 
-A process that is told to stop, or whose data end, must not leave alone: the others would wait for it in the loss until
-a timeout. It says so here instead, where every process comes once a step with its batch in hand, and all of them save
+A process that is asked to stop, or whose data end, must not leave alone: the others would wait for it in the loss until
+a timeout. Instead it says so here, where every process arrives once a step with its batch in hand, and all of them save
 and leave together.
 """
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 class PeerFailed(RuntimeError):
-    """Another process of the run has ended it, and says why."""
+    """Another process ended the run, and its message says why."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Says what at least one process of a run wants.
+    """The wishes of at least one process of a run.
 
     Attributes:
-        stop: the run saves and leaves: a signal has asked for it.
-        failed: the same: a process cannot get its next batch.
-        overdue: the time since the last checkpoint is up.
+        stop: the run saves and leaves, because a signal asked for it.
+        failed: the run saves and leaves, because a process cannot get its next batch.
+        overdue: a checkpoint is due by the clock.
     """
 
     stop: bool
@@ -36,12 +36,12 @@ class Agreement:
 
     @property
     def leave(self) -> bool:
-        """Tells whether the run ends here."""
+        """True if the run ends here."""
         return self.stop or self.failed
 
 
 def agree(accelerator: Accelerator, *, stop: bool, failed: bool, overdue: bool) -> Agreement:
-    """Joins what each process wants; all must call it, once a step, and get the same answer."""
+    """Combines the wishes of all processes; each must call it once a step, and all get the same answer."""
     if accelerator.num_processes == 1:
         return Agreement(stop, failed, overdue)
     wishes = torch.tensor([stop, failed, overdue], dtype=torch.float32, device=accelerator.device)
@@ -50,7 +50,7 @@ def agree(accelerator: Accelerator, *, stop: bool, failed: bool, overdue: bool) 
 
 
 def is_first(accelerator: Accelerator, wish: bool) -> bool:
-    """Tells whether this process is the first of those that wish something; all must call it."""
+    """Returns whether this process is the first of those with a wish; all must call it."""
     rank = accelerator.process_index
     mine = torch.tensor([rank if wish else accelerator.num_processes], device=accelerator.device)
     first = accelerator.gather(mine).min().item()  # pyright: ignore[reportAttributeAccessIssue]
@@ -58,10 +58,10 @@ def is_first(accelerator: Accelerator, wish: bool) -> bool:
 
 
 def from_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Calls a function on the main process, and gives what it returns to all; each must call this.
+    """Calls a function on the main process and returns its result on all; each must call this.
 
     Raises:
-        Exception: what the function raised, on every process, so that none waits for the main one in vain.
+        Exception: whatever the function raised, on every process, so that none waits for the main one in vain.
     """
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Everything a run can be told: six dataclasses that are the command line and the YAML recipe at once (recipes.py).
+"""All options of a run: six dataclasses that are the command line and the YAML recipe at once (recipes.py).
 
 A bad value is an error before any device is touched.
 """
@@ -20,7 +20,7 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 GENERIC_TEMPLATE = "a photo of a {}."
 
-# Of CLIP's largest scale, 100, rounded up: the model clips the scale to [1, 100], and outside it gets no gradient.
+# log(100), CLIP's largest scale, rounded up: the model clips the scale to [1, 100], outside which it gets no gradient.
 _MAX_LOGIT_SCALE = 4.6052
 _DROPPED = number(0, 1, open_high=True, says="is a fraction dropped, {range}")
 _LEARNING_RATE = number(0, 1000)
@@ -28,7 +28,7 @@ _SAMPLES = integer(0)
 _SIDE = integer(1, 2**14, says="counts pixels and must be {range}")
 _BETA = number(0, 1, open_high=True)
 
-# Fields of a tower that the whole model writes into it.
+# Fields of a tower that are set for the whole model.
 _ELSEWHERE = {
     "mask_ratio": "--mask_ratio",
     "mask_strategy": "--mask_strategy",
@@ -40,13 +40,13 @@ _ELSEWHERE = {
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError(f"of {', '.join(fields)} one stands there twice")
+        raise ValueError(f"one of {', '.join(fields)} is given twice")
     return fields
 
 
 def _own_fields(config_class: str) -> list[str]:
-    """The fields that a configuration of `flip_hf.modeling` has beside those of every model's."""
-    # Imported here, for it imports torch: options are parsed without it, unless they have such fields.
+    """Lists the fields of a `flip_hf.modeling` configuration that not every model has."""
+    # Imported here because it imports torch, which parsing options without such fields does not need.
     from transformers import PreTrainedConfig
 
     import flip_hf.modeling as modeling
@@ -56,10 +56,10 @@ def _own_fields(config_class: str) -> list[str]:
 
 
 def _json_object(text: str | None, name: str, config_class: str) -> dict[str, Any]:
-    """The fields of a configuration that are given as JSON.
+    """Parses fields of a configuration that are given as JSON.
 
     Raises:
-        OptionError: it is no JSON object, or has a key that the configuration has not, or that another option gives.
+        OptionError: it is not a JSON object, or has a key that is not a field or that another option sets.
     """
     try:
         value = json.loads(text or "{}", object_pairs_hook=_refuse_twice)
@@ -69,13 +69,13 @@ def _json_object(text: str | None, name: str, config_class: str) -> dict[str, An
     known = _own_fields(config_class) if value else []
     for key in value:
         require(key in known, f"--{name} has no field {key!r}.{nearest(key, known)}")
-        require(key not in _ELSEWHERE, f"--{name}: {key} is given by {_ELSEWHERE.get(key)}, for the whole model.")
+        require(key not in _ELSEWHERE, f"--{name}: {key} is set by {_ELSEWHERE.get(key)}, for the whole model.")
     return value
 
 
 @dataclass
 class ModelArguments:
-    """The model: a new one from its configuration, or a saved one to go on with."""
+    """The model: a new one from its configuration, or a saved one to continue from."""
 
     model_name_or_path: str | None = option(
         None, "folder or Hub id of a FLIP or a CLIPModel to start from; a new model if not given"
@@ -91,8 +91,8 @@ class ModelArguments:
     logit_scale_init_value: float = option(
         2.6592600369, "start value of log(1 / temperature)", number(0, _MAX_LOGIT_SCALE)
     )
-    image_size: int | None = option(None, "go on with what was started from at images of this size", _SIDE)
-    patch_size: int | None = option(None, "and patches of this size, as the paper's L/14 was made from L/16", _SIDE)
+    image_size: int | None = option(None, "image size to continue training the starting model at", _SIDE)
+    patch_size: int | None = option(None, "patch size to continue at, as the paper made L/14 from L/16", _SIDE)
     mask_ratio: float = option(
         0.5,
         "fraction of the patches dropped in the masked phase",
@@ -115,7 +115,7 @@ class ModelArguments:
     mask_ratio_schedule: str = option(
         "linear", "linear or cosine, from --mask_ratio to --mask_ratio_end", choices=("linear", "cosine")
     )
-    mask_ratio_steps: int = option(4, "different mask ratios on that way, both ends included", integer(2, 32))
+    mask_ratio_steps: int = option(4, "distinct mask ratios along the schedule, both ends included", integer(2, 32))
     text_mask_ratio: float = option(0.0, "fraction of the text's context dropped in the masked phase", _DROPPED)
     text_mask_strategy: str = option(
         "prioritized", "random, or prioritized: padding is dropped first", choices=("random", "prioritized")
@@ -125,7 +125,7 @@ class ModelArguments:
 
     def __post_init__(self):
         check_options(self)
-        self.tower_configs()  # an error in the JSON belongs here
+        self.tower_configs()  # raises on bad JSON
         both = self.model_name_or_path and (self.text_config or self.vision_config)
         require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
         require(
@@ -136,17 +136,17 @@ class ModelArguments:
             size = getattr(self, name)
             require(
                 size is None or self.model_name_or_path is not None or self.init_vision_from is not None,
-                f"--{name} changes the model of --model_name_or_path, or the vision tower of --init_vision_from; give "
-                "that of a new one in --vision_config.",
+                f"--{name} changes the model of --model_name_or_path or the vision tower of --init_vision_from; set "
+                "that of a new model in --vision_config.",
             )
 
     @property
     def drawn_strategy(self) -> str:
-        """The model's own `mask_strategy`, for masks that it draws itself: only the trainer resizes."""
+        """The `mask_strategy` of the model's configuration, for masks it draws itself: only the trainer resizes."""
         return "random" if self.mask_strategy == "resize" else self.mask_strategy
 
     def tower_configs(self) -> dict[str, dict]:
-        """The fields given for the two towers, under `text_config` and `vision_config`."""
+        """Returns the fields given for the two towers, under `text_config` and `vision_config`."""
         return {
             "text_config": _json_object(self.text_config, "text_config", "FlipTextConfig"),
             "vision_config": _json_object(self.vision_config, "vision_config", "FlipVisionConfig"),
@@ -155,7 +155,7 @@ class ModelArguments:
 
 @dataclass
 class ObjectiveArguments:
-    """What is trained on: image against text, the pixels of dropped patches (MAE), or both."""
+    """The objective: image against text, the pixels of dropped patches (MAE), or both."""
 
     objective: str = option(
         "contrastive",
@@ -163,7 +163,9 @@ class ObjectiveArguments:
         choices=("contrastive", "reconstruction", "both"),
     )
     reconstruction_weight: float = option(
-        1.0, "factor on the reconstruction loss where it is added to the other", number(0, 1_000_000, open_low=True)
+        1.0,
+        "weight of the reconstruction loss where it is added to the contrastive one",
+        number(0, 1_000_000, open_low=True),
     )
     decoder_config: str | None = option(
         None, "FlipDecoderConfig fields, as JSON; MAE's 8 x 512 if not given", json=True
@@ -171,39 +173,39 @@ class ObjectiveArguments:
     norm_pixel_target: bool = option(True, "reconstruct each patch on the scale of its own mean and deviation")
     grid_samples: int = option(
         64_000_000,
-        "samples between two pictures of reconstructed images, in the run's folder and tracker; 0: none",
+        "samples between pictures of reconstructed images, in the run's folder and tracker; 0: none",
         integer(0, note="0 draws none"),
     )
 
     def __post_init__(self):
         check_options(self)
-        self.decoder_fields()  # an error in the JSON belongs here
+        self.decoder_fields()  # raises on bad JSON
 
     @property
     def contrasts(self) -> bool:
-        """Whether images are compared with texts."""
+        """True if images are compared with texts."""
         return self.objective != "reconstruction"
 
     @property
     def reconstructs(self) -> bool:
-        """Whether dropped patches are reconstructed."""
+        """True if dropped patches are reconstructed."""
         return self.objective != "contrastive"
 
     def decoder_fields(self) -> dict[str, Any]:
-        """The fields given for the decoder."""
+        """Returns the fields given for the decoder."""
         return _json_object(self.decoder_config, "decoder_config", "FlipDecoderConfig")
 
 
 @dataclass
 class DataArguments:
-    """What is trained on, what is evaluated on, and how it is read."""
+    """The data for training and evaluation, and how they are read."""
 
     train_data: list[str] | None = option(
         None, "shapes (embedded), Hub id, folder, or .tar / .parquet / .csv / .jsonl files, as path, URL or pattern"
     )
     train_weights: list[float] | None = option(
         None,
-        "how often each of several --train_data is drawn from, in any unit; equally often if not given",
+        "relative sampling weights of several --train_data; equal if not given",
         number(0, 1e12, open_low=True, says="needs positive numbers, {range}"),
     )
     train_config: list[str] | None = option(
@@ -218,43 +220,45 @@ class DataArguments:
     )
     max_bad_fraction: float = option(
         0.5,
-        "share of unusable samples that ends the run; 1 never does",
+        "fraction of unusable samples above which the run ends; 1: never",
         number(0, 1, open_low=True, says="is a share of the samples, {range}"),
     )
     tokenizer: str | None = option(None, "tokenizer folder or Hub id; learned from the captions if not given")
     special_tokens: bool = option(False, "keep the tokenizer's special tokens; the paper's text has none")
-    tokenizer_vocab_size: int = option(30522, "size of a learned vocabulary, at most", integer(2, 2**24))
-    tokenizer_samples: int = option(100_000, "captions that a vocabulary is learned from, at most", POSITIVE)
+    tokenizer_vocab_size: int = option(30522, "maximum size of a learned vocabulary", integer(2, 2**24))
+    tokenizer_samples: int = option(100_000, "maximum number of captions that a vocabulary is learned from", POSITIVE)
     crop_area: list[float] = option(
         [0.5, 1.0],
         "smallest and largest fraction of the area that a random crop keeps",
         number(0, 1, open_low=True, says="needs two fractions, each {range}"),
     )
-    background: str = option("white", "colour on which transparent pictures are seen, such as white or #808080")
+    background: str = option("white", "background colour for transparent pictures, such as white or #808080")
     flip: float = option(0.5, "probability of a horizontal flip", number(0, 1, says="is a probability, {range}"))
     shuffle_block: int = option(
-        4096, "samples of a source that each worker shuffles together; 1 keeps their order", integer(1, 2**24)
+        4096, "samples of a source that each worker shuffles together; 1 keeps the order", integer(1, 2**24)
     )
     holdout: float = option(
         0.0,
-        "share of the training pairs that is never trained on, and on which the run is validated",
+        "fraction of the training pairs held out of training, to validate the run on",
         number(0, 0.5, says="is a share of the pairs, {range}", note="0 holds none out"),
     )
     num_workers: int | None = option(
-        None, "loader processes a training process; by the cores if not given", integer(0, 1024)
+        None, "data loader workers per process; chosen by the number of cores if not given", integer(0, 1024)
     )
     eval_data: str | None = option(
-        None, "held-out pairs, or labelled data for zero-shot evaluation, as train_data; its columns tell which"
+        None, "held-out pairs, or labelled data for zero-shot evaluation, as --train_data; its columns decide which"
     )
     eval_config: str | None = option(None, "configuration name of the evaluation data set")
     eval_split: str = option("test", "split to evaluate on")
     eval_image_column: str | None = option(None, "image column of the evaluation data")
     label_column: str | None = option(None, "label column of the evaluation data: indices or names")
     eval_caption_column: str | None = option(None, "caption column of the evaluation data, if it holds pairs")
-    eval_pairs: int = option(1000, "held-out images that are evaluated at most, with their captions", integer(2, 2**20))
-    class_names: str | None = option(None, "file with one class name a line, if the data set does not know them")
-    templates: list[str] = option([GENERIC_TEMPLATE], "prompts, averaged; {} is the class name")
-    eval_batch_size: int = option(256, "images evaluated at once, by each process", integer(1, 2**20))
+    eval_pairs: int = option(
+        1000, "maximum number of held-out images to evaluate, with their captions", integer(2, 2**20)
+    )
+    class_names: str | None = option(None, "file with one class name a line, if the data set does not name them")
+    templates: list[str] = option([GENERIC_TEMPLATE], "prompt templates, averaged; {} is the class name")
+    eval_batch_size: int = option(256, "evaluation batch size of each process", integer(1, 2**20))
 
     def __post_init__(self):
         check_options(self)
@@ -266,13 +270,13 @@ class DataArguments:
             len(self.crop_area) == 2 and 0 < low <= high <= 1,
             f"--crop_area needs two fractions, 0 < smallest <= largest <= 1, got {self.crop_area}.",
         )
-        self.background_colour()  # what is no colour belongs here
+        self.background_colour()  # raises on a bad colour
         for template in self.templates:
             fault = fault_of(template)
             require(fault is None, f"--templates: {template!r} {fault}")
 
     def background_colour(self) -> Colour:
-        """Red, green and blue of `background`."""
+        """Returns red, green and blue of `background`."""
         try:
             return read_colour(self.background)
         except ValueError as error:
@@ -282,17 +286,17 @@ class DataArguments:
         labelled = self.label_column or self.class_names
         require(
             not (labelled and self.eval_caption_column),
-            "--label_column and --class_names are of labelled --eval_data, --eval_caption_column of one that holds "
-            "pairs; give one kind.",
+            "--label_column and --class_names are for labelled --eval_data, --eval_caption_column for pairs; give one "
+            "kind.",
         )
         for name in ("label_column", "eval_caption_column"):
             require(
                 self.eval_data is not None or getattr(self, name) is None,
-                f"--{name} names a column of --eval_data; give that, too.",
+                f"--{name} names a column of --eval_data; give that too.",
             )
         require(
             not (self.holdout and self.eval_caption_column),
-            "--holdout takes the held-out pairs from the training data, and --eval_data with --eval_caption_column "
+            "--holdout takes held-out pairs from the training data, and --eval_data with --eval_caption_column "
             "names others; give one of them.",
         )
 
@@ -319,11 +323,11 @@ class OptimizationArguments:
     train_samples: int = option(12_800_000_000, "samples seen in the masked phase", _SAMPLES)
     batch_size: int = option(
         65_536,
-        "samples a step, over all processes; all are contrasted with each other",
+        "samples per step over all processes, all contrasted with each other",
         integer(2, 2**30, note="one pair has no negatives"),
     )
     micro_batch_size: int | None = option(
-        None, "samples a process encodes at once; exact whatever it is, less memory", integer(1, 2**30)
+        None, "samples a process encodes at once; saves memory, and the gradient stays exact", integer(1, 2**30)
     )
     base_lr: float = option(4e-6, "peak learning rate for 256 samples a step; scaled with the batch", _LEARNING_RATE)
     weight_decay: float = option(0.2, "decoupled weight decay", number(0, 1000))
@@ -338,14 +342,16 @@ class OptimizationArguments:
     )
     ema_half_life: int | None = option(
         None,
-        "samples that halve a weight's share in a moving average, which is then what is evaluated and saved",
+        "half-life, in samples, of a moving average of the weights, which is then evaluated and saved",
         integer(1, says="counts samples, {range}"),
     )
     unmasked_samples: int = option(
-        0, "samples of tuning on whole images that follow; the paper: 0.32 of an epoch", _SAMPLES
+        0, "samples of unmasked tuning that follow, on whole images; the paper: 0.32 of an epoch", _SAMPLES
     )
-    unmasked_base_lr: float = option(4e-8, "its peak learning rate for 256 samples a step", _LEARNING_RATE)
-    unmasked_warmup_samples: int = option(25_600_000, "its warm-up", _SAMPLES)
+    unmasked_base_lr: float = option(
+        4e-8, "peak learning rate of unmasked tuning, for 256 samples a step", _LEARNING_RATE
+    )
+    unmasked_warmup_samples: int = option(25_600_000, "samples of warm-up in unmasked tuning", _SAMPLES)
     precision: str = option(
         "auto", "auto (bf16 where the hardware has it), fp32 or bf16", choices=("auto", "fp32", "bf16")
     )
@@ -358,27 +364,27 @@ class OptimizationArguments:
 
 @dataclass
 class RunArguments:
-    """Where the run writes, and how often."""
+    """The output of the run: where it writes, and how often."""
 
     output_dir: str = option("runs/pretrain", "folder of the model, its checkpoints and logs")
-    seed: int = option(0, "of initialisation, masks, order and augmentation", SEED)
-    log_samples: int = option(1_000_000, "samples between two log lines", POSITIVE)
-    eval_samples: int = option(64_000_000, "samples between two evaluations; the end is always evaluated", POSITIVE)
+    seed: int = option(0, "seed of initialisation, masks, order and augmentation", SEED)
+    log_samples: int = option(1_000_000, "samples between log lines", POSITIVE)
+    eval_samples: int = option(64_000_000, "samples between evaluations; the end is always evaluated", POSITIVE)
     early_stopping_patience: int | None = option(
         None,
-        "evaluations in a row that find nothing better before the run ends",
+        "evaluations in a row without improvement before the run ends",
         integer(1, 1_000_000, note="leave it out to train to the end"),
     )
-    checkpoint_samples: int = option(64_000_000, "samples between two checkpoints; 0: by the clock alone", _SAMPLES)
-    checkpoint_minutes: float = option(30.0, "minutes between two checkpoints; 0: by samples alone", number(0, 525_600))
-    keep_checkpoints: int = option(2, "checkpoints kept", integer(1, 1_000_000))
+    checkpoint_samples: int = option(64_000_000, "samples between checkpoints; 0: by the clock alone", _SAMPLES)
+    checkpoint_minutes: float = option(30.0, "minutes between checkpoints; 0: by samples alone", number(0, 525_600))
+    keep_checkpoints: int = option(2, "number of checkpoints kept", integer(1, 1_000_000))
     max_skipped_steps: int = option(
-        10, "steps in a row that are not finite before going back to a checkpoint", integer(1, 1_000_000)
+        10, "non-finite steps in a row before the run goes back to a checkpoint", integer(1, 1_000_000)
     )
     resume_from_checkpoint: str | None = option(
         None, "auto (the newest good one, or a new run where there is none), latest, or a checkpoint folder"
     )
-    report_to: list[str] = option(["tensorboard"], "trackers, as Accelerate names them; none for none")
+    report_to: list[str] = option(["tensorboard"], "trackers, as Accelerate names them; none disables them")
 
     def __post_init__(self):
         check_options(self)
@@ -386,20 +392,22 @@ class RunArguments:
 
 @dataclass
 class HubArguments:
-    """What is published on the way and at the end; the first three are named as in Transformers' TrainingArguments."""
+    """Publishing during and after the run; the first three are named as in Transformers' TrainingArguments."""
 
     push_to_hub: bool = option(False, "push the model to the Hub every --hub_push_samples and at the end")
-    hub_model_id: str | None = option(None, "owner/name on the Hub; the name of --output_dir, of yours, if not given")
-    hub_private_repo: bool = option(True, "whether a new repository is private; False makes it public")
-    hub_push_samples: int = option(
-        64_000_000, "samples between two pushes; 0: only at the end", integer(0, note="0 pushes only at the end")
+    hub_model_id: str | None = option(
+        None, "owner/name on the Hub; the name of --output_dir, under your account, if not given"
     )
-    export_clip: bool = option(False, "push a stock CLIPModel, where the model can be one")
+    hub_private_repo: bool = option(True, "make a new repository private; False makes it public")
+    hub_push_samples: int = option(
+        64_000_000, "samples between pushes; 0: only at the end", integer(0, note="0 pushes only at the end")
+    )
+    export_clip: bool = option(False, "push a stock CLIPModel where the model can be one")
 
     def __post_init__(self):
         check_options(self)
         for name in ("hub_model_id", "export_clip"):
-            require(self.push_to_hub or not getattr(self, name), f"--{name} says what --push_to_hub does; give that.")
+            require(self.push_to_hub or not getattr(self, name), f"--{name} needs --push_to_hub; give that too.")
 
 
 @dataclass
@@ -416,12 +424,13 @@ class Arguments:
     def __post_init__(self):
         require(
             self.run.early_stopping_patience is None or self.optimization.unmasked_samples == 0,
-            "--early_stopping_patience would leave the tuning on whole images out. Set --unmasked_samples 0, and tune "
-            f"what comes out: --model_name_or_path {self.run.output_dir} --mask_ratio 0.",
+            "--early_stopping_patience would skip the tuning on whole images. Set --unmasked_samples 0, and tune the "
+            f"result afterwards: --model_name_or_path {self.run.output_dir} --mask_ratio 0.",
         )
         if not self.objective.reconstructs:
             return
-        model, named = self.model, f"--objective {self.objective.objective}"
+        model = self.model
+        named = f"--objective {self.objective.objective}"
         masked = model.mask_ratio > 0 and model.mask_ratio_end != 0 and model.mask_strategy != "resize"
         require(
             masked,
@@ -430,15 +439,15 @@ class Arguments:
         )
         require(
             self.optimization.unmasked_samples == 0,
-            f"On whole images {named} has nothing to reconstruct. Set --unmasked_samples 0, and tune what comes out: "
-            f"--model_name_or_path {self.run.output_dir} --mask_ratio 0.",
+            f"On whole images {named} has nothing to reconstruct. Set --unmasked_samples 0, and tune the result "
+            f"afterwards: --model_name_or_path {self.run.output_dir} --mask_ratio 0.",
         )
 
     def to_recipe(self) -> dict[str, Any]:
-        """All values under their option names: what a recipe file holds, and trackers are told.
+        """Returns all values under their option names, for a recipe file and for trackers.
 
-        Credentials in URLs are removed. A recipe that names a variable instead, `https://${USER}:${PASSWORD}@host/...`,
-        keeps it, and can be run again as it is.
+        Credentials in URLs are removed. A recipe that names variables instead, `https://${USER}:${PASSWORD}@host/...`,
+        keeps them and can be run again unchanged.
         """
         groups = (getattr(self, field.name) for field in dataclasses.fields(self))
         values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, with torch's own tool."""
+"""The exponential moving average of the weights, by torch's `AveragedModel`."""
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 def make_average(
     accelerator: Accelerator, model: nn.Module, half_life: int | None, batch_size: int
 ) -> AveragedModel | None:
-    """Makes the average; None where `half_life` is.
+    """Makes the average; None where `half_life` is None.
 
     Args:
         accelerator: the process layer.
@@ -34,6 +34,6 @@ def make_average(
 
 @torch.no_grad()
 def update(average: AveragedModel | None, model: nn.Module) -> None:
-    """Takes a step's weights into the average."""
+    """Updates the average with the weights after a step."""
     if average is not None:
         average.update_parameters(model)

@@ -1,4 +1,4 @@
-"""The best model of a run by its evaluations: kept in a folder, and a reason to end where none is better for long."""
+"""The best model of a run by its evaluations, kept in a folder, and early stopping when nothing better comes."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from flip_hf.training.checkpoint import SET_ASIDE, TrainState, free_name
 
 BEST = "best"
 ABOUT = "best.json"
-# By what evaluations are compared, the first that there is, and whether more of it is better.
+# The metrics that evaluations are compared by, the first that is present, and whether higher is better.
 METRICS = {"mean_recall": True, "top1": True, "reconstruction_error": False}
 
 
@@ -24,9 +24,9 @@ class _Verdict:
     """The main process's judgement of an evaluation.
 
     Attributes:
-        metric: by which it was judged; None where nothing was measured.
-        value: of it.
-        beats_kept: whether it is better than that of the folder.
+        metric: the metric it was judged by; None where nothing was measured.
+        value: the metric's value.
+        beats_kept: whether it is better than the model in the folder.
     """
 
     metric: str | None
@@ -37,16 +37,16 @@ class _Verdict:
 class Best:
     """Judges evaluations and keeps the model of the best one.
 
-    Two memories keep this right in a resumed run. Patience is counted in [`TrainState`], so that a run that goes back
-    to a checkpoint counts again as it did. The folder is compared with itself: what it has is replaced by what is
-    better, never by what is worse, whenever that was found.
+    Two records keep this right in a resumed run. Patience is counted in [`TrainState`], so that a run that goes back
+    to a checkpoint counts again as before. The folder is compared with its own record: its model is only ever replaced
+    by a better one, whenever that was found.
 
     Args:
         accelerator: the processes, all of which judge alike.
-        output_dir: of the run.
-        compared_on: what evaluations are made on; those on something else are not compared.
-        patience: evaluations in a row without a better one that end the run; None for no end.
-        keeps: whether the best model is kept in a folder.
+        output_dir: the run's folder.
+        compared_on: the data of the evaluations; evaluations on other data are not compared.
+        patience: evaluations in a row without improvement that end the run; None never ends it.
+        keeps: keep the best model in a folder.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, compared_on: str, patience: int | None, keeps: bool):
@@ -57,7 +57,7 @@ class Best:
         self.keeps = keeps
 
     def begin(self, state: TrainState) -> None:
-        """Readies folder and state for a run that starts from `state`: what cannot be compared is left behind.
+        """Prepares folder and state for a run that starts from `state`, dropping what cannot be compared.
 
         The main process moves another run's folder to `set-aside`; every process must call it.
         """
@@ -67,7 +67,7 @@ class Best:
             state.evaluations_since_best = 0
         old = self._old()
         if self.accelerator.is_main_process and old.exists() and not self.folder.exists():
-            old.rename(self.folder)  # killed while a better one was taking its place
+            old.rename(self.folder)  # the process was killed while replacing it
         self.accelerator.wait_for_everyone()
         kept = self.kept()
         comparable = kept is not None and kept["compared_on"] == self.compared_on and state.samples > 0
@@ -82,7 +82,7 @@ class Best:
 
         Args:
             metrics: of the evaluation.
-            state: of the run, in which the best value and the evaluations since are counted.
+            state: the run's state, which records the best value and the evaluations since.
             saver: gathers the weights; every process calls it, the main one writes.
         """
         verdict = from_main(self.accelerator, lambda: self._verdict(metrics))
@@ -98,11 +98,11 @@ class Best:
             self.accelerator.wait_for_everyone()
 
     def is_over(self, state: TrainState) -> bool:
-        """Tells whether the run ends because nothing better was found for long."""
+        """Returns whether the run ends because patience has run out."""
         return self.patience is not None and state.evaluations_since_best >= self.patience
 
     def reason(self, state: TrainState) -> str | None:
-        """The reason why the run ended early; None where it did not."""
+        """Returns why the run ended early; None where it did not."""
         if not self.is_over(state):
             return None
         since = f"since {state.best_samples:,} samples" if state.best_value is not None else "at all"
@@ -112,7 +112,7 @@ class Best:
         )
 
     def kept(self) -> dict[str, Any] | None:
-        """Facts of the folder's model: `metric`, `value`, `samples` and `compared_on`; None without one."""
+        """Reads the folder's record: `metric`, `value`, `samples` and `compared_on`; None without one."""
         try:
             found = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
             return found if isinstance(found["value"], float) and found["metric"] in METRICS else None
@@ -132,7 +132,7 @@ class Best:
         return _Verdict(metric, value, beats)
 
     def _write(self, save: Callable[[Path], None], verdict: _Verdict, samples: int) -> None:
-        """Writes the folder beside the old one, and puts it in its place."""
+        """Writes the folder beside the old one, then swaps them."""
         written = self.folder.with_name(f"partial-{BEST}")
         old = self._old()
         for path in (written, old):

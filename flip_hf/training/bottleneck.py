@@ -1,4 +1,4 @@
-"""Whether a run was bound by data or by compute, and what would make it faster."""
+"""The bottleneck of a run, data or compute, and what would make it faster."""
 
 import statistics
 from typing import Any
@@ -11,12 +11,12 @@ from flip_hf.data.workers import cores_per_process
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.hardware import autocast_dtype, num_workers
 
-# A loader that keeps up has the next batch ready: what waiting there is beyond this is the data's.
+# A loader that keeps up has the next batch ready; waiting beyond this share is the data's fault.
 DATA_BOUND = 0.05
 
 
 def longest_wait(data_wait: float, accelerator: Accelerator) -> float:
-    """The largest of all processes' shares of waiting: it is the one that the others then wait for."""
+    """Returns the largest share of waiting over all processes: the others wait for the slowest one."""
     waits: Any = accelerator.gather(torch.tensor([data_wait], device=accelerator.device))
     return waits.max().item()
 
@@ -24,16 +24,16 @@ def longest_wait(data_wait: float, accelerator: Accelerator) -> float:
 def bottleneck(
     records: list[dict[str, Any]], arguments: Arguments, accelerator: Accelerator
 ) -> tuple[float | None, str]:
-    """What a run was bound by.
+    """Finds the bottleneck of a run.
 
     Args:
-        records: of its log.
-        arguments: of the run.
-        accelerator: on what it ran.
+        records: the run's log records.
+        arguments: the run's arguments.
+        accelerator: the process layer that it ran on.
 
     Returns:
-        The share of the time that was spent waiting for data, None if no step was logged: the median over log lines,
-        since the first one has the start of the workers in it. And what that means and what to change, in a sentence.
+        The share of time spent waiting for data (None if no step was logged): the median over log lines, since the
+        first includes the start of the workers. And a sentence that says what that means and what to change.
     """
     shares = [record["data_wait"] for record in records if "data_wait" in record]
     if not shares:
@@ -46,7 +46,8 @@ def bottleneck(
 
 
 def _faster_data(arguments: Arguments) -> str:
-    workers, cores = num_workers(arguments.data), cores_per_process()
+    workers = num_workers(arguments.data)
+    cores = cores_per_process()
     if workers < cores - 1:
         return f"try --num_workers {cores - 1}, now {workers}"
     return (
@@ -56,8 +57,9 @@ def _faster_data(arguments: Arguments) -> str:
 
 
 def _faster_steps(arguments: Arguments, accelerator: Accelerator) -> list[str]:
-    """Options that would make the step faster, as far as they are not in use, and the last resort."""
-    options, advice = arguments.optimization, []
+    """Lists options that would make the step faster and are not in use, and the last resort."""
+    options = arguments.optimization
+    advice = []
     if autocast_dtype(options.precision) is None and accelerator.device.type == "cuda":
         advice.append("--precision bf16")
     if arguments.model.gradient_checkpointing:

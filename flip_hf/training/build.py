@@ -1,4 +1,4 @@
-"""Builds a run, new or resumed, up to its first step; what is wrong with it is said here."""
+"""Builds a run, new or resumed, up to its first step, and reports what is wrong with it."""
 
 import logging
 from functools import partial
@@ -29,7 +29,7 @@ from flip_hf.training.resume import check_finished, check_fit, check_output, sha
 logger = logging.getLogger(__name__)
 
 VALIDATION = "validation"  # the folder of the held-out pairs
-# What [`build_trainer`] raises for a user's mistake; the message names it and its mend.
+# Raised by [`build_trainer`] for a user's mistake; the message names it and the fix.
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, StrictDataclassError, HubRefused)
 
 
@@ -37,7 +37,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
     """Builds a run, new or resumed, up to its first step.
 
     Raises:
-        One of `MISTAKES`: something in the arguments or the data does not fit.
+        One of `MISTAKES`: the arguments or the data do not fit.
         RunFinished: there is nothing left to train.
     """
     try:
@@ -48,7 +48,7 @@ def build_trainer(arguments: Arguments) -> Trainer:
 
 
 def _build(arguments: Arguments) -> Trainer:
-    # What can be wrong is looked at before a device is touched.
+    # Mistakes are found before a device is touched.
     output_dir = Path(arguments.run.output_dir)
     objective = arguments.objective
     try_folder(output_dir, "--output_dir")
@@ -73,8 +73,10 @@ def _build(arguments: Arguments) -> Trainer:
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
     if accelerator.is_main_process and models.is_clip(arguments.model):
-        print(f"{arguments.model.model_name_or_path} is a CLIPModel; it is trained on as a FlipModel with its weights")
-    config = flip_of(model).config  # whose sizes may have changed
+        print(
+            f"{arguments.model.model_name_or_path} is a CLIPModel; training continues as a FlipModel with its weights"
+        )
+    config = flip_of(model).config  # its sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint, arguments.optimization.ema_half_life is not None)
@@ -92,7 +94,7 @@ def _build(arguments: Arguments) -> Trainer:
     if checkpoint is not None:
         trainer.restore(checkpoint)
     else:
-        # From here on each process draws its own masks of texts; those of images come with them.
+        # From here on each process draws its own text masks; image masks come with the batches.
         set_seed(arguments.run.seed, device_specific=True)
     if accelerator.is_main_process:
         tidy(output_dir, trainer.state.samples)
@@ -102,12 +104,12 @@ def _build(arguments: Arguments) -> Trainer:
 def shared_tokenizer(
     arguments: Arguments, sources: list[Source], context_length: int, accelerator: Accelerator, checkpoint: Path | None
 ) -> PreTrainedTokenizerBase | None:
-    """One tokenizer for all processes, and for all of a resumed run; None where no text is read.
+    """Makes one tokenizer for all processes and the whole of a resumed run; None where no text is read.
 
-    Learning word pieces twice may number them differently, so the main process does it once and the others read it.
+    Learning word pieces twice may number them differently, so the main process learns them once for all.
 
     Raises:
-        ValueError: the checkpoint has none.
+        ValueError: the checkpoint has no tokenizer.
     """
     if not arguments.objective.contrasts:
         return None
@@ -131,10 +133,10 @@ def shared_pairs(
     accelerator: Accelerator,
     resumed: bool,
 ) -> setup.Evaluation:
-    """The evaluation with the run's held-out pairs, the same in all processes; the main one finds them.
+    """Adds the run's held-out pairs to the evaluation, the same in all processes; the main one finds them.
 
     Raises:
-        ValueError: there are too few.
+        ValueError: there are too few pairs.
     """
     folder = Path(arguments.run.output_dir) / VALIDATION
     find = partial(setup.held_out_pairs, arguments, sources, evaluation, folder, resumed)
@@ -145,8 +147,8 @@ def shared_pairs(
         print(facts.in_words())
         if facts.images < FEW:
             logger.warning(
-                "There are %d held-out images alone: one that is found more is %.1f %% of them. A larger --holdout, or "
-                "--eval_data, tells more.",
+                "There are only %d held-out images: a single image is %.1f %% of them. A larger --holdout or "
+                "--eval_data tells more.",
                 facts.images,
                 100 / facts.images,
             )
@@ -154,10 +156,10 @@ def shared_pairs(
 
 
 def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
-    """Makes the output folder and takes it for this run, on the main process; all must call it.
+    """Creates the output folder and locks it for this run, on the main process; all must call it.
 
     Raises:
-        FolderInUse: another run has it; on every process.
+        FolderInUse: another run uses it; raised on every process.
     """
 
     def take() -> None:
@@ -168,7 +170,7 @@ def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
 
 
 def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
-    """Makes Accelerate's process layer; the precision is the encoder's own."""
+    """Makes Accelerate's process layer; the encoder handles precision itself."""
     trackers = [name for name in arguments.run.report_to if name != "none"]
     return processes.make_accelerator(mixed_precision="no", log_with=trackers or None, project_dir=str(output_dir))
 
@@ -181,12 +183,13 @@ def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:
 
 
 def split_batch(arguments: Arguments, num_processes: int) -> tuple[int, int]:
-    """Size and number of each process's micro-batches.
+    """Returns the size and the number of each process's micro-batches.
 
     Raises:
         ValueError: the batch cannot be divided; the message names a size that can.
     """
-    batch_size, micro = arguments.optimization.batch_size, arguments.optimization.micro_batch_size
+    batch_size = arguments.optimization.batch_size
+    micro = arguments.optimization.micro_batch_size
     unit = num_processes * (micro or 1)
     if batch_size % unit != 0:
         nearest = max(1, round(batch_size / unit)) * unit

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to resume; a folder is whole and checked, or it is not used.
+"""Checkpoints: everything a run needs to resume. A folder is complete and verified, or it is not used.
 
-A checkpoint is written under another name, brought to the disk with a checksum of every file, and renamed; only then
-older ones are removed. So a process may be killed at any moment. Its files are safetensors, JSON and YAML (states.py),
+A checkpoint is written under another name, synced to disk with a checksum of every file, and renamed; only then are
+older ones removed. So a process may be killed at any moment. Its files are safetensors, JSON and YAML (states.py),
 none of which can run code: a checkpoint from somebody else may be resumed.
 """
 
@@ -46,12 +46,12 @@ DEEPSPEED = "deepspeed"  # the folder of its own files
 
 @dataclass
 class TrainState:
-    """Where a run stands, in samples of all processes and in steps; skipped steps are steps too.
+    """The position of a run, in samples of all processes and in steps; skipped steps count as steps.
 
     Attributes:
-        skipped_in_a_row: the last steps, all of which were skipped (see health.py).
-        restores: how often the run went back to a checkpoint since it wrote its last good one.
-        compared_on, best_value, best_samples, evaluations_since_best: of its evaluations; see best.py.
+        skipped_in_a_row: number of latest steps that were all skipped (see health.py).
+        restores: times the run went back to a checkpoint since it wrote its last good one.
+        compared_on, best_value, best_samples, evaluations_since_best: the record of evaluations; see best.py.
     """
 
     samples: int = 0
@@ -67,11 +67,11 @@ class TrainState:
 
 
 class DamagedCheckpointError(ValueError):
-    """There are checkpoints, and none of them is as it was written."""
+    """There are checkpoints, and all of them are damaged."""
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What, besides the recipe, the bits of a run depend on."""
+    """Collects what, besides the recipe, the exact numbers of a run depend on."""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, accelerate, np)}
     return {"processes": accelerator.num_processes, "device": accelerator.device.type, **versions}
 
@@ -82,7 +82,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first, whether they are good or not."""
+    """Lists the checkpoints of a run, good or not, oldest first."""
     numbered = ((_NAME.fullmatch(path.name), path) for path in output_dir.glob("checkpoint-*") if path.is_dir())
     return [path for _, path in sorted((int(match.group(1)), path) for match, path in numbered if match)]
 
@@ -115,16 +115,16 @@ def _problems(checkpoint: Path, only_good: bool) -> list[str]:
 
 
 def newest_good_checkpoint(output_dir: Path, only_good: bool = False) -> Path | None:
-    """Finds the newest checkpoint of which every file is as it was written; None where there are no checkpoints.
+    """Finds the newest checkpoint whose files are all as they were written; None where there are no checkpoints.
 
-    Warns of each damaged one that it passes over and names the files. All files are read: let one process call it.
+    Warns about each damaged one that it skips, naming the files. All files are read: let one process call it.
 
     Args:
-        output_dir: of the run.
-        only_good: pass over those that were written while steps were being skipped, too.
+        output_dir: the run's folder.
+        only_good: also skip those that were written while steps were being skipped.
 
     Raises:
-        DamagedCheckpointError: none is good; the message lists what is wrong with each.
+        DamagedCheckpointError: none can be used; the message lists what is wrong with each.
     """
     damaged = []
     for path in reversed(find_checkpoints(output_dir)):
@@ -137,7 +137,7 @@ def newest_good_checkpoint(output_dir: Path, only_good: bool = False) -> Path | 
     if damaged:
         raise DamagedCheckpointError(
             f"No checkpoint in {output_dir} can be used:\n  " + "\n  ".join(damaged) + "\nRestore one of them, or "
-            "remove them to start anew."
+            "remove them to start over."
         )
     return None
 
@@ -158,15 +158,15 @@ def save_checkpoint(
     """Writes model, optimizer, average, generators, data positions, processor and recipe, and removes checkpoints
     beyond `keep_checkpoints`; all processes must call it, and see the same `output_dir`.
 
-    The weights must be finite: [`weights_are_finite`] looks. A checkpoint that is written while steps are being
-    skipped says so (`"good": false`) and never takes the place of a good one.
+    The weights must be finite: [`weights_are_finite`] checks that. A checkpoint that is written while steps are being
+    skipped is marked (`"good": false`) and never replaces a good one.
     """
     output_dir = Path(arguments.run.output_dir)
     final = output_dir / f"checkpoint-{state.samples:012d}"
     partial = output_dir / f"{_PARTIAL}{final.name}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()  # without its parents: a folder that was deleted does not come back half empty
+        partial.mkdir()  # without parents: a folder that was deleted is not recreated half empty
     accelerator.wait_for_everyone()
     _write_tensors(accelerator, partial, average)
     (partial / f"data_{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")
@@ -198,7 +198,7 @@ def _write_tensors(accelerator: Accelerator, folder: Path, average: nn.Module | 
         states.write_tensors(weights, folder / states.WEIGHTS, {"format": "pt"})
         if average is not None:
             states.write_tensors(states.whole_tensors(average.state_dict(), keep=True), folder / states.AVERAGE)
-    del weights  # as large as what comes next
+    del weights  # frees memory for the moments
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator._models[0].save_checkpoint(str(folder), DEEPSPEED)
         return
@@ -225,7 +225,7 @@ def _says_good(checkpoint: Path) -> bool:
 
 
 def weights_are_finite(accelerator: Accelerator, average: nn.Module | None = None) -> bool:
-    """Tells whether all weights, and those of the average, are finite on every process; each must ask."""
+    """Returns whether all weights, and those of the average, are finite on every process; each must call it."""
     modules = [_model(accelerator), *([average] if average is not None else [])]
     tensors = [states.local(value) for module in modules for value in module.state_dict().values()]
     bad = [~torch.isfinite(value).all() for value in tensors if value.is_floating_point() and value.numel()]
@@ -234,7 +234,7 @@ def weights_are_finite(accelerator: Accelerator, average: nn.Module | None = Non
 
 
 def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint so that half of it is never taken for one."""
+    """Removes a checkpoint so that half of one is never taken for a whole one."""
     partial = checkpoint.with_name(f"{_PARTIAL}old-{checkpoint.name}")
     shutil.rmtree(partial, ignore_errors=True)
     checkpoint.rename(partial)
@@ -242,11 +242,10 @@ def _remove(checkpoint: Path) -> None:
 
 
 def tidy(output_dir: Path, samples: int) -> None:
-    """Readies a folder for a run that starts after this many samples; the main process calls it.
+    """Prepares a folder for a run that starts after this many samples; the main process calls it.
 
-    What killed runs left half written is removed. Checkpoints further than `samples` (damaged, or of a run that is now
-    begun anew from before them) are moved to `set-aside`, where neither rotation nor resuming takes them for this
-    run's.
+    What killed runs left half written is removed. Checkpoints beyond `samples` (damaged, or of a run that now restarts
+    from before them) are moved to `set-aside`, where neither rotation nor resuming takes them for this run's.
     """
     for path in output_dir.glob(f"{_PARTIAL}*checkpoint-*"):
         if _LEFT_OVER.fullmatch(path.name):
@@ -257,7 +256,7 @@ def tidy(output_dir: Path, samples: int) -> None:
             aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
             logger.warning(
-                "%s is further than this run, which starts after %d samples: moved to %s. To resume from it instead, "
+                "%s is ahead of this run, which starts after %d samples: moved to %s. To resume from it instead, "
                 "move it back and use --resume_from_checkpoint auto.",
                 path.name,
                 samples,
@@ -266,7 +265,7 @@ def tidy(output_dir: Path, samples: int) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """Returns the path, with a number behind it where something has that name."""
+    """Returns the path, with a number appended if it is taken."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
@@ -280,7 +279,7 @@ def load_data_states(checkpoint: Path) -> list[dict[str, Any]]:
     """Reads the data positions of all processes that wrote the checkpoint, by rank.
 
     Raises:
-        DamagedCheckpointError: one is no JSON.
+        DamagedCheckpointError: one is not valid JSON.
     """
     paths = (checkpoint / f"data_{rank}.json" for rank in itertools.count())
     found = []
@@ -296,9 +295,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: nn.Modu
     """Restores prepared model, optimizer, average and generators, and returns where the run stood; all processes must
     call it.
 
-    The checkpoint is trusted to be whole: [`newest_good_checkpoint`] looks. The optimizer keeps this run's weight decay
-    and momenta. A process that the checkpoint has no generators for (it was written by fewer) is given new ones, from a
-    seed that depends on nothing but the checkpoint and its rank.
+    The checkpoint is assumed to be whole: [`newest_good_checkpoint`] checks that. The optimizer keeps this run's weight
+    decay and momenta. A process without generators in the checkpoint (it was written by fewer) gets new ones, from a
+    seed that depends only on the checkpoint and its rank.
 
     Raises:
         StateError, DamagedCheckpointError: a file does not fit this run; the message names it.
@@ -330,7 +329,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: nn.Modu
 
 
 def _model(accelerator: Accelerator) -> Any:
-    """Returns the model itself, without what wraps it: its names are those of a model folder."""
+    """Returns the unwrapped model, whose parameter names are those of a model folder."""
     return accelerator.unwrap_model(accelerator._models[0]).model
 
 

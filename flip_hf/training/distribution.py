@@ -1,4 +1,4 @@
-"""Where Accelerate's kinds of distribution differ for us: accumulation, gradient norms, whole weights.
+"""The differences between Accelerate's kinds of distribution: accumulation, gradient norms, whole weights.
 
 Accelerate launches and wraps; this file only evens out what its interface leaves to the caller, so that the loop reads
 the same on one CPU, under DistributedDataParallel, FSDP2 and DeepSpeed ZeRO-1 and 2.
@@ -26,11 +26,11 @@ class Distribution:
         accelerator: the process layer.
         encoder: the model, on any device.
         make_optimizer: makes the optimizer of a module.
-        max_grad_norm: gradients are clipped to it, None does not clip.
-        compiler: torch.compile's backend for the encoder; None leaves it as it is.
+        max_grad_norm: norm that gradients are clipped to; None does not clip.
+        compiler: torch.compile's backend for the encoder; None does not compile.
 
     Raises:
-        ValueError: Accelerate was configured with something that the contrastive loss, or the compiler, does not allow.
+        ValueError: Accelerate is configured in a way that the contrastive loss or the compiler does not allow.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class Distribution:
         max_grad_norm: float | None,
         compiler: str | None = None,
     ):
-        self.accelerator, self.max_grad_norm = accelerator, max_grad_norm
+        self.accelerator = accelerator
+        self.max_grad_norm = max_grad_norm
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._check()
         if compiler is not None:
@@ -60,16 +61,18 @@ class Distribution:
                 "with itself alone. Set it to 1 and give --micro_batch_size, which is exact."
             )
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
-            raise ValueError("FSDP version 1 is not supported; set fsdp_version: 2, as scripts/accelerate/fsdp2.yaml.")
+            raise ValueError(
+                "FSDP version 1 is not supported; set fsdp_version: 2, as in scripts/accelerate/fsdp2.yaml."
+            )
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed else None
         if plugin is not None and plugin.zero_stage == 3:
             raise ValueError("DeepSpeed ZeRO-3 is not supported; use scripts/accelerate/zero2.yaml or fsdp2.yaml.")
 
     def _compile(self, encoder: PairEncoder, compiler: str) -> None:
-        """Compiles in place, so that weights keep their names, and before wrapping, which DDP needs to overlap."""
+        """Compiles in place, so that weights keep their names, and before wrapping, so that DDP can overlap."""
         if self.is_deepspeed or self.accelerator.is_fsdp2:
             raise ValueError("--compile works with one process or DistributedDataParallel; leave it out here.")
-        # A graph for every number of patches and rows of texts, with and without gradients.
+        # One graph for each number of patches and rows of texts, with and without gradients.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
         encoder.compile(fullgraph=True, dynamic=False, backend=compiler)
 
@@ -77,7 +80,7 @@ class Distribution:
         plugin: Any = self.accelerator.state.deepspeed_plugin
         # Pieces of a batch are added up, not averaged, and the loop says when a step is due.
         plugin.deepspeed_config["gradient_accumulation_steps"] = 1
-        # Labels only, our batches are ready-made; but they must agree with each other.
+        # Nominal values, since the loader makes the batches; but DeepSpeed checks that they agree.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         plugin.deepspeed_config["train_batch_size"] = self.accelerator.num_processes
         plugin.deepspeed_config["gradient_clipping"] = self.max_grad_norm or 0.0
@@ -86,7 +89,7 @@ class Distribution:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Within it, gradients are added up on each process and not averaged over them."""
+        """Context in which gradients add up on each process and are not averaged over processes."""
         state = self.accelerator.gradient_state
         state._set_sync_gradients(False)  # tells DeepSpeed that no step is due
         try:
@@ -96,15 +99,15 @@ class Distribution:
             state._set_sync_gradients(True)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of a scalar."""
+        """Accumulates the gradients of a scalar."""
         self.accelerator.backward(loss)
 
     def clip_and_norm(self) -> float:
-        """Clips the gradients if so configured; their norm over all parameters before it, equal on all processes.
+        """Clips the gradients if configured, and returns their norm before that, over all parameters and processes.
 
-        Not finite where a loss or gradient of any process was not.
+        The norm is not finite where a loss or gradient of any process was not.
         """
-        if self.is_deepspeed:  # it has clipped, and stepped or skipped, within the last backward
+        if self.is_deepspeed:  # has clipped, and stepped or skipped, within the last backward
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 0.0)
             return float("nan") if self.accelerator.optimizer_step_was_skipped or norm is None else float(norm)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
@@ -115,17 +118,17 @@ class Distribution:
         return float(_whole(norm))
 
     def reset_moments(self) -> None:
-        """Makes the optimizer forget its moments, as a new one would; in place, since shards may refer to them."""
+        """Zeroes the optimizer's moments; in place, since shards may refer to them."""
         for state in self.optimizer.state.values():
             for value in state.values():
                 if isinstance(value, torch.Tensor):
                     value.zero_()
 
     def end(self) -> None:
-        """Leaves the other processes and ends the trackers; model and optimizer are gone afterwards.
+        """Leaves the process group and ends the trackers; model and optimizer are gone afterwards.
 
-        The wrapper goes first: while it holds the process group, gloo's threads live on into the interpreter's end,
-        where giving back a tensor aborts the process, and the launcher would call a finished run failed.
+        The wrapper goes first: while it holds the process group, gloo's threads outlive the interpreter's shutdown,
+        where freeing a tensor aborts the process, and the launcher would report a finished run as failed.
         """
         del self.model, self.optimizer
         self.accelerator.free_memory()
@@ -134,9 +137,9 @@ class Distribution:
     # -- whole weights -------------------------------------------------------------------------------------------------
 
     def whole_encoder(self) -> PairEncoder:
-        """The encoder with all its weights on each process, for passes that processes do not take together.
+        """Returns the encoder with all its weights on each process, for passes that processes do not run together.
 
-        Sharded weights are gathered into a copy; every process must ask for it.
+        Sharded weights are gathered into a copy; every process must call it.
         """
         encoder = self.accelerator.unwrap_model(self.model)
         if not self.accelerator.is_fsdp2:
@@ -147,7 +150,7 @@ class Distribution:
         return PairEncoder(model, encoder.autocast_dtype)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The whole model's weights, for saving: on the main process, on the CPU; every process must ask for it."""
+        """Returns the whole model's weights on the CPU of the main process, for saving; every process must call it."""
         sharded = self.accelerator.unwrap_model(self.model).model.state_dict()
         weights = {}
         for name, value in sharded.items():

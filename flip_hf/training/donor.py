@@ -18,7 +18,7 @@ from flip_hf.modeling import (
 
 __all__ = ["find_image_processor", "load_tower", "tower_fields"]
 
-# What the weights of a tower go with; masks and the projection are the new model's own.
+# Fields that a tower's weights depend on; masks and the projection belong to the new model.
 _FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
     *("image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout"),
@@ -27,10 +27,10 @@ _FIELDS = (
 
 
 def tower_fields(source: str) -> dict[str, Any]:
-    """The fields of the source's vision tower, for a `vision_config`.
+    """Reads the fields of the source's vision tower, for a `vision_config`.
 
     Raises:
-        ValueError: it cannot be read, or is a model of another kind.
+        ValueError: the source cannot be read, or is a model of another kind.
     """
     config = _read_config(source)
     if isinstance(config, ViTMAEConfig):
@@ -42,7 +42,7 @@ def tower_fields(source: str) -> dict[str, Any]:
     if not isinstance(config, FlipVisionConfig):
         raise ValueError(
             f"--init_vision_from {source} is a checkpoint of type {config.model_type!r}; give a ViTMAE, a FlipModel, a "
-            "FlipVisionModel or a FlipForPreTraining. scripts/convert.py makes one of other models."
+            "FlipVisionModel or a FlipForPreTraining. scripts/convert.py converts other models."
         )
     return {name: getattr(config, name) for name in _FIELDS}
 
@@ -53,7 +53,7 @@ def _read_config(source: str) -> Any:
 
 
 def _read_tower(source: str) -> FlipVisionModel:
-    """The source's vision tower.
+    """Loads the source's vision tower.
 
     Raises:
         ValueError: weights are missing or damaged.
@@ -67,7 +67,8 @@ def _read_tower(source: str) -> FlipVisionModel:
     with loading(source, "model of --init_vision_from"):
         model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     if isinstance(model, FlipVisionModel):
-        tower, missing = model, sorted(report["missing_keys"])
+        tower = model
+        missing = sorted(report["missing_keys"])
     else:
         tower = getattr(model, "flip", model).vision_model
         missing = sorted(name for name in report["missing_keys"] if "vision_model." in name)
@@ -77,10 +78,10 @@ def _read_tower(source: str) -> FlipVisionModel:
 
 
 def load_tower(flip: FlipModel, source: str) -> None:
-    """Gives a new model the weights of the source's vision tower.
+    """Copies the weights of the source's vision tower into a new model.
 
     Raises:
-        ValueError: the model's tower has another shape.
+        ValueError: the towers differ in shape.
     """
     theirs = _read_tower(source).state_dict()
     ours = flip.vision_model.state_dict()
@@ -92,6 +93,6 @@ def load_tower(flip: FlipModel, source: str) -> None:
         raise ValueError(
             f"--vision_config does not fit the tower of --init_vision_from {source}: {name} is "
             f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here ({len(differing)} tensors differ). "
-            "Leave these fields out; other sizes of images and patches are given by --image_size and --patch_size."
+            "Leave these fields out; set other image and patch sizes by --image_size and --patch_size."
         )
     flip.vision_model.load_state_dict(theirs)

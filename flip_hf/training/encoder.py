@@ -1,7 +1,7 @@
-"""The model as training calls it: a micro-batch in, and out what its losses are made of.
+"""The model as training calls it: a micro-batch in, the inputs of its losses out.
 
 One module with one forward pass, so that every wrapper that gathers or reduces parameters around `forward`
-(DistributedDataParallel, FSDP2, DeepSpeed) sees all of them used, the temperature included. `FlipModel.forward` would
+(DistributedDataParallel, FSDP2, DeepSpeed) sees all of them used, including the temperature. `FlipModel.forward` would
 also compute the similarities of the micro-batch, which the loss over all processes does not need.
 """
 
@@ -19,12 +19,12 @@ IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolat
 
 
 class Encoded(NamedTuple):
-    """What a micro-batch's losses are made of; a tuple, since FSDP2 looks for tensors in those alone.
+    """The inputs of a micro-batch's losses; a tuple, since FSDP2 looks for tensors only in those.
 
     Attributes:
-        image_embeds, text_embeds: (B, E), normalised, not below float32; None where nothing is contrasted.
-        logit_scale: the factor on their cosines (1,); None likewise.
-        reconstruction_loss: the mean over the images, a scalar; None where nothing is reconstructed.
+        image_embeds, text_embeds: (B, E), normalised, float32 or wider; None where nothing is contrasted.
+        logit_scale: the factor on their cosines, (1,); None where nothing is contrasted.
+        reconstruction_loss: mean over the images, a scalar; None where nothing is reconstructed.
     """
 
     image_embeds: torch.Tensor | None
@@ -36,43 +36,45 @@ class Encoded(NamedTuple):
 class PairEncoder(nn.Module):
     """Encodes images and texts, and reconstructs dropped patches where the model has a decoder.
 
-    Weights stay in float32 and the towers run under autocast: the numbers are then the same with every wrapper.
+    Weights stay in float32 and the towers run under autocast, so that the numbers are the same with every wrapper.
 
     Args:
         model: a FlipModel, or a [`FlipForPreTraining`] whose `config.objective` is trained on.
-        autocast_dtype: what matrix products are computed in; None for the weights' own precision.
+        autocast_dtype: dtype of matrix products; None for the weights' own precision.
     """
 
     def __init__(self, model: FlipModel | FlipForPreTraining, autocast_dtype: torch.dtype | None = None):
         super().__init__()
-        self.model, self.autocast_dtype = model, autocast_dtype
+        self.model = model
+        self.autocast_dtype = autocast_dtype
         self._no_split_modules = model._no_split_modules  # where FSDP2 cuts
 
     @property
     def flip(self) -> FlipModel:
-        """The model of images and texts."""
+        """The FlipModel, without a decoder."""
         return flip_of(self.model)
 
     def autocast(self) -> torch.autocast:
-        """The context that the towers run in."""
+        """Returns the context that the towers run in."""
         return torch.autocast(self.model.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def forward(self, target_patches: torch.Tensor | None = None, **batch: Any) -> Encoded:
         """Encodes a micro-batch; the arguments are FlipModel's, with packed texts or padded ones.
 
         Args:
-            target_patches: (B, L, C * P * P), all patches of the images, normalised, to be reconstructed; None
-                leaves the decoder alone.
-            batch: without texts, nothing is contrasted.
+            target_patches: (B, L, C * P * P), all patches of the images, normalised, to be reconstructed; None skips
+                the decoder.
+            batch: inputs of the model; without texts, nothing is contrasted.
         """
         images = {name: batch.pop(name) for name in IMAGE_INPUTS if name in batch}
         if "input_ids" not in batch:
             with self.autocast():
                 vision = self.flip.vision_model(**images)
             return Encoded(None, None, None, self._reconstruct(vision, target_patches))
-        vision, texts = self.get_image_features(**images), self.get_text_features(**batch)
+        vision = self.get_image_features(**images)
+        texts = self.get_text_features(**batch)
         embeds = (_unit(vision.pooler_output), _unit(texts.pooler_output), self.flip.get_logit_scale())
-        # Last, so that a pass without it draws the same dropout before.
+        # Last, so that a pass without it draws the same dropout up to here.
         return Encoded(*embeds, None if target_patches is None else self._reconstruct(vision, target_patches))
 
     def _reconstruct(self, vision: Any, target_patches: Any) -> torch.Tensor:
@@ -82,16 +84,17 @@ class PairEncoder(nn.Module):
         return model.reconstruction_loss(predicted, target_patches, vision.ids_keep)
 
     def get_image_features(self, **inputs: Any) -> Any:
-        """FlipModel's, under autocast."""
+        """Calls FlipModel's method under autocast."""
         with self.autocast():
             return self.flip.get_image_features(**inputs)
 
     def get_text_features(self, **inputs: Any) -> Any:
-        """FlipModel's, under autocast; of packed texts (see packing.py) in their order."""
+        """Calls FlipModel's method under autocast; unpacks packed texts (see packing.py), in their order."""
         with self.autocast():
             if "pooled_tokens" not in inputs:
                 return self.flip.get_text_features(**inputs)
-            pooled_tokens, causal = inputs.pop("pooled_tokens"), self.flip.config.get_text_config().causal
+            pooled_tokens = inputs.pop("pooled_tokens")
+            causal = self.flip.config.get_text_config().causal
             mask = packed_attention_mask(inputs["position_ids"], causal)
             outputs = self.flip.text_model(attention_mask=mask, **inputs)
             tokens = outputs.last_hidden_state.flatten(0, 1)  # (R * W, D)
@@ -100,16 +103,16 @@ class PairEncoder(nn.Module):
 
 
 def flip_of(model: FlipModel | FlipForPreTraining) -> FlipModel:
-    """The model of images and texts, without a decoder."""
+    """Returns the FlipModel of a model with or without a decoder."""
     return model.flip if isinstance(model, FlipForPreTraining) else model
 
 
 def recompute_activations(model: PreTrainedModel, options: dict[str, Any] | None = None) -> None:
-    """Lets the blocks compute their activations again in backward: less memory, more time.
+    """Makes the blocks recompute their activations in backward: less memory, more time.
 
     Args:
         model: any FLIP model.
-        options: for `torch.utils.checkpoint.checkpoint`, such as `{"use_reentrant": False}`; Transformers' own if
+        options: for `torch.utils.checkpoint.checkpoint`, such as `{"use_reentrant": False}`; Transformers' defaults if
             absent.
     """
     # Transformers 5.24 has renamed the call and warns of the old name.

@@ -1,4 +1,4 @@
-"""The loop: batches, steps, and what is shown and saved on the way. Read it downwards."""
+"""The training loop: batches, steps, logging and saving. Read it from the top."""
 
 import logging
 import time
@@ -44,17 +44,17 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """A run under way.
+    """Trains a model: one run, from its first or resumed step to its end.
 
     Args:
-        arguments: the run.
+        arguments: all options of the run.
         accelerator: the process layer.
-        model: to be trained, in training mode.
-        processor: saved beside it; an image processor where no text is read.
-        loader: its micro-batches.
-        num_micro: micro-batches a step, on this process.
-        evaluation: what it is evaluated on; there may be nothing.
-        pusher: pushes to the Hub, on the main process of a run that is to be pushed.
+        model: the model to train, in training mode.
+        processor: saved beside the model; an image processor where no text is read.
+        loader: yields micro-batches.
+        num_micro: micro-batches per step on this process.
+        evaluation: the evaluation data, which may be empty.
+        pusher: pushes to the Hub; on the main process of a run that is pushed.
     """
 
     def __init__(
@@ -68,48 +68,56 @@ class Trainer:
         evaluation: Evaluation,
         pusher: Pusher | None = None,
     ):
-        self.arguments, self.accelerator = arguments, accelerator
-        self.objective, self.options, self.paths = arguments.objective, arguments.optimization, arguments.run
-        self.output_dir, self.hub, self.pusher = Path(arguments.run.output_dir), arguments.hub, pusher
+        self.arguments = arguments
+        self.accelerator = accelerator
+        self.objective = arguments.objective
+        self.options = arguments.optimization
+        self.paths = arguments.run
+        self.output_dir = Path(arguments.run.output_dir)
+        self.hub = arguments.hub
+        self.pusher = pusher
         self.processor = processor
         self.class_names = evaluation.class_names
-        self.loader, self.num_micro = loader, num_micro
+        self.loader = loader
+        self.num_micro = num_micro
         self.phases = plan_phases(arguments)
-        self.flops_per_sample: dict[str, int] = {}  # of each phase, at its last logged step
+        self.flops_per_sample: dict[str, int] = {}  # by phase, at its last logged step
         self.state = TrainState()
-        self._saved_samples = 0  # seen when the last checkpoint was written: none is needed of a start
+        self._saved_samples = 0  # seen at the last checkpoint; the start needs none
         self._checkpoint_time = time.monotonic()
         self._is_due = False
         self._data_error: Exception | None = None
-        self.model, self.autocast_dtype = model, autocast_dtype(self.options.precision)
+        self.model = model
+        self.autocast_dtype = autocast_dtype(self.options.precision)
         encoder = PairEncoder(model, self.autocast_dtype)
         self.flip = encoder.flip
-        make, compiler = partial(make_optimizer, options=self.options), "inductor" if self.options.compile else None
+        make = partial(make_optimizer, options=self.options)
+        compiler = "inductor" if self.options.compile else None
         self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, compiler)
-        half_life, batch_size = self.options.ema_half_life, self.options.batch_size
-        self.average = average.make_average(accelerator, model, half_life, batch_size)
+        self.average = average.make_average(accelerator, model, self.options.ema_half_life, self.options.batch_size)
         self.health = Health(self.paths.max_skipped_steps)
         image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
-        tokenizer, self.validator = getattr(processor, "tokenizer", None), None
+        tokenizer = getattr(processor, "tokenizer", None)
+        self.validator = None
         if evaluation != Evaluation():
             self.validator = Validator(arguments, evaluation, tokenizer, self.normalize, accelerator)
         patience = self.paths.early_stopping_patience
         keeps = evaluation.pairs is not None or patience is not None
         self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # after how many samples, and what was found
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # samples seen, and metrics
         self.grid = Grid(accelerator, self.output_dir, image_processor, arguments.model.mask_ratio)
         self.micro_batches = MicroBatches(arguments, self.distribution, self.flip.config, self.normalize, self.grid)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, float]:
-        """Trains through all phases, saves and evaluates; or, told to stop by a signal, saves a checkpoint.
+        """Trains through all phases, saves and evaluates; or, stopped by a signal, saves a checkpoint.
 
         Raises:
             RunDiverged: losses or gradients are no longer finite, and going back to a checkpoint did not help.
             BadDataError: the data cannot be used; a checkpoint was saved.
-            PeerFailed: another process ended the run, which says why; a checkpoint was saved.
+            PeerFailed: another process ended the run, and says why; a checkpoint was saved.
         """
         self.progress = Progress(self.accelerator, self.output_dir, self.phases[-1].end, self.state.samples)
         with StopSignals() as self._signals:
@@ -117,7 +125,7 @@ class Trainer:
                 return self._run()
             finally:
                 self._batches.close()  # its workers would otherwise live as long as an error's traceback
-                self.progress.close()  # an error begins a line of its own
+                self.progress.close()  # so that an error begins on a new line
                 unlock_folder(self.output_dir)
 
     def _run(self) -> dict[str, float]:
@@ -148,7 +156,7 @@ class Trainer:
             if finished or self._passed(before, self.paths.log_samples):
                 self._log(phase, step)
             if not finished and self._passed(before, self.paths.eval_samples):
-                with suppress(WaitEnded):  # told to stop, the run leaves before its next step
+                with suppress(WaitEnded):  # stopped by a signal, the run leaves before its next step
                     metrics = self._evaluate()
             if self.hub.push_to_hub and not finished and self._passed(before, self.hub.hub_push_samples):
                 self._push(metrics)
@@ -160,18 +168,18 @@ class Trainer:
         return self.state.samples >= self.phases[-1].end or self.best.is_over(self.state)
 
     def _begin_batches(self) -> None:
-        """Opens the batches from where the data stand, masked as of the samples seen."""
+        """Starts the batches at the current data position, with the masks of the samples seen so far."""
         self.loader.begin_at(self.state.samples)
         self._batches = iter(self.loader)
 
     def _take_batches(self) -> list[dict[str, Any]]:
-        """Waits for a step's micro-batches; none where a signal has ended the wait, or something is wrong with them."""
+        """Waits for a step's micro-batches; returns none where a signal ended the wait or the data failed."""
         try:
             with self.window.waiting():
                 return [next(self._batches) for _ in range(self.num_micro)]
         except WaitEnded:
             return []
-        except Exception as error:  # bad data, a worker that was killed: the run is saved before it is raised
+        except Exception as error:  # bad data or a killed worker: the run is saved before this is raised
             self._data_error = error
             return []
 
@@ -187,15 +195,15 @@ class Trainer:
         )
 
     def _phase(self) -> Phase:
-        """The phase of the next step, made ready where it is the phase's first."""
+        """Returns the phase of the next step, and begins it at its first step."""
         phase = phase_at(self.phases, self.state.samples)
-        # A step may reach past the end of a phase; none of this one is taken yet.
+        # A step may reach past the end of a phase: this phase has taken no step yet.
         if self.state.samples < phase.start + self.options.batch_size:
             self._begin_phase(phase)
         return phase
 
     def restore(self, checkpoint: Path) -> None:
-        """Puts the run to where a checkpoint was written; every process must call it."""
+        """Restores the run to a checkpoint; every process must call it."""
         self.state = load_checkpoint(self.accelerator, checkpoint, self.average)
         self.health.in_a_row = self.state.skipped_in_a_row
         self.health.restores = self.state.restores
@@ -205,9 +213,9 @@ class Trainer:
         """Writes a checkpoint.
 
         Args:
-            position: where the data stand.
-            at_any_rate: the run ends here. Otherwise one that is due while steps are being skipped waits for a step
-                that is not: it would be of no use to a run that goes back.
+            position: the data position.
+            at_any_rate: the run ends here. Otherwise a checkpoint that is due while steps are being skipped waits for a
+                good step, since a run that goes back could not use it.
 
         Raises:
             RunDiverged: the weights are not finite, and the run ends here.
@@ -218,7 +226,7 @@ class Trainer:
         if not weights_are_finite(self.accelerator, self.average):
             if at_any_rate:
                 raise self._spoilt()
-            return  # the next losses are not finite, and the run goes back
+            return  # the next losses will not be finite, and the run will go back
         self.state.skipped_in_a_row = self.health.in_a_row
         self.state.restores = 0 if good else self.health.restores
         with self.window.pause():
@@ -235,10 +243,10 @@ class Trainer:
         return self.health.spoilt_weights(self.state.samples, kept)
 
     def _leave(self, agreed: Agreement) -> dict[str, float]:
-        """Ends before the planned end, with a checkpoint written.
+        """Ends the run before its planned end, with a checkpoint written.
 
         Raises:
-            Exception: what this process's data ended with; [`PeerFailed`] where it was another's.
+            Exception: this process's data error; [`PeerFailed`] where it was another process's.
         """
         if agreed.failed and is_first(self.accelerator, self._data_error is not None):
             raise self._data_error  # pyright: ignore[reportGeneralTypeIssues]
@@ -249,10 +257,10 @@ class Trainer:
         return {}
 
     def _go_back(self) -> None:
-        """Restores the last good checkpoint; the data stream goes on, so that what spoilt the weights is left behind.
+        """Restores the last good checkpoint; the data stream continues, to get past what spoilt the weights.
 
         Raises:
-            RunDiverged: there is none.
+            RunDiverged: there is no good checkpoint.
         """
         checkpoint = shared_checkpoint(self.accelerator, "auto", self.output_dir, only_good=True)
         if checkpoint is None:
@@ -270,16 +278,16 @@ class Trainer:
         self._evaluated = (-1, {})
         self.progress.rewind(self.state.samples)
         self.window = Window(self.state.samples, self.state.steps)
-        self._batches.close()  # what its workers read ahead is masked for later samples
+        self._batches.close()  # its prefetched batches are masked for later samples
         self._begin_batches()
 
     def _passed(self, before: int, every: int) -> bool:
-        """Whether a multiple of `every` samples was reached since `before`."""
+        """Returns whether a multiple of `every` samples was reached since `before`."""
         return every > 0 and before // every != self.state.samples // every
 
     def _begin_phase(self, phase: Phase) -> None:
         if phase.start > 0:
-            # The official release tunes from the weights alone: the moments of the masked phase are dropped.
+            # The official release tunes from the weights alone and drops the moments of the masked phase.
             self.distribution.reset_moments()
         ratios = ", ".join(f"{ratio:.3g}" for ratio in phase.mask_ratios)
         self.progress.say(
@@ -288,7 +296,7 @@ class Trainer:
         )
 
     def _step(self, phase: Phase, batches: list[dict[str, Any]]) -> Step:
-        """One optimizer step on the batch, skipped where the gradient is not finite."""
+        """Takes one optimizer step on the batch, or skips it where the gradient is not finite."""
         distribution = self.distribution
         learning_rate = phase.learning_rate(self.state.samples + self.options.batch_size)
         for group in distribution.optimizer.param_groups:
@@ -300,11 +308,11 @@ class Trainer:
             average.update(self.average, self.model)
         else:
             self.state.skipped_steps += 1
-            logger.warning("Skipped the step after %d samples: it is not finite.", self.state.samples)
+            logger.warning("Skipped the step after %d samples: its loss or gradient is not finite.", self.state.samples)
         distribution.optimizer.zero_grad()
         return Step(loss, learning_rate=learning_rate, grad_norm=grad_norm, **seen)
 
-    # -- what a person sees, and what stays ----------------------------------------------------------------------------
+    # -- logging, evaluation and saving --------------------------------------------------------------------------------
 
     def _log(self, phase: Phase, step: Step) -> None:
         speed = self.window.close(self.state.samples, self.state.steps)
@@ -319,17 +327,17 @@ class Trainer:
         self.progress.show(**{short: values[name] for name, short in names.items() if name in values})
 
     def _encoder(self) -> PairEncoder:
-        """The weights that would be saved now, whole; every process must ask for it."""
+        """Returns the encoder with the weights that would be saved now, whole; every process must call it."""
         if self.average is not None:
             return PairEncoder(self.average.module, self.autocast_dtype)  # pyright: ignore[reportArgumentType]
         return self.distribution.whole_encoder()
 
     def _evaluate(self) -> dict[str, float]:
-        """What the weights that would be saved now are worth."""
+        """Evaluates the weights that would be saved now."""
         if self.validator is None:
             return {}
         samples, metrics = self._evaluated
-        if samples == self.state.samples:  # a run that ends early ends with an evaluation
+        if samples == self.state.samples:  # a run that ends early was just evaluated
             return metrics
         with self.window.pause():
             metrics = self.validator(self._encoder())
@@ -349,13 +357,13 @@ class Trainer:
             self.grid.draw(model, self.state.samples)
 
     def _saver(self) -> Callable[[Path], None]:
-        """Gathers the weights that would be saved now; every process must ask, the main one can save them, once."""
+        """Gathers the weights that would be saved now, and returns what saves them, once; all must call it."""
         average = self.average
         weights = average.module.state_dict() if average is not None else self.distribution.state_dict()
         return partial(save_model, self.model, weights, self.processor, self.arguments)
 
     def _report(self, metrics: dict[str, float]) -> Report | None:
-        """Returns what the run comes to so far, on the main process; every process must ask for it."""
+        """Reports the run so far, on the main process; every process must call it."""
         counts = total_counts(self.loader.counts)
         if not self.accelerator.is_main_process:
             return None
@@ -372,10 +380,12 @@ class Trainer:
         return Report(counts, bound, results, records)
 
     def _push(self, metrics: dict[str, float]) -> None:
-        """Sends the model as it is now to the Hub, in the background."""
+        """Pushes the current model to the Hub, in the background."""
         with self.window.pause():
             if not weights_are_finite(self.accelerator, self.average):
-                return self.progress.say(f"after {self.state.samples:,} samples: not pushed, weights are not finite")
+                return self.progress.say(
+                    f"after {self.state.samples:,} samples: not pushed, as the weights are not finite"
+                )
             save = self._saver()
             report = self._report(metrics)
             if self.pusher is not None and report is not None:
@@ -384,10 +394,10 @@ class Trainer:
     def _finish(self) -> dict[str, float]:
         """Saves a checkpoint and the model folder, evaluates, prints the summary, and pushes.
 
-        Evaluation comes after saving: what goes wrong in it costs nothing, and a resumed run begins with it.
+        Evaluation comes after saving, so that a failure in it costs nothing and a resumed run begins with it.
 
         Raises:
-            RunDiverged: the weights are not finite; nothing is saved over what there is.
+            RunDiverged: the weights are not finite; what was saved before is not overwritten.
         """
         reason = self.best.reason(self.state)
         if reason is not None and self.state.samples < self.phases[-1].end:
@@ -402,7 +412,7 @@ class Trainer:
         try:
             metrics = self._evaluate()
         except WaitEnded:
-            self.progress.say("Stopped before the evaluation; resume with --resume_from_checkpoint auto to have it")
+            self.progress.say("Stopped before the evaluation; resume with --resume_from_checkpoint auto to run it")
             self.distribution.end()
             return {}
         report = self._report(metrics)

@@ -1,4 +1,4 @@
-"""Says in one line why a run ended: what happened, in which process, and how to resume."""
+"""Explanations, in one line, of why a run ended: what happened, in which process, and how to resume."""
 
 import errno
 import re
@@ -14,7 +14,7 @@ from flip_hf.training.checkpoint import DamagedCheckpointError, find_checkpoints
 from flip_hf.training.health import RunDiverged
 from flip_hf.training.states import StateError
 
-# Failures whose own message says all that there is to say.
+# Failures whose own message needs no explanation.
 _CLEAR = (BadDataError, RunDiverged, DamagedCheckpointError, StateError)
 # How gloo and NCCL report that another process is gone.
 _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|timed out waiting", re.IGNORECASE)
@@ -22,17 +22,17 @@ _KILLED = re.compile(r"DataLoader worker \(pid\(?s?\)?:? ?[\d, ]+\) (is killed b
 
 
 def is_clear(error: BaseException) -> bool:
-    """Tells whether an error's message says what happened, so that no traceback is needed."""
+    """Returns whether an error's message says what happened, so that no traceback is needed."""
     return isinstance(error, _CLEAR) or _in_words(error) is not None
 
 
 def explain(error: BaseException, arguments: Arguments, rank: int, count: int) -> str:
-    """Says why a process of a run ended, and how to resume.
+    """Explains why a process of a run ended, and how to resume.
 
     Args:
-        error: what ended it.
-        arguments: of the run.
-        rank, count: the process among how many.
+        error: the error that ended it.
+        arguments: the run's arguments.
+        rank, count: the process's rank and the number of processes.
     """
     what = str(error) if isinstance(error, _CLEAR) else _in_words(error) or f"{type(error).__name__}: {error}"
     where = f"process {rank} of {count}: " if count > 1 else ""
@@ -40,7 +40,7 @@ def explain(error: BaseException, arguments: Arguments, rank: int, count: int) -
 
 
 def lost_another(error: BaseException) -> bool:
-    """Tells whether a process ended because another one did, which says why, if it could."""
+    """Returns whether a process ended because another one did, which explains itself if it can."""
     if isinstance(error, PeerFailed):
         return True
     of_torch = isinstance(error, (torch.distributed.DistError, RuntimeError))
@@ -52,7 +52,7 @@ def _in_words(error: BaseException) -> str | None:
     if killed:
         how = f" by {killed.group(2)}" if killed.group(2) else ""
         return (
-            f"A loader worker was killed{how}: often the machine is out of memory. Use fewer --num_workers or a "
+            f"A loader worker was killed{how}, most often because memory ran out. Use fewer --num_workers or a "
             "smaller --shuffle_block"
         )
     if isinstance(error, torch.OutOfMemoryError):

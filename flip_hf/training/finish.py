@@ -1,4 +1,4 @@
-"""The end of a run: the model folder, the results, and the lines a person reads."""
+"""The end of a run: the model folder, the results, and the printed summary."""
 
 import json
 from collections import Counter
@@ -21,19 +21,19 @@ from flip_hf.training.progress import plot_curves
 from flip_hf.training.recipes import write_recipe
 from flip_hf.training.validation import in_words
 
-# Of a run that contrasts and reconstructs: the model with its decoder. The FlipModel alone lies above it.
+# Folder of the model with its decoder, for runs that contrast and reconstruct; the FlipModel alone is one level up.
 WITH_DECODER = "with_decoder"
 RESULTS = "results.json"
 
 
 @dataclass
 class DataCounts:
-    """What a run's data came to, over all processes.
+    """Counts of a run's samples, over all processes.
 
     Attributes:
-        drawn: samples used of each source.
-        refused: what could not be used of each source, by reason.
-        held_out: samples of each source that were met and left out, since they are held out.
+        drawn: samples used, by source.
+        refused: unusable samples, by source and reason.
+        held_out: samples skipped because they are held out, by source.
     """
 
     drawn: dict[str, int]
@@ -42,11 +42,11 @@ class DataCounts:
 
     @property
     def reasons(self) -> Counter[str]:
-        """What could not be used, by reason."""
+        """Unusable samples, by reason."""
         return sum((Counter(reasons) for reasons in self.refused.values()), Counter())
 
     def results(self) -> dict[str, Any]:
-        """For `results.json`."""
+        """Returns the entries for `results.json`."""
         sources: dict[str, dict[str, Any]] = {}
         for name, count in self.drawn.items():
             sources[name] = {"samples": count, "refused": self.refused.get(name, {})}
@@ -56,7 +56,7 @@ class DataCounts:
 
 
 def total_counts(local: dict[str, dict]) -> DataCounts:
-    """Adds up [`TrainLoader.counts`] of all processes; each must call it."""
+    """Sums [`TrainLoader.counts`] over all processes; each must call it."""
     counts: dict[str, dict] = {"drawn": {}, "refused": {}, "held_out": {}}
     for each in gather_object([local]):
         add_counts(counts, each)
@@ -65,13 +65,13 @@ def total_counts(local: dict[str, dict]) -> DataCounts:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run comes to, beside its model.
+    """The outcome of a run, beside its model.
 
     Attributes:
         counts: of its data.
-        bound: what it was bound by (see `bottleneck.py`).
-        results: for `results.json`.
-        records: of its log.
+        bound: its bottleneck (see `bottleneck.py`).
+        results: the contents of `results.json`.
+        records: the log's records.
     """
 
     counts: DataCounts
@@ -80,7 +80,7 @@ class Report:
     records: list[dict[str, Any]]
 
     def save(self, arguments: Arguments, folder: Path) -> None:
-        """Writes the curves and, last, `results.json`: where it says `"finished": true`, everything is there."""
+        """Writes the curves and, last, `results.json`: if that says `"finished": true`, everything is there."""
         plot_curves(self.records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
         source = arguments.model.model_name_or_path or arguments.model.init_vision_from
         base = base_model_of(source) if source is not None else None
@@ -89,7 +89,7 @@ class Report:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is there whole or not at all, whenever the process is killed."""
+    """Writes a text file atomically: it is there whole or not at all, even if the process is killed."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
@@ -102,16 +102,17 @@ def save_model(
     arguments: Arguments,
     folder: Path,
 ) -> None:
-    """Writes the model, its processor and the resolved recipe; the weights are used up.
+    """Writes the model, its processor and the resolved recipe; `weights` is emptied.
 
-    A model that was trained on both objectives is a FlipModel, without a trace of the decoder; with it, it is saved
-    once more in `with_decoder`. One that only reconstructs is saved with it alone.
+    A model that was trained on both objectives is saved as a FlipModel, without a trace of the decoder, and once more
+    with it in `with_decoder`. One that only reconstructs is saved with its decoder alone.
     """
     if isinstance(model, FlipForPreTraining) and arguments.objective.contrasts:
         of_flip = {name.removeprefix("flip."): value for name, value in weights.items() if name.startswith("flip.")}
-        model.save_pretrained(folder / WITH_DECODER, state_dict=weights)  # which empties it
+        model.save_pretrained(folder / WITH_DECODER, state_dict=weights)  # empties the dict
         processor.save_pretrained(folder / WITH_DECODER)
-        model, weights = model.flip, of_flip
+        model = model.flip
+        weights = of_flip
     model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     write_recipe(arguments, folder / "recipe.yaml")
@@ -131,15 +132,15 @@ def summary(
     class_names: tuple[str, ...],
     report: Report,
 ) -> str:
-    """What was read, where sources were mixed; what was trained, how well it does, what was skipped, where it lies.
+    """Summarises the run: data read (if sources were mixed), model trained, results, skipped samples, and folder.
 
     Args:
         flip: the trained model.
-        arguments: of the run.
-        state: at its end.
+        arguments: the run's arguments.
+        state: the run's state at its end.
         metrics: of the final evaluation; empty if there was none.
         class_names: the evaluation's classes, for an example.
-        report: its data, and what it was bound by.
+        report: the run's outcome.
     """
     vision: Any = flip.config.vision_config
     output_dir = Path(arguments.run.output_dir)
@@ -148,7 +149,7 @@ def summary(
     counts = report.counts
     skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:
-        skipped.append(f"{state.skipped_steps} steps that were not finite")
+        skipped.append(f"{state.skipped_steps} non-finite steps")
     drawn = ", ".join(f"{count:,} of {name}" for name, count in counts.drawn.items())
     return "\n".join(
         (
@@ -168,7 +169,7 @@ def summary(
 
 
 def _best(results: dict[str, Any], output_dir: Path) -> list[str]:
-    """The place of the best model, and the reason why the run ended early, if it did."""
+    """Names the best model's folder, and the reason why the run ended early, if it did."""
     best = results["best"]
     lines = []
     if best is not None:
@@ -182,12 +183,13 @@ def _best(results: dict[str, Any], output_dir: Path) -> list[str]:
 
 def _held_out(counts: DataCounts) -> list[str]:
     met = sum(counts.held_out.values())
-    return [f"Held out  {met:,} of the samples that were met, and not trained on"] if met else []
+    return [f"Held out  {met:,} of the samples read were skipped, as they are held out"] if met else []
 
 
 def _use(arguments: Arguments, class_names: tuple[str, ...]) -> list[str]:
-    """Commands that show what was trained."""
-    objective, folder = arguments.objective, Path(arguments.run.output_dir)
+    """Lists commands that use the trained model."""
+    objective = arguments.objective
+    folder = Path(arguments.run.output_dir)
     quoted = " ".join(f'"{label}"' for label in class_names[:2] or ("a cat", "a dog"))
     commands = [f"python scripts/zero_shot.py {folder} IMAGE --labels {quoted}"] if objective.contrasts else []
     if objective.reconstructs:

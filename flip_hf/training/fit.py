@@ -1,4 +1,4 @@
-"""Tells whether a model fits into this machine's memory at all, before it is asked for."""
+"""A check that a model can fit into this machine's memory at all, before it is allocated."""
 
 import os
 from typing import Any
@@ -7,13 +7,14 @@ from flip_hf.modeling import FlipConfig
 
 
 def parameters_at_least(config: FlipConfig) -> int:
-    """Parameters of the blocks and of the tables, which are nearly all, from the configuration alone."""
+    """Counts the parameters of blocks and tables, which are nearly all, from the configuration alone."""
     total = 0
     for tower in (config.get_text_config(), config.vision_config):
         tower: Any
         block = 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
         total += tower.num_hidden_layers * block + tower.hidden_size * tower.projection_dim
-    text, vision = config.get_text_config(), config.vision_config
+    text = config.get_text_config()
+    vision = config.vision_config
     positions = text.max_position_embeddings * text.hidden_size + vision.num_patches * vision.hidden_size  # pyright: ignore
     patches = vision.num_channels * vision.patch_size**2 * vision.hidden_size  # pyright: ignore
     return total + text.vocab_size * text.hidden_size + positions + patches
@@ -25,12 +26,12 @@ def check_memory(config: FlipConfig) -> None:
     Raises:
         ValueError: they do not.
     """
-    if not hasattr(os, "sysconf"):  # nothing else tells on Windows
+    if not hasattr(os, "sysconf"):  # Windows
         return
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     count = parameters_at_least(config)
     if 4 * count > there:
         raise ValueError(
             f"A model of {count / 1e9:,.1f} billion parameters takes {4 * count / 1e9:,.0f} GB for its weights; this "
-            f"machine has {there / 1e9:,.0f} GB. Look at --vision_config and --text_config."
+            f"machine has {there / 1e9:,.0f} GB. Check --vision_config and --text_config."
         )

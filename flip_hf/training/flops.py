@@ -1,14 +1,14 @@
-"""Floating-point operations of a training sample, counted from the configuration.
+"""Floating-point operations per training sample, counted from the configuration.
 
-Matrix products and attention are counted, a multiplication and its addition as two, as `torch.utils.flop_counter` does;
+Matrix products and attention are counted, a multiply-add as two operations, as `torch.utils.flop_counter` does;
 norms, activations and softmax are not (below 1 %).
 
 MFU, model FLOPs utilisation, is PaLM's (Chowdhery et al. 2022, appendix B): the operations of one forward and one
-backward pass, as mathematics needs them, over what the hardware could have done in the time. What is computed twice to
+backward pass, as the mathematics needs them, over the hardware's peak in that time. What is computed twice to
 save memory (activation checkpointing, the first pass of gradient caching, flash attention's scores in backward, tiles
 of the loss) takes time but does not count.
 
-Letters: D width, S tokens with the class token, K kept patches, T text tokens, E shared embedding, N pairs of a step.
+Letters: D width, S tokens with the class token, K kept patches, T text tokens, E shared embedding, N pairs per step.
 """
 
 from dataclasses import dataclass, replace
@@ -27,11 +27,11 @@ class SampleFlops:
 
     Attributes:
         vision_blocks, text_blocks: the Transformer blocks of a tower, attention included.
-        attention: the part of both that is attention's two products; already in them.
+        attention: the two products of attention in both towers, already included above.
         patch_embedding: the projection of the kept patches.
-        projections: of both features to the shared embedding.
+        projections: from both features to the shared embedding.
         loss: similarities of all pairs, each computed once (2 N E a pair).
-        decoder: MAE's, over all patches, where there is one; attention included.
+        decoder: MAE's decoder over all patches, if any, attention included.
     """
 
     vision_blocks: int
@@ -44,25 +44,25 @@ class SampleFlops:
 
     @property
     def encoders(self) -> int:
-        """One forward pass through both towers, without the loss."""
+        """FLOPs of one forward pass through both towers, without the loss."""
         return self.vision_blocks + self.text_blocks + self.patch_embedding + self.projections
 
     @property
     def forward(self) -> int:
-        """One forward pass, loss and decoder included."""
+        """FLOPs of one forward pass, loss and decoder included."""
         return self.encoders + self.loss + self.decoder
 
     @property
     def training(self) -> int:
-        """Forward and backward: each product has two in backward, but pixels need no gradient."""
+        """FLOPs of forward and backward: each product has two in backward, but pixels need no gradient."""
         return 3 * self.forward - self.patch_embedding
 
     def executed(self, cached: bool, checkpointing: bool) -> int:
-        """What the encoders execute for a training step, recomputation included; the model's FLOPs are `training`.
+        """Counts the FLOPs executed in a training step, recomputation included; `training` has the model's FLOPs.
 
         Args:
-            cached: several micro-batches a step: gradient caching encodes everything once more.
-            checkpointing: activation checkpointing, which runs every block forward once more.
+            cached: a step has several micro-batches, and gradient caching encodes everything once more.
+            checkpointing: activation checkpointing runs every block forward once more.
         """
         return self.training + cached * self.encoders + checkpointing * (self.vision_blocks + self.text_blocks)
 
@@ -79,14 +79,14 @@ def _blocks(width: int, hidden: int, blocks: int, tokens: int) -> int:
 def sample_flops(
     config: FlipConfig, mask_ratio: float, text_tokens: int, batch_size: int, *, kept_patches: int | None = None
 ) -> SampleFlops:
-    """Counts one pair.
+    """Counts the FLOPs of one pair.
 
     Args:
-        config: the model.
+        config: the model's configuration.
         mask_ratio: fraction of the patches dropped.
         text_tokens: length T that the texts are padded to.
         batch_size: pairs N that each is contrasted with, over all processes.
-        kept_patches: K where another number than the mask's is encoded, as of smaller images.
+        kept_patches: K, where it is not given by the mask ratio, as with smaller images.
 
     Raises:
         ValueError: the mask keeps no patch.
@@ -109,11 +109,11 @@ def sample_flops(
 
 
 def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patches: int) -> SampleFlops:
-    """Adds MAE's decoder, and leaves out what the objective does not compute.
+    """Adds MAE's decoder, and removes what the objective does not compute.
 
     Args:
-        counted: what [`sample_flops`] gives for the model's FlipModel; with no text tokens where there are no texts.
-        config: the model with its decoder.
+        counted: [`sample_flops`] of the model's FlipModel, with no text tokens where there are no texts.
+        config: configuration of the model with its decoder.
         kept_patches: K.
     """
     decoder: Any = config.decoder_config
@@ -126,7 +126,7 @@ def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patch
 
 
 def step_flops(config: FlipConfig | FlipPreTrainingConfig, kept_patches: int, text_tokens: int, batch_size: int) -> int:
-    """Forward and backward FLOPs of a sample of a training step; see [`sample_flops`] and [`with_decoder`]."""
+    """Counts forward and backward FLOPs per sample of a training step; see [`sample_flops`], [`with_decoder`]."""
     whole = isinstance(config, FlipPreTrainingConfig)
     flip: Any = config.flip_config if whole else config
     counted = sample_flops(flip, 0, text_tokens, batch_size, kept_patches=kept_patches)
@@ -136,12 +136,12 @@ def step_flops(config: FlipConfig | FlipPreTrainingConfig, kept_patches: int, te
 def utilization(
     flops_per_sample: float, samples_per_second: float, accelerator: Accelerator, bf16: bool
 ) -> dict[str, float]:
-    """MFU of a run, as `{"mfu": fraction}`; empty where the hardware's peak is not known.
+    """Returns the MFU of a run as `{"mfu": fraction}`; empty where the hardware's peak is unknown.
 
     Args:
-        flops_per_sample: model FLOPs of a training sample.
+        flops_per_sample: model FLOPs per training sample.
         samples_per_second: over all processes.
-        accelerator: knows their number and device.
+        accelerator: the process layer, with their number and device.
         bf16: whether matrix products are computed in bfloat16.
     """
     peak = peak_flops(accelerator.device, "bf16" if bf16 else "fp32")

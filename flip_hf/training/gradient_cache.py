@@ -1,8 +1,8 @@
-"""Big batches in small pieces: the exact gradient of one contrastive batch, with the memory of a micro-batch.
+"""Gradient caching: the exact gradient of one contrastive batch, with the memory of a micro-batch.
 
 Embeddings of all micro-batches are computed first, without a graph; the loss gives its gradient with respect to them;
-then each micro-batch is encoded again and that gradient is sent through it (GradCache, Gao et al. 2021). Both passes
-must see the same masks and the same dropout: torch's generators are put back before a micro-batch is encoded again.
+then each micro-batch is encoded again and that gradient is propagated through it (GradCache, Gao et al. 2021). Both
+passes must see the same masks and dropout, so torch's generators are restored before a micro-batch is encoded again.
 Between the passes only embeddings and their gradients are held. Plain accumulation would contrast each micro-batch
 with itself alone, which is another objective; for a reconstruction loss, a mean over images, it is exact.
 """
@@ -23,12 +23,12 @@ Encode = Callable[[dict[str, Any]], Encoded]
 
 @dataclass(frozen=True)
 class StepLoss:
-    """What a step trains on, detached scalars.
+    """The losses of a step, as detached scalars.
 
     Attributes:
         total: the loss whose gradient was taken.
         accuracy: fraction of images whose own text is the most similar; None where nothing is contrasted.
-        contrastive, reconstruction: the two terms of `total`, not weighted; None unless there are both.
+        contrastive, reconstruction: the two terms of `total`, unweighted; None unless there are both.
     """
 
     total: torch.Tensor
@@ -37,14 +37,14 @@ class StepLoss:
     reconstruction: torch.Tensor | None = None
 
     def named(self) -> dict[str, torch.Tensor]:
-        """What there is, under the names of a log line."""
+        """Returns the values that are present, under the names of a log line."""
         names = {"loss": self.total, "accuracy": self.accuracy}
         names |= {"contrastive_loss": self.contrastive, "reconstruction_loss": self.reconstruction}
         return {name: value for name, value in names.items() if value is not None}
 
 
 def _generator_state(device: torch.device) -> list[torch.Tensor]:
-    """The state of torch's generators of the CPU and of `device`."""
+    """Returns the state of torch's generators on the CPU and on `device`."""
     if device.type == "cpu":
         return [torch.get_rng_state()]
     which = () if device.type == "mps" else (device,)  # torch.mps knows one device
@@ -60,7 +60,7 @@ def _set_generator_state(state: list[torch.Tensor], device: torch.device) -> Non
 
 @contextmanager
 def _generators(state: list[torch.Tensor], device: torch.device) -> Iterator[None]:
-    """Puts torch's generators back to `state`, and at the end to what they were."""
+    """Sets torch's generators to `state`, and restores them at the end."""
     before = _generator_state(device)
     _set_generator_state(state, device)
     try:
@@ -72,8 +72,9 @@ def _generators(state: list[torch.Tensor], device: torch.device) -> Iterator[Non
 def _embed(
     encode: Encode, micro_batches: list[dict[str, Any]], device: torch.device
 ) -> tuple[Embeds, list[int], list[list[torch.Tensor]]]:
-    """All embeddings, (n, E) each, and the scale; the sizes of the micro-batches, and the generators before each."""
-    states, pieces = [], []
+    """Returns all embeddings, (n, E) each, and the scale; each micro-batch's size and the generators before it."""
+    states = []
+    pieces = []
     with torch.no_grad():
         for micro_batch in micro_batches:
             states.append(_generator_state(device))
@@ -83,7 +84,7 @@ def _embed(
 
 
 def _differentiate(embeds: Embeds) -> tuple[torch.Tensor, torch.Tensor, Embeds]:
-    """Loss, accuracy, and the loss's gradients of the embeddings and of the scale."""
+    """Returns loss, accuracy, and the gradients of the loss with respect to the embeddings and the scale."""
     inputs = [at_least_float32(value).detach().requires_grad_() for value in embeds]
     loss, accuracy = contrastive_loss(*inputs)
     image_grads, text_grads, scale_grad = torch.autograd.grad(loss, inputs)
@@ -103,14 +104,14 @@ def cached_backward(
     """Adds the gradient of the whole batch's loss to the parameters.
 
     Args:
-        encode: of a micro-batch of B pairs. Called once on each, with a graph.
-        micro_batches: the batch in pieces; one piece costs no second pass.
+        encode: encodes a micro-batch of B pairs; called once on each, with a graph.
+        micro_batches: the batch in pieces; a single piece costs no second pass.
         backward: takes a scalar to call backward on.
         no_sync: context in which processes do not average gradients.
-        device: where the model lies.
-        embed: `encode` without a reconstruction, for the pass without a graph; `encode` itself if not given. What both
-            draw from torch's generators before the embeddings are there, masks and dropout, is the same.
-        reconstruction_weight: factor on the reconstruction loss, where there is one beside the contrastive one.
+        device: the model's device.
+        embed: `encode` without a reconstruction, for the pass without a graph; `encode` itself if not given. Both must
+            draw the same masks and dropout from torch's generators up to the embeddings.
+        reconstruction_weight: weight of the reconstruction loss, where there is one beside the contrastive one.
     """
     if len(micro_batches) == 1:
         encoded: Any = encode(micro_batches[0])
@@ -124,7 +125,8 @@ def cached_backward(
     contrastive, accuracy, (image_grads, text_grads, scale_grad) = _differentiate(embeds)
     del embeds
 
-    last, reconstructions = len(micro_batches) - 1, []
+    last = len(micro_batches) - 1
+    reconstructions = []
     pieces = zip(micro_batches, states, image_grads.split(sizes), text_grads.split(sizes), strict=True)
     for i, (micro_batch, state, image_grad, text_grad) in enumerate(pieces):
         with nullcontext() if i == last else no_sync():
@@ -134,7 +136,7 @@ def cached_backward(
             surrogate = (encoded.image_embeds * image_grad).sum() + (encoded.text_embeds * text_grad).sum()
             if i == last:  # the temperature's gradient travels with the one synchronised backward
                 surrogate = surrogate + (encoded.logit_scale * scale_grad).sum()
-            if encoded.reconstruction_loss is not None:  # a mean over images: each piece has an equal part
+            if encoded.reconstruction_loss is not None:  # a mean over images: all pieces weigh the same
                 surrogate = surrogate + reconstruction_weight * encoded.reconstruction_loss / len(micro_batches)
                 reconstructions.append(encoded.reconstruction_loss.detach())
             backward(surrogate)
@@ -158,7 +160,7 @@ def accumulated_backward(
     backward: Callable[[torch.Tensor], None],
     no_sync: Callable[[], AbstractContextManager],
 ) -> StepLoss:
-    """Adds the gradient of the batch's reconstruction loss alone; the arguments are [`cached_backward`]'s."""
+    """Adds the gradient of the batch's reconstruction loss alone; takes the arguments of [`cached_backward`]."""
     losses = []
     for i, micro_batch in enumerate(micro_batches):
         with nullcontext() if i == len(micro_batches) - 1 else no_sync():

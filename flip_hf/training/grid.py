@@ -1,4 +1,4 @@
-"""Pictures of what a decoder makes of masked images, on the way: in the run's folder and its trackers."""
+"""Pictures of a decoder's reconstructions during training, in the run's folder and its trackers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,35 @@ from flip_hf.evaluation.reconstruction import draw_reconstructions, join_patches
 from flip_hf.modeling import FlipForPreTraining
 
 IMAGES = 8
-# Trackers that take images as Accelerate gives them, and how they are told what the axes are.
+# Trackers that take images through Accelerate, and the arguments that name the axes.
 TRACKERS: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 
 
 class Grid:
-    """The same few images of the run, under the same masks, drawn again and again.
+    """Draws reconstructions of the same few images under the same masks throughout the run.
 
     Args:
         accelerator: the process layer; the main process draws.
         output_dir: pictures go to its folder `reconstructions`.
-        image_processor: knows mean and standard deviation of the pixels.
+        image_processor: has mean and standard deviation of the pixels.
         mask_ratio: fraction of the patches dropped.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, image_processor: Any, mask_ratio: float):
-        self.accelerator, self.folder, self.mask_ratio = accelerator, output_dir / "reconstructions", mask_ratio
-        self.mean, self.std = image_processor.image_mean, image_processor.image_std
+        self.accelerator = accelerator
+        self.folder = output_dir / "reconstructions"
+        self.mask_ratio = mask_ratio
+        self.mean = image_processor.image_mean
+        self.std = image_processor.image_std
         self._pixel_values: torch.Tensor | None = None
 
     def see(self, target_patches: torch.Tensor, patch_size: int) -> None:
-        """Takes its images from the run's first batch (B, L, C * P * P), normalised."""
+        """Takes the images from the run's first batch, (B, L, C * P * P), normalised."""
         if self._pixel_values is None:
             self._pixel_values = join_patches(target_patches[:IMAGES], patch_size)
 
     def draw(self, model: FlipForPreTraining, samples: int) -> None:
-        """Draws them as the model, whole on this process, reconstructs them after so many samples."""
+        """Draws the reconstructions of a model, whole on this process, after this many samples."""
         if self._pixel_values is None or not self.accelerator.is_main_process:
             return
         self.folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the machine has for a run: precision, cores, loader processes; and its name."""
+"""The hardware of a run: precision, cores, loader workers, device name."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from flip_hf.training.arguments import DataArguments
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What matrix products are computed in; `auto` follows `accelerate launch`, else what the hardware can do."""
+    """Returns the dtype of matrix products; `auto` follows `accelerate launch`, else what the hardware supports."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "auto" and launched in ("no", "fp8"):
         # Without matrix units for it, a CPU only emulates bfloat16.
@@ -31,12 +31,12 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 
 
 def num_workers(data: DataArguments) -> int:
-    """Loader processes of this training process: as asked for, else the cores that are left, at most eight."""
+    """Returns the loader workers of this process: as configured, else the cores that are left, at most eight."""
     return data.num_workers if data.num_workers is not None else default_workers()
 
 
 def device_name(device: str) -> str:
-    """The GPU's or the processor's name, the latter where the system tells it."""
+    """Returns the GPU's or the processor's name, the latter where the system exposes it."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -46,14 +46,14 @@ def device_name(device: str) -> str:
 
 
 def describe(accelerator: Accelerator) -> dict[str, Any]:
-    """What a run is computed on, for its results: name and number of devices, and the power of one at most (W)."""
+    """Describes the hardware for a run's results: name and number of devices, and maximum power of one (W)."""
     name = device_name(accelerator.device.type)
     known = find_accelerator(name)
     return {"device": name, "processes": accelerator.num_processes, "watts": known and known.watts}
 
 
 def where(accelerator: Accelerator) -> str:
-    """Says on how many processes, and on what, a run goes."""
+    """Describes the processes and the device of a run, for its first line."""
     count = accelerator.num_processes
     processes = "1 process" if count == 1 else f"{count:,} processes"
     return f"on {processes}, each on: {device_name(accelerator.device.type)}"

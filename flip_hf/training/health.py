@@ -1,25 +1,25 @@
-"""What keeps a long run well: steps that would spoil the weights are skipped, and a run that is lost goes back."""
+"""Guards for a long run: steps that would spoil the weights are skipped, and a lost run goes back to a checkpoint."""
 
 import math
 
 
 class RunDiverged(RuntimeError):
-    """Training cannot go on; the message says what was tried and what may help."""
+    """Training cannot continue; the message says what was tried and what may help."""
 
 
 class Health:
     """Watches the gradient.
 
-    A loss or gradient that is not finite makes the norm of the gradient, averaged over the processes, not finite on
-    all of them: every process comes to the same answer from its own number.
+    A non-finite loss or gradient makes the norm of the gradient, averaged over the processes, non-finite on all of
+    them: every process comes to the same answer from its own number.
 
     Args:
         max_skipped: steps skipped in a row after which the run goes back to its last good checkpoint.
-        max_restores: times that it may go back before a new good checkpoint was written.
+        max_restores: times that it may go back before it writes a new good checkpoint.
 
     Attributes:
-        in_a_row: the last steps, all of which were skipped.
-        restores: times that the run went back since its last good checkpoint; both are part of a checkpoint.
+        in_a_row: number of latest steps that were all skipped.
+        restores: times the run went back since its last good checkpoint; both are part of a checkpoint.
     """
 
     def __init__(self, max_skipped: int, max_restores: int = 3):
@@ -29,16 +29,16 @@ class Health:
         self.restores = 0
 
     def is_good(self, grad_norm: float) -> bool:
-        """Tells whether the step may be taken; counts."""
+        """Returns whether the step may be taken, and counts the skipped ones."""
         good = math.isfinite(grad_norm)
         self.in_a_row = 0 if good else self.in_a_row + 1
         return good
 
     def is_lost(self) -> bool:
-        """Tells whether so many steps in a row were skipped that the weights themselves must be taken for spoilt.
+        """Returns whether so many steps in a row were skipped that the weights themselves must be spoilt.
 
         Raises:
-            RunDiverged: the run went back too often already.
+            RunDiverged: the run has gone back too often already.
         """
         if self.in_a_row < self.max_skipped:
             return False
@@ -53,11 +53,11 @@ class Health:
         return True
 
     def good_checkpoint_written(self) -> None:
-        """Starts counting anew how often the run goes back: the weights were finite, and so was the last step."""
+        """Resets the count of restores: the weights and the last step were finite."""
         self.restores = 0
 
     def no_way_back(self) -> RunDiverged:
-        """Returns what is raised where no good checkpoint was written yet."""
+        """Makes the error for a lost run without a good checkpoint."""
         return RunDiverged(
             f"{self.max_skipped} steps in a row had a loss or gradient that is not finite, and there is no checkpoint "
             "to go back to. Lower --base_lr, set --max_grad_norm 1, or write checkpoints earlier with "
@@ -65,10 +65,10 @@ class Health:
         )
 
     def spoilt_weights(self, samples: int, kept: str) -> RunDiverged:
-        """Returns what is raised where a run would be saved with weights that are not finite.
+        """Makes the error for a run that would be saved with non-finite weights.
 
         Args:
-            samples: seen so far.
+            samples: samples seen so far.
             kept: the newest good checkpoint, in words.
         """
         return RunDiverged(

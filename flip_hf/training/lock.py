@@ -1,4 +1,4 @@
-"""One run a folder: a lock that dies with its process, however that ends, and says who holds it."""
+"""A lock for one run per folder, which ends with its process, however that ends, and names its holder."""
 
 import json
 import os
@@ -14,7 +14,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = "run.lock"
-# Locks of this process, kept open until it ends: closing one, or collecting it as garbage, would give it up.
+# Locks of this process, kept open until it ends: closing or garbage-collecting one would release it.
 _held: dict[Path, IO[str]] = {}
 
 
@@ -23,14 +23,14 @@ class FolderInUse(ValueError):
 
 
 def lock_folder(folder: Path) -> None:
-    """Takes a folder for this process until it ends; a process may take it again.
+    """Locks a folder for this process until it ends; the same process may lock it again.
 
-    The kernel gives the lock up when the process ends, by `kill -9` too, so nothing is left to clean up. It is a POSIX
-    record lock: forked loader workers do not inherit it, and NFS knows it. Where the operating system has none, nothing
-    is locked.
+    The kernel releases the lock when the process ends, even by `kill -9`, so nothing is left to clean up. It is a POSIX
+    record lock: forked loader workers do not inherit it, and NFS supports it. Where the operating system has none,
+    nothing is locked.
 
     Raises:
-        FolderInUse: another process has it.
+        FolderInUse: another process holds it.
     """
     path = (folder / LOCK).resolve()
     if fcntl is None or path in _held:
@@ -49,7 +49,7 @@ def lock_folder(folder: Path) -> None:
             return file.close()
         if _is_at(file, path):
             break
-        file.close()  # its holder has removed it meanwhile
+        file.close()  # its holder removed it meanwhile
     file.truncate(0)
     me = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     file.write(json.dumps(me) + "\n")
@@ -58,18 +58,18 @@ def lock_folder(folder: Path) -> None:
 
 
 def unlock_folder(folder: Path) -> None:
-    """Gives a folder up, if this process has it."""
+    """Releases a folder, if this process holds it."""
     path = (folder / LOCK).resolve()
     file = _held.pop(path, None)
     if file is None:
         return
     with suppress(OSError):  # the folder may be gone
-        path.unlink()  # before another process can have it
+        path.unlink()  # before another process can lock it
     file.close()
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Tells whether an open file is the one that a path names."""
+    """Returns whether an open file is the one at a path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

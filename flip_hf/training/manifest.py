@@ -1,4 +1,4 @@
-"""Whether a folder is as it was written: size and checksum of every file, in a manifest written last."""
+"""Verification of a folder: size and checksum of every file, in a manifest that is written last."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ MANIFEST = "manifest.json"
 
 
 def _digest(path: Path) -> str:
-    """BLAKE2b of a file of any size: as fast as it is read from most disks."""
+    """Returns the BLAKE2b digest of a file of any size, which is as fast as reading from most disks."""
     digest = hashlib.blake2b()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -18,7 +18,7 @@ def _digest(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk and would survive a loss of power."""
+    """Syncs a file, or the names in a folder, to the disk, so that they survive a loss of power."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -33,7 +33,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Brings every file of a folder to the disk and lists it; call when all of them are written."""
+    """Syncs every file of a folder to the disk and lists it; call when all of them are written."""
     listed = {}
     for path in _files(folder):
         sync(path)
@@ -48,7 +48,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> list[str]:
-    """What is wrong with a folder, file by file; an empty list where it is as it was written."""
+    """Lists what is wrong with a folder, file by file; empty if it is as it was written."""
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         wanted = [(folder / name, entry["size"], entry["blake2b"]) for name, entry in listed.items()]
@@ -65,7 +65,7 @@ def _problem(folder: Path, path: Path, size: int, digest: str) -> str | None:
         found = path.stat().st_size
         if found != size:
             return f"{name} has {found:,} bytes instead of {size:,}"
-        return None if _digest(path) == digest else f"{name} is not as it was written (checksum)"
+        return None if _digest(path) == digest else f"{name} is damaged (wrong checksum)"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Whether a run's masks fit its model, and the masks of its texts; those of images are in patches.py."""
+"""Text masks, and the check that a run's masks fit its model; image masks are in patches.py."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from flip_hf.training.optimization import Phase
 
 
 def kept_tokens(context: int, text_mask_ratio: float) -> int:
-    """Number of tokens kept of a text, which counts as padded to the context (the paper: 16 of 32)."""
+    """Returns the number of tokens kept of a text, counted as padded to the context (the paper: 16 of 32)."""
     return int(context * (1 - text_mask_ratio))
 
 
 def check_masks(options: ModelArguments, text_config: Any, num_patches: int) -> None:
-    """Checks the masks against the model that they are for.
+    """Checks the masks against the model.
 
     Raises:
         ValueError: a ratio keeps too little of this model's images or texts, or text masking does not fit the model.
@@ -26,7 +26,7 @@ def check_masks(options: ModelArguments, text_config: Any, num_patches: int) -> 
         return
     if text_config.attend_to_padding:
         raise ValueError(
-            "--text_mask_ratio shortens no text of a model that pads it again (attend_to_padding in its text "
+            "--text_mask_ratio has no effect on a model that pads its texts again (attend_to_padding in its text "
             "configuration). Leave it at 0."
         )
     context = text_config.max_position_embeddings
@@ -42,17 +42,19 @@ class TextMasks:
 
     Args:
         strategy: one of `TEXT_MASK_STRATEGIES`.
-        text_config: the model's.
+        text_config: the model's text configuration.
     """
 
     def __init__(self, strategy: str, text_config: Any):
-        self.strategy, self.text = strategy, text_config
+        self.strategy = strategy
+        self.text = text_config
 
     def __call__(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
-        """What takes the place of a batch's `input_ids` and `attention_mask` (B, T), drawn where they lie."""
+        """Draws the replacements of a batch's `input_ids` and `attention_mask` (B, T), on their device."""
         if phase.text_mask_ratio == 0:
             return {}
-        input_ids, pooling_type = batch["input_ids"], self.text.pooling_type
+        input_ids = batch["input_ids"]
+        pooling_type = self.text.pooling_type
         context = self.text.max_position_embeddings
         return mask_text(
             input_ids,

@@ -1,4 +1,4 @@
-"""What is measured of a run: the step's numbers, and where its time goes."""
+"""Measurements of a run: the numbers of a step, and where the time goes."""
 
 import time
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from flip_hf.training.gradient_cache import StepLoss
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step came to.
+    """The numbers of one optimizer step.
 
     Attributes:
-        loss: of this process's part of the batch, on the device.
+        loss: the losses of this process's part of the batch, on the device.
         logit_scale: the factor on cosine similarities (1,), on the device; None where nothing is contrasted.
-        learning_rate: of this step.
+        learning_rate: the learning rate of this step.
         grad_norm: over all parameters and processes, before clipping; not finite where the step was skipped.
-        kept_patches: patches of an image that were encoded.
-        text_tokens: that were encoded for a text, what padding there is included.
+        kept_patches: patches encoded per image.
+        text_tokens: tokens encoded per text, padding included.
     """
 
     loss: StepLoss
@@ -33,7 +33,7 @@ class Step:
     text_tokens: int
 
     def values(self, accelerator: Accelerator) -> dict[str, float]:
-        """What a log line holds of it; losses are means over the processes, each of which must ask for them."""
+        """Returns the values for a log line; losses are averaged over the processes, each of which must call it."""
         losses = self.loss.named()
         means: Any = accelerator.reduce(torch.stack(list(losses.values())), "mean")
         scale = {} if self.logit_scale is None else {"logit_scale": self.logit_scale.item()}
@@ -51,26 +51,28 @@ class Window:
     """The time between two log lines.
 
     Args:
-        samples, steps: seen when it begins.
+        samples, steps: counts when it begins.
     """
 
     def __init__(self, samples: int, steps: int):
         self._begin(samples, steps)
 
     def _begin(self, samples: int, steps: int) -> None:
-        self._start, self._samples, self._steps = time.perf_counter(), samples, steps
+        self._start = time.perf_counter()
+        self._samples = samples
+        self._steps = steps
         self._waited = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time within as waiting for data."""
+        """Counts the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves the time within out: evaluation is not training."""
+        """Excludes the time inside: evaluation is not training."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
@@ -79,8 +81,8 @@ class Window:
         """Ends the window and begins the next.
 
         Returns:
-            Its `seconds`; `samples_per_second` of all processes; `step_seconds`, the mean of a step; `data_wait`, the
-            share of the time, from 0 to 1, that this process waited for data, the start of its workers included.
+            Its `seconds`; `samples_per_second` over all processes; `step_seconds`, the mean per step; `data_wait`, the
+            share of the time, from 0 to 1, that this process waited for data, including the start of its workers.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         values = {

@@ -1,10 +1,10 @@
-"""Memory of a training step, found by running it on tensors without values.
+"""Memory of a training step, traced on fake tensors.
 
-The real model, the real loss and the real backward pass run under `FakeTensorMode`: shapes, types and lifetimes are
-those of a real step, and nothing is computed or allocated. So the figures follow the code. The CPU's attention kernel
-stands for the GPU's fused ones; neither keeps an S x S matrix.
+The real model, loss and backward pass run under `FakeTensorMode`: shapes, dtypes and lifetimes are those of a real
+step, and nothing is computed or allocated, so the figures follow the code. The CPU's attention kernel stands in for the
+GPU's fused ones; neither keeps an S x S matrix.
 
-Letters: n pairs on this process, N in all, E length of an embedding.
+Letters: n pairs on this process, N over all processes, E length of an embedding.
 """
 
 import weakref
@@ -28,14 +28,14 @@ from flip_hf.training.gradient_cache import cached_backward
 
 
 class StorageMeter(TorchDispatchMode):
-    """Bytes of the storages that live, by kind, and how they were shared out when there were most.
+    """Meters the bytes of live storages by kind, now and at the peak.
 
-    What a kernel allocates for itself and frees before it returns is not seen.
+    Memory that a kernel allocates and frees before it returns is not seen.
     """
 
     def __init__(self):
         super().__init__()
-        self.kind = "other"  # of storages made from now on
+        self.kind = "other"  # of storages created from now on
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._storages: dict[int, tuple[weakref.ref, str, int]] = {}
@@ -49,7 +49,8 @@ class StorageMeter(TorchDispatchMode):
 
     def _meet(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
+        size = storage.nbytes()
         if key in self._storages:
             return
 
@@ -63,7 +64,7 @@ class StorageMeter(TorchDispatchMode):
             self.peak = Counter(self.live)
 
     def rename(self, tensor: torch.Tensor, kind: str) -> None:
-        """Counts a living tensor's storage as of another kind from now on."""
+        """Counts a live tensor's storage as another kind from now on."""
         key = tensor.untyped_storage()._cdata
         if key in self._storages:
             reference, old, size = self._storages[key]
@@ -74,15 +75,15 @@ class StorageMeter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Step:
-    """What a process computes between two updates.
+    """The work of one process between two updates.
 
     Attributes:
         micro_batch_size: pairs encoded at once.
-        num_micro: micro-batches.
+        num_micro: number of micro-batches.
         mask_ratio: fraction of the patches dropped.
         text_tokens: length that the texts are padded to.
-        bf16: whether the towers run under bfloat16 autocast.
-        checkpointing: whether blocks are recomputed in backward.
+        bf16: run the towers under bfloat16 autocast.
+        checkpointing: recompute blocks in backward.
     """
 
     micro_batch_size: int
@@ -94,7 +95,7 @@ class Step:
 
 
 def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipModel:
-    """A new model as the step trains it."""
+    """Makes a new model as the step trains it."""
     model = FlipModel._from_config(config, attn_implementation=attention)
     if step.checkpointing:
         recompute_activations(model)
@@ -102,9 +103,10 @@ def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipMo
 
 
 def make_micro_batch(config: FlipConfig, step: Step) -> dict[str, Any]:
-    """One micro-batch as the engine prepares it: float patches, which those are, token ids; values are arbitrary."""
+    """Makes a micro-batch as the engine prepares it: float patches, their indices, token ids; values are arbitrary."""
     vision: Any = config.vision_config
-    size, kept = step.micro_batch_size, num_kept(vision.num_patches, step.mask_ratio)
+    size = step.micro_batch_size
+    kept = num_kept(vision.num_patches, step.mask_ratio)
     batch: dict[str, Any] = {
         "patches": torch.zeros(size, kept, vision.num_channels * vision.patch_size**2),
         "input_ids": torch.ones(size, step.text_tokens, dtype=torch.long),
@@ -116,7 +118,7 @@ def make_micro_batch(config: FlipConfig, step: Step) -> dict[str, Any]:
 
 
 def run_backward(model: FlipModel, step: Step, make_batch: Callable[[], dict[str, Any]]) -> None:
-    """Forward, loss and backward of all micro-batches as the engine runs them, each prepared when it is encoded."""
+    """Runs forward, loss and backward of all micro-batches like the engine, preparing each when it is encoded."""
     encoder = PairEncoder(model, torch.bfloat16 if step.bf16 else None)
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
     micro_batches: list[dict[str, Any]] = [{}] * step.num_micro
@@ -124,10 +126,10 @@ def run_backward(model: FlipModel, step: Step, make_batch: Callable[[], dict[str
 
 
 def trace_step(config: FlipConfig, step: Step, attention: str = "sdpa") -> Counter[str]:
-    """Bytes at the fullest moment of forward and backward: weights, gradients, inputs, activations.
+    """Traces the peak bytes of forward and backward: weights, gradients, inputs, activations.
 
-    The optimizer's states, which lie still meanwhile, are not in it. Copies of the weights that autocast makes, and the
-    loss of the micro-batch, are among the activations.
+    The optimizer's states, which do not change meanwhile, are not included. Autocast's copies of the weights, and the
+    loss of the micro-batch, count as activations.
     """
     with FakeTensorMode(), StorageMeter() as meter:
         meter.kind = "weights"
@@ -148,7 +150,7 @@ def trace_step(config: FlipConfig, step: Step, attention: str = "sdpa") -> Count
 
 @lru_cache
 def trace_loss(pairs: int, width: int) -> int:
-    """Bytes that loss and backward add to the embeddings of this many pairs, their gradients included."""
+    """Traces the bytes that loss and backward add to the embeddings of this many pairs, with their gradients."""
     with FakeTensorMode(), StorageMeter() as meter:
         embeds = [torch.zeros(pairs, width, requires_grad=True) for _ in range(2)]
         before = meter.live.total()
@@ -159,7 +161,7 @@ def trace_loss(pairs: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """Bytes that lie still: parameters and buffers, and what training keeps for each parameter."""
+    """Static bytes: parameters and buffers, and what training keeps for each parameter."""
 
     weights: int
     trainable: int
@@ -167,17 +169,17 @@ class ModelBytes:
 
     @property
     def gradients(self) -> int:
-        """float32, one a parameter."""
+        """Bytes of the gradients, float32, one per parameter."""
         return self.trainable
 
     @property
     def optimizer(self) -> int:
-        """AdamW's two moments, float32."""
+        """Bytes of AdamW's two moments, float32."""
         return 2 * self.trainable
 
 
 def model_bytes(config: FlipConfig) -> ModelBytes:
-    """Counts the float32 model."""
+    """Counts the bytes of the float32 model."""
     with torch.device("meta"):
         model = FlipModel._from_config(config)
     parameters = list(model.parameters())

@@ -1,8 +1,8 @@
-"""The plan's memory against what a real step takes, each configuration in a process of its own.
+"""The planned memory against that of a real step, each configuration in a separate process.
 
-On CUDA the measure is `torch.cuda.max_memory_allocated`. On a CPU it is the highest resident memory above what lay
-there before the model was made, with glibc told to give freed memory back at once. The plan leaves `other` out, as both
-do.
+On CUDA the measure is `torch.cuda.max_memory_allocated`. On a CPU it is the peak resident memory above that from before
+the model was made, with glibc configured to return freed memory at once. Neither includes the plan's `other`, so the
+planned figure leaves it out too.
 """
 
 import json
@@ -19,10 +19,10 @@ from flip_hf.modeling import FlipConfig
 from flip_hf.training.memory import Step, make_micro_batch, make_trained_model, run_backward
 from flip_hf.training.plan import MemoryModel, Run
 
-# One arena, and no block kept for later: resident memory then follows what tensors take.
+# One arena, and no freed block kept: resident memory then follows the tensors.
 GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-# Small enough for a machine of 8 GB, and in float32: many CPUs only emulate bfloat16. The GPU's are of a size that one
-# trains with.
+# Small enough for a machine with 8 GB, and in float32: many CPUs only emulate bfloat16. The GPU's steps have realistic
+# sizes.
 CPU_STEPS = (
     Step(16, mask_ratio=0.0, bf16=False),
     Step(16, num_micro=2, mask_ratio=0.75, bf16=False, checkpointing=True),
@@ -36,7 +36,7 @@ CUDA_STEPS = (
 
 
 def planned_bytes(config: FlipConfig, step: Step) -> float:
-    """The plan's figure for one process, without what lies outside of tensors."""
+    """Returns the plan's figure for one process, tensors only."""
     run = Run(config, step.micro_batch_size * step.num_micro, None, step.text_tokens, step.bf16)
     parts = MemoryModel(run).parts("DDP", 1, step.micro_batch_size, step.mask_ratio, step.checkpointing, other=False)
     return sum(parts.values())
@@ -48,7 +48,7 @@ def _resident() -> int:
 
 
 def _two_steps(config: FlipConfig, step: Step, device: torch.device) -> None:
-    """Two whole steps: from the second on, the optimizer's states lie beside the activations."""
+    """Runs two whole steps: from the second on, the optimizer's states exist beside the activations."""
     with device:
         model = make_trained_model(config, step, "sdpa")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
@@ -59,13 +59,13 @@ def _two_steps(config: FlipConfig, step: Step, device: torch.device) -> None:
 
 
 def _small(config: FlipConfig) -> FlipConfig:
-    """One narrow block a tower: loads kernels and libraries before memory is looked at."""
+    """Shrinks a model to one narrow block per tower, to load kernels and libraries before memory is measured."""
     size = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     return FlipConfig(text_config=size, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=16)
 
 
 def measured_bytes(config: FlipConfig, step: Step, device: torch.device) -> int:
-    """Highest memory of two real steps in this process, which should do nothing else."""
+    """Measures the peak memory of two real steps in this process, which should do nothing else."""
     _two_steps(_small(config), replace(step, micro_batch_size=2), device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -80,10 +80,10 @@ def measured_bytes(config: FlipConfig, step: Step, device: torch.device) -> int:
 
 
 def measure(config: FlipConfig, step: Step, device: str) -> int:
-    """`measured_bytes` in a fresh process.
+    """Calls [`measured_bytes`] in a fresh process.
 
     Raises:
-        RuntimeError: the process failed, out of memory for example; its last lines are in the message.
+        RuntimeError: the process failed, for example out of memory; the message has its last lines.
     """
     order = json.dumps({"config": config.to_dict(), "step": asdict(step), "device": device})
     command = [sys.executable, "-m", "flip_hf.training.memory_check"]
@@ -94,7 +94,7 @@ def measure(config: FlipConfig, step: Step, device: str) -> int:
 
 
 def main() -> None:
-    """Reads an order from stdin, prints bytes."""
+    """Reads a step to measure from stdin and prints its bytes."""
     order = json.load(sys.stdin)
     device = torch.device(order["device"])
     print(measured_bytes(FlipConfig.from_dict(order["config"]), Step(**order["step"]), device))

@@ -1,4 +1,4 @@
-"""The pieces of a step's batch: brought to the device, masked, encoded, and their gradients added up."""
+"""The micro-batches of a step: moved to the device, masked, encoded, and their gradients accumulated."""
 
 from typing import Any
 
@@ -16,31 +16,34 @@ from flip_hf.training.patches import visible_and_target
 
 
 class MicroBatches:
-    """Takes the micro-batches of a step to its loss and gradients.
+    """Computes loss and gradients of a step from its micro-batches.
 
     Args:
-        arguments: of the run.
+        arguments: the run's arguments.
         distribution: the prepared model.
-        config: of the FlipModel in it.
-        normalize: uint8 patches to what the model takes.
-        grid: shown the images of the run's first batch, where patches are reconstructed.
+        config: configuration of its FlipModel.
+        normalize: turns uint8 patches into the model's inputs.
+        grid: gets the images of the run's first batch, where patches are reconstructed.
     """
 
     def __init__(
         self, arguments: Arguments, distribution: Distribution, config: FlipConfig, normalize: nn.Module, grid: Grid
     ):
-        self.objective, self.distribution = arguments.objective, distribution
-        self.device, self.patch_size = distribution.accelerator.device, config.vision_config.patch_size  # pyright: ignore
+        self.objective = arguments.objective
+        self.distribution = distribution
+        self.device = distribution.accelerator.device
+        self.patch_size = config.vision_config.patch_size  # pyright: ignore
         self.text_masks = TextMasks(arguments.model.text_mask_strategy, config.get_text_config())
-        self.normalize, self.grid = normalize, grid
+        self.normalize = normalize
+        self.grid = grid
 
     def backward(self, batches: list[dict[str, Any]], phase: Phase) -> tuple[StepLoss, dict[str, Any]]:
-        """Adds the gradients of a step's loss to the parameters.
+        """Accumulates the gradients of a step's loss.
 
-        Batches are prepared one at a time: one lies on the device, and both passes of a contrast draw the same.
+        Batches are prepared one at a time, so that only one is on the device; both passes of a contrast draw the same.
 
         Returns:
-            The loss, and what the last batch came to: `logit_scale`, `kept_patches`, `text_tokens`.
+            The loss, and `logit_scale`, `kept_patches` and `text_tokens` of the last batch.
         """
 
         def encode(batch: dict[str, Any]) -> Encoded:
@@ -49,7 +52,8 @@ class MicroBatches:
         def embed(batch: dict[str, Any]) -> Encoded:
             return self._encode({**self._prepare(batch, phase), "target_patches": None})
 
-        backward, no_sync = self.distribution.backward, self.distribution.no_sync
+        backward = self.distribution.backward
+        no_sync = self.distribution.no_sync
         if self.objective.contrasts:
             weight = self.objective.reconstruction_weight
             loss = cached_backward(

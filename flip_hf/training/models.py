@@ -1,4 +1,4 @@
-"""The model that a run begins with, its tokenizer and its processor; what is wrong with them is said here, first."""
+"""The model, tokenizer and processor that a run starts with, checked before anything else."""
 
 import itertools
 from collections.abc import Iterator
@@ -38,11 +38,11 @@ from flip_hf.training.fit import check_memory
 from flip_hf.training.masks import check_masks
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
-# So many captions tell what a tokenizer loses.
+# Enough captions to measure what a tokenizer loses.
 MEASURED_CAPTIONS = 1000
-# What `--model_name_or_path` takes.
-_GONE_ON_WITH = (FlipConfig.model_type, FlipPreTrainingConfig.model_type)
-# The text tower of a new model that only reconstructs: nothing trains it, and it should not weigh much.
+# Model types that `--model_name_or_path` takes as they are.
+_FLIP_TYPES = (FlipConfig.model_type, FlipPreTrainingConfig.model_type)
+# The text tower of a new model that only reconstructs: nothing trains it, so it is tiny.
 UNUSED_TEXT = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -59,18 +59,19 @@ def _read_captions(sources: list[Source], limit: int) -> Iterator[str]:
             try:
                 yield choose_caption(source.target(row), rng)
             except RefusedSample:
-                continue  # counted when it is met in training
+                continue  # counted when training reads it
 
 
 def make_tokenizer(arguments: Arguments, sources: list[Source], context_length: int) -> PreTrainedTokenizerBase:
-    """The named tokenizer, else that of the model gone on with, else one learned from the captions.
+    """Makes the run's tokenizer: the named one, else that of the starting model, else one learned from the captions.
 
-    Prints what it loses of the first captions. Remote data are not read for this alone.
+    Prints what it loses of the first captions. Remote data are not read just for that.
 
     Raises:
-        ValueError: it cannot be loaded; the message names it, and what to do.
+        ValueError: it cannot be loaded; the message names it and the fix.
     """
-    data, saved = arguments.data, arguments.model.model_name_or_path
+    data = arguments.data
+    saved = arguments.model.model_name_or_path
     name = data.tokenizer or saved
     if name is None:
         first: list[str] = []
@@ -99,7 +100,7 @@ def _keep_first(captions: Iterator[str], kept: list[str]) -> Iterator[str]:
 
 
 def make_config(model: ModelArguments, objective: ObjectiveArguments | None = None) -> FlipConfig:
-    """The configuration of the run's model, without a decoder.
+    """Makes the configuration of the run's model, without a decoder.
 
     Raises:
         ValueError: a field has the wrong type, fields do not fit together, or there is no model or vision tower to
@@ -123,14 +124,15 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
             projection_dim=model.projection_dim,
             logit_scale_init_value=model.logit_scale_init_value,
         )
-        config.mask_ratio, config.mask_strategy = model.mask_ratio, model.drawn_strategy
+        config.mask_ratio = model.mask_ratio
+        config.mask_strategy = model.drawn_strategy
     sizes = new_sizes(model, config)
     check_masks(model, config.get_text_config(), (sizes["image_size"] // sizes["patch_size"]) ** 2)
     return config
 
 
 def _check_fields(option: str, config_class: Any, fields: dict[str, Any]) -> None:
-    """Makes a configuration of its own, so that the option can be named in which something is wrong.
+    """Validates fields by making a configuration of them alone, so that an error can name the option.
 
     Raises:
         OptionError: a field has the wrong type or is out of range, or fields do not fit together.
@@ -142,7 +144,7 @@ def _check_fields(option: str, config_class: Any, fields: dict[str, Any]) -> Non
 
 
 def _saved_config(model: ModelArguments) -> FlipConfig:
-    """The configuration of the model that is gone on with, with the run's masks.
+    """Reads the configuration of the starting model, with the run's masks.
 
     Raises:
         ModelUnreadable: it cannot be read.
@@ -152,7 +154,7 @@ def _saved_config(model: ModelArguments) -> FlipConfig:
     masking = {"mask_ratio": model.mask_ratio, "mask_strategy": model.drawn_strategy}
     with loading(name):
         kind = _kind_of(name)
-        if kind in _GONE_ON_WITH:
+        if kind in _FLIP_TYPES:
             return FlipConfig.from_pretrained(name, **masking)
     if kind == CLIPConfig.model_type:
         with loading(name):
@@ -160,31 +162,32 @@ def _saved_config(model: ModelArguments) -> FlipConfig:
         config.mask_strategy = model.drawn_strategy
         return config
     raise ValueError(
-        f"--model_name_or_path {name} is a model of type {kind!r}, neither a FLIP nor a CLIP. scripts/convert.py makes "
-        "FLIPs of some others."
+        f"--model_name_or_path {name} is a model of type {kind!r}, neither a FLIP nor a CLIP. scripts/convert.py "
+        "converts some others."
     )
 
 
 def _kind_of(name: str) -> str | None:
-    """The type of a saved model."""
+    """Reads the type of a saved model."""
     return PreTrainedConfig.get_config_dict(name)[0].get("model_type")
 
 
 def is_clip(model: ModelArguments) -> bool:
-    """Tells whether the run goes on with a CLIPModel, which is made a FlipModel on the way."""
+    """Returns whether the run starts from a CLIPModel, which becomes a FlipModel."""
     return model.model_name_or_path is not None and _kind_of(model.model_name_or_path) == CLIPConfig.model_type
 
 
 def make_model(
     arguments: Arguments, config: FlipConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> FlipModel | FlipForPreTraining:
-    """The model, in training mode, with a decoder where the objective asks for one.
+    """Makes the model, in training mode, with a decoder where the objective needs one.
 
     Raises:
-        ValueError: the tokenizer has more tokens than the model's table, the vision tower or the decoder to start
-            with is of another shape or damaged, or the model does not fit into this machine's memory.
+        ValueError: the tokenizer has more tokens than the model's table, the vision tower or decoder to start with has
+            another shape or is damaged, or the model does not fit into this machine's memory.
     """
-    model, objective = arguments.model, arguments.objective
+    model = arguments.model
+    objective = arguments.objective
     if tokenizer is not None:
         _fit_vocabulary(model, config.get_text_config(), tokenizer)
     check_memory(config)
@@ -212,7 +215,7 @@ def make_model(
 
 
 def _fit_vocabulary(model: ModelArguments, text_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A new model's token table gets the tokenizer's size unless the recipe gives one; then it is compared."""
+    """Gives a new model's token table the tokenizer's size unless the recipe sets one, and checks that they fit."""
     if model.model_name_or_path is None:
         if "vocab_size" not in model.tower_configs()["text_config"]:
             text_config.vocab_size = len(tokenizer)
@@ -223,13 +226,14 @@ def _fit_vocabulary(model: ModelArguments, text_config: Any, tokenizer: PreTrain
 
 
 def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTraining:
-    """The saved model, with its decoder where it has one and the objective needs it.
+    """Loads the saved model, with its decoder where it has one and the objective needs it.
 
     Raises:
-        ValueError: its decoder is to be of another shape.
-        ModelUnreadable: its weights are damaged, or not those of its configuration.
+        ValueError: options ask for a decoder of another shape.
+        ModelUnreadable: its weights are damaged, or do not match its configuration.
     """
-    model, name = arguments.model, str(arguments.model.model_name_or_path)
+    model = arguments.model
+    name = str(arguments.model.model_name_or_path)
     if is_clip(model):
         made = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
         made.load_state_dict(FlipModel.from_clip(load_clip(name)).state_dict())
@@ -265,7 +269,7 @@ def _given(arguments: Arguments, name: str) -> bool:
 
 
 def _freeze_texts(flip: FlipModel) -> None:
-    """What a reconstruction does not reach: a wrapper would wait for its gradients."""
+    """Freezes the parts that a reconstruction does not reach: a wrapper would wait for their gradients."""
     for part in (flip.text_model, flip.text_projection, flip.visual_projection):
         part.requires_grad_(False)
     flip.logit_scale.requires_grad_(False)
@@ -277,22 +281,22 @@ def _freeze_texts(flip: FlipModel) -> None:
 def make_processor(
     config: FlipConfig, tokenizer: Any, model: ModelArguments | None = None, background: Colour = WHITE
 ) -> Any:
-    """The processor saved beside the weights: what users' images and texts go through.
+    """Makes the processor that is saved beside the weights, for users' images and texts.
 
-    The PIL backend is written down; where torchvision is installed, Transformers picks its own at loading.
+    It is saved with the PIL backend; where torchvision is installed, Transformers picks its own at loading.
 
     Args:
         config: gives the image size.
-        tokenizer: the text's side; without one (None) it is the image processor alone.
-        model: says what the run started from. A model's image processor is taken over, all but the image size; of a
-            vision tower's, mean and standard deviation.
-        background: on which transparent pictures are seen; it is saved with the rest, for evaluation.
+        tokenizer: for the texts; None gives the image processor alone.
+        model: tells what the run started from. A model's image processor is kept except for the image size; a vision
+            tower's gives mean and standard deviation.
+        background: background colour for transparent pictures; saved with the rest, for evaluation.
 
     Returns:
         A [`FlipProcessor`] or an image processor.
 
     Raises:
-        ValueError: there is none where there must be one.
+        ValueError: the starting model has no image processor.
     """
     size = config.vision_config.image_size  # pyright: ignore
     if model is not None and model.model_name_or_path is not None:
@@ -316,5 +320,5 @@ def _saved_image_processor(name: str) -> Any:
 
 
 def image_processor_of(processor: Any) -> Any:
-    """The part for images of what [`make_processor`] gives."""
+    """Returns the image processor of what [`make_processor`] makes."""
     return getattr(processor, "image_processor", processor)

@@ -11,12 +11,12 @@ from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationAr
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one learning-rate curve.
+    """A phase of training with one learning-rate curve.
 
     Attributes:
         name: `masked` or `unmasked`.
         start, end: samples seen when it begins and ends.
-        mask_ratios: fractions of the patches dropped, one after the other, each for an equal part of the phase.
+        mask_ratios: fractions of the patches dropped, in turn, each for an equal part of the phase.
         peak_lr: learning rate after the warm-up.
         warmup_samples: length of the linear warm-up.
         text_mask_ratio: fraction of the text's context dropped.
@@ -32,16 +32,16 @@ class Phase:
 
     @property
     def mask_ratio(self) -> float:
-        """The mask ratio that the phase begins with."""
+        """The mask ratio at the start of the phase."""
         return self.mask_ratios[0]
 
     def mask_ratio_at(self, samples: int) -> float:
-        """The mask ratio at this many samples seen in the whole run."""
+        """Returns the mask ratio at this many samples of the whole run."""
         part = (samples - self.start) * len(self.mask_ratios) // (self.end - self.start)
         return self.mask_ratios[min(part, len(self.mask_ratios) - 1)]
 
     def learning_rate(self, samples: int) -> float:
-        """Linear warm-up from zero, then a half cosine to zero, at this many samples seen in the whole run."""
+        """Returns the learning rate at this many samples of the whole run: linear warm-up from 0, half cosine to 0."""
         done = samples - self.start
         warmup = min(self.warmup_samples, self.end - self.start)
         if done < warmup:
@@ -51,8 +51,10 @@ class Phase:
 
 
 def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
-    """The masked phase's mask ratios: few, as each makes tensors of another shape, which `torch.compile` compiles."""
-    start, end, steps = model.mask_ratio, model.mask_ratio_end, model.mask_ratio_steps
+    """Plans the mask ratios of the masked phase: few, since `torch.compile` compiles each shape of tensors."""
+    start = model.mask_ratio
+    end = model.mask_ratio_end
+    steps = model.mask_ratio_steps
     if end is None or end == start:
         return (start,)
     done = [step / (steps - 1) for step in range(steps)]  # from 0 to 1
@@ -62,11 +64,13 @@ def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
 
 
 def plan_phases(arguments: Arguments) -> list[Phase]:
-    """The masked phase and, where asked for, the unmasked tuning after it; rates scaled by batch / 256."""
+    """Plans the masked phase and, if configured, the unmasked tuning after it; rates scale by batch / 256."""
     options = arguments.optimization
     scale = options.batch_size / 256
-    ratios, text_ratio = plan_mask_ratios(arguments.model), arguments.model.text_mask_ratio
-    middle, end = options.train_samples, options.train_samples + options.unmasked_samples
+    ratios = plan_mask_ratios(arguments.model)
+    text_ratio = arguments.model.text_mask_ratio
+    middle = options.train_samples
+    end = options.train_samples + options.unmasked_samples
     phases = [
         Phase("masked", 0, middle, ratios, options.base_lr * scale, options.warmup_samples, text_ratio),
         Phase("unmasked", middle, end, (0.0,), options.unmasked_base_lr * scale, options.unmasked_warmup_samples),
@@ -75,21 +79,21 @@ def plan_phases(arguments: Arguments) -> list[Phase]:
 
 
 def phase_at(phases: list[Phase], samples: int) -> Phase:
-    """The phase of the step that begins after so many samples of the run; the last one beyond its end."""
+    """Returns the phase of the step that begins after this many samples; the last one beyond the run's end."""
     return next((phase for phase in phases if samples < phase.end), phases[-1])
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay reaches a parameter of this name.
+    """Returns whether weight decay applies to a parameter of this name.
 
-    As in the official code: everything but biases, LayerNorms and position tables. The class token, the token table and
-    the temperature are decayed.
+    As in the official code: everything but biases, LayerNorms and position tables. Class token, token table and
+    temperature are decayed.
     """
     return not (name.endswith(".bias") or "norm" in name or "position_embedding" in name)
 
 
 def make_optimizer(model: nn.Module, options: OptimizationArguments) -> torch.optim.AdamW:
-    """AdamW over the parameters that require a gradient, in two groups; the learning rate is set at every step."""
+    """Makes AdamW for the parameters that require a gradient, in two groups; each step sets the learning rate."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for name, p in named if is_decayed(name)], "weight_decay": options.weight_decay},

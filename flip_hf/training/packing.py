@@ -1,7 +1,7 @@
-"""Texts without padding: several to a row, each attending to itself alone.
+"""Packed texts: several to a row without padding, each attending only to itself.
 
-Padded to the longest, half of a batch of captions is padding. Packed, the text tower computes next to nothing but
-words, and every text's feature is the same as on its own.
+Padded to the longest, half of a batch of captions is padding. Packed, the text tower computes almost only words, and
+every text's feature is the same as if it were encoded alone.
 
 Letters: B texts, T their padded length, R rows, W places of a row: the model's context.
 """
@@ -13,15 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from flip_hf.modeling.masking_flip import pooled_token
 
-# Rows are a multiple of this share of the batch, so that batches have few shapes: torch.compile compiles each.
+# The number of rows is a multiple of batch / 64, so that batches have few shapes: torch.compile compiles each.
 STEPS = 64
 
 
 def can_pack(text_config: Any, text_mask_ratio: float) -> bool:
-    """Whether texts of a run may be packed.
+    """Returns whether a run may pack its texts.
 
-    Not where the model reads padding or averages over tokens, nor where the training step shortens texts itself; and
-    only PyTorch's own attention takes the mask as it is.
+    It may not where the model attends to padding or averages over tokens, nor where the training step shortens texts
+    itself; and only PyTorch's own attention takes the mask as it is.
     """
     return (
         not text_config.attend_to_padding
@@ -32,17 +32,20 @@ def can_pack(text_config: Any, text_mask_ratio: float) -> bool:
 
 
 def _place(lengths: list[int], width: int) -> tuple[list[int], int]:
-    """Where in rows of `width` places each text begins, counted through all rows, and how many rows there are.
+    """Returns the start of each text in rows of `width` places, counted through all rows, and the number of rows.
 
-    The longest texts come first, each into the row where the least is left over (best-fit decreasing).
+    Longest first, each text goes into the row with the least space left that holds it (best-fit decreasing).
     """
-    starts, num_rows = [0] * len(lengths), 0
+    starts = [0] * len(lengths)
+    num_rows = 0
     by_places_left: list[list[int]] = [[] for _ in range(width + 1)]
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
         length = lengths[text]
         left = next((left for left in range(length, width + 1) if by_places_left[left]), None)
         if left is None:
-            row, left, num_rows = num_rows, width, num_rows + 1
+            row = num_rows
+            left = width
+            num_rows = num_rows + 1
         else:
             row = by_places_left[left].pop()
         starts[text] = row * width + width - left
@@ -55,15 +58,16 @@ def pack_texts(input_ids: torch.Tensor, attention_mask: torch.Tensor, text_confi
 
     Args:
         input_ids, attention_mask: (B, T), padded on the right.
-        text_config: the model's.
+        text_config: the model's text configuration.
 
     Returns:
         `input_ids` (R, W); `position_ids` (R, W), which count from 0 in every text and are 0 on padding;
-        `pooled_tokens` (B), where in the flattened rows the token lies that is the text's feature.
+        `pooled_tokens` (B), the place in the flattened rows of each text's pooled token.
     """
-    batch_size, width = len(input_ids), text_config.max_position_embeddings
+    batch_size = len(input_ids)
+    width = text_config.max_position_embeddings
     pooled = pooled_token(input_ids, text_config.pooling_type, text_config.eos_token_id)  # (B)
-    lengths = torch.maximum(attention_mask.sum(dim=1), pooled + 1)  # (B), an empty text shows the token that is pooled
+    lengths = torch.maximum(attention_mask.sum(dim=1), pooled + 1)  # (B), an empty text keeps its pooled token
     starts, num_rows = _place(lengths.tolist(), width)
     step = -(-batch_size // STEPS)
     num_rows = -(-num_rows // step) * step
@@ -84,29 +88,31 @@ def pack_texts(input_ids: torch.Tensor, attention_mask: torch.Tensor, text_confi
 
 
 def packed_attention_mask(position_ids: torch.Tensor, causal: bool) -> torch.Tensor:
-    """Which token (R, 1, W, W) sees which: those of its own text; of a causal model, the earlier ones."""
-    texts = (position_ids == 0).cumsum(dim=1)  # (R, W), a text begins at position 0
+    """Makes the mask (R, 1, W, W): each token sees its own text, in a causal model only the earlier tokens."""
+    texts = (position_ids == 0).cumsum(dim=1)  # (R, W), position 0 begins a text
     mask = texts[:, :, None] == texts[:, None, :]  # (R, W, W)
     return (mask.tril() if causal else mask)[:, None]
 
 
 class Tokenize:
-    """Captions to arguments of the text tower, packed where the run allows it; in the loader's processes.
+    """Turns captions into arguments of the text tower, packed where the run allows it, in the loader workers.
 
     Args:
-        tokenizer: knows the length at which it cuts texts.
-        text_config: the model's.
+        tokenizer: the run's tokenizer, with the length to truncate at.
+        text_config: the model's text configuration.
         text_mask_ratio: fraction of the context that the training step will drop.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_config: Any, text_mask_ratio: float):
-        self.tokenizer, self.text_config = tokenizer, text_config
+        self.tokenizer = tokenizer
+        self.text_config = text_config
         self.packs = can_pack(text_config, text_mask_ratio)
 
     def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """What [`pack_texts`] returns; else `input_ids` and `attention_mask` (B, T), padded to the longest."""
+        """Returns [`pack_texts`]' output, or `input_ids` and `attention_mask` (B, T), padded to the longest."""
         encoded = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]
+        input_ids = encoded["input_ids"]
+        attention_mask = encoded["attention_mask"]
         if self.packs:
             return pack_texts(input_ids, attention_mask, self.text_config)
         return {"input_ids": input_ids, "attention_mask": attention_mask}

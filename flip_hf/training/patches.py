@@ -1,4 +1,4 @@
-"""Images as patches: what a step shows of them, and how they are normalised on the device."""
+"""Images as patches: the view of them at each step, and normalisation on the device."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from flip_hf.training.optimization import Phase, phase_at
 
 
 class Normalize(nn.Module):
-    """uint8 patches to normalised float ones, on whatever device they lie.
+    """Turns uint8 patches into normalised float ones, on their device.
 
     Args:
         mean, std: per channel, of pixels scaled to [0, 1].
@@ -26,40 +26,43 @@ class Normalize(nn.Module):
         self.std = nn.Buffer(255 * torch.tensor(std)[:, None])  # (3, 1)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """(B, K, 3 * P * P), uint8 to float32."""
+        """Normalises (B, K, 3 * P * P) patches, uint8 to float32."""
         channels = patches.float().unflatten(2, (3, -1))  # (B, K, 3, P * P)
         return ((channels - self.mean) / self.std).flatten(2)
 
 
 def visible_and_target(patches: torch.Tensor, ids_keep: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All patches (B, L, D) as what a model sees of them, `patches` (B, K, D), and reconstructs, `target_patches`."""
+    """Returns the visible ones of all patches (B, L, D) as `patches` (B, K, D), and all as `target_patches`."""
     return {"patches": patches.take_along_dim(ids_keep[:, :, None], dim=1), "target_patches": patches}
 
 
 def resized_side(num_patches: int, mask_ratio: float) -> int:
-    """Patches on a side of the smaller image that has the most nearly as many as a mask would keep."""
+    """Returns the side, in patches, of the smaller image with nearly as many patches as a mask would keep."""
     return max(1, round(math.sqrt(num_kept(num_patches, mask_ratio))))
 
 
 class Views:
-    """What each step shows of its images, told to the workers that cut them.
+    """Chooses the view of the images at each step, for the workers that cut them into patches.
 
-    A smaller image is seen at interpolated positions, which say where in the image a patch lies, as on the whole ones
-    that follow. CLIPA computes sin-cos anew from whole numbers: the small image then has the positions of a corner.
+    A smaller image gets interpolated positions, which tell where in the image a patch lies, as on the whole images that
+    follow. CLIPA computes sin-cos from whole numbers instead: the small image then has the positions of a corner.
 
     Args:
         strategy: one of `MASK_STRATEGIES`, or `resize` for all patches of a smaller image.
-        vision_config: the model's.
-        phases: of the run.
+        vision_config: the model's vision configuration.
+        phases: the run's phases.
     """
 
     def __init__(self, strategy: str, vision_config: Any, phases: list[Phase]):
-        self.strategy, self.vision, self.phases = strategy, vision_config, phases
+        self.strategy = strategy
+        self.vision = vision_config
+        self.phases = phases
 
     def __call__(self, samples: int) -> View:
-        """The view of the step that begins after so many samples of the whole run."""
+        """Returns the view at the step that begins after this many samples of the whole run."""
         mask_ratio = phase_at(self.phases, samples).mask_ratio_at(samples)
-        image_size, patch_size = self.vision.image_size, self.vision.patch_size
+        image_size = self.vision.image_size
+        patch_size = self.vision.patch_size
         if mask_ratio == 0:
             return View(image_size)
         if self.strategy == "resize":

@@ -1,8 +1,8 @@
-"""A paper plan of a run: what fits into GPUs that are not at hand (time and traffic: schedule.py).
+"""The plan of a run on GPUs that are not at hand: memory and what fits (time and traffic: schedule.py).
 
-Memory comes from tracing the real step (memory.py). What remains is assumed, and printed with the plan.
+Memory is traced on the real step (memory.py). The rest is assumed, and printed with the plan.
 
-Letters: W processes (GPUs), b pairs of a micro-batch, n of a process, N of a step.
+Letters: W processes (GPUs), b pairs per micro-batch, n per process, N per step.
 """
 
 from collections import Counter
@@ -18,23 +18,24 @@ STRATEGIES = ("DDP", "FSDP2", "ZeRO-2")
 PARTS = ("weights", "gradients", "optimizer", "buffers", "inputs", "loss", "activations", "other")
 # DeepSpeed's default `reduce_bucket_size`, in elements.
 ZERO_BUCKET = 500_000_000
-# Context, kernels and libraries of a CUDA process with NCCL, and what the caching allocator loses to fragments.
-CONTEXT_BYTES, FRAGMENTS = 1.5e9, 0.05
-# Two points of a straight line; large enough for activations, not gradients, to make the peak.
+# Context, kernels and libraries of a CUDA process with NCCL, and the caching allocator's loss to fragmentation.
+CONTEXT_BYTES = 1.5e9
+FRAGMENTS = 0.05
+# Two points of a straight line, large enough that activations, not gradients, make the peak.
 TRACED_PAIRS = (128, 256)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The hardware, and what is assumed of it.
+    """The hardware, and the assumptions about it.
 
     Attributes:
-        gpu: its kind.
-        gpus: in all.
+        gpu: kind of GPU.
+        gpus: total number of GPUs.
         mfu: fraction of the GPU's peak at which operations are executed, by mask ratio; the nearest ratio counts.
-        samples_per_core: pairs that one processor core reads, decodes and augments in a second.
-        sample_bytes: of an image with its caption in storage.
-        dollars: a GPU-hour.
+        samples_per_core: pairs that one CPU core reads, decodes and augments per second.
+        sample_bytes: bytes of an image with its caption in storage.
+        dollars: price of a GPU-hour.
     """
 
     gpu: Accelerator
@@ -50,11 +51,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained: the model, N pairs a step, precision and length of text.
+    """The training to plan: model, N pairs per step, precision and text length.
 
     Attributes:
-        micro_batch_size: b, where the recipe says it.
-        attention: the implementation.
+        micro_batch_size: b, where the recipe sets it.
+        attention: the attention implementation.
     """
 
     config: FlipConfig
@@ -67,7 +68,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Activations:
-    """What a micro-batch takes at the fullest moment: `fixed + per_pair * b` bytes, and the gradients there by then."""
+    """Peak memory of a micro-batch, `fixed + per_pair * b` bytes, and the gradients allocated by then."""
 
     fixed: float
     per_pair: float
@@ -76,17 +77,18 @@ class Activations:
 
 
 class MemoryModel:
-    """Bytes on one GPU for any micro-batch, number of processes and strategy, from a few traces of the real step."""
+    """Predicts the bytes on one GPU for any micro-batch, number of processes and strategy, from a few traced steps."""
 
     def __init__(self, run: Run):
-        self.run, self.model = run, model_bytes(run.config)
+        self.run = run
+        self.model = model_bytes(run.config)
         self._traces: dict[Step, Activations] = {}
 
     def _trace(self, step: Step) -> Counter[str]:
         return trace_step(self.run.config, step, self.run.attention)
 
     def activations(self, mask_ratio: float, checkpointing: bool) -> Activations:
-        """Traces, once for each setting."""
+        """Traces the activations, once for each setting."""
         step = Step(TRACED_PAIRS[1], 1, mask_ratio, self.run.text_tokens, self.run.bf16, checkpointing)
         if step not in self._traces:
             few, many = TRACED_PAIRS
@@ -103,11 +105,13 @@ class MemoryModel:
         return self._traces[step]
 
     def loss(self, local: int, total: int) -> float:
-        """The loss's bytes: local rows, tiles of similarities, and all processes' texts and their gradients."""
-        width, few, many = self.run.config.projection_dim, 3 * TILE_SIZE, 4 * TILE_SIZE
+        """Returns the loss's bytes: local rows, tiles of similarities, all processes' texts and their gradients."""
+        width = self.run.config.projection_dim
+        few = 3 * TILE_SIZE
+        many = 4 * TILE_SIZE
         if local <= many:
             alone = trace_loss(local, width)
-        else:  # a straight line from where tiles are whole
+        else:  # linear once tiles are whole
             slope = (trace_loss(many, width) - trace_loss(few, width)) / (many - few)
             alone = trace_loss(many, width) + slope * (local - many)
         side = min(TILE_SIZE, local)
@@ -117,19 +121,22 @@ class MemoryModel:
     def parts(
         self, strategy: str, gpus: int, micro: int, mask_ratio: float, checkpointing: bool, other: bool = True
     ) -> dict[str, float]:
-        """Bytes on one GPU by `PARTS`, at the fullest moment.
+        """Returns the peak bytes on one GPU, by `PARTS`.
 
         Args:
             strategy: one of `STRATEGIES`.
             gpus: W.
             micro: b.
-            mask_ratio, checkpointing: of the step.
-            other: whether to add what lies outside of tensors.
+            mask_ratio, checkpointing: settings of the step.
+            other: include memory outside of tensors.
         """
-        model, local = self.model, self.run.batch_size // gpus
-        traced, cached = self.activations(mask_ratio, checkpointing), local > micro
-        fixed, moving = traced.fixed, traced.per_pair * micro
-        # Between micro-batches all gradients are there; in a single one they come as activations go.
+        model = self.model
+        local = self.run.batch_size // gpus
+        traced = self.activations(mask_ratio, checkpointing)
+        cached = local > micro
+        fixed = traced.fixed
+        moving = traced.per_pair * micro
+        # Between micro-batches all gradients exist; in a single one they grow as activations are freed.
         gradients = model.gradients if cached else max(traced.gradients, model.gradients - moving - fixed)
         parts = {
             "weights": float(model.weights),
@@ -144,29 +151,29 @@ class MemoryModel:
         return {**parts, "other": other * (CONTEXT_BYTES + FRAGMENTS * parts["activations"])}
 
     def _loss_beside(self, local: int, cached: bool, activations: float) -> float:
-        """What the loss of this many pairs of a process adds to so many bytes of activations."""
+        """Returns what the loss of this many pairs of a process adds to the bytes of activations."""
         loss = self.loss(local, self.run.batch_size)
         if not cached:
             return loss
-        # Gradient caching takes it between the passes, when there are no activations, and keeps both embeddings three
-        # times: as they came, together, and their gradient.
+        # Gradient caching computes it between the passes, without activations, and keeps both embeddings three times:
+        # in pieces, concatenated, and as gradients.
         return local * self.run.config.projection_dim * 2 * 3 * 4 + max(0.0, loss - activations)
 
 
 def _sharded(strategy: str, weights: int, trainable: int, block: int, gpus: int, cached: bool) -> dict[str, float]:
-    """What a strategy changes of one GPU's weights, gradients, optimizer states, and what it needs to communicate.
+    """Returns the parts of one GPU's memory that a strategy changes: weights, gradients, optimizer, buffers.
 
-    All of it in float32: the towers run under autocast, whatever wraps them.
+    All are float32, since the towers run under autocast with every wrapper.
     """
     if gpus == 1:
         return {}
-    if strategy == "DDP":  # every gradient a second time, in buckets
+    if strategy == "DDP":  # every gradient is copied into buckets
         return {"buffers": float(trainable)}
-    if strategy == "FSDP2":  # two blocks whole: the current and the one fetched ahead; with their gradients
+    if strategy == "FSDP2":  # two whole blocks, the current and the prefetched one, with gradients
         parts = {"weights": weights / gpus, "optimizer": 2 * trainable / gpus, "buffers": 4.0 * block}
         # Without synchronisation between micro-batches, gradients stay whole.
         return {**parts, "gradients": float(trainable) if cached else trainable / gpus}
-    # ZeRO (Rajbhandari et al. 2020): weights whole; gradients, a second copy of the weights and moments shared out.
+    # ZeRO (Rajbhandari et al. 2020): whole weights; gradients, a second copy of the weights and moments sharded.
     return {
         "gradients": trainable / gpus,
         "optimizer": 3 * trainable / gpus,
@@ -176,7 +183,7 @@ def _sharded(strategy: str, weights: int, trainable: int, block: int, gpus: int,
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to take the step, its bytes on one GPU, and whether they fit."""
+    """One way to run the step, its bytes on one GPU, and whether they fit."""
 
     strategy: str
     checkpointing: bool
@@ -190,7 +197,7 @@ class Choice:
 
 
 def micro_batch_sizes(run: Run, gpus: int) -> list[int]:
-    """Micro-batches to try, largest first: the recipe's, else the process's batch halved and halved.
+    """Lists micro-batch sizes to try, largest first: the recipe's, else the process's batch, halved repeatedly.
 
     Raises:
         ValueError: the batch cannot be divided over the GPUs; the message names a size that can.
@@ -211,7 +218,7 @@ def micro_batch_sizes(run: Run, gpus: int) -> list[int]:
 
 
 def choices(memory: MemoryModel, cluster: Cluster, mask_ratio: float) -> Iterator[Choice]:
-    """For each strategy, with and without activation checkpointing, the largest micro-batch that fits."""
+    """Yields the largest micro-batch that fits, for each strategy with and without activation checkpointing."""
     strategies = STRATEGIES if cluster.gpus > 1 else STRATEGIES[:1]
     for checkpointing in (False, True):
         for strategy in strategies:

@@ -1,4 +1,4 @@
-"""The plan as JSON and as Markdown; everything that it assumes is printed with it."""
+"""The plan as JSON and as Markdown, with everything that it assumes."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +19,8 @@ from flip_hf.training.schedule import schedule
 # Samples seen in the paper's two schedules (FLIP, Table 3).
 DATA_SETS = {"LAION-400M": 12.8e9, "LAION-2B": 25.6e9}
 # FLIP, Fig. 1: CLIP ViT-L/16, whole images, 12.8 G samples, batch 16k; a TPU v3 chip of two cores does 123 TFLOP/s.
-PAPER_DAYS, TPU_CORE_FLOPS = 2500, 61.5e12
+PAPER_DAYS = 2500
+TPU_CORE_FLOPS = 61.5e12
 PAPER = (
     "The paper's own figures: CLIP ViT-L/16 on whole images, 12.8 G samples: about 2,500 TPU-v3-core-days (10 days on "
     "256 cores); time at masks 50 % and 75 %: 0.50 and 0.33 of it (FLOPs 0.52 and 0.28); a saving of about 1,800 "
@@ -31,13 +32,13 @@ def make_report(run: Run, cluster: Cluster, mask_ratios: list[float], describe: 
     """Plans every mask ratio.
 
     Args:
-        run: what is trained.
-        cluster: on what.
+        run: the training to plan.
+        cluster: the hardware.
         mask_ratios: fractions of the patches dropped.
-        describe: what stands at the head of the report; taken over.
+        describe: entries for the head of the report.
 
     Returns:
-        A report that JSON can hold; bytes, seconds, FLOPs, dollars.
+        The report, JSON-serialisable; in bytes, seconds, FLOPs, dollars.
 
     Raises:
         ValueError: the batch cannot be divided, the mask keeps no patch, or the GPU lacks bfloat16.
@@ -60,7 +61,7 @@ def _choice_row(choice: Choice) -> dict[str, Any]:
 
 
 def _fastest(memory: MemoryModel, cluster: Cluster, fitting: list[Choice], mask_ratio: float) -> dict[str, Any]:
-    """Time and cost of the choice that executes least; the simplest strategy, where several do."""
+    """Returns time and cost of the choice that executes the fewest FLOPs; of equal ones, the simplest strategy."""
     if not fitting:
         return {"chosen": None}
     plans = [(choice, schedule(memory, cluster, choice, mask_ratio)) for choice in fitting]
@@ -96,7 +97,8 @@ def _time_table(report: dict[str, Any]) -> list[str]:
     )
     rows = []
     for mask in report["masks"]:
-        ratio, chosen = f"{mask['mask_ratio']:.0%}", mask["chosen"]
+        ratio = f"{mask['mask_ratio']:.0%}"
+        chosen = mask["chosen"]
         if chosen is None:
             rows.append((ratio, "nothing fits", *("-" for _ in head[2:])))
             continue
@@ -115,7 +117,7 @@ def _time_table(report: dict[str, Any]) -> list[str]:
 
 
 def to_markdown(report: dict[str, Any], run: Run, cluster: Cluster) -> str:
-    """The report as a page."""
+    """Renders the report as a Markdown page."""
     lines = [f"# Plan of {report['recipe']}", "", report["model"], "", report["hardware"], ""]
     for mask in report["masks"]:
         title = "largest micro-batch that fits" if run.micro_batch_size is None else "the recipe's micro-batch"

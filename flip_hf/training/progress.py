@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar, log lines, trackers, the curve and the summary."""
+"""Progress of a run: bar, log, trackers and training curves."""
 
 import json
 import sys
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """The run's progress, shown and written by the main process alone.
+    """Shows and records the run's progress, on the main process only.
 
     Args:
-        accelerator: knows the main process and the trackers.
-        output_dir: `log.jsonl` is written here, one line a record.
+        accelerator: the process layer, with its trackers.
+        output_dir: folder of `log.jsonl`, one record a line.
         total: samples of the whole run.
-        done: samples seen before, when resuming.
+        done: samples seen before a resume.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, total: int, done: int):
@@ -35,17 +35,17 @@ class Progress:
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
-            mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
+            mininterval=0.5 if sys.stderr.isatty() else 20,  # few lines in a log file
             disable=not accelerator.is_main_process,
         )
         if accelerator.is_main_process:
             self._forget_after(done)
 
     def _forget_after(self, samples: int) -> None:
-        """Sets records aside of samples that the run sees again, or that another run in this folder saw before it.
+        """Sets aside records of samples that the run will see again, or that an earlier run in this folder saw.
 
-        They are moved to `set-aside/log.jsonl`, behind those that are there. A run may be killed here too: a record is
-        then in both files, never in none.
+        They are appended to `set-aside/log.jsonl`. If the run is killed here, a record may be in both files, but never
+        in none.
         """
         kept: list[str] = []
         aside: list[str] = []
@@ -81,7 +81,7 @@ class Progress:
         self.accelerator.log(numbers, step=samples)
 
     def show(self, **values: float | str) -> None:
-        """Shows values behind the bar."""
+        """Shows values after the bar."""
         shown = {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in values.items()}
         self._bar.set_postfix(shown, refresh=False)
 
@@ -94,7 +94,7 @@ class Progress:
         self._bar.close()
 
     def records(self) -> list[dict[str, Any]]:
-        """Returns all records of the run so far; a line that is none costs itself alone."""
+        """Returns all records of the run so far, skipping damaged lines."""
         return [record for line in _lines(self.log_path) if (record := _record(line)) is not None]
 
 
@@ -106,7 +106,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """Reads a line of the log; None where it is damaged: the run was killed, or the disk full, in the middle of it."""
+    """Parses a line of the log; None where it is damaged, because the run was killed or the disk full mid-line."""
     try:
         record = json.loads(line)
         return record if isinstance(record["samples"], (int, float)) else None
@@ -114,8 +114,10 @@ def _record(line: str) -> dict[str, Any] | None:
         return None
 
 
-# A curve: the key in the records, its name, how it is drawn.
-_LINE, _GREY, _POINTS = {"color": "black"}, {"color": "0.55"}, {"color": "black", "marker": "o", "markersize": 4}
+# A curve: its key in the records, label and style.
+_LINE = {"color": "black"}
+_GREY = {"color": "0.55"}
+_POINTS = {"color": "black", "marker": "o", "markersize": 4}
 _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "loss (lower is better)": [
         ("loss", "trained on", _LINE),
@@ -142,12 +144,12 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 
 
 def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path) -> "Figure":
-    """Draws what there is of losses, accuracies, reconstruction errors and temperature over samples seen; returns it.
+    """Plots losses, accuracies, reconstruction errors and temperature, as recorded, over samples; returns the figure.
 
     Args:
-        records: what [`Progress.records`] gives.
+        records: the output of [`Progress.records`].
         boundary: samples at which the unmasked phase begins, marked by a line; None if there is none.
-        path: the picture's file.
+        path: the file to write.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -165,11 +167,11 @@ def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path)
         panel.set_ylabel(label)
         panel.set_xlabel("samples seen")
         panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 200 k: long numbers run into each other
+        panel.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 200 k: long numbers would overlap
         panel.grid(color="0.9")
         if boundary is not None:
             panel.axvline(boundary, color="0.4", linestyle="--", linewidth=1, label="whole images from here")
-        if len(panel.lines) > 1:  # below the panel: beside the curves there is seldom room
+        if len(panel.lines) > 1:  # below the panel, which has little room
             panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     figure.savefig(path, dpi=120)
     return figure

@@ -1,4 +1,4 @@
-"""A run's pushes to the Hub, checked before it begins."""
+"""Pushing a run to the Hub, checked before the run begins."""
 
 from pathlib import Path
 
@@ -11,23 +11,23 @@ from flip_hf.training.arguments import Arguments
 
 
 def check_publishing(arguments: Arguments, config: FlipConfig) -> None:
-    """Looks whether what the run trains can be what is to be published.
+    """Checks that the run's model can be published in the form asked for.
 
     Raises:
-        ValueError: it is to be a CLIPModel, and cannot be one; the message names the switches in the way.
+        ValueError: it cannot become a CLIPModel as asked; the message names the settings in the way.
     """
     if not arguments.hub.export_clip:
         return
     if not arguments.objective.contrasts:
-        raise ValueError("--export_clip: what --objective reconstruction trains is no CLIPModel. Push without it.")
+        raise ValueError("--export_clip: --objective reconstruction does not train a CLIPModel. Push without it.")
     clip_config_from_flip(config)
 
 
 def begin_pushing(arguments: Arguments, accelerator: Accelerator) -> Pusher | None:
-    """The main process's pusher, with its repository created; None elsewhere, and where nothing is to be pushed.
+    """Makes the main process's pusher and creates its repository; None elsewhere, and where nothing is pushed.
 
     Raises:
-        HubRefused: the Hub would not take it, and only the user can mend that.
+        HubRefused: the Hub refused, and only the user can fix that.
     """
     hub = arguments.hub
     if not hub.push_to_hub or not accelerator.is_main_process:

@@ -124,7 +124,7 @@ def _checked(path: Path, key: str, plain: Plain) -> Any:
 
 
 def _as_written(kind: type, written: str | None, value: Any) -> Any:
-    """What is written, as the command line reads it; the text where that is of another kind."""
+    """Parses a written value as the command line would; returns the text where it is of another type."""
     if kind is str or written is None:
         return written
     try:

@@ -1,4 +1,4 @@
-"""Goes on with a saved model at another image or patch size: 224 to 336, or the paper's L/14 out of its L/16."""
+"""Continuing from a saved model at another image or patch size: 224 to 336, or the paper's L/14 from its L/16."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from flip_hf.training.arguments import ModelArguments
 
 
 def new_sizes(model: ModelArguments, config: FlipConfig) -> dict[str, int]:
-    """The `image_size` and `patch_size` of a run that goes on with the model of `config`.
+    """Returns the `image_size` and `patch_size` of a run that continues from the model of `config`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: the patches do not fill the image, or the mask keeps none of them.
@@ -18,9 +18,9 @@ def new_sizes(model: ModelArguments, config: FlipConfig) -> dict[str, int]:
 
 
 def resized_image_processor(image_processor: Any, image_size: int) -> Any:
-    """The image processor for images of this side; the same object where it already is.
+    """Returns the image processor for images of this size; the same object if it already fits.
 
-    A short side that is resized larger than what is cut out of it stays so, in proportion.
+    If it resizes the short side to more than the crop, it still does, in proportion.
     """
     fields = image_processor.to_dict()
     old = fields["crop_size"]["height"]

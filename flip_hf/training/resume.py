@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a run resumes from, the same one in every process, and checks that the run fits it."""
+"""The checkpoint that a run resumes from, the same one in every process, and the check that the run fits it."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 Model = FlipModel | FlipForPreTraining
 
-# Options that may change in a resumed run and leave its losses as they are.
+# Options that may change in a resumed run without changing its losses.
 HARMLESS = {
     *("output_dir", "log_samples", "eval_samples", "checkpoint_samples", "checkpoint_minutes", "keep_checkpoints"),
     *("resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_push_samples", "export_clip"),
@@ -43,13 +43,13 @@ HARMLESS = {
     *("eval_caption_column", "eval_pairs", "early_stopping_patience"),
     *("templates", "eval_batch_size", "max_bad_fraction", "max_skipped_steps", "grid_samples"),
 }
-# What a run leaves in its folder beside checkpoints and logs, and so would write over.
+# Files that a run leaves in its folder beside checkpoints and logs, which a new run would overwrite.
 OUTPUTS = (
     *("config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "recipe.yaml"),
     *("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", RESULTS),
     *("training_curves.png", "with_decoder"),
 )
-# Options that a checkpoint has its own answer to.
+# Options whose values a checkpoint replaces.
 STARTING = {
     *("model_name_or_path", "init_vision_from"),
     *("tokenizer", "special_tokens", "tokenizer_vocab_size", "tokenizer_samples"),
@@ -67,7 +67,7 @@ def resolve_checkpoint(wanted: str | None, output_dir: Path, only_good: bool = F
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        DamagedCheckpointError: what there is cannot be used.
+        DamagedCheckpointError: the checkpoint cannot be used.
     """
     if wanted is None:
         return None
@@ -91,10 +91,10 @@ def resolve_checkpoint(wanted: str | None, output_dir: Path, only_good: bool = F
 def shared_checkpoint(
     accelerator: Accelerator, wanted: str | None, output_dir: Path, only_good: bool = False
 ) -> Path | None:
-    """Calls [`resolve_checkpoint`] for all processes: the main one reads and checks, the others are told.
+    """Calls [`resolve_checkpoint`] on the main process and shares the result with all.
 
     Raises:
-        FileNotFoundError, DamagedCheckpointError: as there, in every process.
+        FileNotFoundError, DamagedCheckpointError: as [`resolve_checkpoint`], on every process.
     """
     return from_main(accelerator, partial(resolve_checkpoint, wanted, output_dir, only_good))
 
@@ -102,20 +102,20 @@ def shared_checkpoint(
 def check_fit(
     accelerator: Accelerator, arguments: Arguments, model: Model, checkpoint: Path, averaged: bool = False
 ) -> None:
-    """Checks that a run fits a checkpoint before anything of it is loaded.
+    """Checks that a run fits a checkpoint, before loading anything from it.
 
-    Warns, in the main process, of everything because of which the run will not repeat the bits of an uninterrupted one.
+    Warns, on the main process, of every reason why the run will not be bit-identical to an uninterrupted one.
 
     Args:
         accelerator: the process layer.
-        arguments: of the run.
-        model: the run's, not wrapped.
-        checkpoint: to resume from.
-        averaged: whether the run keeps an average of the weights.
+        arguments: the run's arguments.
+        model: the run's model, unwrapped.
+        checkpoint: the checkpoint to resume from.
+        averaged: the run keeps an average of the weights.
 
     Raises:
-        ValueError: the checkpoint holds a model of other shapes, has no average where the run wants one or one where it
-            wants none, or was written by another kind of distribution.
+        ValueError: the checkpoint's model has other shapes, its average is missing or not wanted, or another kind of
+            distribution wrote it.
     """
     changes = recipe_changes(arguments, checkpoint)
     if "holdout" in changes:
@@ -131,7 +131,7 @@ def check_fit(
     changes |= {name: (saved.get(name), now[name]) for name in now if saved.get(name) != now[name]}
     if changes and accelerator.is_main_process:
         logger.warning(
-            "This run is not the one that wrote %s; it resumes from there, but not as that one would have: %s.",
+            "This run differs from the one that wrote %s; it resumes from there, but its numbers will differ: %s.",
             checkpoint.name,
             _in_words(changes),
         )
@@ -143,14 +143,14 @@ def _check_files(accelerator: Accelerator, checkpoint: Path, averaged: bool) -> 
         has = "no moving average" if averaged else "a moving average"
         fix = "leave --ema_half_life out" if averaged else "give the --ema_half_life that it was written with"
         raise ValueError(
-            f"{checkpoint} has {has} of the weights: to resume from it, {fix}. To start anew from its weights instead: "
+            f"{checkpoint} has {has} of the weights: to resume from it, {fix}. To start a new run from its weights: "
             f"--model_name_or_path {checkpoint}."
         )
     needs = DEEPSPEED if accelerator.distributed_type == DistributedType.DEEPSPEED else OPTIMIZER
     if not (checkpoint / needs).exists():
         raise ValueError(
             f"{checkpoint} has no {needs}: only DeepSpeed reads DeepSpeed's checkpoints, and it reads no others. "
-            f"Resume with the launcher that it was written with, or start anew from its weights: "
+            f"Resume with the launcher that wrote it, or start a new run from its weights: "
             f"--model_name_or_path {checkpoint}."
         )
 
@@ -190,29 +190,29 @@ def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[Any, 
 
 
 class RunFinished(Exception):
-    """The run that is asked for has been trained to its end; the message says where it is."""
+    """The requested run is already finished; the message says where it is."""
 
 
 def check_output(output_dir: Path) -> None:
-    """Checks that a new run would write over nothing; the folder need not exist.
+    """Checks that a new run would overwrite nothing; the folder need not exist.
 
     Raises:
-        FileExistsError: it would write over a model, or what another run left.
+        FileExistsError: it would overwrite a model or another run's files.
     """
     found = [path.name for pattern in OUTPUTS for path in sorted(output_dir.glob(pattern))]
     if found:
         raise FileExistsError(
-            f"{output_dir} holds {', '.join(found[:3])} already, which a new run would write over. Name another "
-            "--output_dir, or move what is there."
+            f"{output_dir} already holds {', '.join(found[:3])}, which a new run would overwrite. Name another "
+            "--output_dir, or move the files."
         )
 
 
 def check_finished(arguments: Arguments) -> None:
-    """Checks whether a run that is to be resumed has been trained to its end.
+    """Checks whether the run to resume is already finished.
 
     Raises:
-        RunFinished: it has; nothing is left to do.
-        FileExistsError: one with other options has.
+        RunFinished: it is; nothing is left to do.
+        FileExistsError: a run with other options is.
     """
     output_dir = Path(arguments.run.output_dir)
     if arguments.run.resume_from_checkpoint not in ("auto", "latest"):
@@ -228,17 +228,17 @@ def check_finished(arguments: Arguments) -> None:
     if (done < plan_phases(arguments)[-1].end and not is_over) or not (output_dir / RECIPE).is_file():
         return
     changes = recipe_changes(arguments, output_dir)
-    changes.pop("train_samples", None)  # fewer of them are done, too
+    changes.pop("train_samples", None)  # a run of fewer samples is finished, too
     if changes:
         raise FileExistsError(
             f"{output_dir} holds a finished run with other options: {_in_words(changes)}. Name another --output_dir."
         )
     if is_over:
         raise RunFinished(
-            f"Finished: {output_dir} ended early after {done:,} samples: {reason}. To train it on, leave "
+            f"Finished: {output_dir} ended early after {done:,} samples: {reason}. To continue it, leave "
             "--early_stopping_patience out, or give a larger one."
         )
     raise RunFinished(
-        f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To train it on, give more "
-        "--train_samples; to train anew, name another --output_dir."
+        f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To continue it, give more "
+        "--train_samples; to start a new run, name another --output_dir."
     )

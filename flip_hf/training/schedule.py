@@ -1,4 +1,4 @@
-"""Time, data and network of a planned step: operations from the configuration (flops.py), MFU as assumed."""
+"""Time, data and network traffic of a planned step, from counted operations (flops.py) and an assumed MFU."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from flip_hf.training.plan import Choice, Cluster, MemoryModel, Run
 
 @dataclass(frozen=True)
 class Schedule:
-    """Time and traffic of a step, whole cluster unless said otherwise.
+    """Time and traffic of a step, over the whole cluster unless stated otherwise.
 
     Attributes:
-        flops: of one pair.
-        executed: FLOPs executed for a pair, recomputation included.
-        seconds: a step.
-        samples_per_second: over all GPUs.
-        mfu: model FLOPs over peak; below the assumed rate where things are computed twice.
-        loader_cores: processor cores that keep up.
-        storage_rate: bytes a second read from storage.
-        network: bytes a step that each GPU receives.
+        flops: FLOPs of one pair.
+        executed: FLOPs executed per pair, recomputation included.
+        seconds: time per step.
+        samples_per_second: throughput over all GPUs.
+        mfu: model FLOPs over peak; below the assumed rate where there is recomputation.
+        loader_cores: CPU cores needed to keep up.
+        storage_rate: bytes per second read from storage.
+        network: bytes per step that each GPU receives.
     """
 
     flops: SampleFlops
@@ -36,7 +36,7 @@ class Schedule:
 
 
 def network_bytes(run: Run, weights: int, cluster: Cluster, choice: Choice) -> float:
-    """Bytes that one GPU receives in a step, by ring algorithms: gradients, weights where sharded, embeddings."""
+    """Counts the bytes one GPU receives per step, by ring algorithms: gradients, sharded weights, embeddings."""
     share = (cluster.gpus - 1) / cluster.gpus
     local = run.batch_size // cluster.gpus
     num_micro = local // choice.micro
@@ -53,7 +53,7 @@ def network_bytes(run: Run, weights: int, cluster: Cluster, choice: Choice) -> f
 
 
 def schedule(memory: MemoryModel, cluster: Cluster, choice: Choice, mask_ratio: float) -> Schedule:
-    """Time, traffic and loader of a choice.
+    """Computes time, traffic and loader cores of a choice.
 
     Raises:
         ValueError: the GPU has no bfloat16, which the run asks for.

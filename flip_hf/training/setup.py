@@ -1,4 +1,4 @@
-"""Opens a run's data and makes its batches; what is wrong with them is said here, first. The model: models.py."""
+"""The data and batches of a run, checked before anything else; the model is in models.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,10 +36,10 @@ class Evaluation:
     """The data that a run is evaluated on: labelled images, pairs, or both.
 
     Attributes:
-        images: with labels, or alone where nothing is contrasted.
-        class_names: of the labels.
+        images: images with labels, or alone where nothing is contrasted.
+        class_names: names of the labels.
         pairs: held-out images with their captions.
-        key: of what is evaluated: results under another one cannot be compared.
+        key: identifies the data: only results with the same key are comparable.
     """
 
     images: Source | None = None
@@ -49,11 +49,11 @@ class Evaluation:
 
 
 def open_training_data(data: DataArguments, captions: bool = True) -> list[Source]:
-    """The training data's sources, images alone without `captions`; see [`open_source`] for what it raises.
+    """Opens the training data's sources, images alone without `captions`; raises what [`open_source`] raises.
 
-    Several shard files of one kind without weights are one source: a shell's reading of an unquoted `*.tar`.
+    Several shard files of one kind without weights are one source: a shell expands an unquoted `*.tar` like that.
     """
-    names = data.train_data or []  # its arguments require it
+    names = data.train_data or []  # never empty: the arguments require it
     options = (data.train_config or [None], data.image_column or [None], data.caption_column or [None])
     one_kind = any(all(has_extension(name, extension) for name in names) for extension in SHARD_EXTENSIONS)
     groups = [names] if len(names) > 1 and one_kind and data.train_weights is None else names
@@ -77,11 +77,11 @@ def open_training_data(data: DataArguments, captions: bool = True) -> list[Sourc
 
 
 def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation:
-    """The evaluation data, images alone without `labels`; the embedded data's own test where nothing else is named.
+    """Opens the evaluation data, images alone without `labels`; by default the embedded data's own test split.
 
     Raises:
-        ValueError: the class names are not known, or are fewer than the labels; the data have both labels and captions,
-            and none of them is named; or there are two kinds of held-out pairs.
+        ValueError: the class names are unknown, or fewer than the labels; the data have both labels and captions and
+            neither is chosen; or there are two kinds of held-out pairs.
     """
     name = _evaluated(data)
     if name is None:
@@ -96,7 +96,7 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
             target_column=(data.eval_caption_column or data.label_column) if labels else None,
             kind=kind,
         )
-    except ValueError as error:  # which names the options of the training data
+    except ValueError as error:  # it names the options of the training data
         told = str(error).replace("--image_column", "--eval_image_column")
         raise ValueError(told.replace("--caption_column", "--eval_caption_column")) from error
     if not labels:
@@ -120,17 +120,17 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
 
 
 def _kind_of_target(data: DataArguments, name: str) -> str:
-    """The kind of target of the evaluation data, as far as options tell: `label`, `caption` or `either`."""
+    """Returns the kind of target that options give the evaluation data: `label`, `caption` or `either`."""
     if data.eval_caption_column is not None:
         return "caption"
     return "label" if name in EMBEDDED or data.label_column or data.class_names else EITHER
 
 
 def check_evaluation(arguments: Arguments, evaluation: Evaluation) -> None:
-    """Checks that there is something to evaluate on where evaluations end the run.
+    """Checks that there is something to evaluate on where evaluations can end the run.
 
     Raises:
-        ValueError: there is nothing.
+        ValueError: there is nothing to evaluate on.
     """
     counts = arguments.run.early_stopping_patience is not None
     if counts and not arguments.data.holdout and evaluation == Evaluation():
@@ -143,19 +143,19 @@ def check_evaluation(arguments: Arguments, evaluation: Evaluation) -> None:
 def held_out_pairs(
     arguments: Arguments, sources: list[Source], evaluation: Evaluation, folder: Path, resumed: bool
 ) -> PoolFacts | None:
-    """Finds the run's held-out pairs and writes them into a folder; a resumed run keeps those that it has.
+    """Finds the run's held-out pairs and writes them into a folder; a resumed run keeps its own.
 
     Let one process call it.
 
     Args:
-        arguments: of the run.
+        arguments: the run's arguments.
         sources: its training data.
         evaluation: its evaluation data.
-        folder: where the pairs lie.
-        resumed: whether the run goes on from a checkpoint.
+        folder: folder of the pairs.
+        resumed: the run resumes from a checkpoint.
 
     Returns:
-        What there is; None where the run holds no pairs out.
+        Facts about the pairs; None where the run holds none out.
 
     Raises:
         ValueError: there are fewer than two images with captions.
@@ -179,7 +179,7 @@ def held_out_pairs(
 
 
 def with_pairs(evaluation: Evaluation, facts: PoolFacts, folder: Path, captions: bool) -> Evaluation:
-    """The evaluation with the pairs that [`held_out_pairs`] has written; images alone where no captions are read."""
+    """Adds the pairs that [`held_out_pairs`] wrote to the evaluation; images alone where no captions are read."""
     pool = open_pool(folder, captions)
     if captions:
         return replace(evaluation, pairs=pool, key=facts.key)
@@ -187,13 +187,13 @@ def with_pairs(evaluation: Evaluation, facts: PoolFacts, folder: Path, captions:
 
 
 def _evaluated(data: DataArguments) -> str | None:
-    """The name of the evaluation data."""
+    """Returns the name of the evaluation data."""
     own = data.train_data[0] if data.train_data and len(data.train_data) == 1 else None
     return data.eval_data or (own if own in EMBEDDED else None)
 
 
 def templates(data: DataArguments) -> list[str]:
-    """The prompts of the evaluation; the embedded data's own where none were given."""
+    """Returns the prompts of the evaluation; the embedded data's own where none are given."""
     embedded = EMBEDDED.get(_evaluated(data) or "")
     return list(embedded.templates) if embedded and data.templates == [GENERIC_TEMPLATE] else data.templates
 
@@ -207,11 +207,12 @@ def make_train_loader(
     micro_batches: tuple[int, int],
     states: list[dict] | None,
 ) -> TrainLoader:
-    """The training batches of this process, from where `states`, one of each process, stopped.
+    """Makes the loader of this process's training batches, resuming from `states`, one per process.
 
-    `micro_batches` are the samples of one and how many make a step; without a contrast, no text is read.
+    `micro_batches` is the size of a micro-batch and their number per step; without a contrast, no text is read.
     """
-    data, objective = arguments.data, arguments.objective
+    data = arguments.data
+    objective = arguments.objective
     tokenize = Tokenize(tokenizer, config.get_text_config(), arguments.model.text_mask_ratio)
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
@@ -246,9 +247,9 @@ def make_eval_loader(
     vision_config: Any,
     accelerator: Accelerator,
 ) -> torch.utils.data.DataLoader:
-    """One pass over this process's part of the evaluation data: all patches (B, L, 3 * P * P) of its images.
+    """Makes one pass over this process's part of the evaluation data: all patches (B, L, 3 * P * P) of its images.
 
-    `read_target` makes a target of the source's column; see [`EvalStream`].
+    `read_target` converts a value of the target column; see [`EvalStream`].
     """
     stream = EvalStream(
         source,

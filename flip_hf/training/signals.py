@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks a run to save and leave before its next step, the second ends it as ever."""
+"""SIGTERM and SIGINT: the first makes a run save and leave before its next step, the second ends it as usual."""
 
 import os
 import signal
@@ -12,19 +12,18 @@ import torch.multiprocessing
 
 from flip_hf.data.waits import allow_waits, end_waits
 
-# torchrun passes a signal on to processes that Slurm has already sent it to: what follows the first one so closely is
-# no second wish.
+# torchrun forwards a signal to processes that already got it from Slurm: a second one within this time is an echo.
 ECHO_SECONDS = 2.0
 
 
 class StopSignals:
-    """Takes SIGTERM and SIGINT while it is entered; outside the main thread, where Python cannot, it takes none.
+    """Handles SIGTERM and SIGINT while entered; outside the main thread, where Python cannot, it handles none.
 
-    The first signal is noted, and ends a wait for data (see `data/waits.py`). Another one, later than `ECHO_SECONDS`,
-    does what it did before: it ends the process.
+    The first signal is recorded, and ends a wait for data (see `data/waits.py`). Another one, later than
+    `ECHO_SECONDS`, has its previous effect: it ends the process.
 
     Attributes:
-        received: the first signal's name, None until there was one.
+        received: the first signal's name; None before it.
     """
 
     def __init__(self) -> None:
@@ -52,7 +51,7 @@ class StopSignals:
             self.received = signal.Signals(number).name
             self._first = time.monotonic()
             # A handler may interrupt a print; only the bare write is safe here.
-            os.write(2, f"\n{self.received}: saving after this step; once more ends it at once.\n".encode())
+            os.write(2, f"\n{self.received}: saving after this step; send it again to end at once.\n".encode())
             end_waits()
         elif time.monotonic() - self._first > ECHO_SECONDS:
             self.__exit__()
@@ -60,6 +59,6 @@ class StopSignals:
 
 
 def _stop_with_launcher() -> None:
-    """Asks the kernel for a SIGTERM when torchrun is killed: its processes would otherwise train on, unwatched."""
+    """Asks the kernel for a SIGTERM when torchrun is killed; its processes would otherwise keep training."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # pyright: ignore[reportAttributeAccessIssue]

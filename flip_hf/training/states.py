@@ -1,10 +1,10 @@
-"""A run's weights, optimizer, average and random states as safetensors: names and tensors, which run no code.
+"""A run's weights, optimizer, average and random states as safetensors: names and tensors, which cannot run code.
 
-Accelerate's `save_state` and torch's distributed checkpoints read parts of theirs by pickle (registered objects, the
-metadata of shards), so that a checkpoint from somebody else could run what it liked. Here every file is a safetensors
-file of whole tensors under the model's own names; each process takes its shard of them. Any number of processes reads
-what any other number wrote. DeepSpeed keeps its optimizer to itself and is read by its own code, under torch's
-restricted unpickler (see [`restricted_unpickling`]).
+Accelerate's `save_state` and torch's distributed checkpoints load parts of theirs by pickle (registered objects, the
+metadata of shards), so a checkpoint from somebody else could run arbitrary code. Here every file is a safetensors file
+of whole tensors under the model's own names; each process takes its shard of them, so any number of processes can read
+what any other number wrote. DeepSpeed's optimizer is read by DeepSpeed's own code, under torch's restricted unpickler
+(see [`restricted_unpickling`]).
 """
 
 import json
@@ -26,21 +26,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
-# How safetensors tells of what the operating system said.
+# The form in which safetensors reports errors of the operating system.
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
 class StateError(ValueError):
-    """A checkpoint's file is not what this run can load; the message names the file and what differs."""
+    """This run cannot load a checkpoint's file; the message names the file and the difference."""
 
 
 def random_states_file(rank: int) -> str:
-    """Names the file of a process's random states."""
+    """Returns the name of the file of a process's random states."""
     return f"random_states_{rank}.safetensors"
 
 
 def whole(value: Any) -> torch.Tensor:
-    """Gathers a tensor that may be sharded; every process must ask for it."""
+    """Gathers a tensor that may be sharded; every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -55,21 +55,21 @@ def local(value: torch.Tensor) -> torch.Tensor:
 
 
 def whole_tensors(tensors: dict[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Gathers tensors one by one, on the CPU where `keep`; every process must ask for it.
+    """Gathers tensors one by one, onto the CPU if `keep`; every process must call it.
 
     Returns:
-        All of them where `keep`, else nothing.
+        All of them if `keep`, else none.
     """
     kept = {}
     for name, value in tensors.items():
         gathered = whole(value.detach())
         if keep:
-            kept[name] = gathered.cpu().contiguous().clone()  # what shares memory, safetensors would refuse
+            kept[name] = gathered.cpu().contiguous().clone()  # safetensors refuses shared memory
     return kept
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Returns an optimizer's state as `{parameter/kind: tensor}`, shards as they are, such as `logit_scale/exp_avg`."""
+    """Returns an optimizer's state as `{parameter/kind: tensor}`, such as `logit_scale/exp_avg`; shards stay shards."""
     state = optimizer.state
     return {
         f"{name}/{kind}": value
@@ -82,7 +82,7 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[s
     """Writes a safetensors file.
 
     Raises:
-        OSError: the disk is full, or the folder gone.
+        OSError: the disk is full, or the folder is gone.
     """
     try:
         save_file(tensors, path, metadata)
@@ -119,7 +119,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """Opens a safetensors file.
 
     Raises:
-        StateError: it is none, or cannot be read.
+        StateError: it is not one, or cannot be read.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -140,10 +140,10 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
 
 @torch.no_grad()
 def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
-    """Copies a file's tensors into others of the same names and shapes, of which a process may hold shards.
+    """Copies a file's tensors into tensors of the same names and shapes, which may be sharded.
 
     Raises:
-        StateError: names or shapes differ; nothing is copied then.
+        StateError: names or shapes differ; nothing is copied.
     """
     with open_tensors(path) as file:
         _check(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, targets)
@@ -152,7 +152,7 @@ def load_tensors(path: Path, targets: dict[str, torch.Tensor]) -> None:
 
 
 def difference(there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> str | None:
-    """Says in which tensors a file and a model differ, those that both have first; None where they do not.
+    """Describes the tensors in which a file and a model differ, those in both first; None where they agree.
 
     Args:
         there, here: shapes by name, of the file and of the model.
@@ -169,7 +169,7 @@ def difference(there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...
 
 
 def shapes_in(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Returns the whole shapes of tensors, which may be sharded, by name."""
+    """Returns the whole shapes, by name, of tensors that may be sharded."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
@@ -183,15 +183,15 @@ def _shard(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Takes this process's shard of a whole tensor, as `target` is sharded."""
     if not isinstance(target, DTensor):
         return value
-    # Each process has read the same file: nothing need be sent.
+    # Every process has read the same file, so nothing is sent.
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
 def load_optimizer(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restores an optimizer's state; learning rate, weight decay and momenta stay this run's.
+    """Restores an optimizer's state; learning rate, weight decay and momenta remain this run's.
 
     Raises:
-        StateError: the file has a tensor of a parameter that is not there, or is not of its shape.
+        StateError: the file has a tensor for an unknown parameter, or of another shape.
     """
     parameters = dict(module.named_parameters())
     numbers = {id(parameter): index for index, parameter in enumerate(_in_groups(optimizer))}
@@ -211,15 +211,15 @@ def load_optimizer(path: Path, module: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def _in_groups(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Lists the parameters in the order of an optimizer's own `state_dict`."""
+    """Lists the parameters in the order of the optimizer's `state_dict`."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def load_random_states(path: Path) -> bool:
-    """Restores what [`save_random_states`] wrote.
+    """Restores the states that [`save_random_states`] wrote.
 
     Returns:
-        False where there is no such file, or it is of another kind of machine.
+        False where there is no such file, or it comes from another kind of machine.
     """
     if not path.is_file():
         return False
@@ -242,9 +242,9 @@ def load_random_states(path: Path) -> bool:
 
 @contextmanager
 def restricted_unpickling() -> Iterator[None]:
-    """Makes every `torch.load` within read tensors and plain values alone, whatever it was called with.
+    """Restricts every `torch.load` inside to tensors and plain values, whatever its arguments.
 
-    For DeepSpeed, whose own code reads its checkpoints and asks for everything.
+    For DeepSpeed, whose own code reads its checkpoints and allows everything.
     """
     from deepspeed.runtime.fp16 import loss_scaler  # pyright: ignore[reportMissingImports]
     from deepspeed.runtime.zero.config import ZeroStageEnum  # pyright: ignore[reportMissingImports]

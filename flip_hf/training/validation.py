@@ -1,4 +1,4 @@
-"""What a run's weights are worth, during training, shared out over the processes."""
+"""Evaluation during training, distributed over the processes."""
 
 import logging
 from collections.abc import Callable
@@ -22,21 +22,21 @@ from flip_hf.training.encoder import PairEncoder
 logger = logging.getLogger(__name__)
 
 RANKS = (1, 5, 10)
-_TEXTS = 256  # encoded at once
+_TEXTS = 256  # texts encoded at once
 
 
 class Validator:
-    """Measures what there is to measure a run by, as its data and its objective are.
+    """Evaluates a run's weights by all measures that its data and objective allow.
 
     Held-out pairs: loss and retrieval, on whole images. Labelled images: zero-shot accuracy. Where dropped patches are
     reconstructed: the error on masked ones.
 
     Args:
-        arguments: of the run.
-        evaluation: its data.
-        tokenizer: of the texts; not read without a contrast.
-        normalize: uint8 patches to what the model takes.
-        accelerator: each process takes its part of the images.
+        arguments: the run's arguments.
+        evaluation: its evaluation data.
+        tokenizer: for the texts; unused without a contrast.
+        normalize: turns uint8 patches into the model's inputs.
+        accelerator: the process layer; each process takes its part of the images.
     """
 
     def __init__(
@@ -47,21 +47,23 @@ class Validator:
         normalize: nn.Module,
         accelerator: Accelerator,
     ):
-        self.arguments, self.objective = arguments, arguments.objective
+        self.arguments = arguments
+        self.objective = arguments.objective
         self.evaluation = evaluation
-        self.tokenizer, self.normalize, self.accelerator = tokenizer, normalize, accelerator
+        self.tokenizer = tokenizer
+        self.normalize = normalize
+        self.accelerator = accelerator
 
     def __call__(self, encoder: PairEncoder) -> dict[str, float]:
-        """Measures.
+        """Evaluates a model.
 
         Args:
-            encoder: the model, whole and not wrapped; in training mode again afterwards.
+            encoder: the model, whole and unwrapped; back in training mode afterwards.
 
         Returns:
-            What [`Validator`] names. Of pairs: their number of `pairs` (images) and `captions`, and what
-            [`measure_pairs`] gives. Of labelled images: the number of `images`; `top1` and `top5` in [0, 1]. Of
-            reconstructions: `reconstruction_error` and the baselines' errors (see [`measure_reconstruction`]). Where no
-            image can be used, the number alone, 0: nothing was measured.
+            For pairs: the numbers of `pairs` (images) and `captions`, and the output of [`measure_pairs`]. For labelled
+            images: the number of `images`; `top1` and `top5` in [0, 1]. For reconstructions: `reconstruction_error` and
+            the baselines' errors (see [`measure_reconstruction`]). Where no image is usable, only the number, 0.
         """
         encoder.eval()
         metrics: dict[str, float] = {}
@@ -133,16 +135,16 @@ def measure_pairs(
     """Measures loss and retrieval on pairs.
 
     Args:
-        images: (I, E), of length 1.
-        texts: (T, E), of length 1; those of an image follow each other, in the order of the images.
-        counts: (I,), how many texts each image has.
-        scale: the factor on their cosines.
-        batch_size: the run's. The loss is that of batches of about this size, cut in order, and each image with its
-            first text, so that it can be compared with the training loss; one batch of all where there are fewer.
+        images: (I, E), unit length.
+        texts: (T, E), unit length, grouped by image, in the order of the images.
+        counts: (I,), number of texts per image.
+        scale: the factor on the cosines.
+        batch_size: the run's. The loss is computed on consecutive batches of about this size, each image with its first
+            text, so that it is comparable with the training loss; on a single batch where there are fewer.
 
     Returns:
-        `validation_loss`; the six recalls of retrieval among all images and all texts, an image found right with any of
-        its texts; and their mean, `mean_recall`. Nothing where a number is not finite.
+        `validation_loss`; the six recalls of retrieval among all images and all texts, where any of an image's texts is
+        a hit; and their mean, `mean_recall`. Empty where a number is not finite.
     """
     if not (np.isfinite(images).all() and np.isfinite(texts).all() and np.isfinite(scale)):
         return {}
@@ -161,7 +163,7 @@ def measure_pairs(
 
 
 def _loss(images: np.ndarray, texts: np.ndarray, scale: float) -> float:
-    """The contrastive loss of a batch of images (B, E) and their texts (B, E)."""
+    """Computes the contrastive loss of a batch of images (B, E) and their texts (B, E)."""
     logits = scale * torch.from_numpy(images) @ torch.from_numpy(texts).T  # (B, B)
     labels = torch.arange(len(logits))
     losses = nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)
@@ -169,10 +171,10 @@ def _loss(images: np.ndarray, texts: np.ndarray, scale: float) -> float:
 
 
 def in_words(metrics: dict[str, float], class_names: tuple[str, ...]) -> str:
-    """Says what a [`Validator`] has measured, in a sentence without an end; nothing where there was no evaluation."""
+    """Puts the metrics of a [`Validator`] into words, without a full stop; empty where there was no evaluation."""
     said = []
     if metrics.get("images") == 0:
-        said.append("not measured: none of the evaluation's images can be used (the log says why)")
+        said.append("not measured: no evaluation image can be used (the log says why)")
     if metrics.get("pairs") == 0:
         said.append("not measured: fewer than two of the held-out pairs can be used (the log says why)")
     elif "pairs" in metrics:

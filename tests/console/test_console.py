@@ -1,4 +1,4 @@
-"""What all scripts share: one line for a mistake, its exit code, and outputs that are tried."""
+"""Shared behaviour of all scripts: one line for a mistake, its exit code, and outputs tested for writing."""
 
 import os
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Some:
 
 @dataclass
 class MoreArguments:
-    """What else there is, 100 % of it.
+    """Everything else, 100 % of it.
 
     A second paragraph.
     """
@@ -109,7 +109,7 @@ def test_help_names_each_option_once_with_its_default(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert not end.value.code
     assert "--shares N [N ...] shares (default: 0.5)" in printed
-    assert "more: What else there is, 100 % of it. --long_name N of a long name (default: 7)" in printed
+    assert "more: Everything else, 100 % of it. --long_name N of a long name (default: 7)" in printed
     assert "long-name" not in printed
     assert "--kept [BOOL] whether it stays (default: True) --no_kept the same as --kept false" in printed
 

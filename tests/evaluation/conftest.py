@@ -20,7 +20,8 @@ def pretraining(tmp_path):
     """A model and its folder, as pre-training by reconstruction alone leaves them."""
     flip = tiny_config(text=UNUSED_TEXT, vision={"image_size": 16, "patch_size": 4})
     config = FlipPreTrainingConfig(flip_config=flip, decoder_config=DECODER, objective="reconstruction")
-    model, folder = randomize(FlipForPreTraining(config)).eval(), tmp_path / "pretraining"
+    model = randomize(FlipForPreTraining(config)).eval()
+    folder = tmp_path / "pretraining"
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     return model, folder
@@ -29,7 +30,8 @@ def pretraining(tmp_path):
 @pytest.fixture
 def colours(tmp_path):
     """Options that name 160 plain images of four colours, 60 of them to test with: what every crop shows."""
-    folder, rng = tmp_path / "colours", np.random.default_rng(0)
+    folder = tmp_path / "colours"
+    rng = np.random.default_rng(0)
     for split, count in {"train": 100, "test": 60}.items():
         (folder / split).mkdir(parents=True)
         rows = []

@@ -122,7 +122,7 @@ def test_saved_labels_are_taken_from_the_same_model_only(classifier, pictures, t
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"weights": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="does not hold label embeddings: it is not of the format"):
+    with pytest.raises(ValueError, match="does not hold label embeddings: its format is not"):
         LabelEmbeddings.load(tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match="does not hold label embeddings"):

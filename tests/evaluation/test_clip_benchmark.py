@@ -85,8 +85,9 @@ def metrics():
 
 @pytest.fixture
 def logits_seen(metrics, monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What CLIP_benchmark computes on its way to the figures: logits (B, C) and labels (B)."""
-    classify, seen = metrics.run_classification, []
+    """Intermediate results of CLIP_benchmark: logits (B, C) and labels (B)."""
+    classify = metrics.run_classification
+    seen = []
 
     def recording(*args, **kwargs):
         seen.append(classify(*args, **kwargs))
@@ -105,7 +106,8 @@ def run_command(monkeypatch, *options: object) -> None:
 @torch.no_grad()
 def own_logits(folder: Path) -> torch.Tensor:
     """Cosines (B, C) times 100, as CLIP_benchmark scales them."""
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     weights = class_embeddings(model, processor.tokenizer, CLASS_NAMES, TEMPLATES, torch.device("cpu"))
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in ROWS]
     inputs = processor.image_processor(images=pictures, return_tensors="pt")
@@ -167,10 +169,10 @@ def test_what_cannot_be_measured_is_refused(saved, tokenizer, tmp_path):
     folder = tmp_path / "part"
     processor.save_pretrained(folder)
     FlipForImageClassification(whole.config).save_pretrained(folder)
-    with pytest.raises(ValueError, match="holds no weights for .* tensors of FlipModel .*both towers"):
+    with pytest.raises(ValueError, match="has no weights for .* tensors of FlipModel .*both towers"):
         adapter.load_flip(str(folder))
     whole.vision_model.save_pretrained(folder)
-    with pytest.raises(ValueError, match="is a vision tower alone; scripts.evaluate.py probes it"):
+    with pytest.raises(ValueError, match="is only a vision tower; scripts.evaluate.py can probe it"):
         adapter.load_flip(str(folder))
     with pytest.raises(ValueError, match="takes images as pixel_values, pixel_attention_mask, spatial_shapes"):
         adapter.load_flip(str(save_siglip(tmp_path / "patches", tokenizer, Siglip2ImageProcessor)))
@@ -188,5 +190,5 @@ def test_a_numpy_that_clip_benchmark_cannot_count_with_is_named_before_the_evalu
         raise TypeError("only 0-dimensional arrays can be converted to Python scalars")  # as NumPy 2.4 does
 
     monkeypatch.setattr(metrics, "accuracy", accuracy)
-    with pytest.raises(ImportError, match="cannot count with NumPy .*pip install 'numpy<2.4'"):
+    with pytest.raises(ImportError, match="does not work with NumPy .*pip install 'numpy<2.4'"):
         adapter.register()

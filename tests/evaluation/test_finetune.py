@@ -73,7 +73,8 @@ def tune(model, train, test, options=PLAIN):
 def small() -> FlipForImageClassification:
     """Of 10 classes and images of 16 x 16 pixels in 4 patches."""
     config = tiny_config(vision={"image_size": 16, "patch_size": 8})
-    config.num_labels, config.mask_ratio = 10, 0
+    config.num_labels = 10
+    config.mask_ratio = 0
     return FlipForImageClassification(config)
 
 
@@ -83,7 +84,8 @@ def small() -> FlipForImageClassification:
 
 
 def test_a_tower_learns_digits_and_better_than_its_head_alone(small, tmp_path):
-    train, test = digits(0, 512), digits(768, 1024)
+    train = digits(0, 512)
+    test = digits(768, 1024)
     options = replace(PLAIN, epochs=4, batch_size=16, base_lr=0.05, crop_area=(0.8, 1), drop_path=0.1, mixup=0.1)
     frozen = copy.deepcopy(small)
     frozen.vision_model.requires_grad_(False)
@@ -115,7 +117,7 @@ def data():
 
 
 def tune_one_of_two(folder: Path) -> None:
-    """What each of two processes runs."""
+    """The code of each of two processes."""
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     torch.manual_seed(accelerator.process_index)  # the heads differ until DistributedDataParallel makes them one
@@ -210,7 +212,8 @@ def test_a_seed_repeats_a_run(small):
 
 
 def test_layers_are_timms():
-    timm_models, timm_optim = pytest.importorskip("timm.models"), pytest.importorskip("timm.optim")
+    timm_models = pytest.importorskip("timm.models")
+    timm_optim = pytest.importorskip("timm.optim")
     config = tiny_config(vision={"num_hidden_layers": 4, "position_embedding_type": "learned"})
     config.num_labels = 10
     ours = groups_by_name(FlipForImageClassification(config), FineTuneOptions(layer_decay=0.7, weight_decay=0.05))
@@ -249,7 +252,8 @@ def test_recipes_are_the_papers():
 
 
 def test_drop_path_keeps_the_mean_and_is_off_in_evaluation(config, images):
-    config.num_labels, config.mask_ratio = 10, 0
+    config.num_labels = 10
+    config.mask_ratio = 0
     model = randomize(FlipForImageClassification(config))
     whole = model.eval()(pixel_values=images).logits
     last = model.vision_model.encoder.layers[-1]
@@ -273,7 +277,8 @@ def test_drop_path_keeps_the_mean_and_is_off_in_evaluation(config, images):
 
 def test_mixed_targets_sum_to_one_and_follow_the_pixels():
     images = torch.eye(4)[:, :, None, None].expand(-1, -1, 8, 8)  # sample i is 1 in channel i
-    labels, seen = torch.arange(4), set()
+    labels = torch.arange(4)
+    seen = set()
     for options in (FineTuneOptions(), FineTuneOptions(mixup=0), FineTuneOptions(cutmix=0)):
         mix = make_mixing(options, num_classes=4)
         for _ in range(10):
@@ -291,7 +296,8 @@ def test_mixed_targets_sum_to_one_and_follow_the_pixels():
 def test_images_are_cut_and_normalised():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8))
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    mean = (0.4, 0.5, 0.6)
+    std = (0.2, 0.25, 0.3)
     found = eval_transform(224, FineTuneOptions(), mean, std)(image)
     resized = image.resize((341, 256), Image.Resampling.BICUBIC).crop((58, 16, 282, 240))
     expected = (np.asarray(resized, dtype=np.float32) / 255 - mean) / std
@@ -366,7 +372,7 @@ def test_bad_data_are_named(small):
         tune(small, [*good[:4], (good[4][0], 10), *good[5:]], good, one)
     with pytest.raises(ValueError, match="The image of sample 7 cannot be used .not an image."):
         tune(small, Stream([*good[:7], (b"no image", 1), *good[8:]]), good, one)
-    with pytest.raises(ValueError, match="31 training samples make no batch of 32"):
+    with pytest.raises(ValueError, match="31 training samples do not fill a batch of 32"):
         tune(small, good[:31], good)
     with pytest.raises(ValueError, match="no length. Give samples_per_epoch"):
         tune(small, Stream(good), good)

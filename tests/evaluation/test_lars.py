@@ -19,19 +19,23 @@ def gradients(steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def descend(layer, optimizer, found) -> None:
     for weight, bias in found:
-        layer.weight.grad, layer.bias.grad = weight.clone(), bias.clone()
+        layer.weight.grad = weight.clone()
+        layer.bias.grad = bias.clone()
         optimizer.step()
 
 
 def test_a_matrix_moves_by_a_share_of_its_size_and_a_vector_by_its_gradient(layer):
     found = gradients(3)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    weight = layer.weight.detach().clone()
+    bias = layer.bias.detach().clone()
     descend(layer, Lars(layer.parameters(), lr=2.0, momentum=0.5, trust_coefficient=0.01), found)
-    along_weight, along_bias = torch.zeros(4, 6), torch.zeros(4)
+    along_weight = torch.zeros(4, 6)
+    along_bias = torch.zeros(4)
     for of_weight, of_bias in found:
         along_weight = 0.5 * along_weight + 0.01 * weight.norm() * of_weight / of_weight.norm()
         along_bias = 0.5 * along_bias + of_bias
-        weight, bias = weight - 2 * along_weight, bias - 2 * along_bias
+        weight = weight - 2 * along_weight
+        bias = bias - 2 * along_bias
     assert torch.allclose(layer.weight, weight, atol=1e-6) and torch.allclose(layer.bias, bias, atol=1e-6)
 
 

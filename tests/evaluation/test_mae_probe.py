@@ -52,20 +52,22 @@ def trained(options, part: int, shuffle: bool = False) -> tuple[torch.nn.Sequent
 
 def scored(head: torch.nn.Sequential) -> np.ndarray:
     """Logits of all samples; each process encodes every `num_processes`-th."""
-    accelerator, (images, labels) = Accelerator(cpu=True), pixels()
+    accelerator = Accelerator(cpu=True)
+    images, labels = pixels()
     mine = Subset(TensorDataset(images, labels), range(accelerator.process_index, 1024, accelerator.num_processes))
     return score(head, features_of, DataLoader(mine, 100), 1024, accelerator)
 
 
 def train_one_of_two(folder: Path) -> None:
-    """What each of two processes runs."""
+    """The code of each of two processes."""
     head, _ = trained(BRIEF, part=64)
     tensors = {**head.state_dict(), "logits": torch.from_numpy(scored(head))}
     save_file(tensors, folder / f"{Accelerator().process_index}.safetensors")
 
 
 def test_recipes_are_the_papers():
-    mae, flip = PROBE_RECIPES["mae"], PROBE_RECIPES["flip"]
+    mae = PROBE_RECIPES["mae"]
+    flip = PROBE_RECIPES["flip"]
     assert (mae.epochs, mae.batch_size, mae.base_lr, mae.min_lr, mae.warmup_epochs) == (90, 16384, 0.1, 0, 10)
     assert (mae.crop_area, mae.flip, mae.rand_augment, mae.random_erasing) == ((0.08, 1), 0.5, 0, 0)
     assert mae.learning_rate(10) == pytest.approx(6.4)  # of main_linprobe.py's log
@@ -136,7 +138,7 @@ def test_maes_towers_are_tuned_by_maes_recipes_and_those_of_the_contrast_by_flip
 
 def test_what_makes_no_batch_is_named(pretraining, colours, tmp_path, caplog):
     for argv, message in (
-        (["--probe", "flip"], "100 training samples make no batch of 16384"),
+        (["--probe", "flip"], "100 training samples do not fill a batch of 16384"),
         (["--probe", "dino"], "--probe is one of clip, mae, flip, got 'dino'"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -30,7 +30,8 @@ def ranked(row: list[float]) -> list[int]:
 
 
 def test_accuracy_is_what_counting_gives(metric, rng):
-    scores, labels = rng.normal(size=(300, 12)).astype(np.float32), rng.integers(0, 12, 300)
+    scores = rng.normal(size=(300, 12)).astype(np.float32)
+    labels = rng.integers(0, 12, 300)
     scores[np.arange(300), labels] += 1
     counted = [
         sum(label in ranked(row)[:k] for row, label in zip(scores.tolist(), labels, strict=True)) for k in (1, 5)
@@ -51,7 +52,8 @@ def test_the_first_of_equal_scores_is_the_guess():
 
 
 def test_more_guesses_than_classes_are_always_right(metric, rng):
-    scores, labels = rng.normal(size=(20, 3)), rng.integers(0, 3, 20)
+    scores = rng.normal(size=(20, 3))
+    labels = rng.integers(0, 3, 20)
     assert metric("accuracy").compute(predictions=scores, references=labels)["top5"] == 1.0
 
 
@@ -74,7 +76,8 @@ def test_mean_per_class_leaves_out_classes_without_samples(metric, rng):
 def test_average_precision_of_eleven_points_by_hand():
     # Ranked: right, wrong, right, right, wrong; precision 1, 1/2, 2/3, 3/4, 3/5 at recall 1/3, 1/3, 2/3, 1, 1.
     # The greatest at recall >= 0 ... 0.3 is 1 (four points), at >= 0.4 ... 1 it is 3/4 (seven points).
-    scores, labels = np.array([[0.9], [0.8], [0.7], [0.6], [0.5]]), np.array([[1], [0], [1], [1], [0]])
+    scores = np.array([[0.9], [0.8], [0.7], [0.6], [0.5]])
+    labels = np.array([[1], [0], [1], [1], [0]])
     assert map_11_points(scores, labels) == pytest.approx((4 * 1 + 7 * 0.75) / 11)
     # The other way round: wrong, right, right, wrong, right; precision 0, 1/2, 2/3, 1/2, 3/5.
     # The greatest at recall >= 0 ... 0.6 is 2/3 (seven points), at >= 0.7 ... 1 it is 3/5 (four points).
@@ -83,7 +86,8 @@ def test_average_precision_of_eleven_points_by_hand():
     labels[1] = -1
     assert map_11_points(scores, labels) == 1.0
     # A recall of exactly 3/10 counts at 0.3: precision 3/3 there, 10/17 at the end.
-    scores, labels = -np.arange(17.0)[:, None], np.array([1] * 3 + [0] * 7 + [1] * 7)[:, None]
+    scores = -np.arange(17.0)[:, None]
+    labels = np.array([1] * 3 + [0] * 7 + [1] * 7)[:, None]
     assert map_11_points(scores, labels) == pytest.approx((4 * 1 + 7 * 10 / 17) / 11)
 
 
@@ -108,8 +112,10 @@ def test_mean_average_precision_is_what_counting_gives(metric, rng):
 
 
 def test_roc_auc_is_the_share_of_pairs_in_order(metric, rng):
-    scores, labels = rng.normal(size=100).round(1), rng.integers(0, 2, 100)
-    positive, negative = scores[labels == 1].tolist(), scores[labels == 0].tolist()
+    scores = rng.normal(size=100).round(1)
+    labels = rng.integers(0, 2, 100)
+    positive = scores[labels == 1].tolist()
+    negative = scores[labels == 0].tolist()
     expected = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative) / len(positive) / len(negative)
     assert roc_auc(scores, labels) == pytest.approx(expected)
     logits = rng.normal(size=(100, 2)).astype(np.float32) * 3
@@ -152,13 +158,15 @@ def test_recall_counts_a_hit_for_any_of_an_images_texts(metric):
 
 
 def test_a_model_that_embeds_all_alike_is_at_chance():
-    images, texts = np.tile([1.0, 0.0], (20, 1)), np.tile([1.0, 0.0], (100, 1))
+    images = np.tile([1.0, 0.0], (20, 1))
+    texts = np.tile([1.0, 0.0], (100, 1))
     of_images, of_texts = retrieval_ranks(images, texts, np.repeat(np.arange(20), 5))
     assert recall_at(of_images, 1) == recall_at(of_texts, 1) == 1 / 20
 
 
 def test_large_sets_are_ranked_in_blocks(rng):
-    images, texts = rng.normal(size=(400, 4)), rng.normal(size=(2000, 4))
+    images = rng.normal(size=(400, 4))
+    texts = rng.normal(size=(2000, 4))
     tracemalloc.start()
     retrieval_ranks(images, texts, np.arange(2000) // 5, max_pairs=20_000)
     peak = tracemalloc.get_traced_memory()[1]
@@ -181,14 +189,15 @@ def test_batches_added_give_what_one_call_gives(metric, rng):
 
 
 def test_what_has_no_metric_is_refused(metric, rng):
-    scores, labels = rng.normal(size=(4, 3)), np.array([0, 1, 2, 0])
+    scores = rng.normal(size=(4, 3))
+    labels = np.array([0, 1, 2, 0])
     for bad_scores, bad_labels, message in (
-        (scores, np.array([0, 1, 2, 3]), "from 0 to 2, as many as scores have columns; got int64 from 0 to 3"),
+        (scores, np.array([0, 1, 2, 3]), "from 0 to 2, one per column of scores; got int64 from 0 to 3"),
         (scores, labels - 1, "from -1 to 1"),
         (scores, labels[:3], r"got \(4, 3\) and \(3,\)"),
         (scores, labels.astype(float), "got float64"),
         (np.where(scores == scores[2, 1], np.nan, scores), labels, r"Scores hold NaN \(first in row 2\)"),
-        (scores[:0], labels[:0], "One label a row"),
+        (scores[:0], labels[:0], "one per row"),
     ):
         for name in ("accuracy", "mean_per_class"):
             with pytest.raises(ValueError, match=message):

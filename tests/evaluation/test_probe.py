@@ -76,12 +76,13 @@ def test_of_equal_strengths_the_larger_is_taken():
 
 
 def test_a_score_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="not a number, with lambda 0.01"):
+    with pytest.raises(ValueError, match="not a number for lambda 0.01"):
         search_lambda(lambda strength: float("nan") if strength == 1e-2 else 1.0)
 
 
 def test_the_search_picks_what_the_whole_grid_picks(digits):
-    train, validation = digits["train"], digits["validation"]
+    train = digits["train"]
+    validation = digits["validation"]
     result = linear_probe(train, digits["test"], validation=validation, score=likelihood, max_iter=40)
     grid = {}
     for strength in LAMBDAS:
@@ -131,7 +132,8 @@ def test_small_features_are_fitted_too(digits):
 
 
 def test_a_class_without_samples_has_probability_zero(digits):
-    train, validation = without(digits["train"], 3), without(digits["validation"], 3)
+    train = without(digits["train"], 3)
+    validation = without(digits["validation"], 3)
     result = linear_probe(train, digits["test"], validation=validation, score=accuracy, num_classes=12, max_iter=50)
     assert result.empty_classes == (3, 10, 11) and result.probabilities.shape == (300, 12)
     assert not result.probabilities[:, [3, 10, 11]].any()
@@ -158,7 +160,8 @@ def test_fits_that_are_stopped_are_counted_in_silence(digits):
 
 
 def test_what_cannot_be_probed_is_refused(digits):
-    train, test = digits["train"], digits["test"]
+    train = digits["train"]
+    test = digits["test"]
     ones = train.take(np.flatnonzero(train.labels == 1))
     with pytest.raises(ValueError, match="All train samples are of class 1"):
         linear_probe(ones, test, score=accuracy)
@@ -225,7 +228,9 @@ def test_few_shots_learn_from_the_shots_alone_and_choose_with_at_most_four(digit
         seen.append(labels)
         return accuracy(probabilities, labels)
 
-    train, validation, test = digits["train"], digits["validation"], digits["test"]
+    train = digits["train"]
+    validation = digits["validation"]
+    test = digits["test"]
     found = few_shot(train, test, validation=validation, score=score, shots=(6,), repeats=1, max_iter=30)[6]
     rng = np.random.default_rng((0, 0))
     few = train.take(draw(train.labels, 6, rng))
@@ -240,7 +245,8 @@ def test_few_shots_learn_from_the_shots_alone_and_choose_with_at_most_four(digit
 
 
 def test_classes_with_fewer_samples_than_shots_are_named(digits):
-    train, options = digits["train"], {"score": accuracy, "repeats": 1, "max_iter": 5}
+    train = digits["train"]
+    options = {"score": accuracy, "repeats": 1, "max_iter": 5}
     threes = np.flatnonzero(train.labels == 3)
     few = train.take(np.setdiff1d(np.arange(len(train)), threes[5:]))
     found = few_shot(few, digits["test"], validation=digits["validation"], shots=(5, 6), **options)

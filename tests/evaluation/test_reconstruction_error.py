@@ -40,11 +40,13 @@ def pretraining() -> FlipForPreTraining:
 
 
 def slow_nearest(visible: list[int], patch: int, side: int) -> int:
-    best, best_distance = -1, float("inf")
+    best = -1
+    best_distance = float("inf")
     for candidate in sorted(visible):
         distance = np.hypot(candidate // side - patch // side, candidate % side - patch % side)
         if distance < best_distance:  # not of an equal one: the first in raster order
-            best, best_distance = candidate, distance
+            best = candidate
+            best_distance = distance
     return best
 
 
@@ -76,7 +78,8 @@ def test_errors_are_those_of_loops_and_of_the_loss(pretraining, images, norm_pix
     assert all(e.shape == (3,) and e.dtype == torch.float32 and not e.requires_grad for e in errors.values())
     for image in range(3):
         visible = ids_keep[image].tolist()
-        sums, dropped = {"patch_mean": 0.0, "nearest_patch": 0.0}, 0
+        sums = {"patch_mean": 0.0, "nearest_patch": 0.0}
+        dropped = 0
         for patch in set(range(NUM_PATCHES)) - set(visible):
             own = on_own_scale(patches[image, patch].double().numpy(), norm_pixel_target)
             nearest = patches[image, slow_nearest(visible, patch, SIDE)].double().numpy()

@@ -223,7 +223,8 @@ def test_a_shard_of_the_hubs_form_gives_label_indices(name, tmp_path):
     source = open_source(
         str(tmp_path / "0.tar"), image_column=found.image_column, target_column=found.target_column, kind="label"
     )
-    read_target, process = ClassIndex(found.class_names), Reader(0, 1)
+    read_target = ClassIndex(found.class_names)
+    process = Reader(0, 1)
     stream = EvalStream(source, lambda picture: torch.zeros(3, 8, 8), read_target, batch_size=16, process=process)
     (batch,) = stream
     assert batch["targets"] == list(range(len(found.class_names))) and not batch["refused"]
@@ -233,7 +234,8 @@ def test_a_shard_of_the_hubs_form_gives_label_indices(name, tmp_path):
 
 
 def test_groups_have_the_papers_data_sets():
-    clip27, flip25 = data_set_names(["clip27"]), data_set_names(["flip25"])
+    clip27 = data_set_names(["clip27"])
+    flip25 = data_set_names(["flip25"])
     assert len(clip27) == 27 and set(clip27) - set(flip25) == {"imagenet", "fer2013"} and len(flip25) == 25
     assert data_set_names(["robustness"]) == ["imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_v2", "objectnet"]
     assert data_set_names(["retrieval"]) == ["flickr30k", "mscoco"]

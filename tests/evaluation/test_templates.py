@@ -40,7 +40,7 @@ def test_labels_say_something_once():
     for labels, said in (
         (["a", " "], "Label 2 of 2 is empty"),
         ([], "no labels"),
-        (["a", "b", "a"], "'a' stands there tw"),
+        (["a", "b", "a"], "'a' is given tw"),
     ):
         with pytest.raises(ValueError, match=said):
             check_labels(labels)
@@ -50,7 +50,7 @@ def test_an_empty_line_among_class_names_is_refused_and_at_the_end_it_is_none(tm
     """Dropped, it would shift the names that follow by one label each."""
     path = tmp_path / "names.txt"
     path.write_text("cat\n\ndog\n")
-    with pytest.raises(ValueError, match="names.txt has no name in its line 2"):
+    with pytest.raises(ValueError, match="names.txt has no name in line 2"):
         read_class_names(path)
     path.write_text(" cat \r\ndog\n\n\n")
     assert read_class_names(path) == ("cat", "dog")

@@ -56,7 +56,7 @@ def test_a_folder_that_lacks_weights_is_refused(pretraining, tmp_path):
     model, folder = pretraining
     weights = {name: tensor for name, tensor in model.state_dict().items() if "vision_model.encoder" not in name}
     model.save_pretrained(folder, state_dict=weights)
-    with pytest.raises(ValueError, match="holds no weights for .* FlipForPreTraining"):
+    with pytest.raises(ValueError, match="has no weights for .* FlipForPreTraining"):
         Encoder.from_pretrained(folder)
     with pytest.raises(ValueError, match="no complete vision tower: missing .*flip.vision_model.encoder"):
         make_classifier(folder, 10)
@@ -86,11 +86,11 @@ def test_tasks_with_texts_end_before_the_data_are_opened(pretraining, tmp_path, 
     with pytest.raises(SystemExit) as ended:
         evaluated(tmp_path, pretraining[1], "--tasks", *tasks, *data)
     assert str(ended.value).startswith(f"error: {tasks[-1]}: ") and str(pretraining[1]) in str(ended.value)
-    assert "knows no texts. What works is --tasks linear-probe few-shot fine-tune." in str(ended.value)
+    assert "has no texts. Use --tasks linear-probe few-shot fine-tune." in str(ended.value)
 
 
 def test_clip_benchmark_wants_texts(pretraining):
-    with pytest.raises(ValueError, match="a vision tower alone; scripts/evaluate.py probes it"):
+    with pytest.raises(ValueError, match="only a vision tower; scripts/evaluate.py can probe it"):
         load_flip(str(pretraining[1]))
 
 

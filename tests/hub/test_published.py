@@ -151,7 +151,7 @@ def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tm
     ("argv", "message"),
     [
         (["--export_clip", "--push_to_hub"], "A CLIPModel cannot compute what this FlipModel does: "),
-        (["--hub_model_id", "you/mine"], "--hub_model_id says what --push_to_hub does"),
+        (["--hub_model_id", "you/mine"], "--hub_model_id needs --push_to_hub"),
         (["--push_to_hub"], "You are not logged in to the Hub"),
     ],
 )

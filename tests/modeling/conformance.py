@@ -1,4 +1,4 @@
-"""What the conformance tests share: the classes, two architectures, inputs, comparisons."""
+"""Shared parts of the conformance tests: the classes, two architectures, inputs, comparisons."""
 
 import pytest
 import torch

@@ -13,7 +13,8 @@ from flip_hf.modeling.configuration_flip import RANGES
 
 def test_defaults_are_the_papers_base_model():
     config = FlipConfig()
-    vision, text = config.vision_config, config.text_config
+    vision = config.vision_config
+    text = config.text_config
     assert (vision.num_hidden_layers, vision.hidden_size, vision.num_attention_heads) == (12, 768, 12)
     assert (text.num_hidden_layers, text.hidden_size, text.num_attention_heads) == (12, 512, 8)
     assert (text.max_position_embeddings, config.projection_dim, vision.layer_norm_eps) == (32, 512, 1e-6)

@@ -1,4 +1,4 @@
-"""What Transformers expects of any configuration and any model class.
+"""Transformers' expectations of any configuration and any model class.
 
 In the spirit of Transformers' own mixins, which are not shipped. What is FLIP's own is in test_flip_model.py.
 """
@@ -98,7 +98,8 @@ def test_common_properties_can_be_given_and_set(config_class, name, value):
 
 
 def test_the_whole_config_takes_its_towers_as_dicts_objects_or_not_at_all():
-    text, vision = {"hidden_size": 64, "causal": True}, {"patch_size": 32}
+    text = {"hidden_size": 64, "causal": True}
+    vision = {"patch_size": 32}
     from_dicts = FlipConfig(text_config=text, vision_config=vision)
     from_objects = FlipConfig(text_config=FlipTextConfig(**text), vision_config=FlipVisionConfig(**vision))
     assert from_dicts.to_dict() == from_objects.to_dict()
@@ -127,7 +128,8 @@ def test_the_whole_config_names_its_towers():
 
 
 def test_two_configs_share_nothing():
-    first, second = FlipConfig(), FlipConfig()
+    first = FlipConfig()
+    second = FlipConfig()
     first.text_config.hidden_size = 8
     first.vision_config.mask_ratio = 0.75
     assert (second.text_config.hidden_size, second.mask_ratio) == (512, 0.5)
@@ -200,7 +202,8 @@ def test_the_modules_that_must_stay_whole_exist(model_class):
 @EACH
 def test_input_embeddings_can_be_read_and_replaced(model_class):
     """Of two kinds of input, FlipModel shows its texts' embeddings, as SiglipModel does."""
-    model, inputs = build(model_class), make_inputs(model_class)
+    model = build(model_class)
+    inputs = make_inputs(model_class)
     before = model(**inputs)[0]
     embeddings = model.get_input_embeddings()
     assert embeddings.weight.shape[0] == (600 if model_class in [FlipModel, *TEXT_MODELS] else 32)
@@ -213,7 +216,8 @@ def test_input_embeddings_can_be_read_and_replaced(model_class):
 
 @pytest.mark.parametrize("model_class", TEXT_MODELS)
 def test_the_vocabulary_can_grow(model_class, tmp_path):
-    model, inputs = build(model_class), make_inputs(model_class)
+    model = build(model_class)
+    inputs = make_inputs(model_class)
     before = model(**inputs)[0]
     model.resize_token_embeddings(610)
     assert model.config.vocab_size == 610
@@ -232,7 +236,8 @@ def test_the_vocabulary_can_grow(model_class, tmp_path):
 
 @pytest.mark.parametrize("asked", ["whole model", "text tower"])
 def test_the_vocabulary_of_the_whole_model_can_grow(asked, tmp_path):
-    model, inputs = build(FlipModel), make_inputs(FlipModel)
+    model = build(FlipModel)
+    inputs = make_inputs(FlipModel)
     (model if asked == "whole model" else model.text_model).resize_token_embeddings(610)
     assert model.config.text_config.vocab_size == 610  # the tower's configuration is the whole one's part
     inputs["input_ids"][0, 0] = 609

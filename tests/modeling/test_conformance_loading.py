@@ -1,4 +1,4 @@
-"""What Transformers expects of saving, loading, pipelines and processors, for FLIP's and CLIP's shapes.
+"""Transformers' expectations of saving, loading, pipelines and processors, for FLIP's and CLIP's shapes.
 
 In the spirit of Transformers' own mixins, which are not shipped. What is FLIP's own is in test_flip_model.py.
 """
@@ -46,12 +46,14 @@ def load(model_class, folder, **kwargs):
 
 @ALL
 def test_a_saved_model_loads_without_a_word_and_is_the_same(model_class, architecture, tmp_path, warnings_logged):
-    model, inputs = build(model_class, architecture), make_inputs(model_class)
+    model = build(model_class, architecture)
+    inputs = make_inputs(model_class)
     model.save_pretrained(tmp_path)
     loaded, report = load(model_class, tmp_path)
     assert report == {} and warnings_logged == []
     assert fields_of(loaded.config) == fields_of(model.config)
-    ours, theirs = model.state_dict(), loaded.state_dict()
+    ours = model.state_dict()
+    theirs = loaded.state_dict()
     assert set(ours) == set(theirs) == set(load_file(tmp_path / "model.safetensors"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert_same(model(**inputs), loaded(**inputs))
@@ -60,7 +62,8 @@ def test_a_saved_model_loads_without_a_word_and_is_the_same(model_class, archite
 
 
 def test_shards_are_read_like_one_file(tmp_path):
-    model, inputs = build(FlipModel), make_inputs(FlipModel)
+    model = build(FlipModel)
+    inputs = make_inputs(FlipModel)
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     loaded, report = load(FlipModel, tmp_path)
@@ -207,7 +210,7 @@ def test_a_model_built_without_memory_is_initialised_whole(model_class, architec
 
 @ALL
 def test_a_model_built_without_initialisation_has_its_fixed_tables(model_class, architecture):
-    """What is not random is right in any case: whoever loads weights by other means may skip `init_weights`."""
+    """Values that are not random are right even without `init_weights`, which other ways of loading may skip."""
     config = part_for(model_class, tiny_config(**ARCHITECTURES[architecture], num_labels=3))
     expected = dict(model_class(config).named_buffers())
     with no_init_weights():
@@ -261,7 +264,8 @@ def test_a_low_precision_model_takes_float32_images(model_class, mode):
 def test_a_device_map_is_followed(device_map, tmp_path):
     if device_map == "auto":
         pytest.importorskip("accelerate")
-    model, inputs = build(FlipModel), make_inputs(FlipModel)
+    model = build(FlipModel)
+    inputs = make_inputs(FlipModel)
     expected = model(**inputs).logits_per_image
     model.save_pretrained(tmp_path)
     loaded = FlipModel.from_pretrained(tmp_path, device_map=device_map)
@@ -272,7 +276,8 @@ def test_a_device_map_is_followed(device_map, tmp_path):
 def test_a_tower_may_lie_on_disk(tmp_path):
     """accelerate then brings each module's own weights when its forward is called, and only then."""
     pytest.importorskip("accelerate")
-    model, inputs = build(FlipModel), make_inputs(FlipModel)
+    model = build(FlipModel)
+    inputs = make_inputs(FlipModel)
     model.save_pretrained(tmp_path)
     device_map = {"text_model": "cpu", "text_projection": "cpu", "logit_scale": "cpu"}
     device_map |= {"vision_model": "disk", "visual_projection": "disk"}
@@ -295,7 +300,8 @@ def test_auto_model_builds_from_each_config(model_class):
 @EACH
 def test_a_copied_or_rearranged_model_says_the_same(model_class, tmp_path):
     """Averages of weights are deep copies; channels_last changes the strides of images and of the patch weights."""
-    model, inputs = build(model_class), make_inputs(model_class)
+    model = build(model_class)
+    inputs = make_inputs(model_class)
     expected = model(**inputs)
     assert_same(copy.deepcopy(model)(**inputs), expected)
     if "pixel_values" in inputs:
@@ -314,7 +320,8 @@ def test_fully_sharded_training_takes_the_model():
 
     if not dist.is_available() or not dist.is_gloo_available() or dist.is_initialized():
         pytest.skip("needs torch.distributed with gloo, not yet initialised")
-    model, inputs = build(FlipModel).eval(), make_inputs(FlipModel)
+    model = build(FlipModel).eval()
+    inputs = make_inputs(FlipModel)
     expected = training_loss(model, inputs).item()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -368,7 +375,8 @@ def test_a_processor_has_the_usual_parts_and_names(processor, tmp_path):
     assert str(tmp_path) not in (tmp_path / "processor_config.json").read_text()
     loaded = AutoProcessor.from_pretrained(tmp_path)
     for name in ("size", "crop_size", "image_mean", "image_std", "resample", "do_center_crop"):
-        ours, theirs = getattr(processor.image_processor, name), getattr(loaded.image_processor, name)
+        ours = getattr(processor.image_processor, name)
+        theirs = getattr(loaded.image_processor, name)
         assert dict(ours) == dict(theirs) if hasattr(ours, "keys") else list_of(ours) == list_of(theirs), name
     assert loaded.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     assert loaded.tokenizer.model_max_length == processor.tokenizer.model_max_length

@@ -1,4 +1,4 @@
-"""What Transformers expects of any model's outputs and training, for each public class, for FLIP's and CLIP's shapes.
+"""Transformers' expectations of outputs and training, for each public class, for FLIP's and CLIP's shapes.
 
 In the spirit of Transformers' own mixins, which are not shipped. What is FLIP's own is in test_flip_model.py.
 """
@@ -33,7 +33,8 @@ from tests.modeling.conformance import (
 
 @ALL
 def test_a_tuple_holds_what_the_output_does(model_class, architecture):
-    model, inputs = build(model_class, architecture), make_inputs(model_class)
+    model = build(model_class, architecture)
+    inputs = make_inputs(model_class)
     model.set_attn_implementation("eager")
     wanted = {"output_hidden_states": True, "output_attentions": True}
     if model_class is FlipModel:
@@ -49,7 +50,8 @@ def test_a_tuple_holds_what_the_output_does(model_class, architecture):
 
 @pytest.mark.parametrize("method", ["get_text_features", "get_image_features"])
 def test_features_come_as_a_tuple_when_asked(method):
-    model, inputs = build(FlipModel), make_inputs(FlipModel)
+    model = build(FlipModel)
+    inputs = make_inputs(FlipModel)
     inputs = {k: v for k, v in inputs.items() if ("pixel" in k) == ("image" in method)}
     outputs = getattr(model, method)(**inputs)
     assert_same(outputs.to_tuple(), getattr(model, method)(**inputs, return_dict=False))
@@ -63,7 +65,8 @@ def test_features_come_as_a_tuple_when_asked(method):
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_hidden_states_and_attentions_have_their_shapes(model_class, architecture, mask_ratio):
-    model, inputs = build(model_class, architecture), make_inputs(model_class)
+    model = build(model_class, architecture)
+    inputs = make_inputs(model_class)
     model.set_attn_implementation("eager")
     masked = {} if mask_ratio is None else {"mask_ratio": mask_ratio}
     outputs = model(**inputs, **masked, output_hidden_states=True, output_attentions=True)
@@ -85,7 +88,8 @@ def test_hidden_states_and_attentions_have_their_shapes(model_class, architectur
 @pytest.mark.parametrize("model_class", [FlipTextModel, FlipVisionModel])
 def test_the_last_hidden_state_is_the_last_blocks_as_in_clip(model_class, architecture):
     """Before the last LayerNorm, which Transformers would otherwise put in its place."""
-    model, inputs = build(model_class, architecture), make_inputs(model_class)
+    model = build(model_class, architecture)
+    inputs = make_inputs(model_class)
     outputs = model(**inputs, output_hidden_states=True)
     last = outputs.hidden_states[-1]
     if model_class is FlipTextModel:
@@ -99,7 +103,8 @@ def test_the_last_hidden_state_is_the_last_blocks_as_in_clip(model_class, archit
 
 @pytest.mark.parametrize("model_class", [FlipTextModel, FlipVisionModel])
 def test_a_tower_reports_hidden_states_when_its_config_says_so(model_class):
-    model, inputs = build(model_class), make_inputs(model_class)
+    model = build(model_class)
+    inputs = make_inputs(model_class)
     model.config.output_hidden_states = True
     assert len(model(**inputs).hidden_states) == 3
     assert model(**inputs, output_hidden_states=False).hidden_states is None
@@ -107,7 +112,8 @@ def test_a_tower_reports_hidden_states_when_its_config_says_so(model_class):
 
 @ALL
 def test_recorded_states_are_part_of_the_graph(model_class, architecture):
-    model, inputs = build(model_class, architecture), make_inputs(model_class)
+    model = build(model_class, architecture)
+    inputs = make_inputs(model_class)
     model.set_attn_implementation("eager")
     outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
     towers = [outputs.text_model_output, outputs.vision_model_output] if model_class is FlipModel else [outputs]
@@ -120,7 +126,8 @@ def test_recorded_states_are_part_of_the_graph(model_class, architecture):
 
 @ALL
 def test_evaluation_is_deterministic_and_padding_may_be_left_out(model_class, architecture):
-    model, inputs = build(model_class, architecture), make_inputs(model_class)
+    model = build(model_class, architecture)
+    inputs = make_inputs(model_class)
     outputs = model(**inputs)
     assert_same(outputs, model(**inputs))
     if "attention_mask" in inputs:
@@ -132,7 +139,8 @@ def test_evaluation_is_deterministic_and_padding_may_be_left_out(model_class, ar
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
 def test_a_mask_of_any_type_is_understood(dtype):
-    model, inputs = build(FlipTextModel), make_inputs(FlipTextModel)
+    model = build(FlipTextModel)
+    inputs = make_inputs(FlipTextModel)
     expected = model(**inputs).pooler_output
     inputs["attention_mask"] = inputs["attention_mask"].to(dtype)
     inputs["input_ids"] = inputs["input_ids"].int()
@@ -140,7 +148,8 @@ def test_a_mask_of_any_type_is_understood(dtype):
 
 
 def test_without_a_padding_id_nothing_counts_as_padding():
-    model, inputs = build(FlipTextModel, text={"pad_token_id": None}), make_inputs(FlipTextModel)
+    model = build(FlipTextModel, text={"pad_token_id": None})
+    inputs = make_inputs(FlipTextModel)
     whole = torch.ones_like(inputs["input_ids"])
     alone = model(input_ids=inputs["input_ids"]).pooler_output
     assert torch.equal(alone, model(input_ids=inputs["input_ids"], attention_mask=whole).pooler_output)
@@ -209,7 +218,8 @@ def test_the_attention_implementation_reaches_both_towers(tmp_path):
 
 @EACH
 def test_arguments_that_transformers_may_pass_are_tolerated(model_class):
-    model, inputs = build(model_class), make_inputs(model_class)
+    model = build(model_class)
+    inputs = make_inputs(model_class)
     outputs = model(**inputs)
     if "input_ids" in inputs:
         typed = model(**inputs, token_type_ids=torch.ones_like(inputs["input_ids"]))

@@ -49,7 +49,8 @@ def five_rows(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("model_class", [FlipModel, FlipForImageClassification])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_compiled_model_says_the_same(model_class, architecture):
-    model, inputs = build(model_class, architecture, **ONE), make_inputs(model_class)
+    model = build(model_class, architecture, **ONE)
+    inputs = make_inputs(model_class)
     program = compiled(model)
     with torch.no_grad():
         assert_same(model(**inputs), program(**inputs), near)
@@ -59,7 +60,8 @@ def test_a_compiled_model_says_the_same(model_class, architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_compiled_masked_step_has_the_same_gradients(architecture):
-    model, inputs = build(FlipModel, architecture, **ONE).train(), make_inputs(FlipModel)
+    model = build(FlipModel, architecture, **ONE).train()
+    inputs = make_inputs(FlipModel)
 
     def step(call):
         model.zero_grad()
@@ -71,7 +73,8 @@ def test_a_compiled_masked_step_has_the_same_gradients(architecture):
 
 
 def test_compiled_training_draws_new_masks_without_compiling_again():
-    model, inputs = build(FlipModel).train(), make_inputs(FlipModel)
+    model = build(FlipModel).train()
+    inputs = make_inputs(FlipModel)
     program = compiled(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     masks = []
@@ -90,7 +93,8 @@ def test_compiled_training_draws_new_masks_without_compiling_again():
 
 def test_compiled_training_takes_batches_of_other_sizes():
     """The default setting: the second size makes the program dynamic, the third is new to nobody."""
-    model, inputs = build(FlipModel, **ONE).train(), make_inputs(FlipModel)
+    model = build(FlipModel, **ONE).train()
+    inputs = make_inputs(FlipModel)
     program = torch.compile(model, fullgraph=True, backend="aot_eager")
     for case in (inputs, {name: value[:2] for name, value in inputs.items()}, five_rows(inputs)):
         outputs = program(**case, return_loss=True)
@@ -101,7 +105,8 @@ def test_compiled_training_takes_batches_of_other_sizes():
 
 
 def test_checkpointing_compiles():
-    model, inputs = build(FlipVisionModelWithProjection).train(), make_inputs(FlipVisionModelWithProjection)
+    model = build(FlipVisionModelWithProjection).train()
+    inputs = make_inputs(FlipVisionModelWithProjection)
 
     def step(call):
         model.zero_grad()
@@ -137,7 +142,8 @@ def dynamic_shapes(inputs: dict[str, torch.Tensor]) -> dict:
 @pytest.mark.parametrize("model_class", [FlipModel, FlipTextModel, FlipVisionModel, *PROJECTED])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_exported_model_takes_other_sizes(model_class, architecture):
-    model, inputs = build(model_class, architecture, **ONE), make_inputs(model_class)
+    model = build(model_class, architecture, **ONE)
+    inputs = make_inputs(model_class)
     program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic_shapes(inputs)).module()
     shorter = {name: value if name == "pixel_values" else value[:1, :6] for name, value in inputs.items()}
     with torch.no_grad():
@@ -157,7 +163,8 @@ def test_a_text_tower_exports_without_an_attention_mask():
 def test_a_masked_tower_exports_with_the_mask_as_an_input():
     model = build(FlipVisionModelWithProjection)
     inputs = {**make_inputs(FlipVisionModelWithProjection), "ids_keep": IDS_KEEP}
-    batch, kept = torch.export.Dim("images"), torch.export.Dim("kept", max=16)
+    batch = torch.export.Dim("images")
+    kept = torch.export.Dim("kept", max=16)
     shapes = {"pixel_values": {0: batch}, "ids_keep": {0: batch, 1: kept}}
     program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
     for case in (inputs, five_rows(inputs), {**inputs, "ids_keep": IDS_KEEP[:, :2]}):
@@ -180,7 +187,8 @@ def test_an_onnx_tower_says_the_same(model_class, architecture, text, tmp_path):
         pytest.importorskip(name)
     onnxruntime = pytest.importorskip("onnxruntime")
     one = {**ONE, "text": {**ONE["text"], **text}}
-    model, inputs = build(model_class, architecture, **one), make_inputs(model_class)
+    model = build(model_class, architecture, **one)
+    inputs = make_inputs(model_class)
     path = tmp_path / "tower.onnx"
     torch.onnx.export(model, (), kwargs=inputs, dynamo=True, dynamic_shapes=dynamic_shapes(inputs), verbose=False).save(
         path

@@ -143,7 +143,7 @@ def test_bidirectional_text_sees_what_follows_and_causal_text_does_not():
 @pytest.mark.parametrize("text", [BIDIRECTIONAL, OFFICIAL])
 def test_a_text_that_is_too_long_is_refused_with_the_mend(text):
     model = FlipTextModel(tiny_config(text=text).text_config)
-    with pytest.raises(ValueError, match="17 tokens, the model's context is 16 .*truncation=True"):
+    with pytest.raises(ValueError, match="17 tokens, but the model's context is 16 .*truncation=True"):
         model(input_ids=torch.ones(1, 17, dtype=torch.long))
 
 
@@ -200,7 +200,8 @@ def test_temperature_is_clipped_in_the_forward_pass(model, images, texts):
 def test_hidden_states_and_attentions_are_recorded(model, images, texts):
     model.set_attn_implementation("eager")
     outputs = model(pixel_values=images, output_hidden_states=True, output_attentions=True, mask_ratio=0.5, **texts)
-    vision, text = outputs.vision_model_output, outputs.text_model_output
+    vision = outputs.vision_model_output
+    text = outputs.text_model_output
     assert [h.shape for h in vision.hidden_states] == [(3, 9, 32)] * 3
     assert [a.shape for a in vision.attentions] == [(3, 4, 9, 9)] * 2
     assert [h.shape for h in text.hidden_states] == [(3, 7, 32)] * 3

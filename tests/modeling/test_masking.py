@@ -65,7 +65,7 @@ def test_an_unknown_strategy_is_refused_and_the_configuration_knows_the_same_one
 
 
 def frequencies(strategy: str, grid: tuple[int, int], ratio: float) -> torch.Tensor:
-    """How often each patch is kept."""
+    """Frequency with which each patch is kept."""
     ids_keep = draw_mask(strategy, 20_000, grid, ratio, "cpu")
     return (torch.bincount(ids_keep.flatten(), minlength=math.prod(grid)) / 20_000).view(grid)
 
@@ -80,7 +80,8 @@ def as_pictures(ids_keep: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 def test_a_block_is_one_rectangle_but_for_the_end_of_a_column(ratio, shape):
     kept = num_kept(196, ratio)
     for picture in as_pictures(draw_mask("block", 100, (14, 14), ratio, "cpu"), (14, 14)):
-        rows, columns = picture.any(1).nonzero(), picture.any(0).nonzero()
+        rows = picture.any(1).nonzero()
+        columns = picture.any(0).nonzero()
         box = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert box.shape == shape and box.sum() == kept
         full = box.all(0)  # the columns without a gap

@@ -183,7 +183,8 @@ def test_clip_weights_give_clips_logits(clip_inputs, eos_token_id, attention, wi
     assert (outputs.logits_per_image - expected.logits_per_image).abs().max() < 1e-5
     assert (outputs.loss - expected.loss).abs() < 1e-5
     for tower in ("text_model_output", "vision_model_output"):
-        ours, theirs = outputs[tower].last_hidden_state, expected[tower].last_hidden_state
+        ours = outputs[tower].last_hidden_state
+        theirs = expected[tower].last_hidden_state
         real = clip_inputs["attention_mask"].bool() if with_mask and tower == "text_model_output" else slice(None)
         assert (ours[real] - theirs[real]).abs().max() < 2e-5
 

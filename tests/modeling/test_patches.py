@@ -29,7 +29,8 @@ def as_patches(inputs: dict, ids_keep: torch.Tensor | None) -> dict:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("model_class", [FlipModel, *IMAGE_MODELS])
 def test_patches_give_the_bits_of_their_images(model_class, architecture, ids_keep):
-    model, inputs = build(model_class, architecture).train(), make_inputs(model_class)
+    model = build(model_class, architecture).train()
+    inputs = make_inputs(model_class)
     mask = {"ids_keep": ids_keep} if ids_keep is not None else {"mask_ratio": 0}
     gradients = []
     for given in ({**inputs, **mask}, as_patches(inputs, ids_keep)):
@@ -59,7 +60,7 @@ BAD = {
     "not named": ({"patches": PATCHES}, "Got 3 of an image's 16 patches: pass ids_keep"),
     "named too few": ({"patches": PATCHES, "ids_keep": IDS_KEEP[:, :2]}, r"each of the 3 patches.*\(3, 2\)"),
     "of fewer images": ({"patches": PATCHES, "ids_keep": IDS_KEEP[:2]}, r"integer tensor of shape \(3, K\)"),
-    "no square": ({"patches": PATCHES, "interpolate_pos_encoding": True}, "3 patches are not those of a square"),
+    "no square": ({"patches": PATCHES, "interpolate_pos_encoding": True}, "3 patches do not form a square"),
     "of another size": (
         {"patches": PATCHES, "ids_keep": IDS_KEEP, "interpolate_pos_encoding": True},
         "own size.*interpolate_pos_encoding=True",
@@ -86,7 +87,8 @@ def test_patches_compile_and_export_with_the_mask_as_an_input():
     inputs = as_patches(make_inputs(FlipVisionModelWithProjection), IDS_KEEP)
     expected = model(**inputs)
     assert torch.allclose(torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)[0], expected[0])
-    batch, kept = torch.export.Dim("images"), torch.export.Dim("kept", max=NUM_PATCHES)
+    batch = torch.export.Dim("images")
+    kept = torch.export.Dim("kept", max=NUM_PATCHES)
     shapes = {"patches": {0: batch, 1: kept}, "ids_keep": {0: batch, 1: kept}}
     program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
     for case in (inputs, {name: value[:2, :2] for name, value in inputs.items()}):

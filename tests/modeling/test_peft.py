@@ -51,7 +51,8 @@ def stir(model: torch.nn.Module) -> None:
 
 
 def test_only_adapters_and_projections_get_gradients():
-    model, inputs = peft.get_peft_model(build(FlipModel), lora()).train(), make_inputs(FlipModel)
+    model = peft.get_peft_model(build(FlipModel), lora()).train()
+    inputs = make_inputs(FlipModel)
     outputs = model(**inputs, return_loss=True)
     assert outputs.ids_keep.shape == (3, 8)  # masks are drawn through the wrapper too
     outputs.loss.backward()
@@ -66,7 +67,8 @@ def test_only_adapters_and_projections_get_gradients():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_masked_step_learns(checkpointing):
-    model, inputs = peft.get_peft_model(build(FlipModel), lora()), make_inputs(FlipModel)
+    model = peft.get_peft_model(build(FlipModel), lora())
+    inputs = make_inputs(FlipModel)
     if checkpointing:
         base = model.get_base_model()
         recompute_activations(base, {"use_reentrant": True})
@@ -78,7 +80,8 @@ def test_a_masked_step_learns(checkpointing):
 
 
 def test_reentrant_checkpointing_reaches_adapters_under_frozen_embeddings():
-    model, inputs = peft.get_peft_model(build(FlipModel), lora()).train(), make_inputs(FlipModel)
+    model = peft.get_peft_model(build(FlipModel), lora()).train()
+    inputs = make_inputs(FlipModel)
     ids_keep = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
 
     def gradients():
@@ -95,7 +98,8 @@ def test_reentrant_checkpointing_reaches_adapters_under_frozen_embeddings():
 
 
 def test_adapters_are_the_same_after_saving_and_after_merging(tmp_path):
-    model, inputs = build(FlipModel), make_inputs(FlipModel)
+    model = build(FlipModel)
+    inputs = make_inputs(FlipModel)
     plain = model(**inputs).logits_per_image
     model.save_pretrained(tmp_path / "base")
     adapted = peft.get_peft_model(model, lora())
@@ -125,7 +129,8 @@ def transformers_wants_another_peft() -> str | None:
 
 @pytest.mark.skipif(transformers_wants_another_peft() is not None, reason=str(transformers_wants_another_peft()))
 def test_transformers_own_adapter_calls(tmp_path):
-    model, inputs = build(FlipModel), make_inputs(FlipModel)
+    model = build(FlipModel)
+    inputs = make_inputs(FlipModel)
     plain = model(**inputs).logits_per_image
     model.save_pretrained(tmp_path / "base")
     model.add_adapter(lora(modules_to_save=None))

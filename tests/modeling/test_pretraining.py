@@ -146,7 +146,8 @@ def test_the_decoder_reads_normalised_tokens(images, vision):
 def test_patches_cut_before_give_what_whole_images_give(pretraining, images, texts):
     ids_keep = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
     expected = pretraining(pixel_values=images, ids_keep=ids_keep, **texts)
-    patches, targets = cut_patches(images, PATCH_SIZE, ids_keep), cut_patches(images, PATCH_SIZE)
+    patches = cut_patches(images, PATCH_SIZE, ids_keep)
+    targets = cut_patches(images, PATCH_SIZE)
     outputs = pretraining(patches=patches, target_patches=targets, ids_keep=ids_keep, **texts)
     assert torch.allclose(outputs.loss, expected.loss) and torch.allclose(
         outputs.reconstruction, expected.reconstruction
@@ -242,7 +243,7 @@ def test_pre_training_begins_with_a_saved_flip_model(model, images, texts, tmp_p
 
 
 def test_the_images_are_the_first_argument():
-    """What Transformers calls the main input; Trainer and its tests count on the place."""
+    """The main input in Transformers' terms; Trainer and its tests rely on its position."""
     assert list(inspect.signature(FlipForPreTraining.forward).parameters)[1] == FlipForPreTraining.main_input_name
 
 
@@ -304,7 +305,7 @@ def test_a_new_decoder_starts_as_maes():
         ({"input_ids": None}, "objective='both' compares images with texts: pass input_ids"),
         ({"mask_ratio": 0}, "all 16 patches are visible"),
         ({"mask_ratio": None, "ids_keep": torch.arange(16).expand(3, -1)}, "all 16 patches are visible"),
-        ({"target_patches": torch.zeros(3, 16, 192)}, "of pixel_values they are cut here"),
+        ({"target_patches": torch.zeros(3, 16, 192)}, "with pixel_values, leave it out"),
         ({"pixel_values": None, "patches": GIVEN, "ids_keep": GIVEN, "mask_ratio": None}, "Pass target_patches"),
         (
             {"pixel_values": None, "patches": GIVEN, "ids_keep": GIVEN, "mask_ratio": None, "target_patches": GIVEN},

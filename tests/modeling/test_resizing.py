@@ -17,15 +17,18 @@ def resized(patches: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def test_a_larger_kernel_gives_resized_patches_the_same_tokens():
-    kernel, patches = torch.randn(8, 3, 8, 8), torch.randn(20, 3, 8, 8)
+    kernel = torch.randn(8, 3, 8, 8)
+    patches = torch.randn(20, 3, 8, 8)
     larger = resize_patch_kernel(kernel, 12)
     assert larger.shape == (8, 3, 12, 12) and larger.dtype == kernel.dtype
     torch.testing.assert_close(tokens(larger, resized(patches, 12)), tokens(kernel, patches), rtol=1e-4, atol=1e-4)
 
 
 def test_the_papers_step_from_16_to_14_keeps_the_tokens_of_smooth_patches():
-    kernel, patches = torch.randn(8, 3, 16, 16), resized(torch.randn(50, 3, 5, 5), 16)
-    expected, smaller = tokens(kernel, patches), resize_patch_kernel(kernel, 14)
+    kernel = torch.randn(8, 3, 16, 16)
+    patches = resized(torch.randn(50, 3, 5, 5), 16)
+    expected = tokens(kernel, patches)
+    smaller = resize_patch_kernel(kernel, 14)
     error = (tokens(smaller, resized(patches, 14)) - expected).norm() / expected.norm()
     as_an_image = (tokens(resized(kernel, 14), resized(patches, 14)) - expected).norm() / expected.norm()
     assert error < 0.01 and as_an_image > 0.1
@@ -52,7 +55,8 @@ def test_a_model_for_other_patches_and_images_is_saved_and_loaded(model_class, p
     model.resize_patch_embeddings(14, image_size=84)
     assert (tower.config.patch_size, tower.config.image_size, tower.config.num_patches) == (14, 84, 36)
     model.save_pretrained(tmp_path)
-    again, images = model_class.from_pretrained(tmp_path).eval(), torch.randn(2, 3, 84, 84)
+    again = model_class.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 84, 84)
     features = tower(images).pooler_output
     assert torch.equal(getattr(again, "vision_model", again)(images).pooler_output, features)
     tower(images, mask_ratio=0.5).pooler_output.sum().backward()

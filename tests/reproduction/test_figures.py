@@ -18,7 +18,7 @@ def points(request):
 
 
 def covered(axes, box: Bbox) -> bool:
-    """Whether a curve of the panel, or one of its points, is in a box of the picture."""
+    """Returns whether a curve of the panel, or one of its points, is in a box of the picture."""
     curves = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
     return any(curve.intersects_bbox(box, filled=False) for curve in curves if len(curve.vertices))
 
@@ -36,6 +36,7 @@ def test_the_words_about_the_arrow_are_struck_through_by_no_curve(points, tmp_pa
 
 def test_the_legend_of_the_findings_covers_none(points, tmp_path):
     figure = draw_findings(points, tmp_path / "a.png")
-    (axes,), (legend,) = figure.axes, figure.legends
+    (axes,) = figure.axes
+    (legend,) = figure.legends
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
     assert axes.get_legend() is None and "more accurate" in axes.get_xlabel()

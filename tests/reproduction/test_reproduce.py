@@ -47,7 +47,8 @@ def test_every_claim_is_about_runs_that_are_planned():
 def test_sizes_are_in_the_papers_proportions():
     options = {name: run.options for name, run in RUNS.items()}
     assert options["mask0-full"]["train_samples"] == 2 * options["mask75-half"]["train_samples"] == 8192
-    more, less = options["mask75-half-batch2x"], options["mask0-half-batch0.5x"]
+    more = options["mask75-half-batch2x"]
+    less = options["mask0-half-batch0.5x"]
     assert more["batch_size"] == 4 * less["batch_size"] == 2 * options["mask75-half"]["batch_size"]
     assert more["train_samples"] == less["train_samples"] == options["mask75-half"]["train_samples"]
     assert more["base_lr"] * more["batch_size"] == pytest.approx(2 * less["base_lr"] * less["batch_size"])

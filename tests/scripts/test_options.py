@@ -149,7 +149,7 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         (
             "evaluate",
             ["M", "--data", "x", "--caption_column", "y"],
-            "--caption_column is of other tasks; for zero-s",
+            "--caption_column is for other tasks; for zero-s",
             2,
         ),
         ("evaluate", ["M", "--data", "x", "--templates", "{} {}"], "--templates: The template .* 2 times; write it", 2),
@@ -198,7 +198,7 @@ def test_where_the_output_goes_is_tried_before_anything_else(script, words, opti
 
 def test_a_picture_of_no_known_kind_is_refused_first(monkeypatch, tmp_path):
     line, _ = run(monkeypatch, "reconstruct", "MODEL", "--data", "x", "--output", tmp_path / "a.doc")
-    assert "--output" in line and "a picture is one of" in line and "not doc." in line
+    assert "--output" in line and "pictures are written as" in line and "not doc." in line
 
 
 def test_parsers_are_the_scripts_own(monkeypatch):

@@ -56,7 +56,8 @@ def trained(tmp_path_factory):
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # trained once for all workers, in the folder that holds theirs
         shared = shared.parent
-    folder, printed = shared / "shapes", shared / "shapes.txt"
+    folder = shared / "shapes"
+    printed = shared / "shapes.txt"
     with FileLock(shared / "shapes.lock"):
         if not printed.exists():
             run = launch("shapes", "--train_samples", "2048", "--unmasked_samples", "512", "--output_dir", str(folder))

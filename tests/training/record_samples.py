@@ -15,7 +15,8 @@ from flip_hf.data.loader import TrainLoader
 from flip_hf.training.engine import Trainer
 
 FOLDER = Path(os.environ["FLIP_HF_TAKEN"])
-original_run, original_iter = Trainer.run, TrainLoader.__iter__
+original_run = Trainer.run
+original_iter = TrainLoader.__iter__
 
 
 def digest(patches, tokens) -> str:
@@ -43,7 +44,8 @@ def iterate(self):
         time.sleep(0.04)
 
 
-Trainer.run, TrainLoader.__iter__ = run, iterate
+Trainer.run = run
+TrainLoader.__iter__ = iterate
 script = str(Path(__file__).parents[2] / "scripts" / "pretrain.py")
 sys.argv[0] = script
 sys.path.insert(0, str(Path(script).parent))

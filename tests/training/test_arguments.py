@@ -57,7 +57,8 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
     if embedded:
         return
     size, patch_size = re.match(r"(?:vit|mae)_([blh])(\d+)", recipe).groups()
-    vision, text = config.vision_config, config.text_config
+    vision = config.vision_config
+    text = config.text_config
     assert vision.hidden_size == {"b": 768, "l": 1024, "h": 1280}[size]
     assert new_sizes(arguments.model, config) == {"image_size": 224, "patch_size": int(patch_size)}
     assert config.projection_dim == {"b": 512, "l": 768, "h": 1024}[size]
@@ -102,7 +103,7 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
         (["--objective", "mae"], "--objective is one of contrastive, reconstruction, both, got 'mae'"),
         (
             ["--objective", "both"],
-            "Set --unmasked_samples 0, and tune what comes out: --model_name_or_path runs/shapes",
+            "Set --unmasked_samples 0, and tune the result afterwards: --model_name_or_path runs/shapes",
         ),
         (["--objective", "both", "--unmasked_samples", "0", "--mask_ratio", "0"], "give a --mask_ratio"),
         (["--objective", "both", "--unmasked_samples", "0", "--mask_ratio_end", "0"], "give a --mask_ratio"),

@@ -53,7 +53,9 @@ def test_advice_names_only_what_is_not_in_use():
 
 def test_waiting_is_what_a_step_spends_without_its_batch(tar_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
     """By a clock on which a batch takes three seconds to come, and a step one more."""
-    clock, take, step = [0.0], TrainStream.view, Trainer._step
+    clock = [0.0]
+    take = TrainStream.view
+    step = Trainer._step
 
     def passing(seconds: float, call):
         def timed(*args):

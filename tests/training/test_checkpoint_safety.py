@@ -162,7 +162,7 @@ def test_the_checkpoint_of_the_attack_in_the_wild(written, tars, tmp_path):
 
 
 def test_the_attack_itself_works(tmp_path):
-    """What the tests above put into files does act, where a file is trusted."""
+    """The attacks of the tests above do act where a file is trusted."""
     for number, (name, data) in enumerate(hostile_forms(tmp_path / "acted").items()):
         mark = tmp_path / "acted"
         path = tmp_path / f"evil-{number}"

@@ -178,7 +178,8 @@ def make_trainer_of(data: Path, folder: Path, *more: str):
 
 def _stop_after(trainer, steps: int) -> None:
     """As SIGTERM does, after so many steps of this trainer."""
-    step, taken = trainer._step, []
+    step = trainer._step
+    taken = []
 
     def counted(*batch):
         taken.append(batch)
@@ -314,7 +315,7 @@ def test_a_new_run_writes_over_nothing(name, data, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=rf"holds {name} already.*another --output_dir"):
+    with pytest.raises(FileExistsError, match=rf"already holds {name}.*another --output_dir"):
         make_trainer_of(data, out, "--resume_from_checkpoint", "auto")
     assert (out / name).read_text() == "mine"
 
@@ -413,7 +414,7 @@ def test_an_evaluation_without_one_usable_picture_measures_nothing(data, tmp_pat
     argv = words(data, tmp_path / "run", "--train_samples", "16", "--eval_data", str(labelled), workers=0)
     run = run_program(PRETRAIN, *argv)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert "not measured: none of the evaluation's images can be used" in run.stdout and "0.0%" not in run.stdout
+    assert "not measured: no evaluation image can be used" in run.stdout and "0.0%" not in run.stdout
     assert "top1" not in json.loads((tmp_path / "run" / "results.json").read_text())
 
 

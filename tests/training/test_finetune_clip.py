@@ -22,7 +22,8 @@ def make_clip_folder(folder) -> None:
     """A tiny CLIP with a processor; its texts begin and end with a special token, as CLIP's do."""
     tokenizer = train_wordpiece((row["caption"] for row in shapes_rows(500)), vocab_size=600, context_length=20)
     tokenizer.add_special_tokens({"bos_token": "<start>", "eos_token": "<end>"})
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    start = tokenizer.bos_token_id
+    end = tokenizer.eos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
     )
@@ -62,7 +63,7 @@ def test_a_clip_folder_is_taken_as_it_is_and_trains_as_the_converted_one_does(tm
             *("--num_workers", "0"),
         )
         assert runs[name].returncode == 0, runs[name].stderr[-3000:]
-    said = f"{tmp_path / 'clip'} is a CLIPModel; it is trained on as a FlipModel with its weights"
+    said = f"{tmp_path / 'clip'} is a CLIPModel; training continues as a FlipModel with its weights"
     assert said in runs["clip"].stdout and "is a CLIPModel" not in runs["flip"].stdout
     ours, theirs = (load_file(tmp_path / f"from-{name}" / "model.safetensors") for name in ("clip", "flip"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -93,12 +94,14 @@ def test_a_clip_is_fine_tuned_masked_and_shipped_as_a_clip(tmp_path):
 
     shipped = run_program(CONVERT, "to-clip", tmp_path / "run", tmp_path / "shipped")
     assert shipped.returncode == 0, shipped.stderr
-    clip, flip = CLIPModel.from_pretrained(tmp_path / "shipped"), FlipModel.from_pretrained(tmp_path / "run")
+    clip = CLIPModel.from_pretrained(tmp_path / "shipped")
+    flip = FlipModel.from_pretrained(tmp_path / "run")
     processor = AutoProcessor.from_pretrained(tmp_path / "shipped")
     assert type(processor) is CLIPProcessor
     pictures = [Image.open(tmp_path / "pairs" / f"{i}.jpg") for i in range(4)]
     inputs = processor(text=["a red circle", "a blue star"], images=pictures, return_tensors="pt", padding=True)
     with torch.no_grad():
-        theirs, ours = clip(**inputs), flip(**inputs)
+        theirs = clip(**inputs)
+        ours = flip(**inputs)
     assert (theirs.image_embeds - ours.image_embeds).abs().max() < 1e-6
     assert (theirs.text_embeds - ours.text_embeds).abs().max() < 1e-6

@@ -22,7 +22,8 @@ CPU_ATTENTION = {
         *shapes[:4]
     ),
 }
-BATCH, TOKENS = 3, 7
+BATCH = 3
+TOKENS = 7
 
 
 def counted(config: FlipConfig, mask_ratio: float, attention: str, checkpointing: bool = False) -> tuple[int, int]:
@@ -31,7 +32,8 @@ def counted(config: FlipConfig, mask_ratio: float, attention: str, checkpointing
         model = FlipModel._from_config(config, attn_implementation=attention).train()
         if checkpointing:
             recompute_activations(model)
-        side, tokens = config.vision_config.image_size, torch.ones(BATCH, TOKENS, dtype=torch.long)
+        side = config.vision_config.image_size
+        tokens = torch.ones(BATCH, TOKENS, dtype=torch.long)
         inputs = {"pixel_values": torch.randn(BATCH, 3, side, side), "input_ids": tokens, "attention_mask": tokens}
         loss = model(**inputs, mask_ratio=mask_ratio, return_loss=True).loss
         forward = counter.get_total_flops()

@@ -22,7 +22,8 @@ def make_trainer(folder, data, *argv: str):
 
 def spoil_steps(trainer, steps: set[int]) -> None:
     """Puts one infinite pixel into the batches of these steps, as a broken transform would."""
-    normalize, calls = trainer.micro_batches.normalize, iter(range(10**9))
+    normalize = trainer.micro_batches.normalize
+    calls = iter(range(10**9))
 
     def broken(patches):
         patches = normalize(patches)
@@ -96,7 +97,8 @@ def test_a_new_checkpoint_allows_going_back_again():
 def test_the_average_is_what_is_evaluated_and_saved(tar_folder, tmp_path):
     """A half-life of one batch, computed again from the weights after each step."""
     trainer = make_trainer(tmp_path / "a", tar_folder, "--ema_half_life", "32", "--checkpoint_samples", "96")
-    expected, step = {}, trainer._step
+    expected = {}
+    step = trainer._step
 
     def watched(phase, batches):
         result = step(phase, batches)

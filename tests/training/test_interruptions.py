@@ -47,7 +47,7 @@ def argv(source: str, data: Path, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def straight(data, tmp_path_factory):
-    """What runs of one and of two processes end in that nobody interrupts: weights, and the losses of the log."""
+    """Results of uninterrupted runs of one and of two processes: weights, and the losses of the log."""
     found = {}
     for processes in (1, 2):
         out = tmp_path_factory.mktemp("straight") / "run"

@@ -65,8 +65,11 @@ class Run:
     """
 
     def __init__(self, folder: Path, data: Path, steps: int, processes: int = 2):
-        self.folder, self.processes, self.steps = folder, processes, steps
-        self.text, self.taken = folder.with_suffix(".txt"), folder.with_name(f"{folder.name}-taken")
+        self.folder = folder
+        self.processes = processes
+        self.steps = steps
+        self.text = folder.with_suffix(".txt")
+        self.taken = folder.with_name(f"{folder.name}-taken")
         self.settings = {"FLIP_HF_TAKEN": str(self.taken)}
         self.taken.mkdir(parents=True)
         self.argv = [
@@ -149,7 +152,8 @@ def assert_same(run: Run, straight: Run) -> None:
     assert {path.name[0] for path in straight.taken.iterdir()} == {str(rank) for rank in range(straight.processes)}
     assert len(straight.losses()) == straight.steps
     assert run.losses() == straight.losses()
-    ours, theirs = run.samples_taken(), straight.samples_taken()
+    ours = run.samples_taken()
+    theirs = straight.samples_taken()
     assert ours == theirs and len(set(" ".join(ours[0]).split())) > BATCH
     name = "model.safetensors"
     assert (run.folder / name).read_bytes() == (straight.folder / name).read_bytes()
@@ -253,7 +257,7 @@ def flip_a_bit(path: Path) -> None:
 
 DAMAGE = {
     "truncated weights": ("model.safetensors", truncate, "model.safetensors has .* bytes instead of"),
-    "flipped bit": ("optimizer.safetensors", flip_a_bit, "optimizer.safetensors is not as it was written"),
+    "flipped bit": ("optimizer.safetensors", flip_a_bit, "optimizer.safetensors is damaged"),
     "missing generators": ("random_states_1.safetensors", Path.unlink, "random_states_1.safetensors is missing"),
     "missing manifest": ("manifest.json", Path.unlink, "manifest.json is missing"),
     "torn manifest": ("manifest.json", truncate, "manifest.json cannot be read"),
@@ -306,7 +310,8 @@ def arguments_of(run: Run, *argv: str):
 
 
 def test_a_run_that_does_not_fit_its_checkpoint_is_told_why(straight, caplog):
-    accelerator, checkpoint = Accelerator(cpu=True), find_checkpoints(straight.folder)[-1]
+    accelerator = Accelerator(cpu=True)
+    checkpoint = find_checkpoints(straight.folder)[-1]
     assert recipe_changes(arguments_of(straight, "--log_samples", "3"), checkpoint) == {}
     other = arguments_of(straight, "--batch_size", "16", "--seed", "7")
     model = FlipModel.from_pretrained(checkpoint)

@@ -1,4 +1,4 @@
-"""What the trainer does to a batch before the model sees it."""
+"""The trainer's preparation of a batch for the model."""
 
 import json
 import math

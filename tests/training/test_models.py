@@ -1,4 +1,4 @@
-"""What a run starts from and cannot be had: one line, before anything is computed."""
+"""Starting points that are not available: one line, before anything is computed."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def fewer_layers(folder: Path) -> None:
         (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "it has no weights"),
         (lambda folder: cut(folder / "config.json"), "config.json is damaged"),
-        (fewer_layers, "config.json has no place for|has another shape|has no weights|does not fit"),
+        (fewer_layers, "do not fit its config.json|has another shape|has no weights|does not fit"),
     ],
 )
 @pytest.mark.parametrize("option", ["--model_name_or_path", "--init_vision_from"])
@@ -138,8 +138,10 @@ def test_a_feature_that_the_tokenizer_never_gives_is_refused(tokenizer, tmp_path
     end = ended.convert_tokens_to_ids("<end>")
     ended.backend_tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end)])
     for pooling in ("eos", "argmax"):
-        config.pooling_type, config.eos_token_id = pooling, end
+        config.pooling_type = pooling
+        config.eos_token_id = end
         check_pooling(ended, config)
-    config.pooling_type, config.eos_token_id = "eos", 3
+    config.pooling_type = "eos"
+    config.eos_token_id = 3
     with pytest.raises(ValueError, match="at token 3"):
         check_pooling(ended, config)

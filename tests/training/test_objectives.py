@@ -66,7 +66,7 @@ def make_pretraining(objective: str, dropout: float = 0.0) -> FlipForPreTraining
 
 
 def as_trained(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the trainer makes of images and a mask."""
+    """The trainer's batch of images and a mask."""
     batch = dict(batch)
     patches = cut_patches(batch.pop("pixel_values"), PATCH_SIZE)
     return {**batch, **visible_and_target(patches, batch["ids_keep"])}
@@ -78,7 +78,8 @@ def gradients_of(model: FlipForPreTraining) -> dict[str, torch.Tensor]:
 
 def step(model: FlipForPreTraining, batch: dict[str, torch.Tensor], pieces: int):
     """The loss of a step as the trainer takes it; gradients are left in the model."""
-    encoder, size = PairEncoder(model), PAIRS // pieces
+    encoder = PairEncoder(model)
+    size = PAIRS // pieces
     split = [as_trained(take(batch, slice(i * size, (i + 1) * size))) for i in range(pieces)]
     backward = torch.Tensor.backward
     if model.config.objective == "reconstruction":
@@ -99,7 +100,8 @@ def step(model: FlipForPreTraining, batch: dict[str, torch.Tensor], pieces: int)
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("objective", ["reconstruction", "both"])
 def test_a_step_has_the_gradient_of_the_published_models_loss(objective, pieces):
-    batch, expected = make_batch(), make_pretraining(objective)
+    batch = make_batch()
+    expected = make_pretraining(objective)
     outputs = expected(**batch)
     outputs.loss.backward()
     model = make_pretraining(objective)
@@ -111,7 +113,8 @@ def test_a_step_has_the_gradient_of_the_published_models_loss(objective, pieces)
         assert set(loss.named()) == {"loss", "accuracy", "contrastive_loss", "reconstruction_loss"}
     else:
         assert set(loss.named()) == {"loss"}
-    ours, theirs = gradients_of(model), gradients_of(expected)
+    ours = gradients_of(model)
+    theirs = gradients_of(expected)
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():  # its contrast is in float32
         assert (ours[name] - gradient).abs().max() < 1e-6 * max(1.0, gradient.abs().max().item()), name
@@ -119,7 +122,9 @@ def test_a_step_has_the_gradient_of_the_published_models_loss(objective, pieces)
 
 def test_both_passes_see_the_same_dropout_though_one_has_no_decoder():
     """The gradient of the contrast is that of the pass without a decoder: it draws before the decoder does."""
-    batch, model, plain = make_batch(), make_pretraining("both", 0.5), make_pretraining("both", 0.5)
+    batch = make_batch()
+    model = make_pretraining("both", 0.5)
+    plain = make_pretraining("both", 0.5)
     torch.manual_seed(3)
     loss = step(model, batch, 2)
     torch.manual_seed(3)
@@ -144,7 +149,8 @@ def test_all_patches_come_with_the_same_masks_and_crops(tar_folder, workers):
     loader._stream.plan = replace(loader._stream.plan, whole=True)
     whole = iter(loader)
     for _ in range(3):
-        seen, all_of_it = next(masked), next(whole)
+        seen = next(masked)
+        all_of_it = next(whole)
         assert torch.equal(seen["ids_keep"], all_of_it["ids_keep"]) and all_of_it["patches"].shape[1] == 16
         parts = visible_and_target(all_of_it["patches"], all_of_it["ids_keep"])
         assert torch.equal(parts["patches"], seen["patches"])
@@ -167,7 +173,8 @@ def records(folder) -> list[dict]:
 
 
 def test_mae_alone_needs_no_captions_and_leaves_a_tower_to_start_from(pictures, tmp_path, capsys):
-    folder, evaluated = tmp_path / "mae", ["--eval_data", str(pictures), "--eval_split", "train"]
+    folder = tmp_path / "mae"
+    evaluated = ["--eval_data", str(pictures), "--eval_split", "train"]
     tracked = [*evaluated, "--grid_samples", "96", "--report_to", "tensorboard", "--mask_ratio", "0.75"]
     trainer = trainer_of(folder, pictures, "reconstruction", *tracked)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -209,7 +216,8 @@ def test_both_leave_a_plain_model_and_one_with_a_decoder(tar_folder, tmp_path):
     assert last["loss"] == pytest.approx(last["contrastive_loss"] + 0.5 * last["reconstruction_loss"], abs=1e-5)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "flip" and not (folder / "decoder_flip.py").exists()
-    plain, whole = load_file(folder / "model.safetensors"), load_file(folder / "with_decoder" / "model.safetensors")
+    plain = load_file(folder / "model.safetensors")
+    whole = load_file(folder / "with_decoder" / "model.safetensors")
     assert not any("decoder" in name for name in plain)
     assert plain.keys() == {name[5:] for name in whole if name.startswith("flip.")}
     assert all(torch.equal(value, whole[f"flip.{name}"]) for name, value in plain.items())

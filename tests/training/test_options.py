@@ -37,7 +37,8 @@ def outside(within) -> list[float]:
 
 @pytest.mark.parametrize(("group", "field"), NUMBERS, ids=name_of)
 def test_every_number_has_a_range_that_holds_everywhere(group, field, tmp_path):
-    within, (kind, several, _) = field.metadata[RANGE], kind_of(get_type_hints(group)[field.name])
+    within = field.metadata[RANGE]
+    (kind, several, _) = kind_of(get_type_hints(group)[field.name])
     assert within is not None and within.kind is kind
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     assert all(each in within for each in (default if several and default else [default]) if each is not None)
@@ -84,13 +85,13 @@ def test_every_choice_is_one_of_those(group, field):
         (["--logit_scale_init_value", "nan"], "^--logit_scale_init_value must be a number between 0 and 4.6052"),
         (["--mask-ration", "0.5"], "^there is no option --mask-ration. Did you mean '--mask_ratio'?"),
         (["--no_export_clip"], "^there is no option --no_export_clip. Did you mean '--export_clip'"),
-        (["shapes", "scenes"], "^'scenes' belongs to no option. RECIPE stands before all options.$"),
-        (["--seed", "1", "shapes"], "^'shapes' belongs to no option. RECIPE stands before all options.$"),
+        (["shapes", "scenes"], "^'scenes' belongs to no option. RECIPE comes before all options.$"),
+        (["--seed", "1", "shapes"], "^'shapes' belongs to no option. RECIPE comes before all options.$"),
         (["--vision_config", '{"hidden_sice": 64}'], "no field 'hidden_sice'. Did you mean 'hidden_size'"),
         (["--text_config", '{"context": 64}'], "^--text_config has no field 'context'."),
         (["--decoder_config", '{"image_size": 64}'], "^--decoder_config has no field 'image_size'."),
-        (["--vision_config", '{"mask_ratio": 0.9}'], "^--vision_config: mask_ratio is given by --mask_ratio"),
-        (["--vision_config", '{"hidden_size": 64, "hidden_size": 65}'], "stands there twice"),
+        (["--vision_config", '{"mask_ratio": 0.9}'], "^--vision_config: mask_ratio is set by --mask_ratio"),
+        (["--vision_config", '{"hidden_size": 64, "hidden_size": 65}'], "is given twice"),
         (["--vision_config", "[" * 100_000], "^--vision_config must be JSON such as"),
         (["--vision_config", "1" * 5000], "^--vision_config must be JSON such as"),
     ],
@@ -126,6 +127,7 @@ def test_all_options_are_declared_with_their_help():
     for group, field in FIELDS:
         assert field.metadata["help"] and RANGE in field.metadata, (group, field.name)
     assert len(option_names()) > 70
-    first, second = EvaluationOptions(datasets=["x"]), EvaluationOptions(datasets=["y"])
+    first = EvaluationOptions(datasets=["x"])
+    second = EvaluationOptions(datasets=["y"])
     first.shots.append(3)
     assert 3 not in second.shots and 3 not in EvaluationOptions(datasets=["z"]).shots

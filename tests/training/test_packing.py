@@ -7,7 +7,8 @@ from flip_hf import FlipConfig, FlipModel
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.packing import STEPS, can_pack, pack_texts
 
-CONTEXT, EOS = 12, 49
+CONTEXT = 12
+EOS = 49
 FLIP = {"pooling_type": "first"}
 CLIP = {"causal": True, "pooling_type": "eos", "eos_token_id": EOS, "pad_token_id": EOS}
 OLD_CLIP = {"causal": True, "pooling_type": "argmax", "pad_token_id": 0}
@@ -65,7 +66,9 @@ def test_every_token_comes_once_in_rows_that_are_nearly_full():
     rows, width = packed["input_ids"].shape
     assert width == CONTEXT and rows % -(-600 // STEPS) == 0
     assert sum(lengths) / (rows * width) > 0.95
-    starts, ids, positions = packed["pooled_tokens"], packed["input_ids"].flatten(), packed["position_ids"].flatten()
+    starts = packed["pooled_tokens"]
+    ids = packed["input_ids"].flatten()
+    positions = packed["position_ids"].flatten()
     for start, length, text in zip(starts.tolist(), lengths, texts["input_ids"], strict=True):
         assert start // width == (start + length - 1) // width  # no text goes over the end of a row
         assert torch.equal(ids[start : start + length], text[:length])

@@ -76,7 +76,8 @@ def test_the_largest_micro_batch_that_fits_is_chosen():
 
 def test_time_network_and_loader_follow_from_the_assumptions():
     memory = MemoryModel(RUN)
-    plain, cached = Choice("DDP", False, 256, {}, True), Choice("DDP", False, 64, {}, True)
+    plain = Choice("DDP", False, 256, {}, True)
+    cached = Choice("DDP", False, 64, {}, True)
     once, twice = (schedule(memory, CLUSTER, choice, 0.5) for choice in (plain, cached))
     assert once.mfu == pytest.approx(0.5) and twice.mfu == pytest.approx(0.5 * once.executed / twice.executed)
     assert once.samples_per_second == pytest.approx(4 * 312e12 * 0.5 / once.flops.training)
@@ -88,7 +89,8 @@ def test_time_network_and_loader_follow_from_the_assumptions():
 
 
 def test_the_losss_memory_is_that_of_the_code():
-    memory, width = MemoryModel(RUN), CONFIG.projection_dim
+    memory = MemoryModel(RUN)
+    width = CONFIG.projection_dim
     assert memory.loss(4096, 4096) == trace_loss(4096, width)
     assert memory.loss(16384, 16384) == pytest.approx(trace_loss(16384, width), rel=1e-3)
     assert memory.loss(1024, 4096) < memory.loss(4096, 4096)

@@ -49,7 +49,8 @@ def test_the_run_ends_in_six_lines_that_say_what_and_where(trained):
 
 def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):
     folder, _ = trained
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
     assert isinstance(model, FlipModel) and model.config.mask_ratio == 0.5 and not model.training
     image = Image.new("RGB", (80, 64), (235, 55, 55))
     outputs = model(**processor(text=["a red circle", "a blue star"], images=image, return_tensors="pt"))
@@ -113,7 +114,8 @@ def test_damaged_images_are_counted_and_training_goes_on(samples, tmp_path):
 
 def test_a_resumed_run_ends_in_the_same_weights(tar_folder, tmp_path):
     """Checkpoints every 96 samples; going on from the first gives bit-identical losses and weights."""
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole = tmp_path / "whole"
+    resumed = tmp_path / "resumed"
     argv = ["--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "2", "--checkpoint_samples", "96"]
     argv += ["--keep_checkpoints", "3"]
     assert pretrain(*argv, "--output_dir", str(whole)).returncode == 0
@@ -153,7 +155,8 @@ def build(*argv: str):
 
 
 def test_mistakes_are_refused_before_training_with_their_mend(image_folder, parquet_folder, trained, tmp_path):
-    data, out = ["--train_data", str(image_folder)], ["--output_dir", str(tmp_path / "out")]
+    data = ["--train_data", str(image_folder)]
+    out = ["--output_dir", str(tmp_path / "out")]
     Dataset.from_dict({"image": [], "caption": []}).to_parquet(str(tmp_path / "empty.parquet"))
     larger = tmp_path / "tokenizer"
     train_wordpiece(["a", *(f"word{i}" for i in range(5000))] * 2, vocab_size=9000).save_pretrained(larger)

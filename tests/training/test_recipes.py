@@ -24,14 +24,14 @@ BOMB = "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "holds more than a recipe"),
-        ("report_to: &a [x, *a]\n", "holds more than a recipe"),
-        ("vision_config: " + "{a: " * 40 + "1" + "}" * 40, "holds more than a recipe"),
+        (BOMB, "is too large for a recipe"),
+        ("report_to: &a [x, *a]\n", "is too large for a recipe"),
+        ("vision_config: " + "{a: " * 40 + "1" + "}" * 40, "is too large for a recipe"),
         ("report_to: " + "[" * 20_000, "nested too deeply"),
         ("seed: !!python/object/apply:os.getpid []\n", "line 1: a tag .*os.getpid.*plain values"),
         ("seed: !mine 3\n", "a tag .*mine"),
-        ("seed: 1\nbase_lr: 1e-5\nseed: 2\n", "'seed' stands there twice"),
-        ("vision_config: {hidden_size: 8, hidden_size: 16}\n", "'hidden_size' stands there twice"),
+        ("seed: 1\nbase_lr: 1e-5\nseed: 2\n", "'seed' is given twice"),
+        ("vision_config: {hidden_size: 8, hidden_size: 16}\n", "'hidden_size' is given twice"),
         ("seed: 3\n base_lr: 1\n", "r.yaml, line 2: "),
         ("seed: [1\n", "r.yaml, line 2: "),
         ("seed: '1\n", "r.yaml, line 2: "),
@@ -79,11 +79,11 @@ def test_what_is_no_text_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     cases = {
-        "binary": "no text in UTF-8",
+        "binary": "not UTF-8 text",
         "null": "is a binary file",
         "large": "is too large for a recipe",
         "huge": "is too large for a recipe",
-        "pipe": "is no plain file but a pipe",
+        "pipe": "is not a regular file but a pipe",
         ".": "is a folder; name the file",
         "loop": "There is no recipe",
         "x" * 300: "There is no recipe",

@@ -30,7 +30,8 @@ def test_a_run_on_damaged_data_uses_every_good_sample_once_and_reports_every_bad
     their counts, is the very one that a loader of this process has after as many batches; of that one the samples are
     seen.
     """
-    data, out = tmp_path / "data", tmp_path / "out"
+    data = tmp_path / "data"
+    out = tmp_path / "out"
     data.mkdir()
     usable, reasons = write_damaged_shards(data, SHARDS, PER_SHARD, BAD_PER_SHARD)
     run = pretrain(
@@ -61,7 +62,8 @@ def test_a_run_goes_on_with_other_processes_and_a_mixture(tmp_path):
         for start in range(first, first + size, 50):
             rows = [(f"{n:05d}", good(n, side=16)) for n in range(start, start + 50)]
             (tmp_path / name / f"{start}.tar").write_bytes(shard(rows))
-    folders, out = [str(tmp_path / name) for name in "ab"], tmp_path / "out"
+    folders = [str(tmp_path / name) for name in "ab"]
+    out = tmp_path / "out"
     argv = ["--train_data", *folders, "--train_weights", "3", "1", *RUN, "--output_dir", str(out)]
     argv += ["--checkpoint_samples", "300", "--shuffle_block", "32"]
     run = pretrain(*argv, "--train_samples", "350", "--num_workers", "2", processes=2)

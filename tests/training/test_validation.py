@@ -249,7 +249,7 @@ def test_the_folder_of_an_interrupted_run_names_its_newest_model(held_out_run, t
     for name in ("checkpoint-000000000064", "checkpoint-000000000128", "best"):
         shutil.copytree(folder / name, tmp_path / name)
     newest = tmp_path / "checkpoint-000000000128"
-    message = f"a run that has not ended. Its newest model so far is {newest} .or {tmp_path / 'best'}, .*auto"
+    message = f"the folder of an unfinished run. Its newest model so far is {newest} .or {tmp_path / 'best'}, .*auto"
     with pytest.raises(ModelUnreadable, match=message):
         Encoder.from_pretrained(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
     for usable in (newest, tmp_path / "best"):  # what it names is what it says
