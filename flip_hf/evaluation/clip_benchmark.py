@@ -66,7 +66,7 @@ def load_flip(
     revision = "main" if pretrained == OPEN_CLIP_DEFAULT else pretrained
     encoder = Encoder.from_pretrained(model_name, device=device, revision=revision, cache_dir=cache_dir)
     if not encoder.knows_texts:
-        raise ValueError(f"{model_name} is a vision tower alone; scripts/evaluate.py probes it.")
+        raise ValueError(f"{model_name} is a vision tower alone; `flip-hf evaluate` probes it.")
     return BenchmarkModel(encoder.model), encoder.transform, encoder.text_inputs
 
 

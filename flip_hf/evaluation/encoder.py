@@ -87,7 +87,7 @@ class Encoder:
         if missing and self.knows_texts:
             raise ValueError(
                 f"{name} holds a {type(model).__name__}, which has no {missing[0]}; give a model of images and texts, "
-                "or a FLIP vision tower (scripts/convert.py vit-mae makes one of a ViTMAE)."
+                "or a FLIP vision tower (`flip-hf convert vit-mae` makes one of a ViTMAE)."
             )
         self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
         self.vision_model = model.vision_model if self.knows_texts else model
@@ -220,7 +220,7 @@ def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: 
     """
     if not encoder.knows_masks:
         raise ValueError(
-            f"{type(encoder.model).__name__} encodes whole images only; make a FlipModel of it with scripts/convert.py."
+            f"{type(encoder.model).__name__} encodes whole images only; make a FlipModel of it with `flip-hf convert`."
         )
 
     def encode(pixel_values: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:

@@ -71,7 +71,7 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
     else:
         raise ValueError(
             f"{name} is a checkpoint of type {config.model_type!r}. Fine-tuning takes FLIP models and CLIPModels; "
-            "scripts/convert.py makes FLIP models of others."
+            "`flip-hf convert` makes FLIP models of others."
         )
     config.num_labels, config.mask_ratio = num_labels, 0.0
     model = FlipForImageClassification._from_config(config, dtype=torch.float32)

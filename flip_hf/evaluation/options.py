@@ -1,6 +1,5 @@
-"""What scripts/evaluate.py can be told."""
+"""What `flip-hf evaluate` can be told."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,7 +184,7 @@ def parse_options(argv: list[str]) -> EvaluationOptions:
     """
     parser = OptionsParser(
         [EvaluationOptions],
-        prog=Path(sys.argv[0]).name,
+        prog="flip-hf evaluate",
         usage="%(prog)s MODEL [--OPTION VALUE ...]",
         description="Measures MODEL, which stands first: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a "
         "FLIP vision tower. `--list` alone lists the known data sets.",

@@ -81,7 +81,7 @@ def _read(path: Path) -> Any:
 
 
 def _is_ours(card: Any) -> bool:
-    """Whether its text may be written anew: it is this module's, or no more than a title (evaluate.py --card)."""
+    """Whether its text may be written anew: it is this module's, or no more than a title (of `flip-hf evaluate`)."""
     return MARK in card.text or all(line.startswith("#") for line in card.text.strip().splitlines())
 
 
@@ -124,7 +124,7 @@ def _inherited_license(run: Run) -> str | None:
 
 
 def _eval_results(run: Run, old: Any) -> list[EvalResult]:
-    """Entries of the old card, of `evaluate.py` and of the run's end; of the same figure the last one counts."""
+    """Entries of the old card, of `flip-hf evaluate` and of the run's end; of the same figure the last one counts."""
     entries = [*((old and old.eval_results) or []), *_evaluated(run.folder), *_measured_in_training(run)]
     return list({(entry.dataset_name, entry.metric_name): entry for entry in entries}.values())
 

@@ -152,7 +152,7 @@ def _event_files(logs: RegularFiles) -> list[tuple[str, str]]:
 
 
 def _pictures(report: Path) -> list[str]:
-    """Names of the pictures that `scripts/evaluate.py` draws for the data sets of its report."""
+    """Names of the pictures that `flip-hf evaluate` draws for the data sets of its report."""
     try:
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
         names = list(dict.fromkeys(result["data_set"] for result in results))

@@ -1,1 +1,1 @@
-"""The paper's claims, at a scale of one's own: what scripts/reproduce.py does."""
+"""The paper's claims, at a scale of one's own: what `flip-hf reproduce` does."""

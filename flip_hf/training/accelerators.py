@@ -108,7 +108,7 @@ def peak_flops(device: "torch.device", precision: str) -> float | None:
     """
     if device.type != "cuda":
         return None
-    import torch  # which the table itself, and with it the help of plan.py, goes without
+    import torch  # which the table itself, and with it the help of `flip-hf plan`, goes without
 
     accelerator = find_accelerator(torch.cuda.get_device_name(device))
     return accelerator.peak("bf16" if precision == "bf16" else "fp32") if accelerator else None

@@ -9,6 +9,7 @@ import json
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,6 +29,8 @@ from flip_hf.training.arguments import (
     RunArguments,
 )
 
+# Named recipes, which come with the package.
+RECIPES = Path(str(resources.files("flip_hf") / "recipes"))
 GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments, HubArguments)
 # Of a recipe; the longest one here has 2 kB. And of recipes that are each other's base.
 MAX_RECIPE_BYTES = 2**18
@@ -39,6 +42,7 @@ def make_parser(recipe_folder: Path, default_recipe: str, more_options: Sequence
     known = ", ".join(sorted(path.stem for path in recipe_folder.glob("*.yaml")))
     return OptionsParser(
         GROUPS,
+        prog="flip-hf pretrain",
         usage="%(prog)s [RECIPE] [--OPTION VALUE ...]",
         description="Pre-trains FLIP. RECIPE stands first: the name of a recipe, or a YAML file of options. Options "
         f"that are given count more than the recipe's. Without RECIPE and --train_data it is {default_recipe}; with "

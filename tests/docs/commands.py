@@ -55,7 +55,7 @@ class Script:
 
 def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
     """Two steps of tiny towers; what the printed options say is checked first, all of it."""
-    recipes = folder / "scripts" / "recipes"
+    recipes = folder / "flip_hf" / "recipes"
     is_file = bool(words) and (folder / words[0]).is_file()
     printed = parse_arguments([str(folder / words[0]), *words[1:]] if is_file else words, recipes, "shapes")
     samples = [("train", printed.optimization.train_samples), ("unmasked", printed.optimization.unmasked_samples)]

@@ -78,7 +78,7 @@ class Document:
             raise BlockError(f"{block.place(lines[0] - block.line if lines else 0)}:\n{problem}")
 
     def _read_recipe(self, block: Block) -> None:
-        recipes = self.workspace.folder / "scripts" / "recipes"
+        recipes = self.workspace.folder / "flip_hf" / "recipes"
         (recipes / "printed.yaml").write_text(block.text, encoding="utf-8")
         try:
             parse_arguments(["printed"], recipes, "shapes")

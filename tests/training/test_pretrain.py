@@ -42,7 +42,7 @@ def test_the_run_ends_in_six_lines_that_say_what_and_where(trained):
     lines = printed.strip().splitlines()[-6:]
     assert [line.split()[0] for line in lines] == ["Trained", "Bound", "Result", "Skipped", "Saved", "Use"]
     assert "2,560 samples at mask ratio 0.5" in lines[0] and "of 24 classes (chance 4.2%)" in lines[2]
-    assert lines[3].endswith("none") and str(folder) in lines[4] and "scripts/zero_shot.py" in lines[5]
+    assert lines[3].endswith("none") and str(folder) in lines[4] and "flip-hf zero-shot" in lines[5]
     data_wait = json.loads((folder / "results.json").read_text())["data_wait"]
     assert f"{data_wait:.0%} of the time" in lines[1] and (": data: " in f": {lines[1][10:]}") == (data_wait > 0.05)
 
@@ -56,7 +56,7 @@ def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):
     assert outputs.logits_per_image.isfinite().all() and outputs.ids_keep is None
     with Image.open(folder / "training_curves.png") as curves:
         assert curves.size[0] > 1000
-    again = parse_arguments([str(folder / "recipe.yaml")], ROOT / "scripts" / "recipes", "shapes")
+    again = parse_arguments([str(folder / "recipe.yaml")], ROOT / "flip_hf" / "recipes", "shapes")
     assert again.optimization.train_samples == 2048 and again.data.train_data == ["shapes"]
     assert list((folder / "logs").glob("**/events.out.tfevents.*"))
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["model.safetensors"]
@@ -149,7 +149,7 @@ def test_a_saved_model_is_trained_on(trained, image_folder, tmp_path):
 
 
 def build(*argv: str):
-    return build_trainer(parse_arguments(list(argv), ROOT / "scripts" / "recipes", "shapes"))
+    return build_trainer(parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes"))
 
 
 def test_mistakes_are_refused_before_training_with_their_mend(image_folder, parquet_folder, trained, tmp_path):
@@ -190,7 +190,7 @@ def test_a_mistake_ends_the_script_in_one_line():
 
 
 def test_batches_are_split_over_processes_and_micro_batches():
-    arguments = parse_arguments(["--batch_size", "64", "--micro_batch_size", "8"], ROOT / "scripts/recipes", "shapes")
+    arguments = parse_arguments(["--batch_size", "64", "--micro_batch_size", "8"], ROOT / "flip_hf/recipes", "shapes")
     assert split_batch(arguments, 2) == (8, 4)
     with pytest.raises(ValueError, match="use 72"):
         split_batch(arguments, 3)
