@@ -90,7 +90,7 @@ def test_tasks_with_texts_end_before_the_data_are_opened(pretraining, tmp_path, 
 
 
 def test_clip_benchmark_wants_texts(pretraining):
-    with pytest.raises(ValueError, match="a vision tower alone; scripts/evaluate.py probes it"):
+    with pytest.raises(ValueError, match="a vision tower alone; `flip-hf evaluate` probes it"):
         load_flip(str(pretraining[1]))
 
 

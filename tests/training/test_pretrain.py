@@ -17,7 +17,7 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.build import MISTAKES, build_trainer, split_batch
 from flip_hf.training.recipes import parse_arguments
 from tests.data.conftest import write_tar
-from tests.training.conftest import ROOT, SHORT, TINY, launch, pretrain
+from tests.training.conftest import MODULE, ROOT, SCRIPT, SHORT, TINY, launch, pretrain
 
 
 def log_of(folder: Path, key: str) -> dict[int, float]:
@@ -111,21 +111,28 @@ def test_damaged_images_are_counted_and_training_goes_on(samples, tmp_path):
     assert "1 x damaged image" in run.stdout and "sample 00009" in run.stderr
 
 
-def test_a_resumed_run_ends_in_the_same_weights(tar_folder, tmp_path):
-    """Checkpoints every 96 samples; going on from the first gives bit-identical losses and weights."""
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+def test_a_resumed_run_ends_in_the_same_weights_whichever_program_resumes_it(tar_folder, tmp_path):
+    """Checkpoints every 96 samples; resuming from the first gives bit-identical losses and weights.
+
+    `python scripts/pretrain.py` trains the whole run, and Accelerate's launcher resumes it by either program.
+    """
+    whole = tmp_path / "whole"
     argv = ["--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "2", "--checkpoint_samples", "96"]
     argv += ["--keep_checkpoints", "3"]
     assert pretrain(*argv, "--output_dir", str(whole)).returncode == 0
     assert sorted(path.name[-3:] for path in whole.glob("checkpoint-*")) == ["096", "192", "256"]
-    resumed.mkdir()
-    shutil.copytree(whole / "checkpoint-000000000096", resumed / "checkpoint-000000000096")
-    run = launch(*argv, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest")
-    assert run.returncode == 0, run.stderr[-3000:]
     straight = {s: loss for s, loss in log_of(whole, "loss").items() if s > 96}
-    assert len(straight) == 5 and log_of(resumed, "loss") == straight
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    theirs = load_file(whole / "model.safetensors")
+    assert len(straight) == 5
+    for name, program in (("script", SCRIPT), ("module", MODULE)):
+        resumed = tmp_path / name
+        shutil.copytree(whole / "checkpoint-000000000096", resumed / "checkpoint-000000000096")
+        options = [*argv, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"]
+        run = launch(*options, program=program)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert log_of(resumed, "loss") == straight, name
+        ours = load_file(resumed / "model.safetensors")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
 def test_a_saved_model_is_trained_on(trained, image_folder, tmp_path):
