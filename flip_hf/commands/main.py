@@ -27,6 +27,11 @@ COMMANDS = {
     "reproduce": "put the paper's claims to the test at a small scale",
     "env": "print the versions and the hardware that a bug report needs",
 }
+# Of what a plain `pip install flip_hf` leaves out, the module that is imported, and the extra that has it.
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "datasets", "evaluate", "matplotlib", "sklearn", "tensorboard", "tqdm"), "train"),
+    "gradio": "demo",
+}
 
 
 def usage() -> str:
@@ -54,6 +59,16 @@ def _refuse(word: str) -> NoReturn:
     end_with(f"there is no command {word!r}.{near} `{PROGRAM} --help` lists the commands.", MISTAKE)
 
 
+def _run(command: str, words: list[str]) -> None:
+    try:
+        import_module(f"flip_hf.commands.{command.replace('-', '_')}").main(words)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        end_with(f"`{PROGRAM} {command}` needs {error.name}, which is not installed: pip install 'flip_hf[{extra}]'.")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a subcommand; without one, prints which there are.
 
@@ -66,6 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command == "--version":
         print(f"flip_hf {__version__}")
     elif command in COMMANDS:
-        import_module(f"flip_hf.commands.{command.replace('-', '_')}").main(words)
+        _run(command, words)
     else:
         _refuse(command)

@@ -5,12 +5,16 @@ import importlib
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import flip_hf
 from flip_hf import FlipPreTrainingConfig
 from flip_hf.commands import main
 from flip_hf.console.parsers import ScriptParser
@@ -113,7 +117,12 @@ def test_pretrain_helps_with_the_recipe_and_names_each_option_once(capsys):
     for name in option_names():
         assert len(re.findall(rf"^  --{name} ", printed, re.MULTILINE)) == 1, name
     assert "mask-ratio" not in printed and "(default: 0.5)" in printed
-    assert all(f"\n{title}:\n" in printed for title in ("model", "objective", "data", "optimization", "run", "hub"))
+    titles = re.findall(r"^([a-z ]+):$", printed, re.MULTILINE)
+    assert titles == ["options", "most used", "model", "masks", "objective", "data", "optimization", "run", "hub"]
+    # The options that matter are on the first screen, with choices and defaults like all others.
+    first = printed[printed.index("most used:") : printed.index("model:")]
+    assert len(re.findall(r"^  --", first, re.MULTILINE)) == 10 and printed[: printed.index("model:")].count("\n") < 50
+    assert "--mask_ratio_schedule {linear,cosine}" in printed and "(default: linear)" in printed
 
 
 def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
@@ -234,3 +243,42 @@ def test_damaged_weights_are_one_line_in_every_script(script, words, saved, tmp_
     line, code = run(monkeypatch, script, *words)
     assert code == 1 and "model.safetensors is damaged" in line, line
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.glob("out*"))
+
+
+def test_a_command_without_its_extra_names_what_to_install(monkeypatch, capsys):
+    """As after `pip install flip_hf`: the module cannot be imported."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("gradio", "flip_hf.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("flip_hf.demo.page", "flip_hf.demo.space"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as end:
+        main.main(["demo", "MODEL"])
+    assert end.value.code == 1
+    said = "error: `flip-hf demo` needs gradio, which is not installed: pip install 'flip_hf[demo]'.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_env_prints_versions_and_hardware_and_nothing_of_this_machine(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    main.main(["env"])
+    printed = capsys.readouterr().out
+    assert all(line.startswith("- ") and ": " in line for line in printed.splitlines())
+    for name, value in {"flip_hf": flip_hf.__version__, "torch": torch.__version__}.items():
+        assert f"- {name}: {value}\n" in printed
+    assert "- python: CPython 3." in printed and "- processor: " in printed and "- deepspeed: " in printed
+    private = (socket.gethostname(), str(ROOT), str(Path.home()), sys.prefix, "hf_x")
+    assert not [each for each in private if len(each) > 1 and each in printed]
+
+
+def test_the_command_names_its_subcommands_and_its_version(capsys):
+    main.main([])
+    listed = capsys.readouterr().out
+    assert re.findall(r"^  ([a-z-]+)  +\w", listed, re.MULTILINE) == list(main.COMMANDS)
+    modules = {path.stem.replace("_", "-") for path in (ROOT / "flip_hf" / "commands").glob("[a-z]*.py")} - {"main"}
+    assert modules == set(main.COMMANDS)
+    main.main(["--version"])
+    assert capsys.readouterr().out == f"flip_hf {flip_hf.__version__}\n"
+    with pytest.raises(SystemExit) as end:
+        main.main(["zero_shott"])
+    assert end.value.code == 2 and "Did you mean 'zero-shot'?" in capsys.readouterr().err
