@@ -1,86 +1,37 @@
 """FLIP for the Hugging Face ecosystem: CLIP pre-training on masked images.
 
 Importing this package registers the model with Transformers' Auto classes, so that `AutoModel.from_pretrained` and
-`pipeline` accept a FLIP folder.
+`pipeline` accept a FLIP folder. It imports neither Transformers nor torch itself, which takes seconds: the names below
+are loaded when they are used, and the classes are registered as soon as Transformers is imported (`registration.py`).
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-    AutoModelForTextEncoding,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-)
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from flip_hf.registration import register_with_transformers
 
-from flip_hf.evaluation.classifier import ZeroShotClassifier
-from flip_hf.modeling import (
-    FlipConfig,
-    FlipDecoderConfig,
-    FlipForImageClassification,
-    FlipForPreTraining,
-    FlipImageProcessor,
-    FlipImageProcessorPil,
-    FlipModel,
-    FlipPreTrainedModel,
-    FlipPreTrainingConfig,
-    FlipProcessor,
-    FlipTextConfig,
-    FlipTextModel,
-    FlipTextModelWithProjection,
-    FlipVisionConfig,
-    FlipVisionModel,
-    FlipVisionModelWithProjection,
-)
-
-__version__ = "0.1.0.dev0"
-
-
-def _register_auto_classes() -> None:
-    """Makes the Auto classes know FLIP in this process."""
-    for config_class in (FlipConfig, FlipTextConfig, FlipVisionConfig, FlipPreTrainingConfig):
-        AutoConfig.register(config_class.model_type, config_class)
-    AutoModel.register(FlipConfig, FlipModel)
-    # Of several classes, Auto classes choose the one that the folder was saved by, or else the first.
-    text_models: Any = (FlipTextModel, FlipTextModelWithProjection)
-    vision_models: Any = (FlipVisionModel, FlipVisionModelWithProjection)
-    AutoModel.register(FlipTextConfig, text_models)
-    AutoModel.register(FlipVisionConfig, vision_models)
-    AutoModelForTextEncoding.register(FlipTextConfig, FlipTextModel)
-    AutoModelForZeroShotImageClassification.register(FlipConfig, FlipModel)
-    AutoModelForImageClassification.register(FlipConfig, FlipForImageClassification)
-    AutoModelForPreTraining.register(FlipPreTrainingConfig, FlipForPreTraining)
-    AutoProcessor.register(FlipConfig, FlipProcessor)
-    image_processors: dict[str, type] = {"pil": FlipImageProcessorPil, "torchvision": FlipImageProcessor}
-    for config_class in (FlipConfig, FlipVisionConfig):
-        AutoImageProcessor.register(config_class, image_processor_classes=dict(image_processors))
-
-
-def _publish_code() -> None:
-    """Makes `save_pretrained` put the modeling files beside the weights, for users without this package."""
-    for config_class in (FlipConfig, FlipTextConfig, FlipVisionConfig, FlipPreTrainingConfig):
-        config_class.register_for_auto_class()
-    for model_class in (
+if TYPE_CHECKING:
+    from flip_hf.evaluation.classifier import ZeroShotClassifier
+    from flip_hf.modeling import (
+        FlipConfig,
+        FlipDecoderConfig,
+        FlipForImageClassification,
+        FlipForPreTraining,
+        FlipImageProcessor,
+        FlipImageProcessorPil,
         FlipModel,
+        FlipPreTrainedModel,
+        FlipPreTrainingConfig,
+        FlipProcessor,
+        FlipTextConfig,
         FlipTextModel,
         FlipTextModelWithProjection,
+        FlipVisionConfig,
         FlipVisionModel,
         FlipVisionModelWithProjection,
-    ):
-        model_class.register_for_auto_class("AutoModel")
-    FlipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-    FlipForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-    FlipProcessor.register_for_auto_class("AutoProcessor")
-    for image_processor_class in (FlipImageProcessor, FlipImageProcessorPil):
-        image_processor_class.register_for_auto_class("AutoImageProcessor")
+    )
 
-
-_register_auto_classes()
-_publish_code()
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "FlipConfig",
@@ -101,3 +52,19 @@ __all__ = [
     "FlipVisionModelWithProjection",
     "ZeroShotClassifier",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public class when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "flip_hf.evaluation.classifier" if name == "ZeroShotClassifier" else "flip_hf.modeling"
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    """Lists the public classes beside what is loaded."""
+    return sorted({*globals(), *__all__})
+
+
+register_with_transformers()

@@ -11,33 +11,29 @@
 `--help` lists all options. Results are printed as a table and written as JSON, Markdown and pictures.
 """
 
-import os
 import sys
-
-from parse_first import finish_import
-
-# The library of metrics has this file's name, and this folder, which may be a link, comes before it.
-sys.path = [path for path in sys.path if os.path.realpath(path) != os.path.dirname(os.path.realpath(__file__))]
-
-from flip_hf.console.endings import end_with  # noqa: E402
-from flip_hf.evaluation.options import list_data_sets, parse_command  # noqa: E402
-from flip_hf.redaction import install  # noqa: E402
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
 
 
-def main() -> None:
-    """Parses, then measures; a mistake ends in one line."""
-    install()
-    if sys.argv[1:] == ["--list"]:
-        return list_data_sets()
-    try:
-        model, options = parse_command(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        end_with(error)
-    finish_import()
-    from flip_hf.evaluation.command import run
+def become_the_library() -> None:
+    """Loads the library `evaluate` in place of this file, which hides it from the programs that start in this folder.
 
-    run(model, options)
+    Raises:
+        ModuleNotFoundError: the library is not installed.
+    """
+    here = Path(__file__).resolve().parent
+    spec = PathFinder.find_spec(__name__, [path for path in sys.path if Path(path).resolve() != here])
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)
+    sys.modules[__name__] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[__name__])
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "evaluate":
+    become_the_library()
+elif __name__ == "__main__":
+    from flip_hf.commands.evaluate import main
+
+    main(sys.argv[1:])

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn, get_type_hints
 
 from flip_hf.console.endings import MISTAKE, end_with
@@ -132,20 +132,54 @@ def _sentence(message: str) -> str:
     return message if message.endswith((".", "?", "!")) else f"{message}."
 
 
-class OptionsParser(ScriptParser):
-    """A parser of dataclasses made of `option`, each a group of options; its errors are [`OptionError`]s."""
+@dataclasses.dataclass(frozen=True)
+class Heading:
+    """A part of `--help`.
 
-    def __init__(self, groups: Sequence[type], more_options: Sequence[str] = (), **kwargs: Any):
+    Attributes:
+        title, about: what stands above it.
+        options: names of the options below it, in order.
+    """
+
+    title: str
+    about: str
+    options: tuple[str, ...]
+
+
+def heading_of(group: type, without: Collection[str] = ()) -> Heading:
+    """The heading of a dataclass of options: its name, its docstring's first paragraph and its fields but some."""
+    title = re.sub(r"(Arguments|Options)$", "", group.__name__).lower()
+    about = (inspect.getdoc(group) or "").split("\n\n")[0]
+    names = tuple(field.name for field in dataclasses.fields(group) if field.name not in without)
+    return Heading(title, " ".join(about.split()), names)
+
+
+class OptionsParser(ScriptParser):
+    """A parser of dataclasses made of `option`; its mistakes are [`OptionError`]s.
+
+    Args:
+        groups: the dataclasses.
+        headings: of `--help`, each option below one of them; one heading a dataclass if None.
+        more_options: names of options that a command parses itself, for hints.
+        kwargs: of `ArgumentParser`.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[type],
+        headings: Sequence[Heading] | None = None,
+        more_options: Sequence[str] = (),
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self._more_options = tuple(more_options)
         self._dataclasses = tuple(groups)
-        for group in groups:
-            described = (inspect.getdoc(group) or "").split("\n\n")[0]
-            title = re.sub(r"(Arguments|Options)$", "", group.__name__).lower()
-            section = self.add_argument_group(title, " ".join(described.split()))
-            hints = get_type_hints(group)
-            for field in dataclasses.fields(group):
-                _add_option(section, field, hints[field.name])
+        declared = {field.name: (group, field) for group in groups for field in dataclasses.fields(group)}
+        for heading in headings or [heading_of(group) for group in groups]:
+            section = self.add_argument_group(heading.title, heading.about)
+            for name in heading.options:
+                group, field = declared[name]
+                _add_option(section, field, get_type_hints(group)[name])
 
     @property
     def first(self) -> str:
@@ -189,10 +223,13 @@ def _add_option(section: Any, field: dataclasses.Field, hint: Any) -> None:
             section.add_argument(f"--no_{field.name}", action="store_false", **turned_off)
         return
     within = field.metadata[RANGE]
+    choices = field.metadata[CHOICES]
     if within is not None:
         typed = {"type": within, "metavar": "N"}
+    elif choices and not several:
+        typed = {"type": kind, "choices": choices, "metavar": f"{{{','.join(choices)}}}"}
     else:
-        typed = {"type": kind, "choices": field.metadata[CHOICES] or None, "metavar": "TEXT"}
+        typed = {"type": kind, "choices": choices or None, "metavar": "TEXT"}
     section.add_argument(f"--{field.name}", nargs="+" if several else None, **typed, **shared)
 
 

@@ -32,7 +32,7 @@ def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
         processor=join(find_image_processor(source), find_tokenizer(source, text.max_position_embeddings)),
         title="A CLIPModel as a FlipModel",
         about=(
-            "Converted from Transformers' `CLIPModel` with `scripts/convert.py` of flip_hf: the same numbers on whole "
+            "Converted from Transformers' `CLIPModel` with `flip-hf convert`: the same numbers on whole "
             f"images; in training, {mask_ratio:.0%} of the patches are dropped. The licence is that of the source."
         ),
         data=card_data(source),
@@ -81,6 +81,6 @@ def convert_to_clip(source: str) -> Converted:
         model=clip,
         processor=join(image_processor, tokenizer, CLIPProcessor),
         title="A FlipModel as a CLIPModel",
-        about="Exported with `scripts/convert.py` of flip_hf; a stock `CLIPModel`, to be used like any other.",
+        about="Exported with `flip-hf convert` of flip_hf; a stock `CLIPModel`, to be used like any other.",
         data=card_data(source),
     )

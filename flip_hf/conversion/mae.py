@@ -186,6 +186,6 @@ def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = Fa
         model=model,
         processor=find_image_processor(source),
         title=title,
-        about=f"Converted with `scripts/convert.py` of flip_hf; {note}. The source's licence holds.",
+        about=f"Converted with `flip-hf convert`; {note}. The source's licence holds.",
         data=card_data(source),
     )

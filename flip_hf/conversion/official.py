@@ -79,7 +79,7 @@ FIXED_LOGIT_SCALE = math.log(100)
 CARD = """\
 The official [FLIP](https://arxiv.org/abs/2212.00794) weights (Li et al., "Scaling Language-Image Pre-training via
 Masking", CVPR 2023; [facebookresearch/flip](https://github.com/facebookresearch/flip)), converted from JAX with
-`scripts/convert.py` of flip_hf. The model computes what the official one does on whole images, with the official word
+`flip-hf convert`. The model computes what the official one does on whole images, with the official word
 pieces and the official evaluation's resize.
 
 ```python

@@ -235,7 +235,7 @@ def convert_from_open_clip(
         model=flip,
         processor=join(image_processor, found),
         title="A CLIP from open_clip, as a FlipModel",
-        about="Converted from open_clip with `scripts/convert.py` of flip_hf. The licence is that of the source.",
+        about="Converted from open_clip with `flip-hf convert`. The licence is that of the source.",
         data=card_data(source),
     )
 

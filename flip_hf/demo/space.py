@@ -14,8 +14,9 @@ from flip_hf.redaction import redact
 
 CODE_LICENCE = "apache-2.0"
 PACKAGE = Path(__file__).parents[1]
-# The page's own subpackage and those that it may use; beside these it imports only `redaction.py`.
+# The page's own subpackage and those that it may use, and the modules beside them that these import.
 ROOMS = ("console", "data", "demo", "evaluation", "modeling")
+MODULES = ("__init__.py", "auto_classes.py", "redaction.py", "registration.py")
 # Those in pyproject.toml, with `demo`; the Space installs Gradio in the version of its card.
 REQUIREMENTS = (
     "accelerate>=1.10",
@@ -27,7 +28,7 @@ REQUIREMENTS = (
     "transformers>=5.17",
 )
 APP = '''\
-"""The page, as `scripts/demo.py` of flip_hf serves it."""
+"""The page, as `flip-hf demo` serves it."""
 
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _check_no_link(path: Path, root: Path) -> None:
 
 def _copy_package(target: Path) -> None:
     target.mkdir()
-    for path in (PACKAGE / "__init__.py", PACKAGE / "redaction.py", PACKAGE.parent / "LICENSE"):
+    for path in (*(PACKAGE / name for name in MODULES), PACKAGE.parent / "LICENSE"):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
     for room in ROOMS:

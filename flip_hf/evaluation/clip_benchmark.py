@@ -66,7 +66,7 @@ def load_flip(
     revision = "main" if pretrained == OPEN_CLIP_DEFAULT else pretrained
     encoder = Encoder.from_pretrained(model_name, device=device, revision=revision, cache_dir=cache_dir)
     if not encoder.knows_texts:
-        raise ValueError(f"{model_name} is only a vision tower; scripts/evaluate.py can probe it.")
+        raise ValueError(f"{model_name} is only a vision tower; `flip-hf evaluate` can probe it.")
     return BenchmarkModel(encoder.model), encoder.transform, encoder.text_inputs
 
 

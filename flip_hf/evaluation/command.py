@@ -1,7 +1,8 @@
-"""The command behind `scripts/evaluate.py`."""
+"""The work behind `flip-hf evaluate`."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -28,13 +29,15 @@ def results_folder(model: str, options: EvaluationOptions) -> Path:
 
 
 def _report(
-    model: str, options: EvaluationOptions, data_sets: list[DataSet], results: list[Result], skipped: dict[str, str]
+    report: dict[str, Any], options: EvaluationOptions, data_sets: list[DataSet], results: list[Result]
 ) -> None:
     """Prints the results, then writes them, so that a full disk does not lose them."""
+    model = report["model"]
+    skipped = report["skipped"]
     print(f"\n{table(results, skipped)}")
     folder = results_folder(model, options)
     try:
-        write_report(folder, to_json(model, options, results, skipped), table(results, skipped))
+        write_report(folder, report, table(results, skipped))
         draw(results, folder, Path(model).name)
         if options.card and results:
             write_card(Path(model), eval_results(results, data_sets))
@@ -43,12 +46,13 @@ def _report(
     print(f"Written to {folder}")
 
 
-def run(model: str, options: EvaluationOptions) -> None:
+def run(model: str, options: EvaluationOptions, command: str) -> None:
     """Loads, measures and reports; a mistake ends in one line, before anything is measured.
 
     Args:
         model: folder or Hub id.
         options: the parsed options.
+        command: the command that they were parsed from, for the report.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
@@ -65,7 +69,7 @@ def run(model: str, options: EvaluationOptions) -> None:
         end_with(error)
     results, skipped = evaluate(encoder, data_sets, options, accelerator)
     if accelerator.is_main_process:
-        _report(model, options, data_sets, results, skipped)
+        _report(to_json(model, options, results, skipped, command), options, data_sets, results)
     accelerator.end_training()
     if not results:
         end_with("nothing could be measured.")

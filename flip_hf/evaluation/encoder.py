@@ -88,7 +88,7 @@ class Encoder:
         if missing and self.knows_texts:
             raise ValueError(
                 f"{name} holds a {type(model).__name__}, which has no {missing[0]}; give a model of images and texts, "
-                "or a FLIP vision tower (scripts/convert.py vit-mae converts a ViTMAE)."
+                "or a FLIP vision tower (`flip-hf convert vit-mae` converts a ViTMAE)."
             )
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
@@ -223,7 +223,7 @@ def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: 
         ValueError: the model is not a FlipModel.
     """
     if not encoder.knows_masks:
-        raise ValueError(f"{type(encoder.model).__name__} encodes whole images only; convert it by scripts/convert.py.")
+        raise ValueError(f"{type(encoder.model).__name__} encodes whole images only; convert it by `flip-hf convert`.")
 
     def encode(pixel_values: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
         masks = complementary_masks(places, encoder.num_patches, mask_ratio, seed).to(pixel_values.device)

@@ -72,7 +72,7 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
     else:
         raise ValueError(
             f"{name} is a checkpoint of type {config.model_type!r}. Fine-tuning takes FLIP models and CLIPModels; "
-            "scripts/convert.py converts others."
+            "`flip-hf convert` converts others."
         )
     config.num_labels = num_labels
     config.mask_ratio = 0.0

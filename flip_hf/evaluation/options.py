@@ -1,6 +1,5 @@
-"""The options of scripts/evaluate.py."""
+"""The options of `flip-hf evaluate`."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,7 +190,7 @@ def parse_options(argv: list[str]) -> EvaluationOptions:
     """
     parser = OptionsParser(
         [EvaluationOptions],
-        prog=Path(sys.argv[0]).name,
+        prog="flip-hf evaluate",
         usage="%(prog)s MODEL [--OPTION VALUE ...]",
         description="Evaluates MODEL, the first argument: a folder or Hub id of a FLIP, CLIP or SigLIP model, or of a "
         "FLIP vision tower. `--list` alone lists the known data sets.",

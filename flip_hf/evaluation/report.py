@@ -1,8 +1,6 @@
 """Reports of results: a table, JSON, Markdown."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from flip_hf.evaluation.result import Result
 from flip_hf.redaction import redact, redacted
 
 
-def to_json(model: str, options: EvaluationOptions, results: list[Result], skipped: dict[str, str]) -> dict[str, Any]:
+def to_json(
+    model: str, options: EvaluationOptions, results: list[Result], skipped: dict[str, str], command: str
+) -> dict[str, Any]:
     """Builds the whole report.
 
     Args:
@@ -23,11 +23,12 @@ def to_json(model: str, options: EvaluationOptions, results: list[Result], skipp
         options: options of the evaluation.
         results: the results.
         skipped: reason for each `data set, task` that was not measured.
+        command: the command that measured it, as a shell takes it.
     """
     keep = ("data_set", "title", "split", "task", "metric", "metrics", "samples", "refused", "details")
     return {
         "model": model,
-        "command": "scripts/evaluate.py " + shlex.join(sys.argv[1:]),
+        "command": command,
         "options": {name: value for name, value in vars(options).items() if value not in (None, [])},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "results": [{name: getattr(result, name) for name in keep} for result in results],

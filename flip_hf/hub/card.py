@@ -125,7 +125,7 @@ def _inherited_license(run: Run) -> str | None:
 
 
 def _eval_results(run: Run, old: Any) -> list[EvalResult]:
-    """Returns the results of the old card, of `evaluate.py` and of the run's end; later ones replace earlier ones."""
+    """Returns results of the old card, of `flip-hf evaluate` and of the run's end; later ones replace earlier ones."""
     entries = [*((old and old.eval_results) or []), *_evaluated(run.folder), *_measured_in_training(run)]
     return list({(entry.dataset_name, entry.metric_name): entry for entry in entries}.values())
 

@@ -120,9 +120,7 @@ def training(run: Run) -> str:
         rows.append(("weights", f"a moving average, half of it the last {recipe['ema_half_life']:,} pairs"))
     if run.results.get("skipped_steps"):
         rows.append(("steps skipped", f"{run.results['skipped_steps']:,}, which were not finite"))
-    return (
-        f"{_rows(rows)}\n\nAll other options are in `recipe.yaml`, which `scripts/pretrain.py` of flip_hf runs again."
-    )
+    return f"{_rows(rows)}\n\nAll other options are in `recipe.yaml`, which `flip-hf pretrain` runs again."
 
 
 def _origin(run: Run) -> str:

@@ -110,7 +110,7 @@ class Pusher:
         Returns:
             A sentence about the result. Raises nothing.
         """
-        later = f"Push it with `python scripts/push_to_hub.py {self.output_dir} {self.repo_id}`."
+        later = f"Push it with `flip-hf push {self.output_dir} {self.repo_id}`."
         if self._thread is not None:
             self._thread.join(limit)
         if not self.is_free():

@@ -153,7 +153,7 @@ def _event_files(logs: RegularFiles) -> list[tuple[str, str]]:
 
 
 def _pictures(report: Path) -> list[str]:
-    """Returns the names of the pictures that `scripts/evaluate.py` draws for the data sets in its report."""
+    """Returns the names of the pictures that `flip-hf evaluate` draws for the data sets in its report."""
     try:
         results = json.loads(report.read_text(encoding="utf-8"))["results"]
         names = list(dict.fromkeys(result["data_set"] for result in results))

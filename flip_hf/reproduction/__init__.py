@@ -1,1 +1,1 @@
-"""The paper's claims, tested at any scale: the code of scripts/reproduce.py."""
+"""The paper's claims, tested at any scale: the work behind `flip-hf reproduce`."""

@@ -1,19 +1,16 @@
 """The runs that repeat the paper's Figure 1 and Table 1, and the masks of later work, at any scale.
 
 Sizes are relative to one number, the samples of the longest run, in the paper's proportions where its text gives them.
-Every run is `scripts/pretrain.py` with the same recipe.
+Every run is `flip-hf pretrain` with the same recipe.
 """
 
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from flip_hf.training.recipes import parse_arguments
-
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+from flip_hf.training.recipes import RECIPES, parse_arguments
 
 SEEDS = (0, 1, 2)
 MASKS = {0: 0.0, 50: 0.5, 75: 0.75}  # percent, as runs are named
@@ -65,7 +62,7 @@ class Run:
 
     Attributes:
         name: `mask75-half-batch512`.
-        options: options of `pretrain.py`, over the recipe's; of `evaluate.py` for `kind="inference"`.
+        options: options of `flip-hf pretrain`, over the recipe's; of `flip-hf evaluate` for `kind="inference"`.
         start: name of the run whose model it starts from, or evaluates.
         kind: `"training"`, or `"inference"` of a trained model in the ways of Table 1d.
     """

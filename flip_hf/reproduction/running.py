@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -17,12 +16,12 @@ from typing import Any
 import torch
 import transformers
 
+from flip_hf.console.program import PROGRAM, command_line
 from flip_hf.data import scenes
 from flip_hf.data.embedded import EmbeddedData
 from flip_hf.reproduction.plan import Run, words_of
 from flip_hf.training.hardware import device_name
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 # Its processes start with everything imported, which would take each of them ten seconds.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["flip_hf.training.build", "flip_hf.evaluation.command", "matplotlib.figure"])
@@ -105,11 +104,11 @@ class Points:
         if run.start is not None:
             options |= {"model_name_or_path": self.model(run.start, seed), "vision_config": "", "text_config": ""}
         words = [self.recipe, *self.extra, *words_of(options)]
-        run_script("pretrain.py", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
+        run_command("pretrain", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
         results = json.loads((output / "results.json").read_text())
         rate = training_rate(output / "log.jsonl")
         return {
-            "command": _command("pretrain.py", words),
+            "command": command_line("pretrain", words),
             "samples": results["samples"],
             "seconds": results["samples"] / rate,
             "samples_per_second": rate,
@@ -123,10 +122,10 @@ class Points:
         model = str(self.model(run.start, seed))
         words = [model, "--tasks", "masked", "--data", self.data.name, "--templates", *self.data.templates]
         words += words_of({**run.options, "output_dir": output})
-        run_script("evaluate.py", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
+        run_command("evaluate", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
         (result,) = json.loads((output / "results.json").read_text())["results"]
         ways = {way: result["metrics"][f"{way}, top1"] for way in ("whole", "one view", "ensemble")}
-        return {"command": _command("evaluate.py", words), "inference": ways, "top1": ways["whole"]}
+        return {"command": command_line("evaluate", words), "inference": ways, "top1": ways["whole"]}
 
 
 def _empty(run: Run, seed: int) -> dict[str, Any]:
@@ -140,30 +139,34 @@ def training_rate(log: Path) -> float:
     return statistics.median(rates[1:] or rates)
 
 
+def _commit() -> str | None:
+    """The commit of this file's clone; None for an installed package, around which a repository of others may lie."""
+    if shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(Path(__file__).parent)]
+    if subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True).returncode:
+        return None
+    return subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
 def environment() -> dict[str, Any]:
     """Describes the hardware and code that made a point."""
-    git = ["git", "-C", str(SCRIPTS), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else None
     return {
-        "commit": commit or None,
+        "commit": _commit(),
         "hardware": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
 
 
-def _command(script: str, words: list[str]) -> str:
-    return shlex.join(["python", f"scripts/{script}", *words])
-
-
-def run_script(script: str, words: list[str], log: Path) -> None:
-    """Runs a script in its own process, with its output in the log.
+def run_command(command: str, words: list[str], log: Path) -> None:
+    """Runs a subcommand of `flip-hf` in its own process, with its output in the log.
 
     Raises:
         RunFailed: the run ended with an error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = _SERVER.Process(target=_become, args=(str(SCRIPTS / script), words, str(log)))
+    process = _SERVER.Process(target=_become, args=(command, words, str(log)))
     process.start()
     try:
         process.join()
@@ -171,15 +174,14 @@ def run_script(script: str, words: list[str], log: Path) -> None:
         process.kill()
     if process.exitcode:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-        raise RunFailed(f"{_command(script, words)}\nended with {process.exitcode}; its log is {log}:\n{last}")
+        raise RunFailed(f"{command_line(command, words)}\nended with {process.exitcode}; its log is {log}:\n{last}")
 
 
-def _become(script: str, words: list[str], log: str) -> None:
-    """Runs a script, as the whole life of a forked process."""
+def _become(command: str, words: list[str], log: str) -> None:
+    """Runs a subcommand, as the whole life of a forked process."""
     multiprocessing.set_start_method(None, force=True)  # the default again, for its own workers
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)
-    sys.argv = [script, *words]
-    sys.path.insert(0, str(Path(script).parent))
-    runpy.run_path(script, run_name="__main__")
+    sys.argv = [PROGRAM, command, *words]
+    runpy.run_module("flip_hf", run_name="__main__")

@@ -109,7 +109,7 @@ def peak_flops(device: "torch.device", precision: str) -> float | None:
     """
     if device.type != "cuda":
         return None
-    import torch  # here, so that the table, and with it the help of plan.py, needs no torch
+    import torch  # here, so that the table, and with it the help of `flip-hf plan`, needs no torch
 
     accelerator = find_accelerator(torch.cuda.get_device_name(device))
     return accelerator.peak("bf16" if precision == "bf16" else "fp32") if accelerator else None

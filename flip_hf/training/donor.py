@@ -42,7 +42,7 @@ def tower_fields(source: str) -> dict[str, Any]:
     if not isinstance(config, FlipVisionConfig):
         raise ValueError(
             f"--init_vision_from {source} is a checkpoint of type {config.model_type!r}; give a ViTMAE, a FlipModel, a "
-            "FlipVisionModel or a FlipForPreTraining. scripts/convert.py converts other models."
+            "FlipVisionModel or a FlipForPreTraining. `flip-hf convert` converts other models."
         )
     return {name: getattr(config, name) for name in _FIELDS}
 

@@ -191,10 +191,10 @@ def _use(arguments: Arguments, class_names: tuple[str, ...]) -> list[str]:
     objective = arguments.objective
     folder = Path(arguments.run.output_dir)
     quoted = " ".join(f'"{label}"' for label in class_names[:2] or ("a cat", "a dog"))
-    commands = [f"python scripts/zero_shot.py {folder} IMAGE --labels {quoted}"] if objective.contrasts else []
+    commands = [f"flip-hf zero-shot {folder} IMAGE --labels {quoted}"] if objective.contrasts else []
     if objective.reconstructs:
         whole = folder / WITH_DECODER if objective.contrasts else folder
-        commands.append(f"python scripts/reconstruct.py {whole} IMAGE")
+        commands.append(f"flip-hf reconstruct {whole} IMAGE")
     if not objective.contrasts:
-        commands.append(f"python scripts/pretrain.py --init_vision_from {folder} ...")
+        commands.append(f"flip-hf pretrain --init_vision_from {folder} ...")
     return [f"{'Use it' if i == 0 else '':<10}{command}" for i, command in enumerate(commands)]

@@ -162,7 +162,7 @@ def _saved_config(model: ModelArguments) -> FlipConfig:
         config.mask_strategy = model.drawn_strategy
         return config
     raise ValueError(
-        f"--model_name_or_path {name} is a model of type {kind!r}, neither a FLIP nor a CLIP. scripts/convert.py "
+        f"--model_name_or_path {name} is a model of type {kind!r}, neither a FLIP nor a CLIP. `flip-hf convert` "
         "converts some others."
     )
 

@@ -9,6 +9,7 @@ import json
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +17,7 @@ import yaml
 
 from flip_hf.console.fields import JSON, complaint, kind_of
 from flip_hf.console.files import read_text
-from flip_hf.console.parsers import OptionsParser, boolean, nearest
+from flip_hf.console.parsers import Heading, OptionsParser, boolean, heading_of, nearest
 from flip_hf.console.plain_yaml import Plain, read_yaml
 from flip_hf.training.arguments import (
     Arguments,
@@ -28,10 +29,30 @@ from flip_hf.training.arguments import (
     RunArguments,
 )
 
+# Named recipes, which come with the package.
+RECIPES = Path(str(resources.files("flip_hf") / "recipes"))
 GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments, HubArguments)
+# What a person sets first; the beginning of `--help`.
+MOST_USED = (
+    *("train_data", "eval_data", "model_name_or_path", "mask_ratio", "train_samples", "batch_size"),
+    *("micro_batch_size", "base_lr", "output_dir", "resume_from_checkpoint"),
+)
+# Of the model's options, those that say which patches and tokens are dropped.
+MASKS = (
+    *("mask_strategy", "mask_ratio_end", "mask_ratio_schedule", "mask_ratio_steps"),
+    *("text_mask_ratio", "text_mask_strategy"),
+)
 # Of a recipe; the longest one here has 2 kB. And of recipes that are each other's base.
 MAX_RECIPE_BYTES = 2**18
 MAX_BASES = 16
+
+
+def headings() -> list[Heading]:
+    """The parts of `--help`: what is set first, then the dataclasses, the masks apart from the model."""
+    most_used = Heading("most used", "The options that most runs give. All others have defaults.", MOST_USED)
+    masks = Heading("masks", "What is dropped beside --mask_ratio, and how that changes on the way.", MASKS)
+    model, *others = (heading_of(group, without={*MOST_USED, *MASKS}) for group in GROUPS)
+    return [most_used, model, masks, *others]
 
 
 def make_parser(recipe_folder: Path, default_recipe: str, more_options: Sequence[str] = ()) -> OptionsParser:
@@ -39,6 +60,8 @@ def make_parser(recipe_folder: Path, default_recipe: str, more_options: Sequence
     known = ", ".join(sorted(path.stem for path in recipe_folder.glob("*.yaml")))
     return OptionsParser(
         GROUPS,
+        headings(),
+        prog="flip-hf pretrain",
         usage="%(prog)s [RECIPE] [--OPTION VALUE ...]",
         description="Pre-trains FLIP. RECIPE stands first: the name of a recipe, or a YAML file of options. Options "
         f"that are given count more than the recipe's. Without RECIPE and --train_data it is {default_recipe}; with "

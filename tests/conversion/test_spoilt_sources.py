@@ -3,9 +3,7 @@
 import json
 import os
 import random
-import runpy
 import shutil
-import sys
 
 import pytest
 import torch
@@ -13,17 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from flip_hf import FlipModel
+from flip_hf.commands.convert import main
 from tests.modeling.test_parity import tiny_clip
-from tests.programs import ROOT
 
 VALUES = [None, True, -1, 0, 10**12, 1.5, "x", [], [1], {}, {"a": 1}, "\x1b[31m\n"]
-
-
-@pytest.fixture(scope="module")
-def main():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
-        return runpy.run_path(str(ROOT / "scripts" / "convert.py"), run_name="convert")["main"]
 
 
 @pytest.fixture
@@ -138,18 +129,17 @@ def put(path, replacement) -> None:
 @pytest.mark.parametrize(
     ("command", "source", "name"), FILES, indirect=["source"], ids=[f"{c}-{b.__name__}-{n}" for c, b, n in FILES]
 )
-def test_a_spoilt_file_ends_in_one_line_and_leaves_nothing(main, source, monkeypatch, tmp_path, command, name):
+def test_a_spoilt_file_ends_in_one_line_and_leaves_nothing(source, tmp_path, command, name):
     out = tmp_path / "made" / "here"
     options = ["--vocab", source / "vocab.txt", "--vision_heads", 4, "--text_heads", 4]
-    words = [command, source, out, *(options if command == "flip-official" else [])]
-    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words)])
+    words = [str(word) for word in (command, source, out, *(options if command == "flip-official" else []))]
     (path,) = list(source.glob(name))[:1]
     data = path.read_bytes()
     refused = 0
     for replacement in replacements(path, data):
         put(path, replacement)
         try:
-            main()
+            main(words)
             shutil.rmtree(out.parent)  # what is spoilt was of no account
         except SystemExit as end:
             refused += 1
@@ -158,5 +148,5 @@ def test_a_spoilt_file_ends_in_one_line_and_leaves_nothing(main, source, monkeyp
             assert not out.parent.exists()
     assert refused >= 8
     put(path, data)
-    main()
+    main(words)
     assert any(out.iterdir())

@@ -63,7 +63,7 @@ def test_it_is_a_source_with_a_test_and_prompts_of_its_own():
     train = open_source("scenes")
     test = open_source("scenes", split="test", kind="label")
     assert train.target_column == "caption" and test.class_names == CLASS_NAMES
-    data = parse_arguments(["scenes"], ROOT / "scripts" / "recipes", "shapes").data
+    data = parse_arguments(["scenes"], ROOT / "flip_hf" / "recipes", "shapes").data
     evaluation = open_evaluation_data(data)
     assert evaluation.images is not None and evaluation.images.name == "scenes"
     assert evaluation.class_names == CLASS_NAMES and templates(data)[0] == "a photo of {}."

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import runpy
 import shutil
 import socket
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 from huggingface_hub import SpaceCard
 from PIL import Image
 
+from flip_hf.commands.demo import main
 from flip_hf.demo.space import REQUIREMENTS
 
 ROOT = Path(__file__).parents[2]
@@ -41,11 +41,9 @@ GREY = (128, 128, 128)
 
 
 def run(*arguments) -> str:
-    """Returns the script's output, run in this process because starting another takes seconds."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
-        patch.syspath_prepend(SCRIPT.parent)
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+    """Returns what the command prints, run in this process because starting another takes seconds."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([str(word) for word in arguments])
     return printed.getvalue()
 
 

@@ -19,8 +19,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
+from flip_hf.commands.main import COMMANDS
 from flip_hf.evaluation.options import parse_options
-from flip_hf.training.recipes import parse_arguments
+from flip_hf.training.recipes import RECIPES, parse_arguments
 from tests.docs.prepared import serve_and_leave, small_benchmarks, use_local_hub, use_local_hub_to_push
 from tests.programs import ROOT
 from tests.training.conftest import TINY
@@ -55,9 +56,8 @@ class Script:
 
 def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
     """Two steps of tiny towers; what the printed options say is checked first, all of it."""
-    recipes = folder / "scripts" / "recipes"
     is_file = bool(words) and (folder / words[0]).is_file()
-    printed = parse_arguments([str(folder / words[0]), *words[1:]] if is_file else words, recipes, "shapes")
+    printed = parse_arguments([str(folder / words[0]), *words[1:]] if is_file else words, RECIPES, "shapes")
     samples = [("train", printed.optimization.train_samples), ("unmasked", printed.optimization.unmasked_samples)]
     small = [word for name, count in samples for word in (f"--{name}_samples", min(count, 64))]
     small += ["--batch_size", 32, "--warmup_samples", 32, "--log_samples", 32, "--shuffle_block", 8]
@@ -166,22 +166,42 @@ def check_not_run(words: list[str]) -> None:
 def program_of(words: list[str]) -> tuple[str, list[str]]:
     """The script that a command runs, as `scripts/NAME`, and its words.
 
+    A command of `flip-hf`, or of `-m flip_hf`, is run by the script that is the same: its process starts at once.
+
     Raises:
         ValueError: it is no command that is known here.
     """
-    if words[0] == "python":
+    if words[0] == "flip-hf":
+        script, argv = _script_of(words[1]), words[2:]
+    elif words[:3] == ["python", "-m", "flip_hf"]:
+        script, argv = _script_of(words[3]), words[4:]
+    elif words[0] == "python":
         script, argv = words[1], words[2:]
     elif words[:2] == ["accelerate", "launch"]:
-        launched = _launched(words[2:])
-        script, argv = launched.training_script, launched.training_script_args
+        script, argv = _program_that_starts(_launched(words[2:]))
     elif words[0] == "torchrun":  # run in one process; tests/data/test_processes.py runs two
-        launched = get_args_parser().parse_args(words[1:])
-        script, argv = launched.training_script, launched.training_script_args
+        script, argv = _program_that_starts(get_args_parser().parse_args(words[1:]))
     else:
         raise ValueError(f"these tests do not know the command {words[0]!r}; see tests/docs/commands.py.")
     if Path(script).name not in SCRIPTS or Path(script).parent.as_posix() != "scripts":
         raise ValueError(f"these tests do not know the script {script!r}; see tests/docs/commands.py.")
     return script, argv
+
+
+def _script_of(command: str) -> str:
+    if command not in COMMANDS:
+        raise ValueError(f"flip-hf has no command {command!r}.")
+    return f"scripts/{'push_to_hub' if command == 'push' else command.replace('-', '_')}.py"
+
+
+def _program_that_starts(launched: Namespace) -> tuple[str, list[str]]:
+    """The script, or the module, that a launcher was asked for, and its words."""
+    script, argv = launched.training_script, launched.training_script_args
+    if not launched.module:
+        return script, argv
+    if script != "flip_hf":
+        raise ValueError(f"these tests do not know the module {script!r}; see tests/docs/commands.py.")
+    return _script_of(argv[0]), argv[1:]
 
 
 def _launched(words: list[str]) -> Namespace:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from yaml import YAMLError
 
-from flip_hf.training.recipes import parse_arguments
+from flip_hf.training.recipes import RECIPES, parse_arguments
 from tests.docs.blocks import CONSOLE, PYTHON, RECIPE, SHELL, SHOWN, Block, Command, read_blocks, read_commands
 from tests.docs.commands import SCRIPTS, SYSTEM, check_not_run, inputs_of, program_of, reason_not_to_run
 from tests.docs.interpreter import Interpreter
@@ -78,10 +78,10 @@ class Document:
             raise BlockError(f"{block.place(lines[0] - block.line if lines else 0)}:\n{problem}")
 
     def _read_recipe(self, block: Block) -> None:
-        recipes = self.workspace.folder / "scripts" / "recipes"
-        (recipes / "printed.yaml").write_text(block.text, encoding="utf-8")
+        printed = self.workspace.folder / "printed.yaml"
+        printed.write_text(block.text, encoding="utf-8")
         try:
-            parse_arguments(["printed"], recipes, "shapes")
+            parse_arguments([str(printed)], RECIPES, "shapes")
         except (ValueError, OSError, YAMLError) as error:
             raise BlockError(f"{block.place(0)}: {error}") from error
 

@@ -31,7 +31,7 @@ def serve_and_leave() -> None:
 
 def small_benchmarks() -> None:
     """Every architecture is tiny, data sets are a few images, and nothing is compiled."""
-    from benchmarks import loader, models, zero_shot  # pyright: ignore[reportMissingImports]
+    from flip_hf.benchmarks import loader, models, zero_shot
 
     for architecture in models.ARCHITECTURES.values():
         architecture.update(vision=(64, 1, 2), text=(64, 1, 2), patch=32, embed=16)

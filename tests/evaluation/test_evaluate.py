@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 import tarfile
 from importlib.util import find_spec
 
@@ -13,10 +12,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel, SiglipConfig, SiglipModel
 
-from flip_hf.console.endings import end_with
-from flip_hf.evaluation.command import run
+from flip_hf.commands.evaluate import main
 from flip_hf.evaluation.encoder import Encoder
-from flip_hf.evaluation.options import parse_command
 from flip_hf.evaluation.registry import data_set
 from flip_hf.evaluation.scoring import map_11_points
 from tests.conftest import NUM_PATCHES
@@ -57,13 +54,7 @@ def labelled(tmp_path_factory):
 
 def evaluated(out, *argv) -> dict:
     """The report of the command, run in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["evaluate.py", *map(str, argv), "--output_dir", str(out), "--num_workers", "1"])
-        try:
-            model, parsed = parse_command(sys.argv[1:])
-        except ValueError as error:
-            end_with(error)
-        run(model, parsed)
+    main([*map(str, argv), "--output_dir", str(out), "--num_workers", "1"])
     return json.loads((out / "results.json").read_text())
 
 

@@ -35,7 +35,7 @@ def test_a_converted_vitmae_has_the_class_token_that_maes_probe_sees(images, tmp
         tokens = mae.vit(images).last_hidden_state  # (B, 1 + L, D), all patches in some order
     assert torch.allclose(encoder.class_token(images), tokens[:, 0], atol=1e-5)
     assert torch.allclose(encoder.trunk(images), tokens.mean(dim=1), atol=1e-5)
-    with pytest.raises(ValueError, match="ViTMAEModel, .*scripts/convert.py vit-mae"):
+    with pytest.raises(ValueError, match="ViTMAEModel, .*`flip-hf convert vit-mae`"):
         Encoder.from_pretrained(tmp_path / "mae")
 
 
@@ -90,7 +90,7 @@ def test_tasks_with_texts_end_before_the_data_are_opened(pretraining, tmp_path, 
 
 
 def test_clip_benchmark_wants_texts(pretraining):
-    with pytest.raises(ValueError, match="only a vision tower; scripts/evaluate.py can probe it"):
+    with pytest.raises(ValueError, match="only a vision tower; `flip-hf evaluate` can probe it"):
         load_flip(str(pretraining[1]))
 
 

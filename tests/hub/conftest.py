@@ -48,7 +48,7 @@ def run_folder(saved):
             "--unmasked_samples",
             "512",
         ],
-        ROOT / "scripts" / "recipes",
+        ROOT / "flip_hf" / "recipes",
         "shapes",
     )
     (saved / "recipe.yaml").write_text(yaml.safe_dump(arguments.to_recipe(), sort_keys=False))

@@ -122,7 +122,7 @@ def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, t
     words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--unmasked_samples", "0", "--num_workers", "0"]
     words += ["--objective", "reconstruction", "--output_dir", str(tmp_path / "mae"), "--checkpoint_samples", "128"]
     words += ["--decoder_config", json.dumps(DECODER), "--eval_data", "shapes"]
-    build_trainer(parse_arguments(words, ROOT / "scripts" / "recipes", "shapes")).run()
+    build_trainer(parse_arguments(words, ROOT / "flip_hf" / "recipes", "shapes")).run()
     for folder in (tmp_path / "mae", tmp_path / "mae" / "checkpoint-000000000128"):
         ready = prepare(folder, tmp_path / f"ready-{folder.name}", repo_id="you/mae")
         assert {"pretraining_flip.py", "decoder_flip.py", "config.json", "model.safetensors"} <= names(ready)
@@ -155,8 +155,8 @@ def test_no_path_of_this_machine_is_published(run_folder, tmp_path):
     (run_folder / "log.jsonl").write_text(json.dumps({"samples": 1, "said": f"read {secret}/a/b.tar"}) + "\n")
     options = parse_options(["--data", f"{secret}/pictures", "--class_names", f"{secret}/classes.txt"])
     report = {
-        **to_json(f"{secret}/runs/x", options, [], {}),
-        "command": f"scripts/evaluate.py {secret}/runs/x --data '{secret}/my pictures'",
+        **to_json(f"{secret}/runs/x", options, [], {}, ""),
+        "command": f"flip-hf evaluate {secret}/runs/x --data '{secret}/my pictures'",
     }
     write_report(run_folder / "evaluation", report, "")
     prepare(run_folder, tmp_path / "out", repo_id="you/x")

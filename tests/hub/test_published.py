@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
+from flip_hf.commands.push import main
 from flip_hf.console.names import without_paths
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
@@ -85,16 +85,14 @@ def test_the_script_publishes_what_others_load(hub, run, run_folder, tmp_path, m
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
-    """Runs the script in this process."""
+def script(capsys):
+    """Runs the command in this process."""
     libraries = (hub_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
 
     def script(*argv):
-        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, argv)])
-        monkeypatch.syspath_prepend(ROOT / "scripts")
         try:
-            runpy.run_path(SCRIPT, run_name="__main__")
+            main([str(word) for word in argv])
         except SystemExit as stop:
             return str(stop)
         return capsys.readouterr().out
@@ -158,5 +156,5 @@ def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tm
 def test_what_cannot_be_published_is_said_before_training(argv, message, tar_folder, tmp_path):
     words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--output_dir", str(tmp_path / "mine"), *argv]
     with pytest.raises(MISTAKES, match=message):
-        build_trainer(parse_arguments(words, ROOT / "scripts" / "recipes", "shapes"))
+        build_trainer(parse_arguments(words, ROOT / "flip_hf" / "recipes", "shapes"))
     assert not list((tmp_path / "mine").glob("*"))

@@ -58,7 +58,7 @@ def test_nothing_of_ours_makes_a_library_warn(folders, tar_folder, image, tmp_pa
     ]
     words += ["--objective", "both", "--decoder_config", decoder, "--gradient_checkpointing", "True"]
     words += ["--holdout", "0.2", "--output_dir", str(tmp_path / "run")]
-    call = json.dumps([words, str(ROOT / "scripts" / "recipes"), folders, str(tmp_path / "image.png")])
+    call = json.dumps([words, str(ROOT / "flip_hf" / "recipes"), folders, str(tmp_path / "image.png")])
     done = run_program(tmp_path / "watched.py", call, str(ROOT / "tests" / "watched"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.split("WARNINGS ")[1]) == []

@@ -32,7 +32,7 @@ def test_every_run_is_one_that_the_trainer_takes_and_starts_from_one_before_it()
         if run.kind == "training":
             start = ["--model_name_or_path", "x", "--vision_config", "", "--text_config", ""] if run.start else []
             words = ["scenes", *start, *words_of(run.options)]
-            arguments = parse_arguments(words, ROOT / "scripts" / "recipes", "shapes")
+            arguments = parse_arguments(words, ROOT / "flip_hf" / "recipes", "shapes")
             assert arguments.optimization.train_samples % arguments.optimization.batch_size == 0
     assert len(seen) == len(planned_runs(Scale.of_recipe("scenes", 64 * 128)))
 

@@ -1,20 +1,18 @@
 """The reproduction's script: runs of every kind for real, what it refuses, and that what is published is its work."""
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
+from flip_hf.commands.reproduce import main
 from flip_hf.data import shapes
-from flip_hf.reproduction.plan import RECIPES, Scale, planned_runs
+from flip_hf.reproduction.plan import Scale, planned_runs
 from flip_hf.reproduction.running import Points, RunFailed
-from flip_hf.training.recipes import recipe_options
+from flip_hf.training.recipes import RECIPES, recipe_options
 from tests.training.conftest import ROOT
 
-SCRIPT = str(ROOT / "scripts" / "reproduce.py")
 SCALE = Scale.of_recipe("scenes", 512)
 RUNS = {run.name: run for run in planned_runs(SCALE)}
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -49,14 +47,12 @@ def made(trained, tmp_path) -> Path:
 
 
 @pytest.fixture
-def reproduce(monkeypatch, capsys):
-    """Runs the script with these words, and returns what it printed."""
+def reproduce(capsys):
+    """Runs the command with these words, and returns what it printed."""
 
     def run(*words: object) -> str:
-        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, words)])
-        monkeypatch.syspath_prepend(Path(SCRIPT).parent)
         capsys.readouterr()
-        runpy.run_path(SCRIPT, run_name="__main__")
+        main([str(word) for word in words])
         return capsys.readouterr().out
 
     return run
@@ -70,7 +66,7 @@ def test_runs_of_every_kind_make_points(trained):
     assert found["mask50-half-inference"].inference["whole"] == found["mask50-half"].top1
     assert 0 < found["mask0-full"].data_wait < 1
     saved = json.loads(points.path("mask50-half", 0).read_text())
-    assert saved["command"].startswith("python scripts/pretrain.py scenes") and saved["environment"]["commit"]
+    assert saved["command"].startswith("flip-hf pretrain scenes") and saved["environment"]["commit"]
 
 
 def test_the_report_is_made_of_the_points_alone(made, reproduce):
@@ -117,7 +113,9 @@ def test_points_without_their_plan_are_named(made, reproduce, tmp_path):
 
 def test_a_run_that_fails_is_named_with_its_log(tmp_path):
     points = Points(tmp_path, "scenes", extra=["--train_data", "nowhere"])
-    with pytest.raises(RunFailed, match=r"(?s)pretrain.py scenes --train_data nowhere.*mask0-full-seed0.txt.*error: "):
+    with pytest.raises(
+        RunFailed, match=r"(?s)flip-hf pretrain scenes --train_data nowhere.*mask0-full-seed0.txt.*error: "
+    ):
         points.make(RUNS["mask0-full"], seed=0)
     assert not points.read()
 

@@ -8,42 +8,34 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.training.conftest import ROOT
+from flip_hf.benchmarks import loader, zero_shot
+from flip_hf.benchmarks.end_to_end import OPEN_CLIP_STEP, run_program
+from flip_hf.benchmarks.loss import loss_markdown, measure_alone
+from flip_hf.benchmarks.measuring import environment
+from flip_hf.commands import benchmark
+from flip_hf.commands.plan import read_mfu
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import benchmark
-
-    return benchmark
-
-
-def test_zero_shot_benchmark_measures_the_pipeline_too(benchmark, tmp_path, monkeypatch):
-    from benchmarks import zero_shot
-
+def test_zero_shot_benchmark_measures_the_pipeline_too(tmp_path, monkeypatch):
     monkeypatch.setattr(zero_shot, "LABELS", 4)
     monkeypatch.setattr(zero_shot, "IMAGES", 2)
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
-    options = ["--repeats", "2", "--device", "cpu", "--output", "x"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "zero-shot", *options])
-    benchmark.main()
+    monkeypatch.chdir(tmp_path)
+    benchmark.main(["zero-shot", "--repeats", "2", "--device", "cpu", "--output", "x"])
     result = json.loads((tmp_path / "x.json").read_text())
     assert result["labels"] == 4 and len(result["seconds"]) == 3
     assert "\n| pipeline, 80 templates |" in (tmp_path / "x.md").read_text()
 
 
 @pytest.fixture
-def tiny_benchmark(benchmark, tmp_path, monkeypatch):
+def tiny_benchmark(tmp_path, monkeypatch):
     """Runs a question on a tiny architecture; its result, and its table."""
     tiny = {"vision": (64, 1, 2), "text": (64, 1, 2), "patch": 32, "embed": 16}
     monkeypatch.setitem(benchmark.ARCHITECTURES, "B/16", tiny)
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.chdir(tmp_path)
 
     def measure(*options: str) -> tuple[dict, str]:
         common = ["--batch_size", "4", "--repeats", "2", "--device", "cpu", "--output", "x"]
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *options, *common])
-        benchmark.main()
+        benchmark.main([*options, *common])
         return json.loads((tmp_path / "x.json").read_text()), (tmp_path / "x.md").read_text()
 
     return measure
@@ -86,22 +78,19 @@ def test_mae_benchmark_measures_full_images_and_the_same_decoder(tiny_benchmark)
 
 
 def test_a_plan_takes_the_rate_that_the_step_benchmark_measured(tiny_benchmark, tmp_path):
-    import plan
-
     result, table = tiny_benchmark("step", "--peers", "--mask_ratios", "0.5")
     result |= {"hardware": "NVIDIA L4", "precision": "bf16"}
     (tmp_path / "x.json").write_text(json.dumps(result))
-    rates, _ = plan.read_mfu(str(tmp_path / "x.json"))
+    rates, _ = read_mfu(str(tmp_path / "x.json"))
     share = float(re.search(r"\| (\d+)% \|$", table, flags=re.M).group(1)) / 100
     assert set(rates) == {0.5} and rates[0.5] == pytest.approx(share * result["matrix_flops"] / 121e12, rel=0.2)
 
 
-def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
-    monkeypatch.setattr("benchmarks.loss.find_spec", lambda name: None)  # open_clip is not always installed
+def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flip_hf.benchmarks.loss.find_spec", lambda name: None)  # open_clip is not always installed
     options = ["--pairs", "3072", "--tile_sizes", "256", "--repeats", "1", "--device", "cpu", "--output", "x"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "loss", *options])
-    benchmark.main()
+    benchmark.main(["loss", *options])
     points = json.loads((tmp_path / "x.json").read_text())["points"]
     assert [p["candidate"] for p in points] == ["flip_hf, tiles of 256", "dense"]
     assert all(len(p["seconds"]) == 1 and p["seconds"][0] > 0 for p in points)
@@ -111,26 +100,20 @@ def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(benchmark, tmp_
     assert "\n| 3,072 | flip_hf, tiles of 256 | " in (tmp_path / "x.md").read_text()
 
 
-def test_loss_benchmark_leaves_out_what_does_not_fit(benchmark):
-    from benchmarks.loss import loss_markdown, measure_alone
-    from benchmarks.measuring import environment
-
+def test_loss_benchmark_leaves_out_what_does_not_fit():
     assert measure_alone("dense", 10**7, "cpu") is None
     point = {"pairs": 10**7, "candidate": "dense", "seconds": [], "peak_bytes": []}
-    result = {"embedding": 512, "repeats": 1, "points": [point], **environment("cpu")}
+    result = {"embedding": 512, "repeats": 1, "points": [point], "command": "", **environment("cpu")}
     assert "| 10,000,000 | dense | not measured: too little memory |" in loss_markdown(result)
 
 
-def test_loader_benchmark_reads_shards_with_every_mask_and_crop(benchmark, tmp_path, monkeypatch):
-    from benchmarks import loader
-
+def test_loader_benchmark_reads_shards_with_every_mask_and_crop(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "PER_SHARD", 32)
     monkeypatch.setattr(loader, "DISTINCT", 2)
-    monkeypatch.setattr("benchmarks.loader.find_spec", lambda name: None)  # open_clip is not always installed
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr("flip_hf.benchmarks.loader.find_spec", lambda name: None)  # open_clip is not always installed
+    monkeypatch.chdir(tmp_path)
     options = ["--batch_size", "4", "--mask_ratios", "0.75", "--repeats", "1", "--seconds", "0.01", "--output", "x"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "loader", *options])
-    benchmark.main()
+    benchmark.main(["loader", *options])
     result = json.loads((tmp_path / "x.json").read_text())
     names = ["flip_hf 75% masked, open_clip's crops", "flip_hf 75% masked, FLIP's crops"]
     assert list(result["samples_per_second"]) == names and 40_000 < result["image_bytes"] < 100_000
@@ -138,8 +121,6 @@ def test_loader_benchmark_reads_shards_with_every_mask_and_crop(benchmark, tmp_p
 
 
 def test_end_to_end_benchmark_runs_the_training_program(tiny_benchmark, monkeypatch):
-    from benchmarks import loader
-
     monkeypatch.setattr(loader, "PER_SHARD", 32)
     monkeypatch.setattr(loader, "DISTINCT", 2)
     result, table = tiny_benchmark("end-to-end", "--mask_ratios", "0.75", "--steps", "2", "--workers", "1", "--peers")
@@ -149,16 +130,12 @@ def test_end_to_end_benchmark_runs_the_training_program(tiny_benchmark, monkeypa
     assert "\n| flip_hf | 75% | " in table and "1 loader workers, 2 steps a run after 4 " in table
 
 
-def test_end_to_end_benchmark_reads_what_open_clip_logs(benchmark):
+def test_end_to_end_benchmark_reads_what_open_clip_logs():
     """As open_clip_train 3.3 writes it."""
-    from benchmarks.end_to_end import OPEN_CLIP_STEP
-
     line = "Train Epoch: 0 [ 16/96 (8%)] Data (t): 0.512 Batch (t): 4.250, 3.76471/s, 3.76471/s/gpu LR: 0.000000"
     assert OPEN_CLIP_STEP.findall(line) == [("0.512", "4.250")]
 
 
-def test_end_to_end_benchmark_says_why_a_program_failed(benchmark, tmp_path):
-    from benchmarks.end_to_end import run_program
-
+def test_end_to_end_benchmark_says_why_a_program_failed(tmp_path):
     with pytest.raises(RuntimeError, match="ended with 3:\nno such recipe"):
         run_program([sys.executable, "-c", "import sys; sys.stderr.write('no such recipe'); sys.exit(3)"], tmp_path)

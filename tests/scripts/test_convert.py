@@ -1,6 +1,5 @@
 """scripts/convert.py as a person runs it."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from transformers import AutoModel, CLIPModel
 
 from flip_hf import FlipModel, FlipVisionModel
+from flip_hf.commands.convert import main
 from tests.conversion.conftest import FIXTURES
 from tests.modeling.test_parity import tiny_clip
 from tests.programs import ROOT, run_program
@@ -66,15 +66,13 @@ def test_official_weights_become_a_folder(tmp_path):
         (["open-clip", "flip", "OUT"], "no open_clip_config.json"),
     ],
 )
-def test_what_cannot_be_converted_leaves_nothing_behind(saved, tmp_path, arguments, message, monkeypatch):
+def test_what_cannot_be_converted_leaves_nothing_behind(saved, tmp_path, arguments, message):
     (tmp_path / "half.zip").write_bytes((FIXTURES / "official_flip_tiny.zip").read_bytes()[:99_999])
     saved.rename(tmp_path / "flip")
     before = sorted(tmp_path.iterdir())
     paths = {"flip", "half.zip", "absent", "OUT"}
     words = [str(tmp_path / word) if word in paths else word for word in arguments]
-    monkeypatch.setattr(sys, "argv", ["convert.py", *words])
-    monkeypatch.syspath_prepend(SCRIPT.parent)
     with pytest.raises(SystemExit) as end:  # in this process: each start of another takes seconds
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        main(words)
     assert str(end.value).startswith("error: ") and message in str(end.value)
     assert sorted(tmp_path.iterdir()) == before

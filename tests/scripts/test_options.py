@@ -5,43 +5,51 @@ import importlib
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import flip_hf
 from flip_hf import FlipPreTrainingConfig
+from flip_hf.commands import main
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import Range
 from flip_hf.training.recipes import option_names, parse_arguments
 from tests.conftest import tiny_config
 from tests.programs import ROOT
 
-SCRIPTS = ["benchmark", "demo", "plan", "push_to_hub", "reconstruct", "reproduce", "zero_shot"]
+COMMANDS = ["benchmark", "demo", "plan", "push", "reconstruct", "reproduce", "zero_shot"]
 FIRST = {
     "benchmark": ["step"],
     "demo": ["MODEL"],
     "plan": [],
-    "push_to_hub": ["FOLDER", "OWNER/NAME"],
+    "push": ["FOLDER", "OWNER/NAME"],
     "reconstruct": ["MODEL", "IMAGE"],
     "reproduce": [],
     "zero_shot": ["MODEL", "IMAGE", "--labels", "x"],
 }
 
 
-@pytest.fixture(params=SCRIPTS)
-def script(request, monkeypatch):
+@pytest.fixture(params=COMMANDS)
+def command(request):
     if request.param == "demo":
         pytest.importorskip("gradio")
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module(request.param)
+    return importlib.import_module(f"flip_hf.commands.{request.param}")
 
 
-def test_every_number_of_a_script_has_a_range_and_refuses_all_else(script, capsys):
-    parser = script.make_parser()
+def first_words(command) -> list[str]:
+    return FIRST[command.__name__.rpartition(".")[2]]
+
+
+def test_every_number_of_a_command_has_a_range_and_refuses_all_else(command, capsys):
+    parser = command.make_parser()
     assert isinstance(parser, ScriptParser)
-    words = FIRST[script.__name__]
+    words = first_words(command)
     parser.parse_args(words)
     for action in parser._actions:
         # No bare int or float: they take NaN, infinity and what is out of range.
@@ -61,10 +69,10 @@ def test_every_number_of_a_script_has_a_range_and_refuses_all_else(script, capsy
                 assert printed.startswith(f"error: {action.option_strings[0]} ")
 
 
-def test_unknown_options_get_the_nearest_known_one(script, capsys):
-    if script.__name__ == "plan":
-        pytest.skip("hands them on to the parser of pretrain.py")
-    parser, words = script.make_parser(), FIRST[script.__name__]
+def test_unknown_options_get_the_nearest_known_one(command, capsys):
+    if command.__name__.endswith("plan"):
+        pytest.skip("hands them on to the parser of pretrain")
+    parser, words = command.make_parser(), first_words(command)
     known = next(
         name for action in parser._actions for name in action.option_strings if len(name) > 5 and name != "--help"
     )
@@ -76,46 +84,50 @@ def test_unknown_options_get_the_nearest_known_one(script, capsys):
         assert f"there is no option {given.split('=')[0]}. Did you mean {known!r}?" in printed
 
 
-ALL_SCRIPTS = [*SCRIPTS, "convert", "evaluate", "pretrain"]
 WHAT_WAS_IMPORTED = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, {folder!r})
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
+import sys
+from flip_hf.commands.main import main
+for words in {calls}:
+    code = 0
+    try:
+        main(words)
+    except SystemExit as end:
+        code = end.code or 0
     heavy = [name for name in ("torch", "transformers", "datasets", "accelerate") if name in sys.modules]
-    print("ended with", end.code or 0, heavy)
+    print("|", words, code, heavy, flush=True)
 """
 
 
-@pytest.mark.parametrize("name", ALL_SCRIPTS)
-def test_help_and_mistakes_come_before_the_imports_that_take_seconds(name):
-    for words, code in ((["--help"], 0), (["--no_such_option"], 2)):
-        program = WHAT_WAS_IMPORTED.format(folder=str(ROOT / "scripts"))
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(ROOT / "scripts" / f"{name}.py"), *words],
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.endswith(f"ended with {code} []\n"), (done.stdout[-300:], done.stderr[-2000:])
+def test_help_and_mistakes_come_before_the_imports_that_take_seconds():
+    """In one process that has imported nothing else: what a command imports stays for those after it."""
+    calls = [[name, word] for name in main.COMMANDS for word in ("--help", "--no_such_option")]
+    calls = [["--help"], ["--version"], ["--no_such_option"], *calls]
+    program = WHAT_WAS_IMPORTED.format(calls=calls)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    expected = [f"| {words} {2 if words[-1] == '--no_such_option' else 0} []" for words in calls]
+    assert said == expected, done.stderr[-2000:]
 
 
 def test_pretrain_helps_with_the_recipe_and_names_each_option_once(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments(["--help"], ROOT / "scripts" / "recipes", "shapes")
+        parse_arguments(["--help"], ROOT / "flip_hf" / "recipes", "shapes")
     printed = capsys.readouterr().out
     assert "[RECIPE]" in printed and "vit_l16_mask75_text50" in printed
     for name in option_names():
         assert len(re.findall(rf"^  --{name} ", printed, re.MULTILINE)) == 1, name
     assert "mask-ratio" not in printed and "(default: 0.5)" in printed
-    assert all(f"\n{title}:\n" in printed for title in ("model", "objective", "data", "optimization", "run", "hub"))
+    titles = re.findall(r"^([a-z ]+):$", printed, re.MULTILINE)
+    assert titles == ["options", "most used", "model", "masks", "objective", "data", "optimization", "run", "hub"]
+    # The options that matter are on the first screen, with choices and defaults like all others.
+    first = printed[printed.index("most used:") : printed.index("model:")]
+    assert len(re.findall(r"^  --", first, re.MULTILINE)) == 10 and printed[: printed.index("model:")].count("\n") < 50
+    assert "--mask_ratio_schedule {linear,cosine}" in printed and "(default: linear)" in printed
 
 
 def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
     """What a script that must not go on says, and its exit code; in this process."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
-    monkeypatch.syspath_prepend(ROOT / "scripts")
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
     return str(end.value), end.value.code
@@ -201,9 +213,9 @@ def test_a_picture_of_no_known_kind_is_refused_first(monkeypatch, tmp_path):
     assert "--output" in line and "pictures are written as" in line and "not doc." in line
 
 
-def test_parsers_are_the_scripts_own(monkeypatch):
-    for name in SCRIPTS:
-        source = (ROOT / "scripts" / f"{name}.py").read_text()
+def test_parsers_are_the_scripts_own():
+    for name in COMMANDS:
+        source = (ROOT / "flip_hf" / "commands" / f"{name}.py").read_text()
         assert "argparse.ArgumentParser(" not in source and "sys.exit(f" not in source, name
     assert issubclass(ScriptParser, argparse.ArgumentParser)
 
@@ -231,3 +243,42 @@ def test_damaged_weights_are_one_line_in_every_script(script, words, saved, tmp_
     line, code = run(monkeypatch, script, *words)
     assert code == 1 and "model.safetensors is damaged" in line, line
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.glob("out*"))
+
+
+def test_a_command_without_its_extra_names_what_to_install(monkeypatch, capsys):
+    """As after `pip install flip_hf`: the module cannot be imported."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("gradio", "flip_hf.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("flip_hf.demo.page", "flip_hf.demo.space"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as end:
+        main.main(["demo", "MODEL"])
+    assert end.value.code == 1
+    said = "error: `flip-hf demo` needs gradio, which is not installed: pip install 'flip_hf[demo]'.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_env_prints_versions_and_hardware_and_nothing_of_this_machine(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    main.main(["env"])
+    printed = capsys.readouterr().out
+    assert all(line.startswith("- ") and ": " in line for line in printed.splitlines())
+    for name, value in {"flip_hf": flip_hf.__version__, "torch": torch.__version__}.items():
+        assert f"- {name}: {value}\n" in printed
+    assert "- python: CPython 3." in printed and "- processor: " in printed and "- deepspeed: " in printed
+    private = (socket.gethostname(), str(ROOT), str(Path.home()), sys.prefix, "hf_x")
+    assert not [each for each in private if len(each) > 1 and each in printed]
+
+
+def test_the_command_names_its_subcommands_and_its_version(capsys):
+    main.main([])
+    listed = capsys.readouterr().out
+    assert re.findall(r"^  ([a-z-]+)  +\w", listed, re.MULTILINE) == list(main.COMMANDS)
+    modules = {path.stem.replace("_", "-") for path in (ROOT / "flip_hf" / "commands").glob("[a-z]*.py")} - {"main"}
+    assert modules == set(main.COMMANDS)
+    main.main(["--version"])
+    assert capsys.readouterr().out == f"flip_hf {flip_hf.__version__}\n"
+    with pytest.raises(SystemExit) as end:
+        main.main(["zero_shott"])
+    assert end.value.code == 2 and "Did you mean 'zero-shot'?" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """scripts/reconstruct.py as a person runs it, and what it draws."""
 
-import runpy
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from PIL import Image
 
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
+from flip_hf.commands.reconstruct import main
 from flip_hf.data.sources import open_source
 from flip_hf.evaluation.reconstruction import join_patches, reconstruct
 from flip_hf.evaluation.reconstruction_error import draw_masks
@@ -40,10 +39,8 @@ def picture(tmp_path) -> Path:
     return tmp_path / "a.png"
 
 
-def run(monkeypatch, *arguments) -> None:
-    monkeypatch.setattr(sys, "argv", ["reconstruct.py", *map(str, arguments)])
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    runpy.run_path(str(SCRIPT), run_name="__main__")  # in this process: each start of another takes seconds
+def run(*arguments) -> None:
+    main([str(word) for word in arguments])  # in this process: each start of another takes seconds
 
 
 def test_patches_are_joined_as_they_were_cut(images):
@@ -73,13 +70,13 @@ def test_visible_patches_stay_and_dropped_ones_get_their_own_scale(pretraining, 
 
 
 def test_a_picture_is_drawn(folder, picture, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, folder, picture, picture, "--output", tmp_path / "out.png")
+    run(folder, picture, picture, "--output", tmp_path / "out.png")
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'out.png'}: 2 images at mask ratios [0.5, 0.75, 0.9]")
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.width > 7 * 100 and drawn.height > 2 * 100
         assert len(set(drawn.convert("L").tobytes())) > 50
     first = (tmp_path / "out.png").read_bytes()
-    run(monkeypatch, folder, picture, picture, "--output", tmp_path / "out.png")
+    run(folder, picture, picture, "--output", tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes() == first  # the same masks
 
 
@@ -90,7 +87,7 @@ def test_a_data_set_is_measured_and_drawn(folder, tmp_path, monkeypatch, capsys)
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
     options = [folder, "--data", tmp_path / "images", "--split", "train", "--mask_ratios"]
-    run(monkeypatch, *options, "0.5", "0.75", "--output", tmp_path / "plain.png")
+    run(*options, "0.5", "0.75", "--output", tmp_path / "plain.png")
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith(f"{tmp_path / 'plain.png'}: images from all over {tmp_path / 'images'}")
     rows = [line.strip("| ").split(" | ") for line in lines if "%" in line]
@@ -99,7 +96,7 @@ def test_a_data_set_is_measured_and_drawn(folder, tmp_path, monkeypatch, capsys)
         model, mean, nearest, ratio = map(float, row[1:5])
         assert ratio == pytest.approx(model / min(mean, nearest), abs=0.006)
         assert 0.9 < mean < 1.1 and 1.7 < nearest < 2.3  # of noise: its variance, and twice that
-    run(monkeypatch, *options, "0.75", "--output", tmp_path / "wide.png", "--baselines", "--samples", "2")
+    run(*options, "0.75", "--output", tmp_path / "wide.png", "--baselines", "--samples", "2")
     assert "| 2 |" in capsys.readouterr().out
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "wide.png") as wide:
         assert plain.width == wide.width  # 1 + 2 * 2 and 1 + 4 columns
@@ -145,6 +142,6 @@ def test_what_cannot_be_drawn_is_named(folder, saved, picture, tmp_path, monkeyp
     ]
     for arguments, message in cases:
         with pytest.raises(SystemExit) as end:
-            run(monkeypatch, *arguments, "--output", tmp_path / "out.png")
+            run(*arguments, "--output", tmp_path / "out.png")
         assert str(end.value).startswith("error: ") and message in str(end.value)
     assert not (tmp_path / "out.png").exists()

@@ -33,11 +33,15 @@ def launcher(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
 
 
-def launch(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
+# What a launcher can start: the script of a clone, and the installed package.
+SCRIPT, MODULE = (str(PRETRAIN),), ("-m", "flip_hf", "pretrain")
+
+
+def launch(*argv: str, processes: int = 1, program: tuple[str, ...] = SCRIPT) -> subprocess.CompletedProcess:
     """Trains as a user does, by a launcher; that costs ten seconds before the first step."""
     command = launcher(processes)
     return subprocess.run(
-        [*command, str(PRETRAIN), *argv],
+        [*command, *program, *argv],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -9,7 +9,7 @@ from flip_hf.training.recipes import option_names, parse_arguments, write_recipe
 from flip_hf.training.resizing import new_sizes
 from tests.conftest import tiny_config
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 
 
 def parse(*argv: str):
@@ -156,7 +156,7 @@ def test_the_guides_own_recipe_is_found_its_base_wherever_it_lies(tmp_path, monk
     assert parse("my/mine.yaml").run.seed == 7
     (tmp_path / "my" / "mine.yaml").write_text("base: vit_b61\ntrain_data: x\n")
     with pytest.raises(
-        FileNotFoundError, match="no recipe 'vit_b61' in my or .*scripts/recipes. Did you mean 'vit_b16'"
+        FileNotFoundError, match="no recipe 'vit_b61' in my or .*flip_hf/recipes. Did you mean 'vit_b16'"
     ):
         parse("my/mine.yaml")
 

@@ -16,7 +16,7 @@ from tests.training.conftest import ROOT, SHORT, TINY
 
 
 def verdict(waits: list[float], *argv: str):
-    arguments = parse_arguments(["--train_data", "shapes", *argv], ROOT / "scripts" / "recipes", "shapes")
+    arguments = parse_arguments(["--train_data", "shapes", *argv], ROOT / "flip_hf" / "recipes", "shapes")
     records = [{"samples": 1, "zero_shot_top1": 0.5}, *({"samples": 1, "data_wait": wait} for wait in waits)]
     return bottleneck(records, arguments, Accelerator(cpu=True))
 
@@ -68,7 +68,7 @@ def test_waiting_is_what_a_step_spends_without_its_batch(tar_folder, tmp_path, c
     monkeypatch.setattr(TrainStream, "view", passing(3, take))
     monkeypatch.setattr(Trainer, "_step", passing(1, step))
     argv = ["--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "0", "--output_dir", str(tmp_path / "out")]
-    build_trainer(parse_arguments(argv, ROOT / "scripts" / "recipes", "shapes")).run()
+    build_trainer(parse_arguments(argv, ROOT / "flip_hf" / "recipes", "shapes")).run()
     bound = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Bound by  "))
     assert bound.startswith("Bound by  data: steps waited for it 75% of the time; ")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data_wait"] == 0.75

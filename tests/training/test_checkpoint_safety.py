@@ -112,7 +112,7 @@ def resume(shared: Path, kind: str, tars: Path, folder: Path) -> str | None:
     """Builds the run that resumes from a checkpoint, all of which is read then; what it says where it cannot."""
     words = ["--train_data", str(tars), *options_of(kind), "--output_dir", str(folder)]
     arguments = parse_arguments(
-        [*words, "--resume_from_checkpoint", str(shared)], ROOT / "scripts" / "recipes", "shapes"
+        [*words, "--resume_from_checkpoint", str(shared)], ROOT / "flip_hf" / "recipes", "shapes"
     )
     try:
         build_trainer(arguments)

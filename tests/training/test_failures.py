@@ -173,7 +173,7 @@ def _checkpoint_of(data: Path, folder: Path) -> Path:
 
 
 def make_trainer_of(data: Path, folder: Path, *more: str):
-    return build_trainer(parse_arguments(words(data, folder, *more, workers=0), ROOT / "scripts" / "recipes", "shapes"))
+    return build_trainer(parse_arguments(words(data, folder, *more, workers=0), ROOT / "flip_hf" / "recipes", "shapes"))
 
 
 def _stop_after(trainer, steps: int) -> None:

@@ -17,7 +17,7 @@ from tests.training.conftest import ROOT, SHORT, TINY
 
 def make_trainer(folder, data, *argv: str):
     options = [*TINY, *SHORT, "--num_workers", "0", "--unmasked_samples", "0", "--output_dir", str(folder), *argv]
-    return build_trainer(parse_arguments(["--train_data", str(data), *options], ROOT / "scripts" / "recipes", "shapes"))
+    return build_trainer(parse_arguments(["--train_data", str(data), *options], ROOT / "flip_hf" / "recipes", "shapes"))
 
 
 def spoil_steps(trainer, steps: set[int]) -> None:

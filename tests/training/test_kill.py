@@ -306,7 +306,7 @@ def test_left_overs_are_removed_and_checkpoints_beyond_the_start_set_aside(tmp_p
 
 
 def arguments_of(run: Run, *argv: str):
-    return parse_arguments([*run.argv, *argv], ROOT / "scripts" / "recipes", "shapes")
+    return parse_arguments([*run.argv, *argv], ROOT / "flip_hf" / "recipes", "shapes")
 
 
 def test_a_run_that_does_not_fit_its_checkpoint_is_told_why(straight, caplog):

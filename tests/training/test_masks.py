@@ -81,7 +81,7 @@ def test_nothing_is_left_for_the_model_to_draw(strategy, tar_folder, tmp_path):
     """Gradient caching encodes a batch twice: what the model drew itself would differ."""
     options = [*TINY, *SHORT, "--num_workers", "0", "--mask_strategy", strategy, "--mask_ratio", "0.75"]
     argv = ["--train_data", str(tar_folder), "--output_dir", str(tmp_path), *options]
-    trainer = build_trainer(parse_arguments(argv, ROOT / "scripts" / "recipes", "shapes"))
+    trainer = build_trainer(parse_arguments(argv, ROOT / "flip_hf" / "recipes", "shapes"))
     for samples, phase in zip((0, trainer.phases[0].end), trainer.phases, strict=True):
         trainer.loader.begin_at(samples)
         batch = trainer.micro_batches._prepare(next(iter(trainer.loader)), phase)

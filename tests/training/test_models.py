@@ -17,7 +17,7 @@ from flip_hf.training.models import make_config, make_model, make_processor, mak
 from flip_hf.training.recipes import parse_arguments
 from tests.conftest import tiny_config
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 
 
 def parse(*argv: object):
@@ -76,7 +76,7 @@ def test_a_damaged_tokenizer_or_processor_is_named(saved):
 
 def test_a_model_of_another_kind_is_not_taken_for_a_flip(tmp_path):
     SiglipConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a model of type 'siglip', neither a FLIP nor a CLIP. scripts/convert.py"):
+    with pytest.raises(ValueError, match="is a model of type 'siglip', neither a FLIP nor a CLIP. `flip-hf convert`"):
         make_config(parse("--model_name_or_path", tmp_path).model)
 
 

@@ -31,7 +31,7 @@ ON_ALL = ["--unmasked_samples", "0", "--decoder_config", json.dumps(DECODER)]
 
 
 def parse(*argv: str):
-    return parse_arguments(list(argv), ROOT / "scripts" / "recipes", "shapes")
+    return parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes")
 
 
 def trainer_of(folder, data, objective: str, *argv: str):

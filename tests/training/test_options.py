@@ -13,7 +13,7 @@ from flip_hf.evaluation.options import EvaluationOptions, parse_options
 from flip_hf.training.models import make_config
 from flip_hf.training.recipes import GROUPS, option_names, parse_arguments
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 FIELDS = [(group, field) for group in (*GROUPS, EvaluationOptions) for field in dataclasses.fields(group)]
 NUMBERS = [each for each in FIELDS if kind_of(get_type_hints(each[0])[each[1].name])[0] in (int, float)]
 CHOOSING = [each for each in FIELDS if each[1].metadata[CHOICES]]

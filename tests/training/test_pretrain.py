@@ -17,7 +17,7 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.build import MISTAKES, build_trainer, split_batch
 from flip_hf.training.recipes import parse_arguments
 from tests.data.conftest import write_tar
-from tests.training.conftest import ROOT, SHORT, TINY, launch, pretrain
+from tests.training.conftest import MODULE, ROOT, SCRIPT, SHORT, TINY, launch, pretrain
 
 
 def log_of(folder: Path, key: str) -> dict[int, float]:
@@ -42,7 +42,7 @@ def test_the_run_ends_in_six_lines_that_say_what_and_where(trained):
     lines = printed.strip().splitlines()[-6:]
     assert [line.split()[0] for line in lines] == ["Trained", "Bound", "Result", "Skipped", "Saved", "Use"]
     assert "2,560 samples at mask ratio 0.5" in lines[0] and "of 24 classes (chance 4.2%)" in lines[2]
-    assert lines[3].endswith("none") and str(folder) in lines[4] and "scripts/zero_shot.py" in lines[5]
+    assert lines[3].endswith("none") and str(folder) in lines[4] and "flip-hf zero-shot" in lines[5]
     data_wait = json.loads((folder / "results.json").read_text())["data_wait"]
     assert f"{data_wait:.0%} of the time" in lines[1] and (": data: " in f": {lines[1][10:]}") == (data_wait > 0.05)
 
@@ -57,7 +57,7 @@ def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):
     assert outputs.logits_per_image.isfinite().all() and outputs.ids_keep is None
     with Image.open(folder / "training_curves.png") as curves:
         assert curves.size[0] > 1000
-    again = parse_arguments([str(folder / "recipe.yaml")], ROOT / "scripts" / "recipes", "shapes")
+    again = parse_arguments([str(folder / "recipe.yaml")], ROOT / "flip_hf" / "recipes", "shapes")
     assert again.optimization.train_samples == 2048 and again.data.train_data == ["shapes"]
     assert list((folder / "logs").glob("**/events.out.tfevents.*"))
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["model.safetensors"]
@@ -112,22 +112,28 @@ def test_damaged_images_are_counted_and_training_goes_on(samples, tmp_path):
     assert "1 x damaged image" in run.stdout and "sample 00009" in run.stderr
 
 
-def test_a_resumed_run_ends_in_the_same_weights(tar_folder, tmp_path):
-    """Checkpoints every 96 samples; going on from the first gives bit-identical losses and weights."""
+def test_a_resumed_run_ends_in_the_same_weights_whichever_program_resumes_it(tar_folder, tmp_path):
+    """Checkpoints every 96 samples; resuming from the first gives bit-identical losses and weights.
+
+    `python scripts/pretrain.py` trains the whole run, and Accelerate's launcher resumes it by either program.
+    """
     whole = tmp_path / "whole"
-    resumed = tmp_path / "resumed"
     argv = ["--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "2", "--checkpoint_samples", "96"]
     argv += ["--keep_checkpoints", "3"]
     assert pretrain(*argv, "--output_dir", str(whole)).returncode == 0
     assert sorted(path.name[-3:] for path in whole.glob("checkpoint-*")) == ["096", "192", "256"]
-    resumed.mkdir()
-    shutil.copytree(whole / "checkpoint-000000000096", resumed / "checkpoint-000000000096")
-    run = launch(*argv, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest")
-    assert run.returncode == 0, run.stderr[-3000:]
     straight = {s: loss for s, loss in log_of(whole, "loss").items() if s > 96}
-    assert len(straight) == 5 and log_of(resumed, "loss") == straight
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    theirs = load_file(whole / "model.safetensors")
+    assert len(straight) == 5
+    for name, program in (("script", SCRIPT), ("module", MODULE)):
+        resumed = tmp_path / name
+        shutil.copytree(whole / "checkpoint-000000000096", resumed / "checkpoint-000000000096")
+        options = [*argv, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"]
+        run = launch(*options, program=program)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert log_of(resumed, "loss") == straight, name
+        ours = load_file(resumed / "model.safetensors")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
 def test_a_saved_model_is_trained_on(trained, image_folder, tmp_path):
@@ -151,7 +157,7 @@ def test_a_saved_model_is_trained_on(trained, image_folder, tmp_path):
 
 
 def build(*argv: str):
-    return build_trainer(parse_arguments(list(argv), ROOT / "scripts" / "recipes", "shapes"))
+    return build_trainer(parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes"))
 
 
 def test_mistakes_are_refused_before_training_with_their_mend(image_folder, parquet_folder, trained, tmp_path):
@@ -193,7 +199,7 @@ def test_a_mistake_ends_the_script_in_one_line():
 
 
 def test_batches_are_split_over_processes_and_micro_batches():
-    arguments = parse_arguments(["--batch_size", "64", "--micro_batch_size", "8"], ROOT / "scripts/recipes", "shapes")
+    arguments = parse_arguments(["--batch_size", "64", "--micro_batch_size", "8"], ROOT / "flip_hf/recipes", "shapes")
     assert split_batch(arguments, 2) == (8, 4)
     with pytest.raises(ValueError, match="use 72"):
         split_batch(arguments, 3)

@@ -8,7 +8,7 @@ import pytest
 from flip_hf.console.fields import OptionError
 from flip_hf.training.recipes import MAX_RECIPE_BYTES, parse_arguments, recipe_options
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 
 
 def parse(*argv: object):

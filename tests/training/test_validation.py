@@ -35,7 +35,7 @@ def records_of(folder: Path, key: str) -> dict[int, float]:
 
 
 def build(*argv: str):
-    return build_trainer(parse_arguments(list(argv), ROOT / "scripts" / "recipes", "shapes"))
+    return build_trainer(parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The questions of `flip-hf benchmark`, a file each."""

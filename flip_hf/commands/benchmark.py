@@ -1,0 +1,135 @@
+r"""Measures speed as ratios against a peer, in one run, on this machine.
+
+    flip-hf benchmark step --repeats 5
+    flip-hf benchmark step --device cuda --precision bf16 --architecture L/16 --batch_size 256 --repeats 20 \
+        --compile --peers open_clip open_clip-strong clip
+    flip-hf benchmark inference --repeats 7
+    flip-hf benchmark zero-shot --repeats 3
+    flip-hf benchmark loss --repeats 3
+    flip-hf benchmark loader --batch_size 128
+    flip-hf benchmark end-to-end --device cuda --precision bf16 --architecture L/16 --batch_size 256 \
+        --mask_ratios 0.75 --steps 50 --compile
+    flip-hf benchmark mae --architecture L/16 --batch_size 8 --repeats 5
+    flip-hf benchmark mae --device cuda --precision bf16 --architecture L/16 --batch_size 128 --repeats 20
+    flip-hf benchmark loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
+
+`step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
+and as strong as it can be made, and Transformers' CLIPModel, all of the same shapes on the same images and texts.
+`inference` is the features of whole images and texts, of the same models. `zero-shot` is the classification of images
+by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model.
+`loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
+whole matrix, and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar
+shards: ours at several mask ratios, and open_clip's own pipeline where that is installed. `end-to-end` runs the
+training programs themselves on such shards, ours and open_clip's, and says how long their steps wait for data. `mae` is
+a training step of MAE, encoder and decoder, at several mask ratios against full images with the same decoder, and
+Transformers' ViTMAEForPreTraining.
+Candidates take turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written
+as JSON and Markdown: below scripts/results where there is such a folder, as in a clone, else in this one.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from flip_hf.benchmarks.names import ARCHITECTURES, PEERS
+from flip_hf.console.endings import end_with
+from flip_hf.console.files import try_file
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.program import command_line
+from flip_hf.console.ranges import FRACTION, integer, number
+from flip_hf.redaction import install, redact
+
+# Of this repository, for those who measure in a clone of it.
+CLONED_RESULTS = Path("scripts/results")
+QUESTIONS = ("step", "inference", "zero-shot", "loss", "loader", "end-to-end", "mae")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The benchmark's options."""
+    parser = ScriptParser(prog="flip-hf benchmark", description="Speed against peers, as ratios in one run.")
+    parser.add_argument("question", choices=sorted(QUESTIONS), help="what is measured")
+    parser.add_argument("--repeats", type=integer(1, 100_000), default=7, help="counted runs of each candidate")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument("--output", help="path of the result files, without ending; not written if not given")
+    installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
+    step = parser.add_argument_group("step, inference, end-to-end, mae")
+    step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16", help="the model's size (B/16)")
+    step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="of step, mae")
+    step.add_argument("--batch_size", type=integer(1, 2**20), default=16, help="pairs or images a step (16)")
+    step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the forward pass (fp32)")
+    step.add_argument("--compile", action="store_true", help="step: also flip_hf compiled; end-to-end: both compiled")
+    step.add_argument(
+        "--peers",
+        choices=PEERS,
+        nargs="*",
+        default=installed,
+        help="who is measured beside, where the question has them",
+    )
+    loader = parser.add_argument_group("loader", "also takes --mask_ratios and --batch_size")
+    loader.add_argument(
+        "--seconds", type=number(0, 100_000, open_low=True), default=3.0, help="a turn lasts at least so long"
+    )
+    end_to_end = parser.add_argument_group("end-to-end")
+    end_to_end.add_argument("--steps", type=integer(1, 1_000_000), default=10, help="counted steps of a run")
+    end_to_end.add_argument("--workers", type=integer(1, 1024), help="loader workers; by the cores if not given")
+    mae = parser.add_argument_group("mae")
+    mae.add_argument(
+        "--decoder_blocks", type=integer(1, 1024), default=8, help="depth of MAE's decoder; the paper also has 1"
+    )
+    loss = parser.add_argument_group("loss")
+    loss.add_argument(
+        "--pairs",
+        type=integer(2, 2**24),
+        nargs="+",
+        default=[64, 512, 4096, 8192, 16384, 32768],
+        help="pairs that are contrasted (64 512 4096 8192 16384 32768)",
+    )
+    loss.add_argument(
+        "--tile_sizes", type=integer(1, 2**24), nargs="+", help="rows of a tile; the loss's own if not given"
+    )
+    return parser
+
+
+def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[..., str]]:
+    """The functions that measure a question and write the result as Markdown."""
+    name = question.replace("-", "_")
+    module = import_module(f"flip_hf.benchmarks.{name}")
+    return getattr(module, f"benchmark_{name}"), getattr(module, f"{name}_markdown")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, prints, and writes what was measured; a mistake ends in one line, before anything is measured."""
+    install()
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    import torch
+
+    from flip_hf.benchmarks.measuring import environment
+    from flip_hf.losses import TILE_SIZE
+
+    options.tile_sizes = options.tile_sizes or [TILE_SIZE]
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
+        parser.error(f"--device {options.device} is no device of this machine: {str(error).splitlines()[0]}")
+    torch.manual_seed(0)
+    measure, to_markdown = functions_of(options.question)
+    results = CLONED_RESULTS if CLONED_RESULTS.is_dir() else Path()
+    try:
+        if options.output:
+            for suffix in (".json", ".md"):
+                try_file(results / f"{options.output}{suffix}", "--output")
+        result = {**measure(options), "command": redact(command_line("benchmark", argv)), **environment(options.device)}
+    except (ValueError, OSError, ImportError) as error:
+        end_with(error)
+    table = to_markdown(result)
+    print(table)
+    if options.output:
+        (results / options.output).parent.mkdir(parents=True, exist_ok=True)
+        (results / f"{options.output}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (results / f"{options.output}.md").write_text(table, encoding="utf-8")

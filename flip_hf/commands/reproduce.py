@@ -1,0 +1,191 @@
+"""Reproduces the paper's Figure 1 and Table 1 at a small scale, on embedded data.
+
+    flip-hf reproduce                     # on two CPU cores: hours; --budget 20 for a look in minutes
+    flip-hf reproduce --figures_only      # figures and tables again, from the JSON files alone
+    flip-hf reproduce --only mask75-half  # some of the runs
+
+--budget is the training time of the longest run without masks, in seconds; all other runs are in the paper's
+proportions to its number of samples, which is measured once and kept. What has been run is not run again: the same
+command goes on where it was stopped. A point's JSON file says by which command it can be run alone.
+
+A GPU needs a model that keeps it busy: --recipe scenes_s16 --budget 150 is for an hour or two on one.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flip_hf.console.endings import end_with
+from flip_hf.console.files import try_folder
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import SEED, number
+from flip_hf.redaction import install
+from flip_hf.reproduction.plan import SEEDS, Run, Scale, planned_runs, words_of
+from flip_hf.training.recipes import RECIPES, recipe_options
+
+if TYPE_CHECKING:
+    from flip_hf.reproduction.running import Point, Points
+
+FOLDER = Path("runs/reproduce")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = ScriptParser(
+        prog="flip-hf reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--budget",
+        type=number(0, 1e9, open_low=True),
+        default=240,
+        help="seconds of training of the longest unmasked run",
+    )
+    parser.add_argument("--recipe", default="scenes", help="of every run; one that trains on `scenes`")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of points, models, logs and figures")
+    parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="of the runs; 0 1 2 if not given")
+    parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
+    parser.add_argument("--figures_only", action="store_true", help="draw from what has been run")
+    parser.add_argument("--list", action="store_true", help="name the runs and their samples, and stop there")
+    return parser
+
+
+def scale_for(budget: float, points: "Points") -> Scale:
+    """The samples of the longest run are measured once, on the unmasked model, and kept in `plan.json`.
+
+    Raises:
+        ValueError: the folder holds runs of another recipe, of this one before it was changed, of another budget, or
+            of another machine.
+        FileNotFoundError: there is no such recipe.
+    """
+    from flip_hf.reproduction.running import environment, run_command, training_rate
+
+    path, scale = points.folder / "plan.json", Scale.of_recipe(points.recipe, 0)
+    options, where = recipe_options(points.recipe, RECIPES), environment()
+    if points.read():
+        plan = read_plan(points.folder)
+        made = {**plan["options"], **plan["environment"], "recipe": plan["recipe"], "budget": plan["budget"]}
+        asked = {**options, **where, "recipe": points.recipe, "budget": budget}
+        names = sorted((made.keys() | asked.keys()) - {"commit", "torch", "transformers"})
+        other = [
+            f"{name} {made.get(name)}, not {asked.get(name)}" for name in names if made.get(name) != asked.get(name)
+        ]
+        if other:
+            raise ValueError(f"{points.folder} holds runs with {'; '.join(other)}: give another --folder.")
+        return replace(scale, samples=plan["samples"])
+    (points.folder / "points").mkdir(parents=True, exist_ok=True)
+    trial, count = points.folder / "trial", {"train_samples": 24 * scale.batch, "log_samples": 4 * scale.batch}
+    words = [points.recipe, *words_of({"mask_ratio": 0, **count, "output_dir": trial})]
+    run_command("pretrain", words, points.folder / "logs" / "trial.txt")
+    rate = training_rate(trial / "log.jsonl")
+    shutil.rmtree(trial)
+    scale = replace(scale, samples=max(64, round(budget * rate / scale.batch)) * scale.batch)
+    plan = {"recipe": points.recipe, "budget": budget, "samples": scale.samples, "samples_per_second": rate}
+    path.write_text(json.dumps({**plan, "options": options, "environment": where}, indent=1) + "\n")
+    return scale
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What the points of a folder have in common.
+
+    Raises:
+        ValueError: there are none, or they have lost their plan.
+    """
+    if not any((folder / "points").glob("*.json")):
+        raise ValueError(f"there are no points in {folder}/points; leave out --figures_only to make them.")
+    if not (folder / "plan.json").is_file():
+        raise ValueError(f"{folder} has points and no plan.json, which says what they are of; give another --folder.")
+    return json.loads((folder / "plan.json").read_text())
+
+
+def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
+    """Runs with one of the parts in their name, and those that they start from; all where no part is given.
+
+    Raises:
+        ValueError: a part is in no name.
+    """
+    for part in parts:
+        if not any(part in run.name for run in runs):
+            raise ValueError(f"no run has {part!r} in its name: {', '.join(run.name for run in runs)}")
+    names = {run.name for run in runs if not parts or any(part in run.name for part in parts)}
+    for run in reversed(runs):
+        if run.name in names and run.start is not None:
+            names.add(run.start)
+    return [run for run in runs if run.name in names]
+
+
+def run_all(points: "Points", runs: list[Run], seeds: list[int]) -> None:
+    """Runs what is not there yet, seed by seed, so that what there is can be compared early."""
+    from tqdm import tqdm
+
+    due = [(run, seed) for seed in seeds for run in runs if not points.path(run.name, seed).is_file()]
+    by_name = {run.name: run for run in runs}
+    total = sum(run.cost for run, _ in due)
+    with tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", dynamic_ncols=True) as bar:
+        for number, (run, seed) in enumerate(due, 1):
+            bar.set_description(f"{number} of {len(due)}: {run.name}, seed {seed}")
+            if run.start is not None and not (points.model(run.start, seed) / "results.json").is_file():
+                points.make(by_name[run.start], seed)  # its point came from elsewhere
+            points.make(run, seed)
+            bar.update(run.cost)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plans, runs, draws; an interruption loses at most the run under way."""
+    install()
+    options = make_parser().parse_args(argv)
+    from flip_hf.reproduction.figures import write_report
+    from flip_hf.reproduction.running import Points, RunFailed
+    from flip_hf.reproduction.speedup import steady
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way ends, too
+    points = Points(options.folder, options.recipe)
+    try:
+        try_folder(options.folder, "--folder")
+        if not options.figures_only:
+            chosen(planned_runs(Scale.of_recipe(options.recipe, 10**6)), options.only)  # names, before anything is run
+            runs = chosen(planned_runs(scale_for(options.budget, points)), options.only)
+            if options.list:
+                for run in runs:
+                    print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")
+                return
+            run_all(points, runs, options.seeds)
+        plan = read_plan(options.folder)
+    except (ValueError, OSError, RunFailed) as error:
+        end_with(error)
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on from here; with --figures_only it draws what there is.")
+    found = steady(points.read())
+    write_report(found, options.folder, about(points, plan))
+    print(summary(found))
+    print(f"Figures and tables of {len(found)} points: {options.folder / 'README.md'}")
+
+
+def summary(found: "list[Point]") -> str:
+    """The headline, and how many findings came out how."""
+    from flip_hf.reproduction.figures import speed_table
+    from flip_hf.reproduction.findings import findings
+
+    verdicts = Counter(finding.verdict for finding in findings(found))
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    return f"{speed_table(found)}\n\nThe paper's findings here: {counts}.\n"
+
+
+def about(points: "Points", plan: dict[str, Any]) -> str:
+    """By which commands and on what the points were made."""
+    made = [json.loads(path.read_text())["environment"] for path in (points.folder / "points").glob("*.json")]
+    where = {f"{each['hardware']}, torch {each['torch']}, transformers {each['transformers']}" for each in made}
+    commits = ", ".join(sorted({str(each["commit"]) for each in made}))
+    command = f"flip-hf reproduce --recipe {plan['recipe']} --budget {plan['budget']:g}"
+    return (
+        f"`{command}`; {'; '.join(sorted(where))}; commit {commits}. The longest unmasked run sees "
+        f"{plan['samples']:,} pairs. Mean ± standard deviation over the seeds. Times are those of training "
+        "steps alone, without data preparation, evaluation and saving, at the median speed of runs "
+        "with the same steps.\n"
+    )

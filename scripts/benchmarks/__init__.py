@@ -1,1 +1,0 @@
-"""The questions of scripts/benchmark.py, a file each."""
