@@ -47,7 +47,7 @@ style: $(VENV)/dev.installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/dev.installed
-	$(BIN)/python docs/build.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -91,10 +91,10 @@ def fill_in(model: FlipForPreTraining, patches: torch.Tensor, ids_keep: torch.Te
 
         - `model`: its decoder's predictions from the visible patches.
         - `patch_mean`: a plain area of the mean of each channel in that very patch, an oracle: who sees the visible
-          patches alone does not know it. It is how far a guess gets that has every colour right and no structure at
-          all. One mean over all channels, the grey that zero is with `norm_pixel_target`, would be easier to beat.
+            patches alone does not know it. It is how far a guess gets that has every colour right and no structure at
+            all. One mean over all channels, the grey that zero is with `norm_pixel_target`, would be easier to beat.
         - `nearest_patch`: the visible patch that is nearest; with `norm_pixel_target` on the scale of its own mean and
-          standard deviation, so that it is, as the model's are, a guess of structure and of colours about the mean.
+            standard deviation, so that it is, as the model's are, a guess of structure and of colours about the mean.
 
     Raises:
         ValueError: the patches are not those of the model's images, or all are visible.

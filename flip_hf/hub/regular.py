@@ -98,8 +98,7 @@ class RegularFiles:
             target: where to.
             link: make a hard link where the file system can, else a copy. The file must then not be written to.
 
-        Raises:
-            As [`RegularFiles.open`].
+        Raises the errors of [`RegularFiles.open`].
         """
         with self.open(name) as file:
             if link and self._hard_link(name, target, os.fstat(file.fileno())):
