@@ -75,3 +75,10 @@ def test_forms_have_what_their_elements_need():
         assert form["name"] and form["description"]
         for element in form["body"]:
             assert needs[element["type"]] <= set(element["attributes"]), f"{path.name}: {element}"
+
+
+def test_the_version_is_written_once():
+    written = re.findall(r'^__version__ = "(.+)"$', (ROOT / "flip_hf" / "__init__.py").read_text(), flags=re.M)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert len(written) == 1 and written[0] not in project
+    assert 'dynamic = ["version"]' in project and 'version = { attr = "flip_hf.__version__" }' in project
