@@ -12,9 +12,11 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 # A part of the suite: make test TESTS=tests/modeling
 TESTS ?=
+# What versions of torch and Transformers decide: published files, loading and saving, pipelines, other libraries.
+TESTS_OF_VERSIONS := tests/modeling tests/conversion tests/hub tests/training/test_hf_trainer.py tests/test_ecosystem.py
 BIN := $(VENV)/bin
 
-.PHONY: pretrain test test-oldest test-newest quality style docs
+.PHONY: pretrain test test-oldest test-newest test-main quality style docs
 
 pretrain: $(VENV)/train.installed
 	$(BIN)/python scripts/pretrain.py $(ARGS)
@@ -22,12 +24,18 @@ pretrain: $(VENV)/train.installed
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
-# Both ends of what is supported, each in an environment of its own.
+# Both ends of what is supported, each in an environment of its own; with TESTS=tests, the whole suite.
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest TORCH='torch==2.11.*' CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) test VENV=.venv-oldest TORCH='torch==2.11.*' CONSTRAINTS=constraints-oldest.txt TESTS="$(or $(TESTS),$(TESTS_OF_VERSIONS))"
 
 test-newest:
-	$(MAKE) test VENV=.venv-newest TORCH=torch CONSTRAINTS=
+	$(MAKE) test VENV=.venv-newest TORCH=torch CONSTRAINTS= TESTS="$(or $(TESTS),$(TESTS_OF_VERSIONS))"
+
+# Transformers as its next release will be: the newest of everything, and its main branch.
+test-main:
+	$(MAKE) .venv-main/dev.installed VENV=.venv-main TORCH=torch CONSTRAINTS=
+	.venv-main/bin/python -m pip install --disable-pip-version-check --quiet git+https://github.com/huggingface/transformers
+	$(MAKE) test VENV=.venv-main TORCH=torch CONSTRAINTS= TESTS="$(or $(TESTS),$(TESTS_OF_VERSIONS))"
 
 quality: $(VENV)/dev.installed
 	$(BIN)/ruff check .
@@ -39,7 +47,7 @@ style: $(VENV)/dev.installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/dev.installed
-	$(BIN)/python docs/build.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

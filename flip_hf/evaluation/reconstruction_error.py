@@ -92,10 +92,10 @@ def fill_in(model: FlipForPreTraining, patches: torch.Tensor, ids_keep: torch.Te
 
         - `model`: its decoder's predictions from the visible patches.
         - `patch_mean`: each channel's mean in the patch itself, as a plain area. This is an oracle, which the visible
-          patches do not tell: the error of a guess with every colour right and no structure at all. One mean over all
-          channels, the grey that zero is with `norm_pixel_target`, would be easier to beat.
+            patches do not tell: the error of a guess with every colour right and no structure at all. One mean over all
+            channels, the grey that zero is with `norm_pixel_target`, would be easier to beat.
         - `nearest_patch`: the nearest visible patch; with `norm_pixel_target` normalised by its own mean and standard
-          deviation, so that it is, like the model's, a guess of structure and of colours about the mean.
+            deviation, so that it is, like the model's, a guess of structure and of colours about the mean.
 
     Raises:
         ValueError: the number of patches is not the model's, or all are visible.

@@ -98,8 +98,7 @@ class RegularFiles:
             target: path of the result.
             link: make a hard link if the file system supports it, else a copy. The file must then not be modified.
 
-        Raises:
-            As [`RegularFiles.open`].
+        Raises the errors of [`RegularFiles.open`].
         """
         with self.open(name) as file:
             if link and self._hard_link(name, target, os.fstat(file.fileno())):
