@@ -718,7 +718,7 @@ class FlipVisionModel(FlipPreTrainedModel):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
+def image_text_contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
     """Computes the symmetric cross-entropy of matched rows and columns (N, N): the mean of both directions."""
     labels = torch.arange(logits_per_text.shape[0], device=logits_per_text.device)
     return (
@@ -897,7 +897,7 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         text_embeds = normalize(text_outputs.pooler_output)  # (texts, E)
         logits_per_text = self._logits_per_text(text_embeds, image_embeds)
         return FlipOutput(
-            loss=contrastive_loss(logits_per_text) if return_loss else None,
+            loss=image_text_contrastive_loss(logits_per_text) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from flip_hf.benchmarks.measuring import about
 from flip_hf.data.tokenization import train_wordpiece
-from flip_hf.training import models, setup
+from flip_hf.training import inputs, models
 from flip_hf.training.recipes import RECIPES, parse_arguments
 
 PEER = "open_clip"
@@ -100,9 +100,9 @@ def our_batches(folder: Path, batch_size: int, mask_ratio: float, crop_area: tup
     arguments = parse_arguments(argv, RECIPES, "vit_b16")
     config = models.make_config(arguments.model)
     config._attn_implementation = "sdpa"  # as a model sets it; texts are packed then
-    sources = setup.open_training_data(arguments.data)
+    sources = inputs.open_training_data(arguments.data)
     tokenizer = models.make_tokenizer(arguments, sources, config.get_text_config().max_position_embeddings)
-    loader = setup.make_train_loader(
+    loader = inputs.make_train_loader(
         arguments, sources, tokenizer, Accelerator(cpu=True), config, (batch_size, 1), None
     )
     return iter(loader)

@@ -23,12 +23,12 @@ from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
 from flip_hf.console.ranges import FRACTION, integer, number
 from flip_hf.redaction import install, redact
-from flip_hf.training.accelerators import ACCELERATORS, Accelerator, find_accelerator, named_accelerator
+from flip_hf.training.accelerators import ACCELERATORS, DeviceSheet, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.recipes import RECIPES, parse_arguments
 
 if TYPE_CHECKING:
-    from flip_hf.training.plan import Run
+    pass
 
 DEFAULT_MFU = 0.25
 DEFAULT_MFU_SOURCE = (
@@ -38,7 +38,7 @@ _POSITIVE = number(0, 1e12, open_low=True)
 DEFAULT_CORE, DEFAULT_CORE_SOURCE = 250.0, "a guess for JPEGs of 256 pixels; measure yours"
 
 
-def gpu(text: str) -> Accelerator:
+def gpu(text: str) -> DeviceSheet:
     """A GPU of the table, as argparse's type."""
     try:
         return named_accelerator(text)
@@ -129,10 +129,10 @@ def read_arguments(recipe: str, rest: list[str], own: Sequence[str] = ()) -> Arg
     return parse_arguments(words, RECIPES, default_recipe="vit_l16", more_options=own)
 
 
-def make_run(arguments: Arguments, text_tokens: int | None) -> "Run":
-    """What the recipe trains."""
+def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
+    """Returns the run that the recipe describes."""
+    from flip_hf.planning.plan import PlannedRun
     from flip_hf.training.models import make_config
-    from flip_hf.training.plan import Run
 
     _require(
         not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
@@ -146,14 +146,14 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> "Run":
     _require(1 <= tokens <= context, f"--text_tokens must be in [1, {context}], the model's context; got {tokens}.")
     bf16, attention = options.precision != "fp32", arguments.model.attn_implementation
     attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
-    return Run(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
+    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
 
 
 def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> None:
     """Plans and prints."""
-    from flip_hf.training.memory import model_bytes
-    from flip_hf.training.plan import Cluster
-    from flip_hf.training.plan_report import make_report, to_markdown
+    from flip_hf.planning.memory import model_bytes
+    from flip_hf.planning.plan import Cluster
+    from flip_hf.planning.report import make_report, to_markdown
 
     core = options.samples_per_core
     gpu = options.gpu
@@ -192,8 +192,8 @@ def check(options: argparse.Namespace, command: str) -> None:
     from tqdm import tqdm
 
     from flip_hf import FlipConfig
+    from flip_hf.planning.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
     from flip_hf.training.hardware import device_name
-    from flip_hf.training.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hardware = device_name(device)

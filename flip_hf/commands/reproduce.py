@@ -27,7 +27,7 @@ from flip_hf.console.files import try_folder
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import SEED, number
 from flip_hf.redaction import install
-from flip_hf.reproduction.plan import SEEDS, Run, Scale, planned_runs, words_of
+from flip_hf.reproduction.plan import SEEDS, Experiment, Scale, planned_runs, words_of
 from flip_hf.training.recipes import RECIPES, recipe_options
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "plan.json").read_text())
 
 
-def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
+def chosen(runs: list[Experiment], parts: list[str]) -> list[Experiment]:
     """Runs with one of the parts in their name, and those that they start from; all where no part is given.
 
     Raises:
@@ -120,7 +120,7 @@ def chosen(runs: list[Run], parts: list[str]) -> list[Run]:
     return [run for run in runs if run.name in names]
 
 
-def run_all(points: "Points", runs: list[Run], seeds: list[int]) -> None:
+def run_all(points: "Points", runs: list[Experiment], seeds: list[int]) -> None:
     """Runs what is not there yet, seed by seed, so that what there is can be compared early."""
     from tqdm import tqdm
 

@@ -12,7 +12,7 @@ from flip_hf.console.files import try_folder
 from flip_hf.data.processes import make_accelerator
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import check_tasks, evaluate
-from flip_hf.evaluation.model_index import eval_results, write_card
+from flip_hf.evaluation.model_index import eval_results, write_eval_results
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.pictures import draw
 from flip_hf.evaluation.registry import DataSet
@@ -40,7 +40,7 @@ def _report(
         write_report(folder, report, table(results, skipped))
         draw(results, folder, Path(model).name)
         if options.card and results:
-            write_card(Path(model), eval_results(results, data_sets))
+            write_eval_results(Path(model), eval_results(results, data_sets))
     except OSError as error:
         end_with(f"The results above could not be written: {error}.")
     print(f"Written to {folder}")

@@ -53,7 +53,7 @@ def read_eval_results(report: dict[str, Any]) -> list[EvalResult]:
     return eval_results(results, [data_set(name) for name in names])
 
 
-def write_card(folder: Path, entries: list[EvalResult]) -> None:
+def write_eval_results(folder: Path, entries: list[EvalResult]) -> None:
     """Writes entries into the card of a model folder, replacing older ones of the same metrics and no others."""
     path = folder / "README.md"
     card = (

@@ -7,7 +7,7 @@ import numpy as np
 
 from flip_hf.evaluation.labelled import Labelled
 from flip_hf.evaluation.metrics import METRICS
-from flip_hf.evaluation.probe import few_shot, linear_probe
+from flip_hf.evaluation.probes.linear import few_shot, linear_probe
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject, make_result
 from flip_hf.modeling.masking_flip import num_kept
@@ -163,7 +163,7 @@ def probe_clip(subject: Subject) -> Result:
 
 def probe_mae(subject: Subject) -> Result:
     """A linear classifier trained on augmented images, by MAE's recipe or FLIP's."""
-    from flip_hf.evaluation.mae_probe import mae_probe  # here, since only this needs torchvision
+    from flip_hf.evaluation.probes.mae import mae_probe  # here, since only this needs torchvision
 
     found = mae_probe(subject)
     metrics = _classified(subject, found.scores, found.labels)
@@ -201,7 +201,7 @@ def probe_few(subject: Subject) -> Result:
 
 def fine_tuned(subject: Subject) -> Result:
     """The whole vision tower trained as a classifier."""
-    from flip_hf.evaluation import finetune_task  # here, since only this needs torchvision
+    from flip_hf.evaluation.finetuning import task as finetune_task  # here, since only this needs torchvision
 
     return finetune_task.fine_tuned(subject)
 

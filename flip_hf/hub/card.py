@@ -13,7 +13,7 @@ from flip_hf.conversion.folder import card_data
 from flip_hf.evaluation.model_index import read_eval_results
 from flip_hf.hub import facts
 from flip_hf.hub.carbon import GRID_SOURCE, Compute
-from flip_hf.hub.run import Run
+from flip_hf.hub.run import PublishedRun
 from flip_hf.redaction import redact
 
 CARD = "README.md"
@@ -42,7 +42,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None, license: str |
     old = _read(folder / CARD)
     if old is not None and not _is_ours(old):
         return
-    run = Run.read(folder)
+    run = PublishedRun.read(folder)
     kind = (run.config.architectures or ["model of unknown class"])[0]
     if kind not in MODELS:
         raise ValueError(f"A card can be made for {', '.join(MODELS)}, not for a {kind}. Write {folder / CARD}.")
@@ -85,7 +85,7 @@ def _is_ours(card: Any) -> bool:
     return MARK in card.text or all(line.startswith("#") for line in card.text.strip().splitlines())
 
 
-def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> Any:
+def _metadata(run: PublishedRun, old: Any, repo_id: str | None, license: str | None) -> Any:
     """Makes the metadata for the Hub: the old card's, updated with the run's own."""
     made: Any = card_data(
         run.base_model,
@@ -113,7 +113,7 @@ def _metadata(run: Run, old: Any, repo_id: str | None, license: str | None) -> A
     return made
 
 
-def _inherited_license(run: Run) -> str | None:
+def _inherited_license(run: PublishedRun) -> str | None:
     """Returns the licence of the folder that the run began from."""
     source = _read(Path(run.source) / CARD) if run.source else None
     return source.data.license if source is not None else None
@@ -124,7 +124,7 @@ def _inherited_license(run: Run) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _eval_results(run: Run, old: Any) -> list[EvalResult]:
+def _eval_results(run: PublishedRun, old: Any) -> list[EvalResult]:
     """Returns results of the old card, of `flip-hf evaluate` and of the run's end; later ones replace earlier ones."""
     entries = [*((old and old.eval_results) or []), *_evaluated(run.folder), *_measured_in_training(run)]
     return list({(entry.dataset_name, entry.metric_name): entry for entry in entries}.values())
@@ -137,12 +137,12 @@ def _evaluated(folder: Path) -> list[EvalResult]:
     return read_eval_results(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _measured_in_training(run: Run) -> list[EvalResult]:
+def _measured_in_training(run: PublishedRun) -> list[EvalResult]:
     """Returns zero-shot accuracy, and retrieval of held-out pairs, at the run's end."""
     return [*_zero_shot(run), *_retrieval(run)]
 
 
-def _retrieval(run: Run) -> list[EvalResult]:
+def _retrieval(run: PublishedRun) -> list[EvalResult]:
     """Returns recalls on the held-out pairs; the name of the data set says so, with the number of images."""
     name = run.recipe.get("eval_data") if not run.recipe.get("holdout") else None
     name = name or (run.recipe.get("train_data") or ["unknown"])[0]
@@ -162,7 +162,7 @@ def _retrieval(run: Run) -> list[EvalResult]:
     ]
 
 
-def _zero_shot(run: Run) -> list[EvalResult]:
+def _zero_shot(run: PublishedRun) -> list[EvalResult]:
     if "top1" not in run.results:
         return []
     name = run.recipe.get("eval_data") or (run.recipe.get("train_data") or ["unknown"])[0]

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult
 from flip_hf.console.names import is_hub_id, short_name
 from flip_hf.data import scenes, shapes
 from flip_hf.hub.carbon import Compute
-from flip_hf.hub.run import Run
+from flip_hf.hub.run import PublishedRun
 
 PAPER_SAMPLES = "12.8 billion"
 CODE_LICENCE = "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
@@ -20,7 +20,7 @@ def _rows(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def about(run: Run) -> str:
+def about(run: PublishedRun) -> str:
     """Describes the model in two sentences."""
     if run.reconstructs:
         return _about_pretraining(run)
@@ -36,7 +36,7 @@ def about(run: Run) -> str:
     )
 
 
-def _about_pretraining(run: Run) -> str:
+def _about_pretraining(run: PublishedRun) -> str:
     beside = " beside comparing what is left with captions" if run.contrasts else ", without captions"
     return (
         "A FlipForPreTraining: a vision Transformer that was trained to reconstruct the dropped "
@@ -46,7 +46,7 @@ def _about_pretraining(run: Run) -> str:
     )
 
 
-def architecture(run: Run) -> str:
+def architecture(run: PublishedRun) -> str:
     """Makes a table of the towers."""
     vision = run.towers.vision_config
     text = run.towers.text_config
@@ -69,7 +69,7 @@ def architecture(run: Run) -> str:
     )
 
 
-def data(run: Run) -> str:
+def data(run: PublishedRun) -> str:
     """Describes the training data, and what was skipped."""
     if not run.recipe:
         return NOT_KNOWN
@@ -89,7 +89,7 @@ def data(run: Run) -> str:
     return "\n".join(lines)
 
 
-def training(run: Run) -> str:
+def training(run: PublishedRun) -> str:
     """Makes a table of the recipe's main values."""
     if not run.recipe:
         return NOT_KNOWN
@@ -123,7 +123,7 @@ def training(run: Run) -> str:
     return f"{_rows(rows)}\n\nAll other options are in `recipe.yaml`, which `flip-hf pretrain` runs again."
 
 
-def _origin(run: Run) -> str:
+def _origin(run: PublishedRun) -> str:
     """Names the model that the run began from, and the Hub model that this one is derived from."""
     if run.source is None:
         return "a new model"
@@ -142,7 +142,7 @@ def _masking(recipe: dict[str, Any], ratio: str, strategy: str) -> str:
     return f"{recipe[ratio]:.0%}{to}, {recipe[strategy]}"
 
 
-def compute(run: Run) -> str:
+def compute(run: PublishedRun) -> str:
     """Describes device, time, speed, and the carbon estimate."""
     found = Compute.from_results(run.results)
     if found is None:
@@ -152,7 +152,7 @@ def compute(run: Run) -> str:
     return f"{found.duration} of training on {on}{speed}.\n\n{found.estimate()}"
 
 
-def evaluation(run: Run, entries: list[EvalResult]) -> str:
+def evaluation(run: PublishedRun, entries: list[EvalResult]) -> str:
     """Makes a table of the results, which are also in the metadata, and describes the reconstruction error."""
     error = _reconstruction(run.results)
     if not entries:
@@ -179,7 +179,7 @@ def _reconstruction(results: dict[str, Any]) -> str:
     )
 
 
-def limitations(run: Run) -> str:
+def limitations(run: PublishedRun) -> str:
     """Describes what the model must not be expected to do."""
     text = run.towers.text_config
     vision = run.towers.vision_config
@@ -207,7 +207,7 @@ def limitations(run: Run) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def licence(run: Run, identifier: str | None) -> str:
+def licence(run: PublishedRun, identifier: str | None) -> str:
     """States the licences of weights and code."""
     weights = f"Weights: `{identifier}`." if identifier else "No licence was given for the weights."
     if run.source and not identifier:

@@ -16,7 +16,7 @@ from flip_hf.conversion.lineage import base_model_of
 
 
 @dataclass(frozen=True)
-class Run:
+class PublishedRun:
     """The facts about a model in its folder.
 
     Attributes:
@@ -32,7 +32,7 @@ class Run:
     config: Any
 
     @classmethod
-    def read(cls, folder: Path) -> "Run":
+    def read(cls, folder: Path) -> "PublishedRun":
         recipe = folder / "recipe.yaml"
         results = folder / "results.json"
         return cls(

@@ -57,7 +57,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Run:
+class Experiment:
     """A point of a table or a figure, for every seed.
 
     Attributes:
@@ -78,9 +78,11 @@ class Run:
         return self.options.get("train_samples", 0) * (1 - self.options["mask_ratio"])
 
 
-def _training(name: str, samples: float, mask: int, batch: int, **options: Any) -> Run:
+def _training(name: str, samples: float, mask: int, batch: int, **options: Any) -> Experiment:
     steps = max(1, round(samples / batch))
-    return Run(name, {"mask_ratio": MASKS[mask], "batch_size": batch, **_lengths(steps, batch, 1 / 16), **options})
+    return Experiment(
+        name, {"mask_ratio": MASKS[mask], "batch_size": batch, **_lengths(steps, batch, 1 / 16), **options}
+    )
 
 
 def _lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
@@ -92,19 +94,19 @@ def _lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
     }
 
 
-def _tuned(run: Run, scale: Scale) -> Run:
+def _tuned(run: Experiment, scale: Scale) -> Experiment:
     """Plans the tuning of the same model on whole images, as a separate run, so that its time is known."""
     steps = max(4, round(TUNING * run.options["train_samples"] / scale.batch))
     options = {"mask_ratio": 0.0, "batch_size": scale.batch, **_lengths(steps, scale.batch, 0.2)}
-    return Run(f"{run.name}-tuned", {**options, "base_lr": TUNING_LR * scale.base_lr}, start=run.name)
+    return Experiment(f"{run.name}-tuned", {**options, "base_lr": TUNING_LR * scale.base_lr}, start=run.name)
 
 
-def planned_runs(scale: Scale) -> list[Run]:
+def planned_runs(scale: Scale) -> list[Experiment]:
     """Lists all runs, those that others start from first."""
     return [*_over_time(scale), *_table(scale)]
 
 
-def _over_time(scale: Scale) -> Iterator[Run]:
+def _over_time(scale: Scale) -> Iterator[Experiment]:
     """Plans Figure 1: each mask ratio at the lengths that encode no more than the longest unmasked run.
 
     Each masked run is followed by Table 1e's tuning on whole images.
@@ -122,7 +124,7 @@ def _over_time(scale: Scale) -> Iterator[Run]:
                 yield _tuned(run, scale)
 
 
-def _table(scale: Scale) -> Iterator[Run]:
+def _table(scale: Scale) -> Iterator[Experiment]:
     """Plans Tables 1b, 1c, 1d, 1f, and other masks, at the main length."""
     samples = scale.samples * LENGTHS[MAIN]
     batch = scale.batch
@@ -133,7 +135,7 @@ def _table(scale: Scale) -> Iterator[Run]:
         yield _training(name, samples, mask, round(times * batch), base_lr=base_lr)
     for mask in (50, 75):
         name = f"mask{mask}-{MAIN}"
-        yield Run(f"{name}-inference", {"mask_ratio": MASKS[mask]}, start=name, kind="inference")
+        yield Experiment(f"{name}-inference", {"mask_ratio": MASKS[mask]}, start=name, kind="inference")
         reconstruction = {"objective": "both", "decoder_config": scale.decoder, "grid_samples": 0}
         yield _training(f"{name}-reconstruction", samples, mask, batch, **reconstruction)
     for strategy in ("random", "prioritized"):

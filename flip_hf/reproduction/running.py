@@ -19,7 +19,7 @@ import transformers
 from flip_hf.console.program import PROGRAM, command_line
 from flip_hf.data import scenes
 from flip_hf.data.embedded import EmbeddedData
-from flip_hf.reproduction.plan import Run, words_of
+from flip_hf.reproduction.plan import Experiment, words_of
 from flip_hf.training.hardware import device_name
 
 # Its processes start with everything imported, which would take each of them ten seconds.
@@ -83,7 +83,7 @@ class Points:
         points = [Point(**{name: each[name] for name in Point.__dataclass_fields__ if name in each}) for each in found]
         return sorted(points, key=lambda point: (point.name, point.seed))
 
-    def make(self, run: Run, seed: int) -> None:
+    def make(self, run: Experiment, seed: int) -> None:
         """Executes a run, and writes its point.
 
         Raises:
@@ -97,7 +97,7 @@ class Points:
         partial.write_text(json.dumps(point, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)  # so that a point is complete, or absent
 
-    def _train(self, run: Run, seed: int) -> dict[str, Any]:
+    def _train(self, run: Experiment, seed: int) -> dict[str, Any]:
         output = self.model(run.name, seed)
         shutil.rmtree(output, ignore_errors=True)
         options: dict[str, Any] = {**run.options, "seed": seed, "output_dir": output}
@@ -116,7 +116,7 @@ class Points:
             "top1": results["top1"],
         }
 
-    def _infer(self, run: Run, seed: int) -> dict[str, Any]:
+    def _infer(self, run: Experiment, seed: int) -> dict[str, Any]:
         assert run.start is not None
         output = self.folder / "inference" / f"{run.name}-seed{seed}"
         model = str(self.model(run.start, seed))
@@ -128,7 +128,7 @@ class Points:
         return {"command": command_line("evaluate", words), "inference": ways, "top1": ways["whole"]}
 
 
-def _empty(run: Run, seed: int) -> dict[str, Any]:
+def _empty(run: Experiment, seed: int) -> dict[str, Any]:
     return {"name": run.name, "seed": seed, "start": run.start, "samples": 0, "seconds": 0.0, "inference": {}}
 
 

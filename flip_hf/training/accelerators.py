@@ -17,7 +17,7 @@ GIGA = 1e9
 
 
 @dataclass(frozen=True)
-class Accelerator:
+class DeviceSheet:
     """One device as torch sees it.
 
     Attributes:
@@ -41,8 +41,8 @@ class Accelerator:
         return self.bf16 if precision == "bf16" else self.fp32
 
 
-def _device(name: str, pattern: str, gigabytes: float, bf16: float | None, fp32: float, watts: float) -> Accelerator:
-    return Accelerator(name, pattern, gigabytes * GIGA, None if bf16 is None else bf16 * TERA, fp32 * TERA, watts)
+def _device(name: str, pattern: str, gigabytes: float, bf16: float | None, fp32: float, watts: float) -> DeviceSheet:
+    return DeviceSheet(name, pattern, gigabytes * GIGA, None if bf16 is None else bf16 * TERA, fp32 * TERA, watts)
 
 
 # The first pattern that matches wins. Source of each line: the vendor's data sheet of the product.
@@ -71,7 +71,7 @@ ACCELERATORS = (
 )
 
 
-def find_accelerator(device_name: str) -> Accelerator | None:
+def find_accelerator(device_name: str) -> DeviceSheet | None:
     """Finds the accelerator by what `torch.cuda.get_device_name()` calls it; None if it is not in the table."""
     return next((a for a in ACCELERATORS if re.search(a.pattern, device_name, re.IGNORECASE)), None)
 
@@ -80,7 +80,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_\s]+", " ", name).strip().lower()
 
 
-def named_accelerator(name: str) -> Accelerator:
+def named_accelerator(name: str) -> DeviceSheet:
     """Finds an accelerator by a name as people write it: `H100-SXM`, `h100`, `A100 40GB`, `NVIDIA H100 80GB HBM3`.
 
     The bare name of a product that comes in several forms means the SXM form with the larger memory.

@@ -16,7 +16,7 @@ from flip_hf.data.pool import FEW
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.hub.push import HubRefused
-from flip_hf.training import models, setup
+from flip_hf.training import inputs, models
 from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import load_data_states, tidy
@@ -55,9 +55,9 @@ def _build(arguments: Arguments) -> Trainer:
     check_finished(arguments)
     config = models.make_config(arguments.model, objective)
     check_publishing(arguments, config)
-    sources = setup.open_training_data(arguments.data, captions=objective.contrasts)
-    evaluation = setup.open_evaluation_data(arguments.data, labels=objective.contrasts)
-    setup.check_evaluation(arguments, evaluation)
+    sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
+    evaluation = inputs.open_evaluation_data(arguments.data, labels=objective.contrasts)
+    inputs.check_evaluation(arguments, evaluation)
 
     accelerator = make_accelerator(arguments, output_dir)
     take_folder(accelerator, output_dir)
@@ -81,7 +81,7 @@ def _build(arguments: Arguments) -> Trainer:
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint, arguments.optimization.ema_half_life is not None)
     data_states = load_data_states(checkpoint) if checkpoint is not None else None
-    loader = setup.make_train_loader(
+    loader = inputs.make_train_loader(
         arguments,
         sources,
         tokenizer,
@@ -129,17 +129,17 @@ def shared_tokenizer(
 def shared_pairs(
     arguments: Arguments,
     sources: list[Source],
-    evaluation: setup.Evaluation,
+    evaluation: inputs.Evaluation,
     accelerator: Accelerator,
     resumed: bool,
-) -> setup.Evaluation:
+) -> inputs.Evaluation:
     """Adds the run's held-out pairs to the evaluation, the same in all processes; the main one finds them.
 
     Raises:
         ValueError: there are too few pairs.
     """
     folder = Path(arguments.run.output_dir) / VALIDATION
-    find = partial(setup.held_out_pairs, arguments, sources, evaluation, folder, resumed)
+    find = partial(inputs.held_out_pairs, arguments, sources, evaluation, folder, resumed)
     facts = from_main(accelerator, find)
     if facts is None:
         return evaluation
@@ -152,7 +152,7 @@ def shared_pairs(
                 facts.images,
                 100 / facts.images,
             )
-    return setup.with_pairs(evaluation, facts, folder, captions=arguments.objective.contrasts)
+    return inputs.with_pairs(evaluation, facts, folder, captions=arguments.objective.contrasts)
 
 
 def take_folder(accelerator: Accelerator, output_dir: Path) -> None:

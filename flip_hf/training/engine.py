@@ -25,18 +25,18 @@ from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import Report, save_model, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
-from flip_hf.training.grid import Grid
 from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
+from flip_hf.training.inputs import Evaluation
 from flip_hf.training.lock import unlock_folder
-from flip_hf.training.measure import Step, Window
+from flip_hf.training.measure import StepResult, Window
 from flip_hf.training.micro_batches import MicroBatches
 from flip_hf.training.models import image_processor_of
 from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
 from flip_hf.training.patches import Normalize
 from flip_hf.training.progress import Progress
+from flip_hf.training.reconstructions import Grid
 from flip_hf.training.resume import shared_checkpoint
-from flip_hf.training.setup import Evaluation
 from flip_hf.training.signals import StopSignals
 from flip_hf.training.validation import Validator, in_words
 
@@ -72,7 +72,7 @@ class Trainer:
         self.accelerator = accelerator
         self.objective = arguments.objective
         self.options = arguments.optimization
-        self.paths = arguments.run
+        self.run_options = arguments.run
         self.output_dir = Path(arguments.run.output_dir)
         self.hub = arguments.hub
         self.pusher = pusher
@@ -95,14 +95,14 @@ class Trainer:
         compiler = "inductor" if self.options.compile else None
         self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, compiler)
         self.average = average.make_average(accelerator, model, self.options.ema_half_life, self.options.batch_size)
-        self.health = Health(self.paths.max_skipped_steps)
+        self.health = Health(self.run_options.max_skipped_steps)
         image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
         tokenizer = getattr(processor, "tokenizer", None)
         self.validator = None
         if evaluation != Evaluation():
             self.validator = Validator(arguments, evaluation, tokenizer, self.normalize, accelerator)
-        patience = self.paths.early_stopping_patience
+        patience = self.run_options.early_stopping_patience
         keeps = evaluation.pairs is not None or patience is not None
         self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # samples seen, and metrics
@@ -152,10 +152,10 @@ class Trainer:
             self.state.steps += 1
             self.progress.advance(self.options.batch_size)
             finished = self._is_finished()
-            self._is_due = self._is_due or self._passed(before, self.paths.checkpoint_samples)
-            if finished or self._passed(before, self.paths.log_samples):
+            self._is_due = self._is_due or self._passed(before, self.run_options.checkpoint_samples)
+            if finished or self._passed(before, self.run_options.log_samples):
                 self._log(phase, step)
-            if not finished and self._passed(before, self.paths.eval_samples):
+            if not finished and self._passed(before, self.run_options.eval_samples):
                 with suppress(WaitEnded):  # stopped by a signal, the run leaves before its next step
                     metrics = self._evaluate()
             if self.hub.push_to_hub and not finished and self._passed(before, self.hub.hub_push_samples):
@@ -184,7 +184,7 @@ class Trainer:
             return []
 
     def _agree(self) -> Agreement:
-        limit = 60 * self.paths.checkpoint_minutes
+        limit = 60 * self.run_options.checkpoint_minutes
         # One clock for all processes.
         overdue = self.accelerator.is_main_process and 0 < limit < time.monotonic() - self._checkpoint_time
         return agree(
@@ -272,8 +272,8 @@ class Trainer:
         self.state.skipped_steps = skipped
         self.health.restores = restores
         self.progress.say(
-            f"after {lost:,} samples: {self.paths.max_skipped_steps} steps in a row were not finite; resuming from "
-            f"{checkpoint}"
+            f"after {lost:,} samples: {self.run_options.max_skipped_steps} steps in a row were not finite; resuming "
+            f"from {checkpoint}"
         )
         self._evaluated = (-1, {})
         self.progress.rewind(self.state.samples)
@@ -295,7 +295,7 @@ class Trainer:
             f"{phase.peak_lr:.3g}"
         )
 
-    def _step(self, phase: Phase, batches: list[dict[str, Any]]) -> Step:
+    def _step(self, phase: Phase, batches: list[dict[str, Any]]) -> StepResult:
         """Takes one optimizer step on the batch, or skips it where the gradient is not finite."""
         distribution = self.distribution
         learning_rate = phase.learning_rate(self.state.samples + self.options.batch_size)
@@ -310,11 +310,11 @@ class Trainer:
             self.state.skipped_steps += 1
             logger.warning("Skipped the step after %d samples: its loss or gradient is not finite.", self.state.samples)
         distribution.optimizer.zero_grad()
-        return Step(loss, learning_rate=learning_rate, grad_norm=grad_norm, **seen)
+        return StepResult(loss, learning_rate=learning_rate, grad_norm=grad_norm, **seen)
 
     # -- logging, evaluation and saving --------------------------------------------------------------------------------
 
-    def _log(self, phase: Phase, step: Step) -> None:
+    def _log(self, phase: Phase, step: StepResult) -> None:
         speed = self.window.close(self.state.samples, self.state.steps)
         speed["data_wait"] = longest_wait(speed["data_wait"], self.accelerator)
         self.state.seconds += speed.pop("seconds")

@@ -13,7 +13,7 @@ from flip_hf.training.gradient_cache import StepLoss
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """The numbers of one optimizer step.
 
     Attributes:

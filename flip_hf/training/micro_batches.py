@@ -9,10 +9,10 @@ from flip_hf.training.arguments import Arguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import Encoded
 from flip_hf.training.gradient_cache import StepLoss, accumulated_backward, cached_backward
-from flip_hf.training.grid import Grid
 from flip_hf.training.masks import TextMasks
 from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import visible_and_target
+from flip_hf.training.reconstructions import Grid
 
 
 class MicroBatches:

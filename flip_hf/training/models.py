@@ -34,8 +34,8 @@ from flip_hf.modeling.clip_flip import flip_config_from_clip
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
 from flip_hf.training.encoder import flip_of, recompute_activations
-from flip_hf.training.fit import check_memory
 from flip_hf.training.masks import check_masks
+from flip_hf.training.memory_limit import check_memory
 from flip_hf.training.resizing import new_sizes, resized_image_processor
 
 # Enough captions to measure what a tokenizer loses.

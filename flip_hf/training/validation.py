@@ -15,7 +15,7 @@ from flip_hf.evaluation.features import Features, extract, extract_texts
 from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 from flip_hf.evaluation.scoring import recall_at, retrieval_ranks, top_k_accuracy
 from flip_hf.evaluation.zero_shot import class_embeddings, normalized, prompt_embeddings
-from flip_hf.training import setup
+from flip_hf.training import inputs
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.encoder import PairEncoder
 
@@ -42,7 +42,7 @@ class Validator:
     def __init__(
         self,
         arguments: Arguments,
-        evaluation: setup.Evaluation,
+        evaluation: inputs.Evaluation,
         tokenizer: Any,
         normalize: nn.Module,
         accelerator: Accelerator,
@@ -88,7 +88,7 @@ class Validator:
         self, encoder: PairEncoder, source: Source, read_target: Callable[[Any], Any]
     ) -> torch.utils.data.DataLoader:
         vision_config = encoder.flip.config.vision_config
-        return setup.make_eval_loader(self.arguments.data, source, read_target, vision_config, self.accelerator)
+        return inputs.make_eval_loader(self.arguments.data, source, read_target, vision_config, self.accelerator)
 
     def _features(self, encoder: PairEncoder, source: Source, read_target: Callable[[Any], Any], name: str) -> Features:
         def encode(patches: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
@@ -101,7 +101,7 @@ class Validator:
 
     def _classify(self, encoder: PairEncoder, source: Source) -> dict[str, float]:
         names = self.evaluation.class_names
-        prompts = setup.templates(self.arguments.data)
+        prompts = inputs.templates(self.arguments.data)
         device = self.accelerator.device
         weights = class_embeddings(encoder, self.tokenizer, names, prompts, device)
         features = self._features(encoder, source, ClassIndex(names), "zero-shot")

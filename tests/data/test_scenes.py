@@ -14,8 +14,8 @@ from flip_hf.data.scenes import (
     scenes_dataset,
 )
 from flip_hf.data.sources import open_source
+from flip_hf.training.inputs import open_evaluation_data, templates
 from flip_hf.training.recipes import parse_arguments
-from flip_hf.training.setup import open_evaluation_data, templates
 from tests.training.conftest import ROOT
 
 

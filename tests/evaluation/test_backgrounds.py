@@ -83,8 +83,8 @@ def test_a_picture_is_the_same_whoever_opens_it(on_green):
 @pytest.mark.parametrize("encoded", [True, False])
 def test_fine_tuning_sees_it_too(encoded):
     pytest.importorskip("torchvision")
-    from flip_hf.evaluation.finetune_images import eval_transform, make_test_loader
-    from flip_hf.evaluation.finetune_recipe import FineTuneOptions
+    from flip_hf.evaluation.finetuning.images import eval_transform, make_test_loader
+    from flip_hf.evaluation.finetuning.recipe import FineTuneOptions
 
     opened, seen = phone_picture()
     image = opened.fp.getvalue() if encoded else opened  # pyright: ignore

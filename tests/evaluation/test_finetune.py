@@ -21,11 +21,11 @@ from transformers import AutoModelForImageClassification, BertConfig
 pytest.importorskip("torchvision")
 
 from flip_hf import FlipForImageClassification, FlipVisionModel
-from flip_hf.evaluation import finetune_recipe
-from flip_hf.evaluation.finetune import fine_tune
-from flip_hf.evaluation.finetune_images import eval_transform, make_mixing, make_test_loader, train_transform
-from flip_hf.evaluation.finetune_model import HEAD_STD, make_classifier
-from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions, drop_path, layer_groups
+from flip_hf.evaluation.finetuning import recipe as finetune_recipe
+from flip_hf.evaluation.finetuning.images import eval_transform, make_mixing, make_test_loader, train_transform
+from flip_hf.evaluation.finetuning.loop import fine_tune
+from flip_hf.evaluation.finetuning.model import HEAD_STD, make_classifier
+from flip_hf.evaluation.finetuning.recipe import RECIPES, FineTuneOptions, drop_path, layer_groups
 from tests.conftest import randomize, tiny_config
 from tests.modeling.test_parity import tiny_clip
 from tests.programs import ROOT, run_program

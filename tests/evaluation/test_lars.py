@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from flip_hf.evaluation.lars import Lars
+from flip_hf.evaluation.probes.lars import Lars
 
 
 @pytest.fixture

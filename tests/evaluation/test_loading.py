@@ -13,7 +13,7 @@ from flip_hf import FlipModel, ZeroShotClassifier
 from flip_hf.console.loading import ModelUnreadable
 from flip_hf.demo.model import DemoModel
 from flip_hf.evaluation.encoder import Encoder
-from flip_hf.evaluation.finetune_model import make_classifier
+from flip_hf.evaluation.finetuning.model import make_classifier
 from flip_hf.evaluation.loading import read_class_names
 from flip_hf.evaluation.reconstruction import load_pretraining
 

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 pytest.importorskip("torchvision")
 
-from flip_hf.evaluation.finetune_recipe import RECIPES
-from flip_hf.evaluation.finetune_task import recipe_for
-from flip_hf.evaluation.mae_probe import PROBE_RECIPES, make_head, reach, score, train_head
+from flip_hf.evaluation.finetuning.recipe import RECIPES
+from flip_hf.evaluation.finetuning.task import recipe_for
+from flip_hf.evaluation.probes.mae import PROBE_RECIPES, make_head, reach, score, train_head
 from tests.evaluation.test_evaluate import evaluated
 from tests.training.conftest import ROOT, launcher
 

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from threadpoolctl import threadpool_limits
 
 from flip_hf.evaluation.labelled import draw, hold_out
-from flip_hf.evaluation.probe import (
+from flip_hf.evaluation.probes.linear import (
     FITS_PER_PROBE,
     LAMBDAS,
     Labelled,

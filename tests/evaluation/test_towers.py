@@ -9,7 +9,7 @@ from flip_hf import FlipModel
 from flip_hf.conversion.mae import convert_from_mae
 from flip_hf.evaluation.clip_benchmark import load_flip
 from flip_hf.evaluation.encoder import Encoder
-from flip_hf.evaluation.finetune_model import make_classifier
+from flip_hf.evaluation.finetuning.model import make_classifier
 from tests.conftest import randomize
 from tests.evaluation.conftest import DECODER
 from tests.evaluation.test_evaluate import evaluated

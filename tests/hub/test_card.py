@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from flip_hf.conversion.folder import card_data
 from flip_hf.conversion.lineage import base_model_of
-from flip_hf.evaluation.model_index import write_card as write_figures
+from flip_hf.evaluation.model_index import write_eval_results
 from flip_hf.hub.carbon import Compute
 from flip_hf.hub.card import write_card
 
@@ -49,7 +49,7 @@ def test_figures_are_a_model_index_and_those_of_evaluate_are_kept(run_folder):
     (run_folder / "evaluation").mkdir()
     (run_folder / "evaluation" / "results.json").write_text(json.dumps({"results": [measured, own]}))
     by_hand = EvalResult("image-classification", "x/y", "Y", "top1", 60.0, metric_name="linear-probe, top1")
-    write_figures(run_folder, [by_hand])  # evaluate.py --card
+    write_eval_results(run_folder, [by_hand])  # evaluate.py --card
     for _ in range(2):  # written again, nothing is lost and nothing comes twice
         card = card_of(run_folder, repo_id="you/flip")
         found = {(e.dataset_name, e.metric_type): (e.metric_value, e.dataset_type) for e in card.data.eval_results}

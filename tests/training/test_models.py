@@ -12,7 +12,7 @@ from transformers import SiglipConfig
 from flip_hf import FlipModel
 from flip_hf.data.sources import open_source
 from flip_hf.data.tokenization import check_pooling
-from flip_hf.training.fit import check_memory, parameters_at_least
+from flip_hf.training.memory_limit import check_memory, parameters_at_least
 from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
 from flip_hf.training.recipes import parse_arguments
 from tests.conftest import tiny_config

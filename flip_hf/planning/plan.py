@@ -1,4 +1,4 @@
-"""The plan of a run on GPUs that are not at hand: memory and what fits (time and traffic: schedule.py).
+"""The plan of a run on GPUs that are not at hand: memory and what fits (time and traffic: cost.py).
 
 Memory is traced on the real step (memory.py). The rest is assumed, and printed with the plan.
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from flip_hf.losses import TILE_SIZE
 from flip_hf.modeling import FlipConfig
-from flip_hf.training.accelerators import Accelerator
-from flip_hf.training.memory import Step, model_bytes, trace_loss, trace_step
+from flip_hf.planning.memory import TracedStep, model_bytes, trace_loss, trace_step
+from flip_hf.training.accelerators import DeviceSheet
 
 STRATEGIES = ("DDP", "FSDP2", "ZeRO-2")
 PARTS = ("weights", "gradients", "optimizer", "buffers", "inputs", "loss", "activations", "other")
@@ -38,7 +38,7 @@ class Cluster:
         dollars: price of a GPU-hour.
     """
 
-    gpu: Accelerator
+    gpu: DeviceSheet
     gpus: int
     mfu: dict[float, float]
     samples_per_core: float
@@ -50,7 +50,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """The training to plan: model, N pairs per step, precision and text length.
 
     Attributes:
@@ -79,17 +79,17 @@ class Activations:
 class MemoryModel:
     """Predicts the bytes on one GPU for any micro-batch, number of processes and strategy, from a few traced steps."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: PlannedRun):
         self.run = run
         self.model = model_bytes(run.config)
-        self._traces: dict[Step, Activations] = {}
+        self._traces: dict[TracedStep, Activations] = {}
 
-    def _trace(self, step: Step) -> Counter[str]:
+    def _trace(self, step: TracedStep) -> Counter[str]:
         return trace_step(self.run.config, step, self.run.attention)
 
     def activations(self, mask_ratio: float, checkpointing: bool) -> Activations:
         """Traces the activations, once for each setting."""
-        step = Step(TRACED_PAIRS[1], 1, mask_ratio, self.run.text_tokens, self.run.bf16, checkpointing)
+        step = TracedStep(TRACED_PAIRS[1], 1, mask_ratio, self.run.text_tokens, self.run.bf16, checkpointing)
         if step not in self._traces:
             few, many = TRACED_PAIRS
             traced = self._trace(step)
@@ -196,7 +196,7 @@ class Choice:
         return sum(self.parts.values())
 
 
-def micro_batch_sizes(run: Run, gpus: int) -> list[int]:
+def micro_batch_sizes(run: PlannedRun, gpus: int) -> list[int]:
     """Lists micro-batch sizes to try, largest first: the recipe's, else the process's batch, halved repeatedly.
 
     Raises:

@@ -7,22 +7,22 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from flip_hf.planning.cost import network_bytes, schedule
+from flip_hf.planning.memory import TracedStep, trace_loss
+from flip_hf.planning.memory_check import _two_steps, planned_bytes
+from flip_hf.planning.plan import Choice, Cluster, MemoryModel, PlannedRun, choices
 from flip_hf.training.accelerators import named_accelerator
-from flip_hf.training.memory import Step, trace_loss
-from flip_hf.training.memory_check import _two_steps, planned_bytes
-from flip_hf.training.plan import Choice, Cluster, MemoryModel, Run, choices
-from flip_hf.training.schedule import network_bytes, schedule
 from tests.conftest import tiny_config
 from tests.programs import ROOT, run_program
 
 PLAN = ROOT / "scripts" / "plan.py"
 WIDE = {"hidden_size": 64, "intermediate_size": 256}
 CONFIG = tiny_config(WIDE, {**WIDE, "image_size": 64})
-RUN = Run(CONFIG, 1024, None, 16, True)
+RUN = PlannedRun(CONFIG, 1024, None, 16, True)
 CLUSTER = Cluster(named_accelerator("A100-80GB"), 4, {0.0: 0.5}, 100.0, 20e3, 2.0)
 
 
-def allocated(step: Step) -> int:
+def allocated(step: TracedStep) -> int:
     """Most bytes that the CPU's allocator had given out during two real steps."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         _two_steps(CONFIG, step, torch.device("cpu"))
@@ -37,9 +37,9 @@ def allocated(step: Step) -> int:
 @pytest.mark.parametrize(
     "step",
     [
-        Step(128, mask_ratio=0.0, text_tokens=16, bf16=False),
-        Step(64, num_micro=3, mask_ratio=0.5, text_tokens=16, bf16=False),
-        Step(256, num_micro=2, mask_ratio=0.75, text_tokens=16, bf16=True, checkpointing=True),
+        TracedStep(128, mask_ratio=0.0, text_tokens=16, bf16=False),
+        TracedStep(64, num_micro=3, mask_ratio=0.5, text_tokens=16, bf16=False),
+        TracedStep(256, num_micro=2, mask_ratio=0.75, text_tokens=16, bf16=True, checkpointing=True),
     ],
     ids=["whole", "cached", "cached bf16 checkpointed"],
 )

@@ -3,18 +3,18 @@
 from dataclasses import asdict
 from typing import Any
 
-from flip_hf.training.flops import sample_flops
-from flip_hf.training.plan import (
+from flip_hf.planning.cost import schedule
+from flip_hf.planning.plan import (
     CONTEXT_BYTES,
     FRAGMENTS,
     PARTS,
     Choice,
     Cluster,
     MemoryModel,
-    Run,
+    PlannedRun,
     choices,
 )
-from flip_hf.training.schedule import schedule
+from flip_hf.training.flops import sample_flops
 
 # Samples seen in the paper's two schedules (FLIP, Table 3).
 DATA_SETS = {"LAION-400M": 12.8e9, "LAION-2B": 25.6e9}
@@ -28,7 +28,9 @@ PAPER = (
 )
 
 
-def make_report(run: Run, cluster: Cluster, mask_ratios: list[float], describe: dict[str, Any]) -> dict[str, Any]:
+def make_report(
+    run: PlannedRun, cluster: Cluster, mask_ratios: list[float], describe: dict[str, Any]
+) -> dict[str, Any]:
     """Plans every mask ratio.
 
     Args:
@@ -116,7 +118,7 @@ def _time_table(report: dict[str, Any]) -> list[str]:
     return _table(head, rows)
 
 
-def to_markdown(report: dict[str, Any], run: Run, cluster: Cluster) -> str:
+def to_markdown(report: dict[str, Any], run: PlannedRun, cluster: Cluster) -> str:
     """Renders the report as a Markdown page."""
     lines = [f"# Plan of {report['recipe']}", "", report["model"], "", report["hardware"], ""]
     for mask in report["masks"]:

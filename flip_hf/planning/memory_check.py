@@ -16,28 +16,28 @@ from pathlib import Path
 import torch
 
 from flip_hf.modeling import FlipConfig
-from flip_hf.training.memory import Step, make_micro_batch, make_trained_model, run_backward
-from flip_hf.training.plan import MemoryModel, Run
+from flip_hf.planning.memory import TracedStep, make_micro_batch, make_trained_model, run_backward
+from flip_hf.planning.plan import MemoryModel, PlannedRun
 
 # One arena, and no freed block kept: resident memory then follows the tensors.
 GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # Small enough for a machine with 8 GB, and in float32: many CPUs only emulate bfloat16. The GPU's steps have realistic
 # sizes.
 CPU_STEPS = (
-    Step(16, mask_ratio=0.0, bf16=False),
-    Step(16, num_micro=2, mask_ratio=0.75, bf16=False, checkpointing=True),
-    Step(24, mask_ratio=0.5, bf16=False),
+    TracedStep(16, mask_ratio=0.0, bf16=False),
+    TracedStep(16, num_micro=2, mask_ratio=0.75, bf16=False, checkpointing=True),
+    TracedStep(24, mask_ratio=0.5, bf16=False),
 )
 CUDA_STEPS = (
-    Step(128, mask_ratio=0.0),
-    Step(512, num_micro=2, mask_ratio=0.75, checkpointing=True),
-    Step(256, mask_ratio=0.5),
+    TracedStep(128, mask_ratio=0.0),
+    TracedStep(512, num_micro=2, mask_ratio=0.75, checkpointing=True),
+    TracedStep(256, mask_ratio=0.5),
 )
 
 
-def planned_bytes(config: FlipConfig, step: Step) -> float:
+def planned_bytes(config: FlipConfig, step: TracedStep) -> float:
     """Returns the plan's figure for one process, tensors only."""
-    run = Run(config, step.micro_batch_size * step.num_micro, None, step.text_tokens, step.bf16)
+    run = PlannedRun(config, step.micro_batch_size * step.num_micro, None, step.text_tokens, step.bf16)
     parts = MemoryModel(run).parts("DDP", 1, step.micro_batch_size, step.mask_ratio, step.checkpointing, other=False)
     return sum(parts.values())
 
@@ -47,7 +47,7 @@ def _resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _two_steps(config: FlipConfig, step: Step, device: torch.device) -> None:
+def _two_steps(config: FlipConfig, step: TracedStep, device: torch.device) -> None:
     """Runs two whole steps: from the second on, the optimizer's states exist beside the activations."""
     with device:
         model = make_trained_model(config, step, "sdpa")
@@ -64,7 +64,7 @@ def _small(config: FlipConfig) -> FlipConfig:
     return FlipConfig(text_config=size, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=16)
 
 
-def measured_bytes(config: FlipConfig, step: Step, device: torch.device) -> int:
+def measured_bytes(config: FlipConfig, step: TracedStep, device: torch.device) -> int:
     """Measures the peak memory of two real steps in this process, which should do nothing else."""
     _two_steps(_small(config), replace(step, micro_batch_size=2), device)
     if device.type == "cuda":
@@ -79,14 +79,14 @@ def measured_bytes(config: FlipConfig, step: Step, device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
 
 
-def measure(config: FlipConfig, step: Step, device: str) -> int:
+def measure(config: FlipConfig, step: TracedStep, device: str) -> int:
     """Calls [`measured_bytes`] in a fresh process.
 
     Raises:
         RuntimeError: the process failed, for example out of memory; the message has its last lines.
     """
     order = json.dumps({"config": config.to_dict(), "step": asdict(step), "device": device})
-    command = [sys.executable, "-m", "flip_hf.training.memory_check"]
+    command = [sys.executable, "-m", "flip_hf.planning.memory_check"]
     done = subprocess.run(command, input=order, capture_output=True, text=True, env={**os.environ, **GLIBC})
     if done.returncode != 0:
         raise RuntimeError(f"The measurement of {step} failed ({done.returncode}): {done.stderr[-500:]}")
@@ -97,7 +97,7 @@ def main() -> None:
     """Reads a step to measure from stdin and prints its bytes."""
     order = json.load(sys.stdin)
     device = torch.device(order["device"])
-    print(measured_bytes(FlipConfig.from_dict(order["config"]), Step(**order["step"]), device))
+    print(measured_bytes(FlipConfig.from_dict(order["config"]), TracedStep(**order["step"]), device))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
-from flip_hf.evaluation.finetune_images import (
+from flip_hf.evaluation.finetuning.images import (
     count_samples,
     eval_transform,
     make_mixing,
@@ -21,7 +21,7 @@ from flip_hf.evaluation.finetune_images import (
     make_train_loader,
     train_transform,
 )
-from flip_hf.evaluation.finetune_recipe import FineTuneOptions, drop_path, layer_groups
+from flip_hf.evaluation.finetuning.recipe import FineTuneOptions, drop_path, layer_groups
 from flip_hf.modeling import FlipForImageClassification
 
 
@@ -168,7 +168,7 @@ def fine_tune(
     Each process calls it. It sets the process's seeds, and releases what the accelerator had prepared before.
 
     Args:
-        model: from `make_classifier` (`finetune_model.py`); parameters without `requires_grad` stay frozen.
+        model: from `make_classifier` (`model.py`); parameters without `requires_grad` stay frozen.
         train, test: map-style or iterable torch data sets of (PIL image or encoded image, label). An iterable one must
             have the same order on every process and divide itself among a loader's workers, as torch requires.
         options: see [`RECIPES`].

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from flip_hf.planning.plan import Choice, Cluster, MemoryModel, PlannedRun
 from flip_hf.training.flops import SampleFlops, sample_flops
-from flip_hf.training.plan import Choice, Cluster, MemoryModel, Run
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Schedule:
         return samples / self.samples_per_second / 86_400
 
 
-def network_bytes(run: Run, weights: int, cluster: Cluster, choice: Choice) -> float:
+def network_bytes(run: PlannedRun, weights: int, cluster: Cluster, choice: Choice) -> float:
     """Counts the bytes one GPU receives per step, by ring algorithms: gradients, sharded weights, embeddings."""
     share = (cluster.gpus - 1) / cluster.gpus
     local = run.batch_size // cluster.gpus

@@ -3,7 +3,7 @@ r"""MAE's linear probe: a linear classifier trained by LARS on augmented images,
 Values are from MAE's Table 10 (He et al., CVPR 2022, arXiv 2111.06377) and FLIP's Table 11, which follows it, and where
 neither has them from MAE's repository (main_linprobe.py; its FINETUNE.md finds 50 epochs enough for ViT-L and H).
 Every epoch encodes new crops of the images: on features extracted once, LARS would only be another way to the
-classifier that CLIP's probe finds (`probe.py`), and no figure would compare with MAE's.
+classifier that CLIP's probe finds (`linear.py`), and no figure would compare with MAE's.
 
 Differences: crops are torchvision's, which redraws a box that does not fit where MAE's code clips it; BatchNorm sees
 the whole batch, not each GPU's 512 samples, and is tested with the mean of all steps' statistics instead of the
@@ -31,16 +31,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from flip_hf.evaluation.encoder import Encoder
-from flip_hf.evaluation.finetune_images import (
+from flip_hf.evaluation.finetuning.images import (
     count_samples,
     eval_transform,
     make_test_loader,
     make_train_loader,
     train_transform,
 )
-from flip_hf.evaluation.finetune_recipe import FineTuneOptions
-from flip_hf.evaluation.finetune_task import changed_recipe, read_samples
-from flip_hf.evaluation.lars import Lars
+from flip_hf.evaluation.finetuning.recipe import FineTuneOptions
+from flip_hf.evaluation.finetuning.task import changed_recipe, read_samples
+from flip_hf.evaluation.probes.lars import Lars
 from flip_hf.evaluation.subject import Subject
 
 logger = logging.getLogger(__name__)

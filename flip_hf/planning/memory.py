@@ -74,7 +74,7 @@ class StorageMeter(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedStep:
     """The work of one process between two updates.
 
     Attributes:
@@ -94,7 +94,7 @@ class Step:
     checkpointing: bool = False
 
 
-def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipModel:
+def make_trained_model(config: FlipConfig, step: TracedStep, attention: str) -> FlipModel:
     """Makes a new model as the step trains it."""
     model = FlipModel._from_config(config, attn_implementation=attention)
     if step.checkpointing:
@@ -102,7 +102,7 @@ def make_trained_model(config: FlipConfig, step: Step, attention: str) -> FlipMo
     return model.train()
 
 
-def make_micro_batch(config: FlipConfig, step: Step) -> dict[str, Any]:
+def make_micro_batch(config: FlipConfig, step: TracedStep) -> dict[str, Any]:
     """Makes a micro-batch as the engine prepares it: float patches, their indices, token ids; values are arbitrary."""
     vision: Any = config.vision_config
     size = step.micro_batch_size
@@ -117,7 +117,7 @@ def make_micro_batch(config: FlipConfig, step: Step) -> dict[str, Any]:
     return batch
 
 
-def run_backward(model: FlipModel, step: Step, make_batch: Callable[[], dict[str, Any]]) -> None:
+def run_backward(model: FlipModel, step: TracedStep, make_batch: Callable[[], dict[str, Any]]) -> None:
     """Runs forward, loss and backward of all micro-batches like the engine, preparing each when it is encoded."""
     encoder = PairEncoder(model, torch.bfloat16 if step.bf16 else None)
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
@@ -125,7 +125,7 @@ def run_backward(model: FlipModel, step: Step, make_batch: Callable[[], dict[str
     cached_backward(lambda _: encoder(**make_batch()), micro_batches, backward, nullcontext, model.device)
 
 
-def trace_step(config: FlipConfig, step: Step, attention: str = "sdpa") -> Counter[str]:
+def trace_step(config: FlipConfig, step: TracedStep, attention: str = "sdpa") -> Counter[str]:
     """Traces the peak bytes of forward and backward: weights, gradients, inputs, activations.
 
     The optimizer's states, which do not change meanwhile, are not included. Autocast's copies of the weights, and the

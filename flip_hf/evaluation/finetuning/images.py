@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from flip_hf.data.decode import RefusedSample, bounded_shape, decode_image, open_picture
 from flip_hf.data.rendering import Colour
-from flip_hf.evaluation.finetune_recipe import FineTuneOptions
+from flip_hf.evaluation.finetuning.recipe import FineTuneOptions
 
 # isort: split
 # After the import whose error says what to install.

@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.workers import default_workers
-from flip_hf.evaluation.finetune import fine_tune
-from flip_hf.evaluation.finetune_model import make_classifier
-from flip_hf.evaluation.finetune_recipe import RECIPES, FineTuneOptions
+from flip_hf.evaluation.finetuning.loop import fine_tune
+from flip_hf.evaluation.finetuning.model import make_classifier
+from flip_hf.evaluation.finetuning.recipe import RECIPES, FineTuneOptions
 from flip_hf.evaluation.loading import target_reader
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject, make_result

@@ -1,0 +1,1 @@
+"""Fine-tuning a classifier on labelled images: the paper's and MAE's protocol."""

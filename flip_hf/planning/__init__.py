@@ -1,0 +1,1 @@
+"""What a run would need and cost, on hardware that is not at hand."""
