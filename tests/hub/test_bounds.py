@@ -204,7 +204,7 @@ def test_damaged_configurations_are_named(refused):
     for name in ("config.json", "tokenizer_config.json"):
         assert f"{name} is damaged: it is not JSON" in refused(lambda folder, n=name: (folder / n).write_text("{"))
         assert f"{name} is damaged: it is not a JSON o" in refused(lambda folder, n=name: (folder / n).write_text("[]"))
-    assert "no model folder" in refused(edit("config.json", model_type=["flip"]))
+    assert "is not a model folder" in refused(edit("config.json", model_type=["flip"]))
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def test_the_card_says_what_the_run_was(run_folder):
         "| blocks x width | 2 x 32, 4 heads | 2 x 32, 4 heads |",
         "- `shapes`, drawn by flip_hf itself: coloured shapes with captions: 4,000 pairs seen\n",
         "(https://huggingface.co/datasets/user/pairs): 608 pairs seen; skipped: 3 x the image is truncated",
-        "| pairs seen | 4,608, 64 a step",
+        "| pairs seen | 4,608, 64 per step",
         "peak learning rate 0.001,",
         "| tuned on whole images | 512 pairs, peak learning rate 0.0003 |",
         "| steps skipped | 2,",

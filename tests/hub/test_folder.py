@@ -103,7 +103,7 @@ def test_what_is_in_the_way_is_named(run_folder, tmp_path):
             prepare(folder, tmp_path / f"{name}-ready", **options)
         return str(error.value)
 
-    assert "no model folder" in broken("empty", lambda folder: (folder / "config.json").unlink())
+    assert "is not a model folder" in broken("empty", lambda folder: (folder / "config.json").unlink())
     assert "has no model.safetensors" in broken("sharded", lambda folder: (folder / "model.safetensors").unlink())
     assert "processor.save_pretrained" in broken("bare", lambda folder: (folder / "processor_config.json").unlink())
     assert "no tokenizer" in broken("mute", lambda folder: [p.unlink() for p in folder.glob("tokenizer*")])
@@ -131,7 +131,7 @@ def test_a_model_with_a_decoder_is_published_with_a_card_that_runs(tar_folder, t
         for said in (
             "trained to reconstruct the dropped 50% of the patches of every image, without captions",
             "| | images | decoder |\n|---|---|---|\n| blocks x width | 1 x 32, 2 heads | 1 x 16, 2 heads |",
-            "| images seen | 192, 32 a step |" if folder.name == "mae" else "| images seen | 180, 32 a step |",
+            "| images seen | 192, 32 per step |" if folder.name == "mae" else "| images seen | 180, 32 per step |",
             "| reconstructed | pixels of dropped patches, of each patch's own mean and deviation |",
             "the text tower of this class is untrained",
         ):

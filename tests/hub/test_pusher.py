@@ -75,7 +75,7 @@ def test_a_full_disk_or_a_broken_folder_is_a_warning(hub, api, run_folder, save,
     pusher = Pusher(run_folder, "you/flip", api=api)
     pusher.begin()
     assert not pusher.push(full, 1024) and "No push after 1024 samples: [Errno 28]" in caplog.text
-    assert not pusher.push(lambda folder: None, 2048) and "no model folder" in caplog.text
+    assert not pusher.push(lambda folder: None, 2048) and "is not a model folder" in caplog.text
     assert pusher.push(save, 3072)
     waited(pusher)
     assert hub.repositories["you/flip"].files
