@@ -28,7 +28,7 @@ from flip_hf.training.arguments import Arguments
 from flip_hf.training.recipes import RECIPES, parse_arguments
 
 if TYPE_CHECKING:
-    pass
+    from flip_hf.planning.plan import PlannedRun
 
 DEFAULT_MFU = 0.25
 DEFAULT_MFU_SOURCE = (

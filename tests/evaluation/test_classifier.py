@@ -141,7 +141,8 @@ def test_what_cannot_be_asked_is_refused(classifier, pictures):
         resolve_templates("clip_70")
     with pytest.raises(ValueError, match="at least one template"):
         resolve_templates([])
-    for labels, said in (([], "give at least one"), (["a", "a"], "none twice"), (["a", ""], "Label 2 of 2 is empty")):
+    refused = (([], "give at least one"), (["a", "a"], "each label once"), (["a", ""], "Label 2 of 2 is empty"))
+    for labels, said in refused:
         with pytest.raises(ValueError, match=said):
             classifier(pictures, labels)
 

@@ -54,7 +54,7 @@ DAMAGED = {
     "weights of fewer layers": (lambda f: change(f, num_hidden_layers=5), "has no weights for 48 tensors"),
     "weights of more layers": (lambda f: change(f, num_hidden_layers=1), "that do not fit its config.json"),
     "configuration cut": (lambda f: cut(f, "config.json", 100), "config.json is damaged"),
-    "configuration a list": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
+    "configuration a list": (lambda f: (f / "config.json").write_text("[]"), "is not a JSON object"),
     "configuration binary": (lambda f: (f / "config.json").write_bytes(b"\xff\x00"), "config.json is damaged"),
     "configuration gone": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
     "configuration a pipe": (lambda f: pipe(f, "config.json"), "config.json is not a regular file"),
