@@ -40,7 +40,7 @@ def test_workflows_call_what_is_there(path):
         if words[0] == "make":
             done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-        else:
+        elif words[:2] != ["pipx", "run"]:  # a tool that pipx installs
             assert (ROOT / words[0]).is_file(), command
 
 
@@ -82,3 +82,20 @@ def test_the_version_is_written_once():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert len(written) == 1 and written[0] not in project
     assert 'dynamic = ["version"]' in project and 'version = { attr = "flip_hf.__version__" }' in project
+
+
+def test_ruff_has_one_version():
+    """Of another version, the hooks would format what `make quality` refuses."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (rev,) = [repo["rev"] for repo in hooks if repo["repo"].endswith("/ruff-pre-commit")]
+    for name in ("constraints.txt", "pyproject.toml"):
+        assert re.findall(r"\bruff==([\d.]+)", (ROOT / name).read_text()) == [rev.removeprefix("v")], name
+
+
+def test_the_changelog_has_the_version():
+    version = re.search(
+        r'^__version__ = "([\d.]+?)(\.dev\d+)?"$', (ROOT / "flip_hf/__init__.py").read_text(), flags=re.M
+    )
+    latest = re.search(r"^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    assert latest[1] == version[1]
+    assert (latest[2] == "unreleased") == bool(version[2]), "a release has a date"
