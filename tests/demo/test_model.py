@@ -83,7 +83,7 @@ def test_a_model_that_only_reconstructs_has_that_tab_alone(processor, photo, tmp
 def test_what_is_no_model_for_the_page_is_refused(model, processor, tmp_path):
     model.vision_model.save_pretrained(tmp_path / "tower")
     processor.image_processor.save_pretrained(tmp_path / "tower")
-    with pytest.raises(ValueError, match="vision tower alone"):
+    with pytest.raises(ValueError, match="only a vision tower"):
         DemoModel.from_pretrained(tmp_path / "tower")
     with pytest.raises(ValueError, match="it has no config.json"):
         DemoModel.from_pretrained(tmp_path)
