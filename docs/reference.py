@@ -41,7 +41,7 @@ def tables_of(package: Module) -> Iterator[str]:
 
 
 class Names:
-    """What is defined in a package, by path and by name.
+    """The definitions of a package, by path and by name.
 
     Args:
         package: a loaded package.

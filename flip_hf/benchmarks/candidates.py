@@ -23,7 +23,11 @@ from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.packing import pack_texts
 
-OURS, COMPILED, OPEN_CLIP, STRONG, CLIP = "flip_hf", "flip_hf, compiled", "open_clip", "open_clip, strong", "CLIPModel"
+OURS = "flip_hf"
+COMPILED = "flip_hf, compiled"
+OPEN_CLIP = "open_clip"
+STRONG = "open_clip, strong"
+CLIP = "CLIPModel"
 VIT_MAE = "ViTMAEForPreTraining"
 OPEN_CLIP_CONTEXT = 77
 LEARNING_RATE = 1e-5
@@ -53,7 +57,8 @@ def our_step(options: argparse.Namespace, inputs: Inputs, compiled: bool) -> Ste
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     accelerator = Accelerator(mixed_precision="no", cpu=options.device == "cpu")
     encoder = PairEncoder(make_flip(options.architecture).train(), dtype)
-    make, compiler = partial(make_optimizer, options=OptimizationArguments()), "inductor" if compiled else None
+    make = partial(make_optimizer, options=OptimizationArguments())
+    compiler = "inductor" if compiled else None
     distribution = Distribution(accelerator, encoder, make, max_grad_norm=None, compiler=compiler)
     for group in distribution.optimizer.param_groups:
         group["lr"] = LEARNING_RATE

@@ -119,8 +119,10 @@ def end_to_end_markdown(result: dict) -> str:
         "|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        median, ours = medians[row["candidate"], row["mask_ratio"]], medians[OURS, row["mask_ratio"]]
-        rates, waits = row["images_per_second"], row["data_wait"]
+        median = medians[row["candidate"], row["mask_ratio"]]
+        ours = medians[OURS, row["mask_ratio"]]
+        rates = row["images_per_second"]
+        waits = row["data_wait"]
         lines.append(
             f"| {row['candidate']} | {row['mask_ratio']:.0%} | {median:,.1f} ({min(rates):,.1f} - {max(rates):,.1f}) "
             f"| {ours / median:.2f}x | {statistics.median(waits):.1%} ({min(waits):.1%} - {max(waits):.1%}) |"

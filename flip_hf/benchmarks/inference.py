@@ -14,11 +14,12 @@ from flip_hf.benchmarks.candidates import CLIP, OPEN_CLIP, OPEN_CLIP_CONTEXT, OU
 from flip_hf.benchmarks.measuring import about, alternate
 from flip_hf.benchmarks.models import Inputs, make_clip, make_flip, make_inputs, make_open_clip
 
-IMAGES, TEXTS = "images", "texts"
+IMAGES = "images"
+TEXTS = "texts"
 
 
 def make_encoders(options: argparse.Namespace, inputs: Inputs) -> dict[str, dict[str, Callable[[], Any]]]:
-    """What encodes images and texts, by candidate."""
+    """Makes the functions that encode images and texts, by candidate."""
     texts = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
     makers = {OURS: make_flip, CLIP: make_clip} if "clip" in options.peers else {OURS: make_flip}
     encoders: dict[str, dict[str, Callable[[], Any]]] = {}
@@ -75,7 +76,8 @@ def inference_markdown(result: dict) -> str:
         "|---|---|---|---|---|",
     ]
     for name, seconds in result["seconds"].items():
-        (kind, candidate), median = name.split(": "), medians[name]
+        (kind, candidate) = name.split(": ")
+        median = medians[name]
         lines.append(
             f"| {kind} | {candidate} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) "
             f"| {result['batch_size'] / median:,.1f} | {median / medians[f'{kind}: {OURS}']:.2f}x |"

@@ -34,7 +34,9 @@ from flip_hf.training.recipes import RECIPES, parse_arguments
 PEER = "open_clip"
 CROPS = {(0.9, 1.0): "open_clip's crops", (0.5, 1.0): "FLIP's crops"}
 SIZES = ((640, 480), (480, 640), (480, 480), (720, 480))
-SHARDS, PER_SHARD, DISTINCT = 2, 1536, 96
+SHARDS = 2
+PER_SHARD = 1536
+DISTINCT = 96
 QUALITY = 90
 QUEUED = 4  # batches that a worker may have ready or begun: DataLoader's two, and what it works on
 WORDS = (
@@ -93,7 +95,7 @@ def write_shards(folder: Path, shards: int = SHARDS) -> float:
 
 
 def our_batches(folder: Path, batch_size: int, mask_ratio: float, crop_area: tuple[float, float]) -> Iterator[Any]:
-    """What `flip-hf pretrain` trains on."""
+    """Makes the loader that `flip-hf pretrain` trains on."""
     argv = ["--train_data", f"{folder}/*.tar", "--tokenizer", str(folder / "tokenizer"), "--num_workers", "1"]
     argv += ["--mask_ratio", str(mask_ratio), "--crop_area", *map(str, crop_area), "--batch_size", str(batch_size)]
     argv += ["--shuffle_block", "256"]  # so that every turn reads as much as it uses
@@ -109,7 +111,7 @@ def our_batches(folder: Path, batch_size: int, mask_ratio: float, crop_area: tup
 
 
 def open_clip_batches(folder: Path, batch_size: int) -> Iterator[Any]:
-    """What open_clip trains on with a ViT-B-16 and its defaults."""
+    """Makes the loader that open_clip trains a ViT-B-16 on, with its defaults."""
     import open_clip  # pyright: ignore[reportMissingImports]
     from open_clip_train.data import get_wds_dataset  # pyright: ignore[reportMissingImports]
 
@@ -127,7 +129,8 @@ def rate(batches: Iterator[Any], batch_size: int, seconds: float) -> float:
     """Samples a second over at least so many seconds, after what had been prepared before."""
     for _ in range(QUEUED):
         next(batches)
-    start, taken = time.perf_counter(), 0
+    start = time.perf_counter()
+    taken = 0
     while time.perf_counter() - start < seconds:
         next(batches)
         taken += batch_size
@@ -139,7 +142,8 @@ def rate(batches: Iterator[Any], batch_size: int, seconds: float) -> float:
 def benchmark_loader(options: argparse.Namespace) -> dict:
     """One worker of ours at several ratios and crops against open_clip's."""
     with tempfile.TemporaryDirectory() as name:
-        folder, batch_size = Path(name), options.batch_size
+        folder = Path(name)
+        batch_size = options.batch_size
         image_bytes = write_shards(folder)
         has_peer = find_spec("open_clip_train") and find_spec("webdataset")
         candidates = {PEER: open_clip_batches(folder, batch_size)} if has_peer else {}

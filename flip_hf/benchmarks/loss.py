@@ -106,7 +106,8 @@ def measure(name: str, pairs: int, device: str) -> tuple[float, int] | None:
     inputs = make_inputs(pairs)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    before, seconds = held_bytes(device), []
+    before = held_bytes(device)
+    seconds = []
     try:
         while sum(seconds) < MIN_SECONDS or (device == "cuda" and len(seconds) < 3):
             seconds.append(call(inputs))

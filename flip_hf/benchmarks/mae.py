@@ -122,7 +122,8 @@ def make_steps(options: argparse.Namespace) -> dict[Pair, Callable[[], None]]:
 
 def benchmark_mae(options: argparse.Namespace) -> dict:
     """A training step on full images, and on masked ones at every mask ratio above 0."""
-    flops, steps = count_flops(options), make_steps(options)
+    flops = count_flops(options)
+    steps = make_steps(options)
     runs = {f"{name} {ratio:.0%}": step for (name, ratio), step in steps.items()}
     seconds = alternate(runs, options.repeats, warm_up=5 if options.device == "cuda" else 1)
     return {
@@ -139,7 +140,8 @@ def mae_markdown(result: dict) -> str:
     """A table of medians, spread, images per second, and ratios to full images, of which the turns have a spread."""
     full, *_ = result["rows"]
     medians = {(row["candidate"], row["mask_ratio"]): statistics.median(row["seconds"]) for row in result["rows"]}
-    batch, whole = result["batch_size"], medians[FULL_IMAGE, 0.0]
+    batch = result["batch_size"]
+    whole = medians[FULL_IMAGE, 0.0]
     lines = [
         f"Training step of MAE, ViT-{result['architecture']} with a decoder of {result['decoder_blocks']} blocks, "
         f"batch {batch}, {result['precision']}. {about(result, len(full['seconds']))}",
@@ -148,8 +150,11 @@ def mae_markdown(result: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        name, ratio, seconds = row["candidate"], row["mask_ratio"], row["seconds"]
-        median, ours = medians[name, ratio], medians.get((OURS, ratio))
+        name = row["candidate"]
+        ratio = row["mask_ratio"]
+        seconds = row["seconds"]
+        median = medians[name, ratio]
+        ours = medians.get((OURS, ratio))
         faster = f"{median / ours:.2f}x" if ours else "-"
         turns = [theirs / own for theirs, own in zip(full["seconds"], seconds, strict=True)]
         lines.append(

@@ -1,4 +1,4 @@
-"""What every question shares: the alternating measurement, and on what it was measured."""
+"""The parts that all questions share: the alternating measurement, and the hardware and versions of a result."""
 
 import platform
 import sys
@@ -28,7 +28,7 @@ def alternate(steps: dict[str, Callable[[], None]], repeats: int, warm_up: int =
 
 
 def environment(device: str) -> dict:
-    """What a figure depends on."""
+    """Describes the hardware and the versions that a figure depends on."""
     return {
         "hardware": device_name(device),
         "threads": torch.get_num_threads(),

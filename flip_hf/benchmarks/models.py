@@ -1,4 +1,4 @@
-"""What the questions about speed measure: architectures, and inputs that all candidates share."""
+"""Architectures that the questions about speed measure, and inputs that all candidates share."""
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -11,10 +11,14 @@ from transformers import CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraini
 from flip_hf import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingConfig
 from flip_hf.benchmarks.names import ARCHITECTURES
 
-VOCAB_SIZE, CONTEXT, IMAGE_SIZE = 30522, 32, 224
+VOCAB_SIZE = 30522
+CONTEXT = 32
+IMAGE_SIZE = 224
 EOS = VOCAB_SIZE - 1  # the highest id, by which open_clip finds the end of a text
 # Tokens of a caption, special ones included: log-normal, as of captions from the web; 16 in the mean.
-MEDIAN_TOKENS, SIGMA, FEWEST_TOKENS = 14.5, 0.5, 4
+MEDIAN_TOKENS = 14.5
+SIGMA = 0.5
+FEWEST_TOKENS = 4
 
 
 def tower_fields(name: str) -> tuple[dict, dict, int]:

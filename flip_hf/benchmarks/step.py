@@ -73,7 +73,8 @@ def benchmark_step(options: argparse.Namespace) -> dict:
 def step_markdown(result: dict) -> str:
     """A table of medians, spread, images per second, and ratios to each candidate at the same mask ratio."""
     medians = {(row["candidate"], row["mask_ratio"]): statistics.median(row["seconds"]) for row in result["rows"]}
-    batch, runs = result["batch_size"], len(result["rows"][0]["seconds"])
+    batch = result["batch_size"]
+    runs = len(result["rows"][0]["seconds"])
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
     lines = [
         f"Training step, ViT-{result['architecture']}, batch {batch}, {result['precision']}; captions of "
@@ -87,8 +88,12 @@ def step_markdown(result: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        name, ratio, seconds = row["candidate"], row["mask_ratio"], row["seconds"]
-        median, whole, ours = medians[name, ratio], medians.get((name, 0.0)), medians.get((OURS, ratio))
+        name = row["candidate"]
+        ratio = row["mask_ratio"]
+        seconds = row["seconds"]
+        median = medians[name, ratio]
+        whole = medians.get((name, 0.0))
+        ours = medians.get((OURS, ratio))
         faster = f"{median / ours:.2f}x" if ours else "-"
         to_whole = f"{median / whole:.3f}" if whole else "-"
         share = "-"

@@ -16,7 +16,8 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.evaluation.templates import prompt_set
 
 COLOURS = ("red", "green", "blue", "yellow", "striped", "large", "small", "wooden")
-LABELS, IMAGES = 1000, 64
+LABELS = 1000
+IMAGES = 64
 CONTEXT = 32
 
 

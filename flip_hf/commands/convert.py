@@ -43,7 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
     parsers["vit-mae"].add_argument(
         "--decoder", action="store_true", help="keep the decoder: a FlipForPreTraining with a new text tower"
     )
-    official, open_clip = parsers["flip-official"], parsers["open-clip"]
+    official = parsers["flip-official"]
+    open_clip = parsers["open-clip"]
     official.add_argument("--vocab", required=True, help="BERT's uncased vocab.txt, or a Hub repository with it")
     official.add_argument(
         "--vision_heads", type=integer(1, 4096), help="attention heads, where the size is not a released one"

@@ -35,7 +35,8 @@ DEFAULT_MFU_SOURCE = (
     "a cautious default: open_clip's H/14 reached 0.24, 32 G samples in 5,600 A100-days; give your own with --mfu"
 )
 _POSITIVE = number(0, 1e12, open_low=True)
-DEFAULT_CORE, DEFAULT_CORE_SOURCE = 250.0, "a guess for JPEGs of 256 pixels; measure yours"
+DEFAULT_CORE = 250.0
+DEFAULT_CORE_SOURCE = "a guess for JPEGs of 256 pixels; measure yours"
 
 
 def gpu(text: str) -> DeviceSheet:
@@ -137,14 +138,17 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
     _require(
         not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
     )
-    config, options = make_config(arguments.model), arguments.optimization
+    config = make_config(arguments.model)
+    options = arguments.optimization
     text: Any = config.get_text_config()
     learned = arguments.data.tokenizer is None and arguments.model.model_name_or_path is None
     if learned and "vocab_size" not in arguments.model.tower_configs()["text_config"]:
         text.vocab_size = arguments.data.tokenizer_vocab_size
-    tokens, context = text_tokens or text.max_position_embeddings, text.max_position_embeddings
+    tokens = text_tokens or text.max_position_embeddings
+    context = text.max_position_embeddings
     _require(1 <= tokens <= context, f"--text_tokens must be in [1, {context}], the model's context; got {tokens}.")
-    bf16, attention = options.precision != "fp32", arguments.model.attn_implementation
+    bf16 = options.precision != "fp32"
+    attention = arguments.model.attn_implementation
     attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
     return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
 
@@ -160,10 +164,12 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     mfu, mfu_source = read_mfu(options.mfu)
     run = make_run(arguments, options.text_tokens)
     gpus = options.gpus * options.nodes
-    dollars, kilobytes = options.dollars_per_gpu_hour, options.sample_kilobytes
+    dollars = options.dollars_per_gpu_hour
+    kilobytes = options.sample_kilobytes
     cluster = Cluster(gpu, gpus, mfu, core or DEFAULT_CORE, kilobytes * 1000, dollars)
     vision: Any = run.config.vision_config
-    peak, precision = gpu.peak("bf16" if run.bf16 else "fp32"), "bf16" if run.bf16 else "fp32"
+    peak = gpu.peak("bf16" if run.bf16 else "fp32")
+    precision = "bf16" if run.bf16 else "fp32"
     _require(peak is not None, f"{gpu.name} has no bfloat16; use --precision fp32.")
     shape = (vision.num_hidden_layers, vision.hidden_size, vision.patch_size, vision.image_size)
     head = {
@@ -199,7 +205,8 @@ def check(options: argparse.Namespace, command: str) -> None:
     hardware = device_name(device)
     rows: list[dict[str, Any]] = []
     for step in tqdm(CUDA_STEPS if device == "cuda" else CPU_STEPS, unit="configuration", file=sys.stderr):
-        planned, measured = planned_bytes(FlipConfig(), step), measure(FlipConfig(), step, device)
+        planned = planned_bytes(FlipConfig(), step)
+        measured = measure(FlipConfig(), step, device)
         rows.append({**vars(step), "planned": planned, "measured": measured, "deviation": planned / measured - 1})
     about = {
         "command": redact(command),

@@ -66,8 +66,10 @@ def scale_for(budget: float, points: "Points") -> Scale:
     """
     from flip_hf.reproduction.running import environment, run_command, training_rate
 
-    path, scale = points.folder / "plan.json", Scale.of_recipe(points.recipe, 0)
-    options, where = recipe_options(points.recipe, RECIPES), environment()
+    path = points.folder / "plan.json"
+    scale = Scale.of_recipe(points.recipe, 0)
+    options = recipe_options(points.recipe, RECIPES)
+    where = environment()
     if points.read():
         plan = read_plan(points.folder)
         made = {**plan["options"], **plan["environment"], "recipe": plan["recipe"], "budget": plan["budget"]}
@@ -80,7 +82,8 @@ def scale_for(budget: float, points: "Points") -> Scale:
             raise ValueError(f"{points.folder} holds runs with {'; '.join(other)}: give another --folder.")
         return replace(scale, samples=plan["samples"])
     (points.folder / "points").mkdir(parents=True, exist_ok=True)
-    trial, count = points.folder / "trial", {"train_samples": 24 * scale.batch, "log_samples": 4 * scale.batch}
+    trial = points.folder / "trial"
+    count = {"train_samples": 24 * scale.batch, "log_samples": 4 * scale.batch}
     words = [points.recipe, *words_of({"mask_ratio": 0, **count, "output_dir": trial})]
     run_command("pretrain", words, points.folder / "logs" / "trial.txt")
     rate = training_rate(trial / "log.jsonl")
@@ -92,7 +95,7 @@ def scale_for(budget: float, points: "Points") -> Scale:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """What the points of a folder have in common.
+    """Returns the settings that all points of a folder share.
 
     Raises:
         ValueError: there are none, or they have lost their plan.

@@ -1,1 +1,1 @@
-"""What a run would need and cost, on hardware that is not at hand."""
+"""Planning: the memory, time and traffic that a run would need on other hardware."""

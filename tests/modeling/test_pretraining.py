@@ -306,7 +306,10 @@ def test_a_new_decoder_starts_as_maes():
         ({"mask_ratio": 0}, "all 16 patches are visible"),
         ({"mask_ratio": None, "ids_keep": torch.arange(16).expand(3, -1)}, "all 16 patches are visible"),
         ({"target_patches": torch.zeros(3, 16, 192)}, "with pixel_values, leave it out"),
-        ({"pixel_values": None, "patches": GIVEN, "ids_keep": GIVEN, "mask_ratio": None}, "pass target_patches, all patches"),
+        (
+            {"pixel_values": None, "patches": GIVEN, "ids_keep": GIVEN, "mask_ratio": None},
+            "pass target_patches, all patches",
+        ),
         (
             {"pixel_values": None, "patches": GIVEN, "ids_keep": GIVEN, "mask_ratio": None, "target_patches": GIVEN},
             "all 16 patches",
