@@ -5,6 +5,8 @@ import os
 
 # Of the runs that tests start side by side, threads that wait must not keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Nor do their tiny models gain by a second one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest

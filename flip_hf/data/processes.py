@@ -33,9 +33,14 @@ def make_accelerator(**options: Any) -> Accelerator:
             "with ACCELERATE_USE_CPU=true before it, or on GPUs with `accelerate launch`."
         )
     _refuse_lone_launch(accelerator)
-    if accelerator.device.type == "cpu":
-        torch.set_num_threads(cores_per_process())  # `accelerate launch` and torchrun limit a process to one thread
+    if accelerator.device.type == "cpu" and _was_launched():
+        torch.set_num_threads(cores_per_process())  # a launcher limits each of its processes to one thread
     return accelerator
+
+
+def _was_launched() -> bool:
+    """Returns whether torchrun or `accelerate launch` started this process, rather than a shell."""
+    return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def _refuse_lone_launch(accelerator: Accelerator) -> None:

@@ -172,7 +172,7 @@ def test_what_cannot_be_measured_is_refused(saved, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="has no weights for .* tensors of FlipModel .*both towers"):
         adapter.load_flip(str(folder))
     whole.vision_model.save_pretrained(folder)
-    with pytest.raises(ValueError, match="is only a vision tower; scripts.evaluate.py can probe it"):
+    with pytest.raises(ValueError, match="is only a vision tower; `flip-hf evaluate` can probe it"):
         adapter.load_flip(str(folder))
     with pytest.raises(ValueError, match="takes images as pixel_values, pixel_attention_mask, spatial_shapes"):
         adapter.load_flip(str(save_siglip(tmp_path / "patches", tokenizer, Siglip2ImageProcessor)))

@@ -59,7 +59,7 @@ def test_a_network_that_is_down_ends_nothing(run_folder, save, caplog):
     waited(pusher)
     assert "Not pushed: The Hub cannot be reached" in caplog.text
     said = pusher.finish()
-    assert said.startswith("not pushed: The Hub cannot be reached") and f"push_to_hub.py {run_folder} you/flip" in said
+    assert said.startswith("not pushed: The Hub cannot be reached") and f"`flip-hf push {run_folder} you/flip`" in said
     assert FlipModel.from_pretrained(run_folder) is not None and WRITER not in caplog.text + said
 
 
