@@ -16,13 +16,17 @@ TESTS ?=
 TESTS_OF_VERSIONS := tests/modeling tests/conversion tests/hub tests/training/test_hf_trainer.py tests/test_ecosystem.py
 BIN := $(VENV)/bin
 
-.PHONY: pretrain test test-oldest test-newest test-main quality style docs
+.PHONY: pretrain test test-long test-oldest test-newest test-main quality style docs
 
 pretrain: $(VENV)/train.installed
 	$(BIN)/python scripts/pretrain.py $(ARGS)
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(TESTS)
+
+# Launchers that are killed, whole programs in a row: tests that take half a minute or more each.
+test-long: $(VENV)/dev.installed
+	$(BIN)/python -m pytest -m long $(TESTS)
 
 # Both ends of what is supported, each in an environment of its own; with TESTS=tests, the whole suite.
 test-oldest:

@@ -52,6 +52,7 @@ def run(hub, tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_the_script_publishes_what_others_load(hub, run, run_folder, tmp_path, model, texts, images):
     hub.drops += [r"PUT /lfs", r"POST .*/commit"]
     done = run("-c", PUSH, SCRIPT, str(run_folder), REPO, PYTHONPATH=str(ROOT))

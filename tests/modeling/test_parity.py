@@ -92,6 +92,7 @@ def test_bfloat16_features_are_near_the_official_ones(flip, inputs, official, at
     assert relative(outputs.text_embeds, torch.from_numpy(official["out/z_txt"])) < 2e-2
 
 
+@pytest.mark.long
 def test_flex_attention_gives_the_official_features(flip, inputs, official):
     flip.set_attn_implementation("flex_attention")
     with torch.no_grad():

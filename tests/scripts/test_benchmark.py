@@ -120,6 +120,7 @@ def test_loader_benchmark_reads_shards_with_every_mask_and_crop(tmp_path, monkey
     assert all(values[0] > 0 for values in result["samples_per_second"].values())
 
 
+@pytest.mark.long
 def test_end_to_end_benchmark_runs_the_training_program(tiny_benchmark, monkeypatch):
     monkeypatch.setattr(loader, "PER_SHARD", 32)
     monkeypatch.setattr(loader, "DISTINCT", 2)

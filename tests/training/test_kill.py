@@ -201,7 +201,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(straight, shards, t
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", ["launcher", "one process and its workers"])
+@pytest.mark.parametrize("to", [pytest.param("launcher", marks=pytest.mark.long), "one process and its workers"])
 def test_two_processes_told_to_stop_save_at_the_same_step(to, straight, shards, tmp_path):
     run = Run(tmp_path / "run", shards, STEPS)
     process = run.start() if to == "launcher" else run.fork()
@@ -229,6 +229,7 @@ def test_one_process_told_to_stop_saves_and_exits_with_0(shards, tmp_path):
     assert_same(run.finish(), whole)
 
 
+@pytest.mark.long
 def test_processes_whose_launcher_is_killed_save_and_leave(straight, shards, tmp_path):
     run = Run(tmp_path / "run", shards, STEPS)
     process = run.start()

@@ -112,6 +112,7 @@ def test_damaged_images_are_counted_and_training_goes_on(samples, tmp_path):
     assert "1 x damaged image" in run.stdout and "sample 00009" in run.stderr
 
 
+@pytest.mark.long
 def test_a_resumed_run_ends_in_the_same_weights_whichever_program_resumes_it(tar_folder, tmp_path):
     """Checkpoints every 96 samples; resuming from the first gives bit-identical losses and weights.
 
