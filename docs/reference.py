@@ -30,9 +30,10 @@ class Reference(Extension):
 
 
 def tables_of(package: Module) -> Iterator[str]:
-    """The public names of a package and its modules, as tables."""
+    """Yields tables of the public names of a package, and of its modules."""
     names = [package[name] for name in package.exports or () if isinstance(name, str)]
-    for title, members in (("name", names), ("module", list(package.modules.values()))):
+    modules = [module for module in package.modules.values() if not module.name.startswith("_")]  # not `__main__`
+    for title, members in (("name", names), ("module", modules)):
         if members:
             yield f"\n\n| {title} | |\n|---|---|"
             for member in members:

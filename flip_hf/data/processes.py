@@ -16,7 +16,7 @@ def make_accelerator(**options: Any) -> Accelerator:
     the CPU; each would then run by itself, all of them into one folder.
 
     Args:
-        options: arguments of [`Accelerator`].
+        options: arguments of `Accelerator`.
 
     Raises:
         ValueError: several processes were started, but they do not form one group.
