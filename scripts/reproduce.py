@@ -5,11 +5,7 @@
     python scripts/reproduce.py --figures_only      # figures and tables again, from the JSON files alone
     python scripts/reproduce.py --only mask75-half  # some of the runs
 
---budget is the training time of the longest run without masks, in seconds; all other runs are in the paper's
-proportions to its number of samples, which is measured once and kept. What has been run is not run again: the same
-command goes on where it was stopped. A point's JSON file says by which command it can be run alone.
-
-A GPU needs a model that keeps it busy: --recipe scenes_s16 --budget 150 is for an hour or two on one.
+`--help` explains the budget; `flip_hf/commands/reproduce.py` says more.
 """
 
 import sys

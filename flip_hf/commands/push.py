@@ -65,6 +65,6 @@ def publish(options: argparse.Namespace) -> None:
             folder = prepare(options.folder, scratch / "ready", repo_id=repo_id, link=True, **asked)
             print(push(folder, repo_id, private=not options.public))
     except HubUnreachable as error:
-        end_with(f"{error} The same command goes on later; --dry_run OUT makes the folder without the network.")
+        end_with(f"{error} The same command resumes the push; --dry_run OUT makes the folder without the network.")
     except (FolderError, HubError) as error:
         end_with(error)

@@ -5,8 +5,8 @@
     flip-hf reproduce --only mask75-half  # some of the runs
 
 --budget is the training time of the longest run without masks, in seconds; all other runs are in the paper's
-proportions to its number of samples, which is measured once and kept. What has been run is not run again: the same
-command goes on where it was stopped. A point's JSON file says by which command it can be run alone.
+proportions to its number of samples, which is measured once and kept. Finished runs are not repeated: the same command
+resumes the set. A point's JSON file gives the command that runs it alone.
 
 A GPU needs a model that keeps it busy: --recipe scenes_s16 --budget 150 is for an hour or two on one.
 """
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     except (ValueError, OSError, RunFailed) as error:
         end_with(error)
     except KeyboardInterrupt:
-        sys.exit("Stopped. The same command goes on from here; with --figures_only it draws what there is.")
+        sys.exit("Stopped. The same command resumes the set; with --figures_only it draws the finished runs.")
     found = steady(points.read())
     write_report(found, options.folder, about(points, plan))
     print(summary(found))
