@@ -1,7 +1,6 @@
 """The loss and its gradient: against the plain formula, and over processes and micro-batches."""
 
 import weakref
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from flip_hf import FlipModel
 from flip_hf.losses import contrastive_loss
 from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training.encoder import Encoded
-from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.step import OneProcess, accumulate_gradients
 from tests.conftest import tiny_config
 from tests.programs import run_program
 
@@ -46,12 +45,12 @@ def take(batch: dict, rows: slice) -> dict:
 def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and all gradients of one step."""
 
-    def encode(batch):
+    def encode(target_patches=None, **batch):
         outputs = model(**batch)
         return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale())
 
-    loss = cached_backward(encode, micro_batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
-    return loss.total.item(), {name: p.grad for name, p in model.named_parameters()}
+    loss = accumulate_gradients(OneProcess(encode), micro_batches)
+    return loss.loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
 
 def assert_same(ours: torch.Tensor, expected: torch.Tensor, name: str) -> None:
@@ -283,17 +282,20 @@ def test_one_micro_batch_is_held_at_a_time():
     scale = torch.ones(1, requires_grad=True)
     held: list[weakref.ref] = []
 
-    def encode(batch):
+    def prepare(batch):
         assert not any(reference() is not None for reference in held)
         prepared = batch["rows"].clone()  # what a trainer moves to its device
         held.append(weakref.ref(prepared))
-        activation = (prepared @ weight).relu()
+        return {"rows": prepared}
+
+    def encode(rows, target_patches=None):
+        activation = (rows @ weight).relu()
         held.append(weakref.ref(activation))
         embeds = functional.normalize(activation @ weight, dim=1)
         return Encoded(embeds, embeds, scale)
 
-    batches = [{"rows": torch.rand(2, 4)} for _ in range(3)]
-    cached_backward(encode, batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
+    batches = [{"rows": torch.rand(2, 4), "input_ids": torch.zeros(2)} for _ in range(3)]
+    accumulate_gradients(OneProcess(encode), batches, prepare)
     assert len(held) == 12
 
 
@@ -302,27 +304,26 @@ import sys, torch
 from accelerate import Accelerator
 from flip_hf.losses import contrastive_loss
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.arguments import OptimizationArguments
+from flip_hf.training.distribution import Distribution
+from flip_hf.training.optimization import make_optimizer
+from flip_hf.training.step import accumulate_gradients
 from tests.test_losses import CASES, PAIRS, PIECES, differentiate, make_batch, make_embeds, make_model, take
 
 accelerator = Accelerator(cpu=True)
-model = accelerator.prepare(PairEncoder(make_model()))
-flip = accelerator.unwrap_model(model).flip
+encoder = PairEncoder(make_model())
+flip = encoder.flip
+make = lambda module: make_optimizer(module, OptimizationArguments())
+distribution = Distribution(accelerator, encoder, make, max_grad_norm=None)
 local = PAIRS // accelerator.num_processes
 rank, results = accelerator.process_index, {}
 
 for pieces in PIECES:
     size = local // pieces
     starts = [rank * local + i * size for i in range(pieces)]
-    loss = cached_backward(
-        lambda batch: model(**batch),
-        [take(make_batch(), slice(start, start + size)) for start in starts],
-        accelerator.backward,
-        lambda: accelerator.no_sync(model),
-        accelerator.device,
-    )
+    loss = accumulate_gradients(distribution, [take(make_batch(), slice(start, start + size)) for start in starts])
     gradients = {name: p.grad.clone() for name, p in flip.named_parameters()}
-    results[f"pieces {pieces}"] = {"loss": accelerator.reduce(loss.total, "mean"), **gradients}
+    results[f"pieces {pieces}"] = {"loss": accelerator.reduce(loss.loss, "mean"), **gradients}
     flip.zero_grad()
 
 for count, tile_size in CASES:
@@ -338,9 +339,7 @@ for count, tile_size in CASES:
     }
 if accelerator.is_main_process:
     torch.save(results, sys.argv[1])
-del model
-accelerator.free_memory()  # before the group goes, or gloo's threads live on and may abort the process
-accelerator.end_training()
+distribution.end()
 """
 PIECES = (1, 3)
 CASES = ((1, 2048), (1, 1), (3, 2), (5, 2048))  # pairs a process, tile size

@@ -19,9 +19,9 @@ from flip_hf.benchmarks.models import CONTEXT, Inputs, make_clip, make_flip, mak
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.gradient_cache import cached_backward
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.packing import pack_texts
+from flip_hf.training.step import train_step
 
 OURS = "flip_hf"
 COMPILED = "flip_hf, compiled"
@@ -60,23 +60,19 @@ def our_step(options: argparse.Namespace, inputs: Inputs, compiled: bool) -> Ste
     make = partial(make_optimizer, options=OptimizationArguments())
     compiler = "inductor" if compiled else None
     distribution = Distribution(accelerator, encoder, make, max_grad_norm=None, compiler=compiler)
-    for group in distribution.optimizer.param_groups:
-        group["lr"] = LEARNING_RATE
     texts = pack_texts(inputs.input_ids.cpu(), inputs.attention_mask.cpu(), encoder.flip.config.get_text_config())
     texts = {name: value.to(options.device) for name, value in texts.items()}
     batch = {"pixel_values": inputs.pixel_values, **texts}
 
     def step(mask_ratio: float) -> None:
-        cached_backward(
-            lambda piece: distribution.model(**piece),
-            [{**batch, "mask_ratio": mask_ratio}],
-            distribution.backward,
-            distribution.no_sync,
-            accelerator.device,
+        result = train_step(
+            distribution,
+            [batch],
+            prepare=lambda inputs: {**inputs, "mask_ratio": mask_ratio},
+            learning_rate=LEARNING_RATE,
+            reconstruction_weight=1.0,
         )
-        assert math.isfinite(distribution.clip_and_norm())
-        distribution.optimizer.step()
-        distribution.optimizer.zero_grad()
+        assert math.isfinite(result.grad_norm)
         wait(options.device)
 
     return step

@@ -10,7 +10,6 @@ Letters: n pairs on this process, N over all processes, E length of an embedding
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,7 +23,7 @@ from flip_hf.losses import contrastive_loss
 from flip_hf.modeling import FlipConfig, FlipModel
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.encoder import PairEncoder, recompute_activations
-from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.step import OneProcess, accumulate_gradients
 
 
 class StorageMeter(TorchDispatchMode):
@@ -120,9 +119,8 @@ def make_micro_batch(config: FlipConfig, step: TracedStep) -> dict[str, Any]:
 def run_backward(model: FlipModel, step: TracedStep, make_batch: Callable[[], dict[str, Any]]) -> None:
     """Runs forward, loss and backward of all micro-batches like the engine, preparing each when it is encoded."""
     encoder = PairEncoder(model, torch.bfloat16 if step.bf16 else None)
-    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
-    micro_batches: list[dict[str, Any]] = [{}] * step.num_micro
-    cached_backward(lambda _: encoder(**make_batch()), micro_batches, backward, nullcontext, model.device)
+    loaded = [{"input_ids": torch.empty(0)}] * step.num_micro
+    accumulate_gradients(OneProcess(encoder, model.device), loaded, prepare=lambda _: make_batch())
 
 
 def trace_step(config: FlipConfig, step: TracedStep, attention: str = "sdpa") -> Counter[str]:

@@ -42,6 +42,7 @@ class Distribution:
         compiler: str | None = None,
     ):
         self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
         self.max_grad_norm = max_grad_norm
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._check()

@@ -18,6 +18,14 @@ from flip_hf.training.packing import packed_attention_mask
 IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding")
 
 
+class Embeddings(NamedTuple):
+    """Embeddings of images and texts (B, E) and the factor on their cosines (1,), or the gradients of all three."""
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    logit_scale: torch.Tensor
+
+
 class Encoded(NamedTuple):
     """The inputs of a micro-batch's losses; a tuple, since FSDP2 looks for tensors only in those.
 
@@ -31,6 +39,12 @@ class Encoded(NamedTuple):
     text_embeds: torch.Tensor | None
     logit_scale: torch.Tensor | None
     reconstruction_loss: torch.Tensor | None = None
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What is contrasted, of a micro-batch with texts."""
+        assert self.image_embeds is not None and self.text_embeds is not None and self.logit_scale is not None
+        return Embeddings(self.image_embeds, self.text_embeds, self.logit_scale)
 
 
 class PairEncoder(nn.Module):

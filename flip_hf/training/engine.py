@@ -29,15 +29,16 @@ from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.inputs import Evaluation
 from flip_hf.training.lock import unlock_folder
-from flip_hf.training.measure import StepResult, Window
-from flip_hf.training.micro_batches import MicroBatches
+from flip_hf.training.measure import Window
 from flip_hf.training.models import image_processor_of
 from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
 from flip_hf.training.patches import Normalize
+from flip_hf.training.prepare import PrepareBatch
 from flip_hf.training.progress import Progress
-from flip_hf.training.reconstructions import Grid
+from flip_hf.training.reconstructions import ReconstructionPictures
 from flip_hf.training.resume import shared_checkpoint
 from flip_hf.training.signals import StopSignals
+from flip_hf.training.step import Batch, StepResult, train_step
 from flip_hf.training.validation import Validator, in_words
 
 logger = logging.getLogger(__name__)
@@ -106,8 +107,20 @@ class Trainer:
         keeps = evaluation.pairs is not None or patience is not None
         self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # samples seen, and metrics
-        self.grid = Grid(accelerator, self.output_dir, image_processor, arguments.model.mask_ratio)
-        self.micro_batches = MicroBatches(arguments, self.distribution, self.flip.config, self.normalize, self.grid)
+        self.prepare = PrepareBatch(
+            arguments.model, self.objective, self.flip.config, self.normalize, accelerator.device
+        )
+        self.pictures = self._make_pictures(image_processor) if self.objective.reconstructs else None
+
+    def _make_pictures(self, image_processor: Any) -> ReconstructionPictures:
+        return ReconstructionPictures(
+            self.accelerator,
+            self.output_dir,
+            image_processor,
+            self.normalize,
+            self.flip.vision_model.config.patch_size,
+            self.arguments.model.mask_ratio,
+        )
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -143,6 +156,8 @@ class Trainer:
                 self._checkpoint(position, at_any_rate=agreed.leave)
             if agreed.leave:
                 return self._leave(agreed)
+            if self.pictures is not None:
+                self.pictures.see(batches[0]["patches"])
             step = self._step(phase, batches)
             if self.health.is_lost():
                 self._go_back()
@@ -154,14 +169,14 @@ class Trainer:
             finished = self._is_finished()
             self._is_due = self._is_due or self._passed(before, self.run_options.checkpoint_samples)
             if finished or self._passed(before, self.run_options.log_samples):
-                self._log(phase, step)
+                self._log(phase, step, batches[-1])
             if not finished and self._passed(before, self.run_options.eval_samples):
                 with suppress(WaitEnded):  # stopped by a signal, the run leaves before its next step
                     metrics = self._evaluate()
             if self.hub.push_to_hub and not finished and self._passed(before, self.hub.hub_push_samples):
                 self._push(metrics)
-            if self.objective.reconstructs and (finished or self._passed(before, self.objective.grid_samples)):
-                self._draw()
+            if self.pictures is not None and (finished or self._passed(before, self.objective.grid_samples)):
+                self._draw(self.pictures)
         return self._finish()
 
     def _is_finished(self) -> bool:
@@ -172,7 +187,7 @@ class Trainer:
         self.loader.begin_at(self.state.samples)
         self._batches = iter(self.loader)
 
-    def _take_batches(self) -> list[dict[str, Any]]:
+    def _take_batches(self) -> list[Batch]:
         """Waits for a step's micro-batches; returns none where a signal ended the wait or the data failed."""
         try:
             with self.window.waiting():
@@ -295,33 +310,34 @@ class Trainer:
             f"{phase.peak_lr:.3g}"
         )
 
-    def _step(self, phase: Phase, batches: list[dict[str, Any]]) -> StepResult:
-        """Takes one optimizer step on the batch, or skips it where the gradient is not finite."""
-        distribution = self.distribution
-        learning_rate = phase.learning_rate(self.state.samples + self.options.batch_size)
-        for group in distribution.optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss, seen = self.micro_batches.backward(batches, phase)
-        grad_norm = distribution.clip_and_norm()
-        if self.health.is_good(grad_norm):
-            distribution.optimizer.step()
+    def _step(self, phase: Phase, batches: list[Batch]) -> StepResult:
+        """Takes one optimizer step on the batch, and counts it where it was skipped."""
+        result = train_step(
+            self.distribution,
+            batches,
+            partial(self.prepare, phase=phase),
+            learning_rate=phase.learning_rate(self.state.samples + self.options.batch_size),
+            reconstruction_weight=self.objective.reconstruction_weight,
+        )
+        if self.health.is_good(result.grad_norm):
             average.update(self.average, self.model)
         else:
             self.state.skipped_steps += 1
             logger.warning("Skipped the step after %d samples: its loss or gradient is not finite.", self.state.samples)
-        distribution.optimizer.zero_grad()
-        return StepResult(loss, learning_rate=learning_rate, grad_norm=grad_norm, **seen)
+        return result
 
     # -- logging, evaluation and saving --------------------------------------------------------------------------------
 
-    def _log(self, phase: Phase, step: StepResult) -> None:
+    def _log(self, phase: Phase, step: StepResult, last: Batch) -> None:
         speed = self.window.close(self.state.samples, self.state.steps)
         speed["data_wait"] = longest_wait(speed["data_wait"], self.accelerator)
         self.state.seconds += speed.pop("seconds")
-        flops = step_flops(self.model.config, step.kept_patches, step.text_tokens, self.options.batch_size)
+        kept_patches, text_tokens = self.prepare.encoded_lengths(last, phase)
+        flops = step_flops(self.model.config, kept_patches, text_tokens, self.options.batch_size)
         self.flops_per_sample[phase.name] = flops
         speed |= utilization(flops, speed["samples_per_second"], self.accelerator, self.autocast_dtype is not None)
-        values = {**step.values(self.accelerator), **speed}
+        lengths = {"kept_patches": kept_patches, "text_tokens": text_tokens}
+        values = {**step.values(self.accelerator), **lengths, **speed}
         self.progress.log(self.state.samples, phase=phase.name, skipped_steps=self.state.skipped_steps, **values)
         names = {"loss": "loss", "accuracy": "acc", "logit_scale": "scale", "learning_rate": "lr"}
         self.progress.show(**{short: values[name] for name, short in names.items() if name in values})
@@ -351,10 +367,10 @@ class Trainer:
         self._evaluated = (self.state.samples, metrics)
         return metrics
 
-    def _draw(self) -> None:
+    def _draw(self, pictures: ReconstructionPictures) -> None:
         with self.window.pause():
             model: Any = self._encoder().model
-            self.grid.draw(model, self.state.samples)
+            pictures.draw(model, self.state.samples)
 
     def _saver(self) -> Callable[[Path], None]:
         """Gathers the weights that would be saved now, and returns what saves them, once; all must call it."""

@@ -55,12 +55,15 @@ class TextMasks:
             return {}
         input_ids = batch["input_ids"]
         pooling_type = self.text.pooling_type
-        context = self.text.max_position_embeddings
         return mask_text(
             input_ids,
             batch["attention_mask"],
             strategy=self.strategy,
-            kept=kept_tokens(context, phase.text_mask_ratio),
-            context=context,
+            kept=self.kept_tokens(phase),
+            context=self.text.max_position_embeddings,
             pooled=None if pooling_type == "mean" else pooled_token(input_ids, pooling_type, self.text.eos_token_id),
         )
+
+    def kept_tokens(self, phase: Phase) -> int:
+        """Returns the number of tokens kept of each text in a phase that masks texts."""
+        return kept_tokens(self.text.max_position_embeddings, phase.text_mask_ratio)

@@ -1,50 +1,8 @@
-"""Measurements of a run: the numbers of a step, and where the time goes."""
+"""The time that a run takes, and how much of it is waiting for data."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from accelerate import Accelerator
-
-from flip_hf.training.gradient_cache import StepLoss
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The numbers of one optimizer step.
-
-    Attributes:
-        loss: the losses of this process's part of the batch, on the device.
-        logit_scale: the factor on cosine similarities (1,), on the device; None where nothing is contrasted.
-        learning_rate: the learning rate of this step.
-        grad_norm: over all parameters and processes, before clipping; not finite where the step was skipped.
-        kept_patches: patches encoded per image.
-        text_tokens: tokens encoded per text, padding included.
-    """
-
-    loss: StepLoss
-    logit_scale: torch.Tensor | None
-    learning_rate: float
-    grad_norm: float
-    kept_patches: int
-    text_tokens: int
-
-    def values(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the values for a log line; losses are averaged over the processes, each of which must call it."""
-        losses = self.loss.named()
-        means: Any = accelerator.reduce(torch.stack(list(losses.values())), "mean")
-        scale = {} if self.logit_scale is None else {"logit_scale": self.logit_scale.item()}
-        return {
-            **dict(zip(losses, means.tolist(), strict=True)),
-            **scale,
-            "learning_rate": self.learning_rate,
-            "grad_norm": self.grad_norm,
-            "kept_patches": self.kept_patches,
-            "text_tokens": self.text_tokens,
-        }
 
 
 class Window:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 
 from flip_hf.evaluation.reconstruction import draw_reconstructions, join_patches
 from flip_hf.modeling import FlipForPreTraining
@@ -16,28 +17,41 @@ IMAGES = 8
 TRACKERS: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 
 
-class Grid:
+class ReconstructionPictures:
     """Draws reconstructions of the same few images under the same masks throughout the run.
 
     Args:
         accelerator: the process layer; the main process draws.
         output_dir: pictures go to its folder `reconstructions`.
         image_processor: has mean and standard deviation of the pixels.
+        normalize: turns uint8 patches into the model's inputs.
+        patch_size: side of a patch, in pixels.
         mask_ratio: fraction of the patches dropped.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, image_processor: Any, mask_ratio: float):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: Path,
+        image_processor: Any,
+        normalize: nn.Module,
+        patch_size: int,
+        mask_ratio: float,
+    ):
         self.accelerator = accelerator
         self.folder = output_dir / "reconstructions"
+        self.normalize = normalize
+        self.patch_size = patch_size
         self.mask_ratio = mask_ratio
         self.mean = image_processor.image_mean
         self.std = image_processor.image_std
         self._pixel_values: torch.Tensor | None = None
 
-    def see(self, target_patches: torch.Tensor, patch_size: int) -> None:
-        """Takes the images from the run's first batch, (B, L, C * P * P), normalised."""
+    def see(self, patches: torch.Tensor) -> None:
+        """Takes the images from the run's first batch: all patches (B, L, C * P * P), uint8."""
         if self._pixel_values is None:
-            self._pixel_values = join_patches(target_patches[:IMAGES], patch_size)
+            target_patches = self.normalize(patches[:IMAGES].to(self.accelerator.device))
+            self._pixel_values = join_patches(target_patches, self.patch_size)
 
     def draw(self, model: FlipForPreTraining, samples: int) -> None:
         """Draws the reconstructions of a model, whole on this process, after this many samples."""

@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.gradient_cache import cached_backward
+from flip_hf.training.step import train_step
 from flip_hf.training.optimization import make_optimizer
 from tests.test_losses import PAIRS, make_batch, make_model, take
 
@@ -60,15 +60,10 @@ for batch in batches:
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
 norms = []
 for step in range(2):
-    loss = cached_backward(
-        lambda batch: distribution.model(**dict(batch)), batches, distribution.backward, distribution.no_sync,
-        accelerator.device,
-    )
-    norms.append(distribution.clip_and_norm())
-    distribution.optimizer.step()
-    distribution.optimizer.zero_grad()
+    result = train_step(distribution, batches, dict, learning_rate=0.01, reconstruction_weight=1.0)
+    norms.append(result.grad_norm)
     if step == 0:
-        losses = accelerator.reduce(loss.total, "mean")
+        losses = accelerator.reduce(result.batch.loss, "mean")
 encoder = distribution.whole_encoder()
 if accelerator.is_main_process:  # one process alone: nothing here may wait for the others
     with torch.no_grad():

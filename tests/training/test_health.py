@@ -22,7 +22,7 @@ def make_trainer(folder, data, *argv: str):
 
 def spoil_steps(trainer, steps: set[int]) -> None:
     """Puts one infinite pixel into the batches of these steps, as a broken transform would."""
-    normalize = trainer.micro_batches.normalize
+    normalize = trainer.prepare.normalize
     calls = iter(range(10**9))
 
     def broken(patches):
@@ -31,7 +31,7 @@ def spoil_steps(trainer, steps: set[int]) -> None:
             patches[0, 0, 0] = float("inf")
         return patches
 
-    trainer.micro_batches.normalize = broken
+    trainer.prepare.normalize = broken
 
 
 def records(folder) -> list[dict]:

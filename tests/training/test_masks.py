@@ -84,7 +84,7 @@ def test_nothing_is_left_for_the_model_to_draw(strategy, tar_folder, tmp_path):
     trainer = build_trainer(parse_arguments(argv, ROOT / "flip_hf" / "recipes", "shapes"))
     for samples, phase in zip((0, trainer.phases[0].end), trainer.phases, strict=True):
         trainer.loader.begin_at(samples)
-        batch = trainer.micro_batches._prepare(next(iter(trainer.loader)), phase)
+        batch = trainer.prepare(next(iter(trainer.loader)), phase)
         vision = trainer.flip.config.vision_config
         kept = {"random": vision.num_patches // 4, "resize": resized_side(vision.num_patches, 0.75) ** 2}[strategy]
         assert batch["patches"].shape[1] == (kept if phase.mask_ratio else vision.num_patches)
