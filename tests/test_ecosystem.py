@@ -10,7 +10,7 @@ from PIL import Image
 
 from flip_hf import FlipModel, FlipTextModel
 from flip_hf.training.models import make_processor
-from tests.conftest import randomize, tiny_config
+from tests.helpers.models import randomize, tiny_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "ecosystem.md"
 LIBRARIES = ("sentence_transformers", "faiss", "peft", "diffusers", "onnxscript", "onnxruntime", "torchao")

@@ -22,6 +22,7 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if "flip_hf/modeling" not in path.as_posix()
 )
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # What each room may import of the others.
 MAY_IMPORT = {
@@ -123,6 +124,14 @@ def test_pictures_are_opened_in_one_place():
     openers = r"\bImage\.open\(|\bload_images?\b|\bimread\(|\bImageFile\.|\bdecode_jpeg|\bread_image\("
     users = {path.name for path in SOURCES if re.search(openers, path.read_text(encoding="utf-8"))}
     assert users == {"decode.py", "jpeg_end.py", "reconstructions.py"}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_tests_share_helpers_and_not_each_other(path):
+    """What several tests use is in `tests/helpers`; scripts in strings, which tests run in other processes, too."""
+    taken = re.findall(r"^\s*(?:from|import) (tests\b[\w.]*)(?: import (\w+))?", path.read_text(encoding="utf-8"), re.M)
+    for module, name in taken:
+        assert f"{module}.{name}".startswith("tests.helpers."), f"{path.name} imports {name} from {module}"
 
 
 def test_published_files_are_flat_and_know_nobody():

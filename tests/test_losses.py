@@ -8,56 +8,22 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flip_hf import FlipModel
 from flip_hf.losses import contrastive_loss
-from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training.encoder import Encoded
 from flip_hf.training.gradient_cache import cached_backward
-from tests.conftest import tiny_config
-from tests.programs import run_program
-
-PAIRS = 12
-
-
-def make_batch() -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    lengths = torch.randint(2, 8, (PAIRS,))
-    attention_mask = (torch.arange(8) < lengths[:, None]).long()
-    return {
-        "pixel_values": torch.randn(PAIRS, 3, 32, 32, dtype=torch.float64),
-        "ids_keep": random_masking(PAIRS, 16, 0.5, "cpu"),
-        "input_ids": torch.randint(1, 600, (PAIRS, 8)) * attention_mask,
-        "attention_mask": attention_mask,
-    }
-
-
-def make_model(dropout: float = 0.0, mask_ratio: float = 0.0) -> FlipModel:
-    """The generator's state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = FlipModel(tiny_config(text={"attention_dropout": dropout}, vision={"mask_ratio": mask_ratio}))
-    return model.double().train()
-
-
-def take(batch: dict, rows: slice) -> dict:
-    return {name: value[rows] for name, value in batch.items()}
-
-
-def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss and all gradients of one step."""
-
-    def encode(batch):
-        outputs = model(**batch)
-        return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale())
-
-    loss = cached_backward(encode, micro_batches, torch.Tensor.backward, nullcontext, torch.device("cpu"))
-    return loss.total.item(), {name: p.grad for name, p in model.named_parameters()}
-
-
-def assert_same(ours: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    """Equal in float64, where rounding hides no error."""
-    assert ours.dtype == expected.dtype == torch.float64
-    assert (ours - expected).abs().max() < 1e-10, name
+from tests.helpers.contrast import (
+    CASES,
+    PAIRS,
+    PIECES,
+    assert_same,
+    backward,
+    differentiate,
+    make_batch,
+    make_embeds,
+    make_model,
+    take,
+)
+from tests.helpers.programs import run_program
 
 
 def test_loss_is_that_of_the_model():
@@ -79,21 +45,6 @@ def dense_loss(images, texts, scale) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.arange(len(images), device=images.device)
     loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
     return loss, (logits.argmax(dim=1) == labels).float().mean()
-
-
-def make_embeds(pairs: int, scale: float, dtype=torch.float64, device="cpu") -> list[torch.Tensor]:
-    """Images, texts that resemble them, and the scale."""
-    torch.manual_seed(pairs)
-    images = torch.randn(pairs, 8, dtype=torch.float64)
-    texts = images + torch.randn(pairs, 8, dtype=torch.float64)
-    embeds = [functional.normalize(rows, dim=1).to(device, dtype) for rows in (images, texts)]
-    return [x.requires_grad_() for x in (*embeds, torch.tensor([scale], dtype=embeds[0].dtype, device=device))]
-
-
-def differentiate(loss_function, inputs: list[torch.Tensor], **options) -> list[torch.Tensor]:
-    """The loss and its gradients."""
-    loss, _ = loss_function(*inputs, **options)
-    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
@@ -303,7 +254,8 @@ from accelerate import Accelerator
 from flip_hf.losses import contrastive_loss
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.gradient_cache import cached_backward
-from tests.test_losses import CASES, PAIRS, PIECES, differentiate, make_batch, make_embeds, make_model, take
+from tests.helpers.contrast import CASES, PIECES, differentiate, make_embeds
+from tests.helpers.contrast import PAIRS, make_batch, make_model, take
 
 accelerator = Accelerator(cpu=True)
 model = accelerator.prepare(PairEncoder(make_model()))
@@ -342,8 +294,6 @@ del model
 accelerator.free_memory()  # before the group goes, or gloo's threads live on and may abort the process
 accelerator.end_training()
 """
-PIECES = (1, 3)
-CASES = ((1, 2048), (1, 1), (3, 2), (5, 2048))  # pairs a process, tile size
 
 
 def weighted_dense_loss(images, texts, scale, processes: int) -> tuple[torch.Tensor, None]:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from flip_hf.redaction import REMOVED, found_tokens, install, redact, redacted, remember, shown, shown_apart
-from tests.programs import ROOT, run_program
+from tests.helpers.programs import ROOT, run_program
 
 SECRET = "S3cr-t_wOrd"
 MIXED = "Ab1" * 28

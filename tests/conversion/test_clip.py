@@ -5,8 +5,7 @@ import torch
 from transformers import AutoModel, CLIPModel, CLIPTextModelWithProjection, ViTMAEConfig, ViTMAEModel
 
 from flip_hf import FlipModel
-from tests.conftest import randomize, tiny_config
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.models import randomize, tiny_clip, tiny_config
 
 CLIP_TEXT = {"causal": True, "pooling_type": "eos", "eos_token_id": 599}
 CLIP_VISION = {"pooling_type": "cls", "use_pre_layernorm": True, "patch_embedding_bias": False}

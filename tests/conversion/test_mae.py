@@ -7,7 +7,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 from flip_hf import FlipForPreTraining, FlipVisionModel
 from flip_hf.conversion.mae import convert_from_mae, mae_to_pretraining, mae_to_vision_tower
 from flip_hf.conversion.tables import ConversionError
-from tests.conftest import randomize
+from tests.helpers.models import randomize
 
 TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
 

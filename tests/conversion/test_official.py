@@ -18,7 +18,7 @@ from flip_hf.conversion.folder import new_folder
 from flip_hf.conversion.official import config_of, convert_official, read_official
 from flip_hf.conversion.tables import ConversionError
 from flip_hf.conversion.word_pieces import official_pieces
-from tests.conversion.conftest import FIXTURES, HEADS
+from tests.helpers.fixtures import FIXTURES, HEADS
 
 
 def same(first: FlipModel, second: FlipModel) -> bool:

@@ -9,7 +9,7 @@ import torch
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.open_clip import read_state_dict
 from flip_hf.conversion.pickled import read_pickled
-from tests.conversion.bounded import outcome
+from tests.helpers.bounded import outcome
 
 
 def saved(value) -> bytes:

@@ -10,8 +10,8 @@ from flip_hf import FlipModel
 from flip_hf.conversion.clip import convert_from_clip, convert_to_clip
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.open_clip import write_open_clip
-from tests.conversion.bounded import outcome
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.bounded import outcome
+from tests.helpers.models import tiny_clip
 
 NAME = "text_model.final_layer_norm.weight"
 

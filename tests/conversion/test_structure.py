@@ -7,7 +7,7 @@ import torch
 
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.structure import read_structure
-from tests.conversion.bounded import outcome
+from tests.helpers.bounded import outcome
 
 START = b"\x81\xa9optimizer\x81\xa6target"
 CLAIM = b"\xdd\x00\x0c\x35\x00"  # a list of 800,000 values, in five bytes

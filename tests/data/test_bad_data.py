@@ -1,8 +1,6 @@
 """Whatever is in the data, training goes on with what can be used, and the rest is reported, once."""
 
 import itertools
-import os
-from collections import Counter
 
 import pytest
 from datasets import Dataset
@@ -12,20 +10,14 @@ from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
 from flip_hf.data.stream import View
-from tests.data import damaged
-from tests.data.conftest import write_tar
-from tests.data.loading import make_train_loader, numbers, saved
-
-# FLIP_HF_LONG_TESTS=1: the size that is promised.
-SHARDS, PER_SHARD, BAD_PER_SHARD = (10, 2000, 100) if os.environ.get("FLIP_HF_LONG_TESTS") else (10, 200, 10)
+from tests.helpers import damaged
+from tests.helpers.damaged import BAD_PER_SHARD, PER_SHARD, SHARDS
+from tests.helpers.loading import make_train_loader, numbers, refused, saved
+from tests.helpers.pairs import write_tar
 
 
 def small(samples: int) -> View:
     return View(16)
-
-
-def refused(loader) -> dict[str, int]:
-    return dict(sum(map(Counter, loader.counts["refused"].values()), Counter()))
 
 
 @pytest.fixture(scope="module")

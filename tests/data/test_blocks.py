@@ -16,8 +16,8 @@ from flip_hf.data.refusals import Refusals
 from flip_hf.data.samples import SourceReader
 from flip_hf.data.sources import Source
 from flip_hf.data.tar import TarShards
-from tests.data.conftest import write_tar
-from tests.data.loading import make_train_loader, numbers, saved
+from tests.helpers.loading import make_train_loader, numbers, saved
+from tests.helpers.pairs import write_tar
 
 MIB = 2**20
 SMALL = 6000  # bytes: a few of the samples

@@ -21,8 +21,8 @@ from flip_hf.data.pairs import PairShards
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.tar import TarShards
-from tests.data.conftest import write_tar
-from tests.data.loading import make_train_loader, numbers, saved
+from tests.helpers.loading import make_train_loader, numbers, saved
+from tests.helpers.pairs import write_tar
 
 
 def fail(*told: str) -> None:

@@ -16,8 +16,8 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.sources import open_source
 from flip_hf.data.targets import Captions
 from flip_hf.data.transforms import EvalTransform
-from tests.data.conftest import write_tar
-from tests.data.loading import current_epochs, make_train_loader, samples_by_epoch
+from tests.helpers.loading import current_epochs, make_train_loader, samples_by_epoch
+from tests.helpers.pairs import write_tar
 
 SHARE = 0.2
 

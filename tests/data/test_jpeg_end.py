@@ -8,8 +8,8 @@ from PIL import Image
 
 from flip_hf.data import jpeg_end
 from flip_hf.data.decode import RefusedSample, decode_crop, decode_image, open_image
-from tests.data.bombs import jpeg_of_scans
-from tests.data.test_scaled_decoding import photograph
+from tests.helpers.hostile_pictures import jpeg_of_scans
+from tests.helpers.photographs import photograph
 
 FORMS = {
     "baseline": {},

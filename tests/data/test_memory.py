@@ -18,7 +18,7 @@ from flip_hf.data.refusals import Refusals, RefusedSample
 from flip_hf.data.samples import SourceReader
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.tar import TarShards
-from tests.data import damaged
+from tests.helpers import damaged
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from flip_hf.data.opening import open_named
 from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.reading import DatasetShards, Reader, read_rows
 from flip_hf.data.sources import open_source
-from tests.data.test_remote import server  # noqa: F401
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -215,7 +214,7 @@ def test_a_text_that_is_no_unicode_costs_its_row(samples, tmp_path):
         source.target(second)
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(server, parquet_folder, caplog):  # noqa: F811
+def test_a_dropped_connection_is_taken_up_where_it_broke(server, parquet_folder, caplog):
     source = open_source(server.url("parquet/part-{0..3}.parquet"), image_column="picture", target_column="words")
     server.drops = ["part-0.parquet", "part-2.parquet", "part-2.parquet"]
     told: list[tuple[str, str]] = []
@@ -309,7 +308,7 @@ def a_footer_of_4_gib(path):
 
 
 REFUSED = ([], ["oversized row group"])
-BOMBS = {
+HOSTILE = {
     zeros_in_one_cell: REFUSED,
     zeros_in_one_cell_without_a_dictionary: REFUSED,
     many_large_cells: REFUSED,
@@ -321,7 +320,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize(("make", "expected"), BOMBS.items(), ids=lambda each: getattr(each, "__name__", ""))
+@pytest.mark.parametrize(("make", "expected"), HOSTILE.items(), ids=lambda each: getattr(each, "__name__", ""))
 def test_no_file_takes_more_memory_than_sound_ones(make, expected, tmp_path):
     file = tmp_path / "x.parquet"
     in_a_child(lambda: make(file))  # to make some takes as much memory as to read them

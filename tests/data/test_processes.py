@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from flip_hf.data.drawing import encode
 from flip_hf.data.processes import make_accelerator
-from tests.data.conftest import write_tar
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN, SHORT, TINY, pretrain
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import PRETRAIN, SHORT, TINY, pretrain
+from tests.helpers.programs import run_program
 
 # As torchrun starts processes for a user, who has not told Accelerate of the CPU.
 UNTOLD = {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}

@@ -8,8 +8,8 @@ import pytest
 
 from flip_hf.data.positions import Piece, SourcePosition, deal_again, split_piece
 from flip_hf.data.reading import Reader
-from tests.data.conftest import write_tar
-from tests.data.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from tests.helpers.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from tests.helpers.pairs import write_tar
 
 KEYS = list(range(160))
 

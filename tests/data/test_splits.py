@@ -10,7 +10,7 @@ from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patte
 
 from flip_hf.data.sources import open_source
 from flip_hf.data.splits import find_splits, list_folder
-from tests.data.conftest import write_tar
+from tests.helpers.pairs import write_tar
 
 LAYOUTS = [
     ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),

@@ -9,7 +9,7 @@ from flip_hf.data.opening import open_named
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import column_value, open_source
 from flip_hf.data.tar import TarShards, split_name
-from tests.data import damaged
+from tests.helpers import damaged
 
 
 def read(data: bytes, tmp_path, first=0, part=None, **options) -> tuple[list[dict], list[str]]:
@@ -106,8 +106,8 @@ def test_what_is_no_archive_is_told_of(tmp_path):
 
 def test_large_members_are_refused_unread(tmp_path):
     (tmp_path / "y").mkdir()
-    bomb = [("jpg", damaged.SPARSE), ("txt", b"t")]
-    rows, problems = read(damaged.shard(many(k2=bomb)), tmp_path)
+    sparse = [("jpg", damaged.SPARSE), ("txt", b"t")]
+    rows, problems = read(damaged.shard(many(k2=sparse)), tmp_path)
     assert isinstance(rows[2]["jpg"], RefusedSample) and rows[2]["txt"] == b"t" and problems == []
     with pytest.raises(RefusedSample, match="sparse tar member"):
         column_value(rows[2], "jpg")

@@ -12,7 +12,7 @@ from flip_hf.data.class_names import check_class_names
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.targets import CAPTION_FORMS, Captions, ClassIndex, ClassVector
-from tests.conftest import shapes_rows
+from tests.helpers.pairs import shapes_rows
 
 
 def test_a_class_is_an_index_or_a_name():

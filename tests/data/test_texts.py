@@ -13,9 +13,8 @@ from flip_hf.data.targets import Captions
 from flip_hf.data.texts import MAX_CAPTION_CHARACTERS, MAX_CAPTIONS, MAX_JSON_BYTES, MAX_TEXT_BYTES, bound_text
 from flip_hf.data.tokenization import _learnable, train_wordpiece
 from flip_hf.evaluation.zero_shot import TextInputs
-from tests.data import damaged
-from tests.data.loading import make_train_loader, numbers
-from tests.data.test_bad_data import refused
+from tests.helpers import damaged
+from tests.helpers.loading import make_train_loader, numbers, refused
 
 WORDS = [f"word{n} " for n in range(5000)]
 

@@ -10,7 +10,7 @@ import torch
 from flip_hf.data.reading import Reader
 from flip_hf.data.stream import View
 from flip_hf.modeling.masking_flip import cut_patches, draw_mask
-from tests.data.loading import PATCH_SIZE, half_masked, make_train_loader, numbers, saved
+from tests.helpers.loading import PATCH_SIZE, half_masked, make_train_loader, numbers, saved
 
 BATCH = 4
 

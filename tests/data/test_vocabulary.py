@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 
 from flip_hf.data.coverage import Coverage, measure_coverage
 from flip_hf.data.tokenization import _normalizer, _pre_tokenizer, train_wordpiece
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
 # Words that differ in what BERT's uncased normalizer drops.
 PAIRS = {

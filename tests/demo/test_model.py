@@ -14,8 +14,7 @@ from flip_hf.demo.page import make_page
 from flip_hf.demo.parts import choose_examples
 from flip_hf.demo.search import ImageSearch, Picture, embedded_pictures, fit_to_show, pictures_below
 from flip_hf.modeling.masking_flip import num_kept
-from tests.conftest import NUM_PATCHES, tiny_config
-from tests.demo.conftest import DECODER
+from tests.helpers.models import DECODER, NUM_PATCHES, tiny_config
 
 LABELS = ("red circle", "blue square", "green star")
 
@@ -163,7 +162,7 @@ def test_uploads_are_opened_within_limits(tmp_path):
     import gradio
 
     from flip_hf.demo.parts import image_input
-    from tests.data.bombs import EPS, jpeg_of_scans, png
+    from tests.helpers.hostile_pictures import EPS, jpeg_of_scans, png
 
     with gradio.Blocks():
         component = image_input([])

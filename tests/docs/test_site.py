@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
 pytest.importorskip("mkdocs")
 BUILT = ("mkdocs.yml", "pyproject.toml", "docs/pages.py", "docs/reference.py")

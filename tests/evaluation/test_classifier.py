@@ -15,8 +15,8 @@ from transformers import CLIPModel, CLIPProcessor, SiglipConfig, SiglipModel, pi
 from flip_hf import FlipModel, ZeroShotClassifier
 from flip_hf.evaluation.labels import LabelEmbeddings
 from flip_hf.evaluation.templates import prompt_set, resolve_templates
-from tests.data.bombs import EPS
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.hostile_pictures import EPS
+from tests.helpers.models import tiny_clip
 
 LABELS = ["red circle", "large striped blue star", "x", "green"]
 

@@ -27,8 +27,7 @@ from flip_hf import FlipForImageClassification
 from flip_hf.data.shapes import CLASS_NAMES, generate_test
 from flip_hf.evaluation import clip_benchmark as adapter
 from flip_hf.evaluation.zero_shot import class_embeddings, normalized
-from tests.conftest import randomize
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.models import randomize, tiny_clip
 
 TEMPLATES = ["a photo of a {}.", "a {}, drawn among so many other things that the text is longer than the context."]
 ROWS = list(generate_test([0], 36, image_size=48, seed=0))

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from flip_hf.hub.folder import prepare
-from tests.data.test_remote import Handler, Server
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN, SHORT, TINY
+from tests.helpers.pretraining import PRETRAIN, SHORT, TINY
+from tests.helpers.programs import run_program
+from tests.helpers.web_server import Handler, Server
 
 USER = "somebody"
 PASSWORD = "hunter%40-22"

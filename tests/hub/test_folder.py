@@ -16,8 +16,9 @@ from flip_hf.hub.folder import FolderError, prepare
 from flip_hf.redaction import redact
 from flip_hf.training.build import build_trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.conftest import tiny_config
-from tests.training.conftest import ROOT, SHORT, TINY
+from tests.helpers.models import tiny_config
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.programs import ROOT
 
 CODE = {f"{name}_flip.py" for name in ("clip", "configuration", "masking", "modeling", "processing", "resizing")}
 DECODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

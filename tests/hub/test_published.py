@@ -17,8 +17,9 @@ from flip_hf.commands.push import main
 from flip_hf.console.names import without_paths
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.hub.hub_server import WRITER
-from tests.training.conftest import ROOT, SHORT, TINY
+from tests.helpers.hub_server import WRITER
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.programs import ROOT
 
 REPO = "you/flip"
 SCRIPT = str(ROOT / "scripts" / "push_to_hub.py")

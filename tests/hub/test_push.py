@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, constants
 
 from flip_hf.hub.folder import prepare
 from flip_hf.hub.push import HubOffline, HubRefused, HubUnreachable, create, push
-from tests.hub.hub_server import READER, WRITER
+from tests.helpers.hub_server import READER, WRITER
 
 REPO = "you/flip"
 

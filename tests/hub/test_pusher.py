@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from flip_hf import FlipModel
 from flip_hf.hub.push import HubRefused
 from flip_hf.hub.pusher import Pusher
-from tests.hub.hub_server import READER, WRITER
+from tests.helpers.hub_server import READER, WRITER
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
-from tests.conftest import IMAGE_SIZE, tiny_config
-from tests.modeling.conformance import (
+from tests.helpers.conformance import (
     ALL,
     ARCHITECTURES,
     EACH,
+    LAYER,
     MODELS,
     assert_same,
     build,
@@ -34,7 +34,7 @@ from tests.modeling.conformance import (
     part_for,
     training_loss,
 )
-from tests.modeling.test_flip_model import LAYER
+from tests.helpers.models import IMAGE_SIZE, tiny_config
 
 # -- saving and loading -----------------------------------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from flip_hf import (
     FlipVisionModel,
 )
 from flip_hf.training.encoder import recompute_activations
-from tests.conftest import NUM_PATCHES, randomize, tiny_config
-from tests.modeling.conformance import (
+from tests.helpers.conformance import (
     ALL,
     ARCHITECTURES,
     EACH,
@@ -27,6 +26,7 @@ from tests.modeling.conformance import (
     make_inputs,
     training_loss,
 )
+from tests.helpers.models import NUM_PATCHES, randomize, tiny_config
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from flip_hf import (
     FlipVisionModelWithProjection,
 )
 from flip_hf.training.encoder import recompute_activations
-from tests.modeling.conformance import ARCHITECTURES, assert_same, build, make_inputs
+from tests.helpers.conformance import ARCHITECTURES, assert_same, build, make_inputs
 
 ONE = {"text": {"num_hidden_layers": 1}, "vision": {"num_hidden_layers": 1}}  # compilers are slow
 IDS_KEEP = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])

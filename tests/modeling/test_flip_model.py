@@ -16,7 +16,8 @@ from flip_hf import (
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.modeling.resizing_flip import sincos_positions
 from flip_hf.training.encoder import recompute_activations
-from tests.conftest import IMAGE_SIZE, NUM_PATCHES, randomize, tiny_config
+from tests.helpers.conformance import LAYER
+from tests.helpers.models import IMAGE_SIZE, NUM_PATCHES, randomize, tiny_config
 
 
 def embed(model, images, **kwargs):
@@ -321,16 +322,6 @@ def test_initial_bounds_are_the_official_ones():
     assert layer.self_attn.out_proj.weight.abs().max().item() == pytest.approx((3 / 64) ** 0.5, rel=0.01)
     assert layer.mlp.fc1.weight.abs().max().item() == pytest.approx((6 / 320) ** 0.5, rel=0.01)
     assert all((layer.get_parameter(name) == 0).all() for name in ("mlp.fc1.bias", "self_attn.k_proj.bias"))
-
-
-LAYER = [
-    f"layers.0.{name}.{kind}"
-    for name in (
-        *("layer_norm1", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-        *("layer_norm2", "mlp.fc1", "mlp.fc2"),
-    )
-    for kind in ("weight", "bias")
-]
 
 
 def golden_names(pre_layernorm: bool) -> set[str]:

@@ -5,15 +5,8 @@ import torch
 
 from flip_hf import FlipForImageClassification, FlipModel, FlipVisionModelWithProjection
 from flip_hf.modeling.masking_flip import cut_patches
-from tests.conftest import NUM_PATCHES, PATCH_SIZE
-from tests.modeling.conformance import (
-    ARCHITECTURES,
-    IMAGE_MODELS,
-    assert_same,
-    build,
-    make_inputs,
-    training_loss,
-)
+from tests.helpers.conformance import ARCHITECTURES, IMAGE_MODELS, assert_same, build, make_inputs, training_loss
+from tests.helpers.models import NUM_PATCHES, PATCH_SIZE
 
 IDS_KEEP = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
 

@@ -16,7 +16,7 @@ from flip_hf.modeling import modeling_flip
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.modeling.resizing_flip import sincos_positions
 from flip_hf.training.encoder import recompute_activations
-from tests.conftest import NUM_PATCHES, PATCH_SIZE, randomize, tiny_config
+from tests.helpers.models import NUM_PATCHES, PATCH_SIZE, randomize, tiny_config
 
 DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}

@@ -13,7 +13,7 @@ from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD
 from flip_hf.training.models import make_processor
 from flip_hf.training.patches import Normalize
-from tests.conftest import IMAGE_SIZE, PATCH_SIZE, tiny_config
+from tests.helpers.models import IMAGE_SIZE, PATCH_SIZE, tiny_config
 
 
 @pytest.fixture

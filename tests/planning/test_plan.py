@@ -12,8 +12,8 @@ from flip_hf.planning.memory import TracedStep, trace_loss
 from flip_hf.planning.memory_check import _two_steps, planned_bytes
 from flip_hf.planning.plan import Choice, Cluster, MemoryModel, PlannedRun, choices
 from flip_hf.training.accelerators import named_accelerator
-from tests.conftest import tiny_config
-from tests.programs import ROOT, run_program
+from tests.helpers.models import tiny_config
+from tests.helpers.programs import ROOT, run_program
 
 PLAN = ROOT / "scripts" / "plan.py"
 WIDE = {"hidden_size": 64, "intermediate_size": 256}

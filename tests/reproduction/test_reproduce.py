@@ -12,7 +12,7 @@ from flip_hf.reproduction.plan import Scale, planned_runs, words_of
 from flip_hf.reproduction.running import Point, training_rate
 from flip_hf.reproduction.speedup import SpeedUp, best_recipe, speed_up, steady, summary
 from flip_hf.training.recipes import parse_arguments
-from tests.training.conftest import ROOT
+from tests.helpers.programs import ROOT
 
 RUNS = {run.name: run for run in planned_runs(Scale.of_recipe("scenes", 64 * 128))}
 

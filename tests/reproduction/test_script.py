@@ -11,7 +11,7 @@ from flip_hf.data import shapes
 from flip_hf.reproduction.plan import Scale, planned_runs
 from flip_hf.reproduction.running import Points, RunFailed
 from flip_hf.training.recipes import RECIPES, recipe_options
-from tests.training.conftest import ROOT
+from tests.helpers.programs import ROOT
 
 SCALE = Scale.of_recipe("scenes", 512)
 RUNS = {run.name: run for run in planned_runs(SCALE)}

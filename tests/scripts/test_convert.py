@@ -9,9 +9,9 @@ from transformers import AutoModel, CLIPModel
 
 from flip_hf import FlipModel, FlipVisionModel
 from flip_hf.commands.convert import main
-from tests.conversion.conftest import FIXTURES
-from tests.modeling.test_parity import tiny_clip
-from tests.programs import ROOT, run_program
+from tests.helpers.fixtures import FIXTURES
+from tests.helpers.models import tiny_clip
+from tests.helpers.programs import ROOT, run_program
 
 SCRIPT = ROOT / "scripts" / "convert.py"
 

@@ -20,8 +20,8 @@ from flip_hf.commands import main
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import Range
 from flip_hf.training.recipes import option_names, parse_arguments
-from tests.conftest import tiny_config
-from tests.programs import ROOT
+from tests.helpers.models import tiny_config
+from tests.helpers.programs import ROOT
 
 COMMANDS = ["benchmark", "demo", "plan", "push", "reconstruct", "reproduce", "zero_shot"]
 FIRST = {

@@ -15,7 +15,7 @@ from flip_hf.evaluation.reconstruction import join_patches, reconstruct
 from flip_hf.evaluation.reconstruction_error import draw_masks
 from flip_hf.evaluation.spread import batches_at, spread_places
 from flip_hf.modeling.masking_flip import cut_patches
-from tests.conftest import PATCH_SIZE, tiny_config
+from tests.helpers.models import PATCH_SIZE, tiny_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reconstruct.py"
 DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

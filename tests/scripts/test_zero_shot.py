@@ -8,9 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.data.bombs import jpeg_of_scans
-from tests.programs import ROOT, run_program
-from tests.training.conftest import trained  # noqa: F401
+from tests.helpers.hostile_pictures import jpeg_of_scans
+from tests.helpers.programs import ROOT, run_program
 
 
 def run(*argv: str, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -23,7 +22,7 @@ def picture(tmp_path):
     return str(tmp_path / "red.png")
 
 
-def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):  # noqa: F811
+def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):
     done = run("scripts/zero_shot.py", str(trained[0]), picture, picture, "--labels", "red circle", "blue square")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
@@ -33,7 +32,7 @@ def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):  # noqa
     assert lines[0].endswith(" ".join(lines[1].split()[:2]))
 
 
-def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noqa: F811
+def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):
     (tmp_path / "text.jpg").write_text("no image")
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "scans.jpg").write_bytes(jpeg_of_scans(501, 8))

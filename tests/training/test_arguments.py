@@ -7,7 +7,7 @@ from flip_hf.training.models import make_config
 from flip_hf.training.optimization import is_decayed, make_optimizer, plan_phases
 from flip_hf.training.recipes import option_names, parse_arguments, write_recipe
 from flip_hf.training.resizing import new_sizes
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 

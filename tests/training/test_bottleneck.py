@@ -11,8 +11,8 @@ from flip_hf.training.bottleneck import bottleneck
 from flip_hf.training.build import build_trainer
 from flip_hf.training.engine import Trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.data.conftest import samples, tar_folder  # noqa: F401
-from tests.training.conftest import ROOT, SHORT, TINY
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.programs import ROOT
 
 
 def verdict(waits: list[float], *argv: str):
@@ -51,7 +51,7 @@ def test_advice_names_only_what_is_not_in_use():
     assert used.endswith("faster with a smaller --micro_batch_size without --gradient_checkpointing, more devices")
 
 
-def test_waiting_is_what_a_step_spends_without_its_batch(tar_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_waiting_is_what_a_step_spends_without_its_batch(tar_folder, tmp_path, capsys, monkeypatch):
     """By a clock on which a batch takes three seconds to come, and a step one more."""
     clock = [0.0]
     take = TrainStream.view

@@ -21,11 +21,11 @@ from flip_hf.training.health import RunDiverged
 from flip_hf.training.lock import FolderInUse, lock_folder
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resume import RunFinished
-from tests.data.conftest import write_tar
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN, ROOT, TINY
-from tests.training.test_health import make_trainer, spoil_steps
-from tests.training.watched import Watched, serve, words
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import PRETRAIN, TINY
+from tests.helpers.programs import ROOT, run_program
+from tests.helpers.trainers import make_trainer, spoil_steps
+from tests.helpers.watched import Watched, serve, words
 
 
 @pytest.fixture(scope="module")

@@ -8,30 +8,9 @@ import pytest
 import torch
 
 from flip_hf import FlipModel
-from flip_hf.training.build import build_trainer
 from flip_hf.training.checkpoint import find_checkpoints
 from flip_hf.training.health import Health, RunDiverged
-from flip_hf.training.recipes import parse_arguments
-from tests.training.conftest import ROOT, SHORT, TINY
-
-
-def make_trainer(folder, data, *argv: str):
-    options = [*TINY, *SHORT, "--num_workers", "0", "--unmasked_samples", "0", "--output_dir", str(folder), *argv]
-    return build_trainer(parse_arguments(["--train_data", str(data), *options], ROOT / "flip_hf" / "recipes", "shapes"))
-
-
-def spoil_steps(trainer, steps: set[int]) -> None:
-    """Puts one infinite pixel into the batches of these steps, as a broken transform would."""
-    normalize = trainer.micro_batches.normalize
-    calls = iter(range(10**9))
-
-    def broken(patches):
-        patches = normalize(patches)
-        if next(calls) in steps:
-            patches[0, 0, 0] = float("inf")
-        return patches
-
-    trainer.micro_batches.normalize = broken
+from tests.helpers.trainers import make_trainer, spoil_steps
 
 
 def records(folder) -> list[dict]:

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from flip_hf import FlipForImageClassification, FlipForPreTraining, FlipModel, FlipPreTrainingConfig
-from tests.conftest import IMAGE_SIZE, NUM_PATCHES, tiny_config
+from tests.helpers.models import IMAGE_SIZE, NUM_PATCHES, tiny_config
 
 pytest.importorskip("accelerate")  # Trainer needs it
 

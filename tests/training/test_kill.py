@@ -35,14 +35,14 @@ from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.progress import Progress
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resume import check_fit, recipe_changes, resolve_checkpoint
-from tests.data.conftest import write_tar
-from tests.programs import Program
-from tests.training.conftest import ROOT, TINY, launcher
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import TINY, launcher
+from tests.helpers.programs import ROOT, Program
 
 KILLS = int(os.environ.get("FLIP_HF_KILLS", "3"))
 BATCH = 8
 STEPS = 10 * KILLS
-WRAPPER = ROOT / "tests" / "training" / "record_samples.py"
+WRAPPER = ROOT / "tests" / "helpers" / "record_samples.py"
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import Views, resized_side
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resizing import resized_image_processor
-from tests.conftest import randomize, tiny_config
-from tests.training.conftest import ROOT, SHORT, TINY, pretrain
+from tests.helpers.models import randomize, tiny_config
+from tests.helpers.pretraining import SHORT, TINY, pretrain
+from tests.helpers.programs import ROOT
 
 MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
 UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)

@@ -15,7 +15,7 @@ from flip_hf.data.tokenization import check_pooling
 from flip_hf.training.memory_limit import check_memory, parameters_at_least
 from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
 from flip_hf.training.recipes import parse_arguments
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 

@@ -20,24 +20,11 @@ from flip_hf.training.flops import step_flops
 from flip_hf.training.gradient_cache import accumulated_backward, cached_backward
 from flip_hf.training.models import make_config, make_model
 from flip_hf.training.patches import visible_and_target
-from flip_hf.training.recipes import parse_arguments
-from tests.conftest import PATCH_SIZE, randomize, tiny_config
-from tests.data.loading import half_masked, make_train_loader
-from tests.test_losses import PAIRS, assert_same, make_batch, take
-from tests.training.conftest import ROOT, SHORT, TINY
-
-DECODER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-ON_ALL = ["--unmasked_samples", "0", "--decoder_config", json.dumps(DECODER)]
-
-
-def parse(*argv: str):
-    return parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes")
-
-
-def trainer_of(folder, data, objective: str, *argv: str):
-    tiny = TINY if objective == "both" else TINY[:2]
-    options = [*tiny, *SHORT, *ON_ALL, "--num_workers", "0", "--output_dir", str(folder), "--objective", objective]
-    return build_trainer(parse("--train_data", str(data), *options, *argv))
+from tests.helpers.contrast import PAIRS, assert_same, make_batch, take
+from tests.helpers.loading import half_masked, make_train_loader
+from tests.helpers.models import PATCH_SIZE, randomize, tiny_config
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.trainers import DECODER, parse, trainer_of
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.data.workers import cores_per_process
 from flip_hf.training.build import MISTAKES, build_trainer, split_batch
 from flip_hf.training.recipes import parse_arguments
-from tests.data.conftest import write_tar
-from tests.training.conftest import MODULE, ROOT, SCRIPT, SHORT, TINY, launch, pretrain
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import MODULE, SCRIPT, SHORT, TINY, launch, pretrain
+from tests.helpers.programs import ROOT
 
 
 def log_of(folder: Path, key: str) -> dict[int, float]:

@@ -16,7 +16,7 @@ def parse(*argv: object):
 
 
 # Nine references to nine references ...: 300 bytes that are 10^9 values where they are written out.
-BOMB = "".join(
+REFERENCES = "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else ['x'] * 9)}]\n" for n in range(10)
 ) + "report_to: *a9\n"  # fmt: skip
 
@@ -24,7 +24,7 @@ BOMB = "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "is too large for a recipe"),
+        (REFERENCES, "is too large for a recipe"),
         ("report_to: &a [x, *a]\n", "is too large for a recipe"),
         ("vision_config: " + "{a: " * 40 + "1" + "}" * 40, "is too large for a recipe"),
         ("report_to: " + "[" * 20_000, "nested too deeply"),

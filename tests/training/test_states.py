@@ -17,9 +17,9 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.checkpoint import FORMAT, load_checkpoint
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.optimization import make_optimizer
-from tests.programs import run_program
-from tests.test_losses import make_model
-from tests.training.test_distribution import RUN, one_process
+from tests.helpers.contrast import make_model
+from tests.helpers.programs import run_program
+from tests.helpers.two_steps import RUN, one_process
 
 # After two steps: writes, spoils everything, reads it again.
 WRITE = """

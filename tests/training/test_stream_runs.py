@@ -7,10 +7,9 @@ import pytest
 
 from flip_hf.data.reading import Reader, epoch_shards
 from flip_hf.data.refusals import MAX_LOGGED
-from tests.data.damaged import good, shard, write_damaged_shards
-from tests.data.loading import make_train_loader, numbers
-from tests.data.test_bad_data import BAD_PER_SHARD, PER_SHARD, SHARDS
-from tests.training.conftest import TINY, pretrain
+from tests.helpers.damaged import BAD_PER_SHARD, PER_SHARD, SHARDS, good, shard, write_damaged_shards
+from tests.helpers.loading import make_train_loader, numbers
+from tests.helpers.pretraining import TINY, pretrain
 
 RUN = [
     *(*TINY, "--unmasked_samples", "0", "--batch_size", "50", "--report_to", "none", "--precision", "fp32"),

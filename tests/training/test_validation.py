@@ -23,7 +23,8 @@ from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.validation import in_words, measure_pairs
-from tests.training.conftest import ROOT, SHORT, TINY, pretrain
+from tests.helpers.pretraining import SHORT, TINY, pretrain
+from tests.helpers.programs import ROOT
 
 RUN = [*TINY, *SHORT, "--unmasked_samples", "0", "--train_samples", "128", "--num_workers", "0", "--holdout", "0.2"]
 RUN += ["--eval_samples", "32", "--checkpoint_samples", "64", "--keep_checkpoints", "4"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
 SHELL, CONSOLE, PYTHON = "bash", "console", "python"
 RECIPE = "yaml"

@@ -10,7 +10,7 @@ HUB = "DOCS_TEST_HUB"  # the variable with the local server's address
 
 
 def use_local_hub() -> None:
-    """The Hub's client speaks to the server of tests/hub/hub_server.py; it has read its settings before."""
+    """The Hub's client speaks to the server of tests/helpers/hub_server.py; it has read its settings before."""
     constants.ENDPOINT = os.environ[HUB]
     constants.HF_HUB_OFFLINE = False
     constants.HF_HUB_DISABLE_XET = True
