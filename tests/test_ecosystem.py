@@ -58,7 +58,8 @@ def test_the_features_that_others_are_compared_with_tell_images_and_texts_apart(
 
 
 def test_heads_are_new_on_towers_that_are_not(page):
-    tower, images = page["model"].vision_model.state_dict(), page["images"][:2]
+    tower = page["model"].vision_model.state_dict()
+    images = page["images"][:2]
     pixels = page["processor"](images=images, return_tensors="pt")
     for name in ("classifier", "of_the_tower"):
         found = page[name].vision_model.state_dict()
@@ -71,7 +72,8 @@ def test_heads_are_new_on_towers_that_are_not(page):
 
 
 def test_sentence_transformers_gives_the_models_features(page, folder):
-    images, queries = page["images"], page["queries"]
+    images = page["images"]
+    queries = page["queries"]
     features = page["image_features"](page["model"], images)
     assert close(page["corpus"], features)
     sentences = page["searcher"].encode(queries, normalize_embeddings=True)
@@ -97,11 +99,13 @@ def test_the_index_finds_an_image_by_itself(page):
 
 
 def test_adapters_learn_under_masks_and_merge(page, folder):
-    losses, base = page["losses"], page["model"]
+    losses = page["losses"]
+    base = page["model"]
     assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert page["outputs"].ids_keep.shape == (24, 8)  # half of the patches
     assert not (folder / "runs" / "shapes-lora" / "model.safetensors").exists()
-    merged, images = page["merged"], page["images"][:4]
+    merged = page["merged"]
+    images = page["images"][:4]
     assert type(merged) is FlipModel
     learnt = page["image_features"](page["adapted"].eval(), images)
     assert close(page["image_features"](merged, images), learnt, 1e-4)
@@ -120,7 +124,8 @@ def test_trainer_learns_under_masks_what_it_was_not_shown(page, folder):
 
 
 def test_the_painter_reads_flips_text_encoder(page, folder):
-    pipe, prompt = page["pipe"], "a red circle"
+    pipe = page["pipe"]
+    prompt = "a red circle"
     assert isinstance(page["picture"], Image.Image) and page["picture"].size == (64, 64)
     ids = page["processor"].tokenizer(prompt, padding="max_length", return_tensors="pt")
     encoder = FlipTextModel.from_pretrained(folder / "runs" / "shapes")
@@ -137,8 +142,10 @@ def test_the_painter_reads_flips_text_encoder(page, folder):
 
 
 def test_onnx_programs_give_the_models_features(page):
-    model, normalize = page["model"], torch.nn.functional.normalize
-    images, texts = torch.from_numpy(page["image_embeds"]), torch.from_numpy(page["text_embeds"])
+    model = page["model"]
+    normalize = torch.nn.functional.normalize
+    images = torch.from_numpy(page["image_embeds"])
+    texts = torch.from_numpy(page["text_embeds"])
     assert close(normalize(images, dim=1), page["image_features"](model, page["images"][:7]), 1e-4)
     assert close(normalize(texts, dim=1), page["text_features"](model, page["captions"][:7]), 1e-4)
 

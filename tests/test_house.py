@@ -178,7 +178,8 @@ def test_nothing_that_is_loaded_can_run_code(path):
     """Calls say that they trust nothing; `**options` in a call is taken to say it, and is looked at in review."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            kind, given = kind_of_call(node), {keyword.arg for keyword in node.keywords}
+            kind = kind_of_call(node)
+            given = {keyword.arg for keyword in node.keywords}
             assert kind not in UNSAFE_NAMES, f"{path.name}:{node.lineno} {kind}"
             for wanted in SAFE_CALLS.get(kind, ()):
                 assert wanted in given or None in given, f"{path.name}:{node.lineno} {ast.unparse(node)[:80]}"

@@ -27,7 +27,8 @@ from tests.helpers.programs import run_program
 
 
 def test_loss_is_that_of_the_model():
-    model, batch = make_model(), make_batch()
+    model = make_model()
+    batch = make_batch()
     loss, gradients = backward(model, [batch])
     other = make_model()
     outputs = other(**batch, return_loss=True)
@@ -84,7 +85,8 @@ def test_accuracy_counts_images_that_find_their_text():
 
 def test_a_collapsed_model_is_not_right():
     """Among texts that are alike the first counts, as argmax has it."""
-    images, texts = torch.eye(2)[[0, 1, 1]], torch.eye(2)[[0, 1, 0]]
+    images = torch.eye(2)[[0, 1, 1]]
+    texts = torch.eye(2)[[0, 1, 0]]
     same = torch.ones(6, 4) / 2
     for tile_size in (1, 4, 6):
         accuracy = contrastive_loss(images, texts, torch.tensor([10.0]), tile_size=tile_size)[1]
@@ -208,7 +210,8 @@ def test_both_passes_draw_the_same_masks():
 
 
 def test_a_frozen_temperature_gets_no_gradient():
-    model, batch = make_model(), make_batch()
+    model = make_model()
+    batch = make_batch()
     _, whole = backward(model, [batch])
     frozen = make_model()
     frozen.logit_scale.requires_grad_(False)

@@ -65,7 +65,11 @@ def test_mae_benchmark_measures_full_images_and_the_same_decoder(tiny_benchmark)
     assert list(rows) == [("full image", 0), ("flip_hf", 0.5), ("ViTMAEForPreTraining", 0.5)]
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
     full, ours, theirs = (row["flops"] for row in result["rows"])
-    patches, kept, pixels, width, decoder_width = 49, 24, 3 * 32**2, 64, 512
+    patches = 49
+    kept = 24
+    pixels = 3 * 32**2
+    width = 64
+    decoder_width = 512
     # The mask saves the encoder's blocks and patches, and the projection of its tokens to the decoder.
     blocks = [24 * width**2 * tokens + 4 * tokens**2 * width for tokens in (1 + patches, 1 + kept)]
     saved = 3 * (blocks[0] - blocks[1]) + (patches - kept) * (4 * pixels * width + 6 * width * decoder_width)

@@ -72,7 +72,8 @@ def test_every_number_of_a_command_has_a_range_and_refuses_all_else(command, cap
 def test_unknown_options_get_the_nearest_known_one(command, capsys):
     if command.__name__.endswith("plan"):
         pytest.skip("hands them on to the parser of pretrain")
-    parser, words = command.make_parser(), first_words(command)
+    parser = command.make_parser()
+    words = first_words(command)
     known = next(
         name for action in parser._actions for name in action.option_strings if len(name) > 5 and name != "--help"
     )

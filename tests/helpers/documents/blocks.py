@@ -8,7 +8,9 @@ from textwrap import dedent
 
 from tests.helpers.programs import ROOT
 
-SHELL, CONSOLE, PYTHON = "bash", "console", "python"
+SHELL = "bash"
+CONSOLE = "console"
+PYTHON = "python"
 RECIPE = "yaml"
 # What is shown and not run: trees of files, output, references.
 SHOWN = ("text", "bibtex")
@@ -58,11 +60,17 @@ def read_blocks(path: Path) -> list[Block]:
         ValueError: a block that does not end.
     """
     blocks: list[Block] = []
-    opening, fence, language, lines = 0, "", "", []  # of the block that is open
+    # Of the block that is open.
+    opening = 0
+    fence = ""
+    language = ""
+    lines = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         opens = re.match(r"\s*(```+|~~~+)\s*(\w*)", line)
         if not opening and opens:
-            opening, (fence, language), lines = number, opens.groups(), []
+            opening = number
+            fence, language = opens.groups()
+            lines = []
         elif opening and line.strip() == fence:
             blocks.append(Block(path, opening + 1, language, dedent("\n".join(lines)) + "\n"))
             opening = 0

@@ -172,11 +172,14 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
         ValueError: it is no command that is known here.
     """
     if words[0] == "flip-hf":
-        script, argv = _script_of(words[1]), words[2:]
+        script = _script_of(words[1])
+        argv = words[2:]
     elif words[:3] == ["python", "-m", "flip_hf"]:
-        script, argv = _script_of(words[3]), words[4:]
+        script = _script_of(words[3])
+        argv = words[4:]
     elif words[0] == "python":
-        script, argv = words[1], words[2:]
+        script = words[1]
+        argv = words[2:]
     elif words[:2] == ["accelerate", "launch"]:
         script, argv = _program_that_starts(_launched(words[2:]))
     elif words[0] == "torchrun":  # run in one process; tests/data/test_processes.py runs two
@@ -196,7 +199,8 @@ def _script_of(command: str) -> str:
 
 def _program_that_starts(launched: Namespace) -> tuple[str, list[str]]:
     """The script, or the module, that a launcher was asked for, and its words."""
-    script, argv = launched.training_script, launched.training_script_args
+    script = launched.training_script
+    argv = launched.training_script_args
     if not launched.module:
         return script, argv
     if script != "flip_hf":

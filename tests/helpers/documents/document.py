@@ -47,7 +47,8 @@ class Document:
     """
 
     def __init__(self, path: Path, folder: Path, trained: Path, hub: str):
-        self.path, self.hub = path, hub
+        self.path = path
+        self.hub = hub
         self.workspace = Workspace(folder, trained)
         self.log = folder.with_name(f"{folder.name}.txt")
         settings = {**os.environ, **ENVIRONMENT}

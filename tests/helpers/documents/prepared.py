@@ -35,5 +35,7 @@ def small_benchmarks() -> None:
 
     for architecture in models.ARCHITECTURES.values():
         architecture.update(vision=(64, 1, 2), text=(64, 1, 2), patch=32, embed=16)
-    loader.PER_SHARD, loader.DISTINCT = 32, 2
-    zero_shot.LABELS, zero_shot.IMAGES = 4, 2
+    loader.PER_SHARD = 32
+    loader.DISTINCT = 2
+    zero_shot.LABELS = 4
+    zero_shot.IMAGES = 2

@@ -43,7 +43,8 @@ class Workspace:
     """
 
     def __init__(self, folder: Path, trained: Path):
-        self.folder, self.trained = folder, trained
+        self.folder = folder
+        self.trained = trained
         for name in ("scripts", "model_cards"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
