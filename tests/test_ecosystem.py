@@ -48,7 +48,7 @@ def close(first, second, atol: float = 1e-5) -> bool:
     return torch.allclose(torch.as_tensor(first).cpu(), torch.as_tensor(second).cpu(), atol=atol)
 
 
-def test_the_features_that_others_are_compared_with_tell_images_and_texts_apart(page):
+def test_the_features_used_for_comparison_distinguish_images_and_texts(page):
     images = page["image_features"](page["model"], page["images"][:24])
     texts = page["text_features"](page["model"], page["labels"][:24])
     for features in (images, texts):
@@ -114,7 +114,7 @@ def test_adapters_learn_under_masks_and_merge(page, folder):
     assert close(page["text_features"](merged, texts), page["text_features"](page["adapted"], texts), 1e-4)
 
 
-def test_trainer_learns_under_masks_what_it_was_not_shown(page, folder):
+def test_trainer_learns_unseen_pairs_under_masks(page, folder):
     assert page["after"] < 0.95 * page["before"]
     trainer = page["trainer"]
     assert trainer.state.global_step == 20 and trainer.model.config.mask_ratio == 0.5

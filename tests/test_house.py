@@ -134,7 +134,7 @@ def test_tests_share_helpers_and_not_each_other(path):
         assert f"{module}.{name}".startswith("tests.helpers."), f"{path.name} imports {name} from {module}"
 
 
-def test_published_files_are_flat_and_know_nobody():
+def test_published_files_are_flat_and_import_nothing_else():
     assert sorted(p.name for p in (ROOT / "modeling").glob("*.py")) == ["__init__.py", *PUBLISHED]
     for name in PUBLISHED:
         tree = ast.parse((ROOT / "modeling" / name).read_text(encoding="utf-8"))

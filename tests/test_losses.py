@@ -196,7 +196,7 @@ def test_both_passes_of_a_micro_batch_see_the_same_dropout():
 
 
 def test_both_passes_draw_the_same_masks():
-    """Masks that the model draws itself are the same in both passes, and the generator goes on as after one."""
+    """Masks that the model draws itself are the same in both passes, and the generator's state is that after one."""
     batch = {name: value for name, value in make_batch().items() if name != "ids_keep"}
     torch.manual_seed(3)
     _, whole = backward(make_model(mask_ratio=0.5), [batch])

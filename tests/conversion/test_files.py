@@ -122,7 +122,7 @@ def test_a_chunk_is_not_larger_than_its_array(official_folder):
 
 
 @pytest.mark.parametrize("end", ["cut", "more"])
-def test_a_chunk_ends_where_its_stream_ends(official_folder, end):
+def test_a_chunk_ends_with_its_stream(official_folder, end):
     chunk = official_folder / KERNEL / "0.0"
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-4] if end == "cut" else data + b"x")
@@ -155,7 +155,7 @@ def test_a_zip_with_two_members_of_one_name_is_refused(tmp_path, second):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_methods_whose_inflation_cannot_be_bounded_are_refused(tmp_path, method):
+def test_methods_of_unbounded_inflation_are_refused(tmp_path, method):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(member("checkpoint", method=method), bytes(10**6))
     with pytest.raises(ConversionError, match="neither stored nor deflated"):

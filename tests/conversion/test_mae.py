@@ -59,7 +59,7 @@ def test_the_weights_are_copied(mae):
     assert mae.vit.layernorm.weight.any()
 
 
-def test_what_cannot_become_a_tower_is_refused(mae, tmp_path):
+def test_weights_that_make_no_tower_are_refused(mae, tmp_path):
     with pytest.raises(ConversionError, match="qkv_bias=False"):
         mae_to_vision_tower(ViTMAEModel(ViTMAEConfig(**{**mae.config.to_dict(), "qkv_bias": False})))
     state_dict = mae.state_dict()

@@ -335,7 +335,7 @@ def test_nothing_is_overwritten(tmp_path, kind):
     assert out.is_symlink() or out.exists()
 
 
-def test_what_appears_in_the_meantime_is_not_overwritten(tmp_path):
+def test_files_that_appear_in_the_meantime_are_not_overwritten(tmp_path):
     with pytest.raises(ConversionError, match="was created by something else in the meantime"):
         with new_folder(tmp_path / "out"):
             (tmp_path / "out" / "other").mkdir(parents=True)

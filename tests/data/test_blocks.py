@@ -39,7 +39,7 @@ def order(folder, count, states=None, **options) -> list[int]:
     return numbers(itertools.islice(make_train_loader(folder, states=states, batch_size=1, **options), count))
 
 
-def test_a_block_below_the_bound_is_what_it_was(tar_folder):
+def test_a_block_below_the_bound_is_unchanged(tar_folder):
     assert order(tar_folder, 200, block_bytes=10**6) == order(tar_folder, 200, block_bytes=10**12)
     assert order(tar_folder, 200, block_bytes=SMALL) != order(tar_folder, 200, block_bytes=10**12)
 

@@ -13,7 +13,7 @@ from tests.helpers import hostile_pictures
 
 
 @pytest.mark.parametrize("name", hostile_pictures.HOSTILE)
-def test_what_asks_for_too_much_is_refused(name):
+def test_pictures_that_ask_for_too_much_are_refused(name):
     reason, make = hostile_pictures.HOSTILE[name]
     with pytest.raises(RefusedSample) as caught:
         decode_image(make())
@@ -31,7 +31,7 @@ def test_an_avif_with_overlapping_exif_is_refused():
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_sound_pictures_of_every_format_are_what_pillow_makes_of_them(kind):
+def test_sound_pictures_of_every_format_equal_pillows(kind):
     data = hostile_pictures.encoded(kind)
     expected = Image.open(io.BytesIO(data)).convert("RGB")
     assert decode_image(data).tobytes() == expected.tobytes()

@@ -55,7 +55,7 @@ def test_exif_turns_the_image_and_broken_exif_does_not_lose_it(picture):
         (b"this is no image", "not an image"),
     ],
 )
-def test_what_is_no_image_is_refused_by_reason(value, reason):
+def test_files_that_are_no_image_are_refused_by_reason(value, reason):
     with pytest.raises(RefusedSample) as caught:
         decode_image(value)
     assert caught.value.reason == reason

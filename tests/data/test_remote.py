@@ -41,7 +41,7 @@ def test_parquet_of_a_web_server_is_read(server, parquet_folder):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_dropped_connection_is_taken_up_where_it_broke(server, tar_folder, ranges, caplog):
+def test_a_dropped_connection_is_resumed(server, tar_folder, ranges, caplog):
     loader = make_train_loader(server.url("tars/shard-{0000..0004}.tar"), batch_size=1)
     server.ranges = ranges
     server.drops = ["shard-0001.tar", "shard-0003.tar", "shard-0003.tar"]
@@ -163,13 +163,13 @@ def test_any_file_system_of_fsspec_is_read_with_patterns_and_folders(tar_folder)
         memory.rm("/bucket", recursive=True)
 
 
-def test_a_url_that_nothing_opens_says_so():
+def test_a_url_of_no_known_protocol_is_refused():
     with pytest.raises(ValueError, match="'nonsense://x/a.tar' .*nonsense"):
         open_source("nonsense://x/a.tar")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_server_that_says_nothing_costs_its_shard(workers, tar_folder, monkeypatch):
+def test_a_silent_server_costs_its_shard(workers, tar_folder, monkeypatch):
     """The connection stands and no byte comes: after a while the shard is left and counted, and the others are read."""
     monkeypatch.setattr(files, "SILENT_SECONDS", 0.5)
     monkeypatch.setattr(reading, "RETRY_WAITS", (0,))

@@ -89,7 +89,7 @@ def test_scaled_decoding_is_close_to_the_plain_path(picture, side, mean):
     assert 0 < difference.mean() < mean and difference.max() <= 16
 
 
-def test_what_is_cut_off_is_refused_at_every_scale(picture):
+def test_truncated_pictures_are_refused_at_every_scale(picture):
     data = jpeg(picture)
     for side in (300, 224, 112, 56):
         for share in (0.3, 0.6, 0.95):

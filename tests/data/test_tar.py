@@ -13,7 +13,7 @@ from tests.helpers import damaged
 
 
 def read(data: bytes, tmp_path, first=0, part=None, **options) -> tuple[list[dict], list[str]]:
-    """The rows of one shard, and the damage told of."""
+    """The rows of one shard, and the damage reported."""
     (tmp_path / "x.tar").write_bytes(data)
     problems: list[str] = []
     rows = TarShards([str(tmp_path / "x.tar")], **options).read(0, first, part, problems.append)
@@ -78,7 +78,7 @@ def test_a_key_that_comes_again_begins_another_sample(tmp_path):
     assert keys(rows) == ["k0", "k1", "k1"] and all(row.keys() == rows[0].keys() for row in rows)
 
 
-def test_a_cut_shard_is_told_of_wherever_it_is_cut(tmp_path):
+def test_a_truncated_shard_is_reported_wherever_it_is_cut(tmp_path):
     data = damaged.shard(many())
     # A sample is 512 + 1024 bytes of image and 512 + 512 of text, of which one byte counts.
     for size, whole in ((2560, 1), (3000, 1), (3372, 1), (4608, 1), (4609, 2), (5120, 2), (5220, 2)):
@@ -96,7 +96,7 @@ def test_a_damaged_header_costs_its_member(tmp_path):
     assert "jpg" not in rows[3] and all("jpg" in row for n, row in enumerate(rows) if n != 3)
 
 
-def test_what_is_no_archive_is_told_of(tmp_path):
+def test_files_that_are_no_archive_are_reported(tmp_path):
     for data in (b"", b"garbage" * 1000):
         try:
             assert read(data, tmp_path)[1] == ["damaged tar header", "truncated shard"]
@@ -142,7 +142,7 @@ AFTER = damaged.shard(many())
 SOUND = ["a", *(f"k{n}" for n in range(6))]
 SPARSE = {
     "old": damaged.sparse_header("x.jpg", 60 * 2**20),
-    "old, map goes on": damaged.sparse_header("x.jpg", 60 * 2**20, True) + bytes(504) + b"\1" + bytes(7) + bytes(512),
+    "old, map continues": damaged.sparse_header("x.jpg", 60 * 2**20, True) + bytes(504) + b"\1" + bytes(7) + bytes(512),
     "pax 0.0": damaged.pax(**{"GNU.sparse.size": "62914560", "GNU.sparse.numblocks": "0"}) + damaged.header("x.jpg"),
     "pax 0.1": damaged.pax(**{"GNU.sparse.map": "0,1", "GNU.sparse.size": "62914560"}) + damaged.member("x.jpg", b"j"),
     "pax 1.0": damaged.pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "62914560"})

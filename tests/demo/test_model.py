@@ -63,8 +63,8 @@ def test_a_clip_model_sees_whole_images(saved, photo, tmp_path):
     page = make_page(model, embedded_pictures())
     assert tabs(page) == ["What is it?", "Search"]
     classify = next(event.fn for event in page.fns.values() if event.api_name == "classify")
-    seen, told, shown, _ = classify(photo, ", ".join(LABELS), "{}", 50, None)  # as if the hidden slider were moved
-    assert told == "What it answers, of the whole image"
+    seen, caption, shown, _ = classify(photo, ", ".join(LABELS), "{}", 50, None)  # as if the hidden slider were moved
+    assert caption == "What it answers, of the whole image"
     assert shown == pytest.approx(answer) and seen.tobytes() == fit_to_show(model.seen(photo, 0.0, 0)).tobytes()
 
 
@@ -79,7 +79,7 @@ def test_a_model_that_only_reconstructs_has_that_tab_alone(processor, photo, tmp
     assert model.seen(photo, 0.75, seed=0).tobytes() == masked.tobytes()
 
 
-def test_what_is_no_model_for_the_page_is_refused(model, processor, tmp_path):
+def test_models_the_page_cannot_use_are_refused(model, processor, tmp_path):
     model.vision_model.save_pretrained(tmp_path / "tower")
     processor.image_processor.save_pretrained(tmp_path / "tower")
     with pytest.raises(ValueError, match="only a vision tower"):
@@ -121,7 +121,7 @@ def test_examples_are_of_several_classes():
     assert fit_to_show(Image.new("RGB", (3000, 100))).size == (512, 17)
 
 
-def test_what_a_visitor_writes_is_checked():
+def test_a_visitors_input_is_checked():
     assert read_labels(" a cat,a dog\n\na cat, ") == ["a cat", "a dog"]
     for text in ("", " ,\n", None):
         with pytest.raises(ValueError, match="Write the labels"):
@@ -137,7 +137,7 @@ def test_what_a_visitor_writes_is_checked():
         read_query(" ")
 
 
-def test_what_a_visitor_writes_is_bounded_behind_the_page_too():
+def test_a_visitors_input_is_bounded_behind_the_page_too():
     """The fields' own limits hold in a browser alone, not for who calls the page's API."""
     for read, text in ((read_labels, "a," * 5_000_000), (read_prompt, "{}" + "a" * 499), (read_query, "a" * 1001)):
         with pytest.raises(ValueError, match="must not be longer than"):

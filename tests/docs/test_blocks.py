@@ -113,7 +113,7 @@ def test_blocks_and_commands_are_read_with_their_lines(page):
         ("", "python", "page.md:1: name the block's language"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(run, language, text, message):
+def test_errors_are_named_with_their_line(run, language, text, message):
     assert re.match(message, run(f"```{language}\n{text}\n```\n"))
 
 

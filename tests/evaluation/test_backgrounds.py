@@ -1,4 +1,4 @@
-"""One function opens pictures: what training is told of transparency is what evaluation, scripts and page see."""
+"""One function opens pictures: training, evaluation, scripts and page put transparency on the configured background."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def on_green(saved, tmp_path):
     return saved, folder / "phone.png", seen
 
 
-def test_a_picture_is_the_same_whoever_opens_it(on_green):
+def test_a_picture_is_opened_alike_everywhere(on_green):
     model, path, seen = on_green
     expected = ImageTransform(Encoder.from_pretrained(model).image_processor)(seen)
     classify = ZeroShotClassifier.from_pretrained(model)

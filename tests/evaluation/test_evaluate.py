@@ -88,7 +88,7 @@ class Plain:
         return [float(image @ (mean / mean.norm())) for mean in means]
 
 
-def test_zero_shot_of_a_clip_is_what_plain_transformers_say_and_two_processes_agree(clip, labelled, tmp_path):
+def test_zero_shot_of_a_clip_equals_plain_transformers_on_one_process_and_two(clip, labelled, tmp_path):
     data, rows = labelled
     argv = [clip, "--data", data / "images", "--class_names", data / "classes.txt", "--templates", *TEMPLATES]
     one = evaluated(tmp_path / "one", *argv, "--batch_size", "7")

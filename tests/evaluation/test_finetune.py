@@ -314,7 +314,7 @@ def test_bad_data_are_named(small):
         tune(small, good, Stream([]), one)
 
 
-def test_what_does_not_fit_is_refused(small):
+def test_arguments_that_do_not_fit_are_refused(small):
     good = digits(0, 32)
     with pytest.raises(ValueError, match="The weights are torch.bfloat16"):
         tune(copy.deepcopy(small).bfloat16(), good, good)

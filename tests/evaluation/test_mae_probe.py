@@ -30,7 +30,7 @@ def test_recipes_are_the_papers():
     assert replace(flip, base_lr=0.1) == mae and flip.base_lr == 0.01
 
 
-def test_a_head_learns_what_there_is_and_at_imagenets_rate_next_to_nothing():
+def test_a_head_learns_at_its_own_rate_and_hardly_at_imagenets():
     images, labels = pixels()
     for base_lr, low, high in ((20, 0.95, 1), (0.1, 0.05, 0.5)):
         head, loss = trained(replace(SMALL, base_lr=base_lr), part=128, shuffle=True)
@@ -66,7 +66,7 @@ def test_two_processes_train_the_same_head(tmp_path):
         assert all(torch.allclose(found[name], tensor, atol=1e-4) for name, tensor in alone.state_dict().items())
 
 
-def test_reach_is_what_all_steps_add_up_to():
+def test_reach_is_the_sum_of_all_steps():
     for options, samples in ((PROBE_RECIPES["mae"], 1_277_952), (SMALL, 1024)):
         steps = samples // options.batch_size
         rates = [options.learning_rate(step / steps) for step in range(options.epochs * steps)]
@@ -92,7 +92,7 @@ def test_maes_towers_are_tuned_by_maes_recipes_and_those_of_the_contrast_by_flip
     assert [recipe_for(width, True) for width in (768, 1024, 1280)] == ["mae_b", "flip", "flip"]
 
 
-def test_what_makes_no_batch_is_named(pretraining, colours, tmp_path, caplog):
+def test_data_too_small_for_a_batch_are_named(pretraining, colours, tmp_path, caplog):
     for argv, message in (
         (["--probe", "flip"], "100 training samples do not fill a batch of 16384"),
         (["--probe", "dino"], "--probe is one of clip, mae, flip, got 'dino'"),

@@ -83,7 +83,7 @@ def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, fields: dict
 
 
 def sparse_header(name: str, size: int, further: bool = False) -> bytes:
-    """A GNU sparse member that claims `size` bytes and stores none; a block that goes on with it may follow."""
+    """A GNU sparse member that claims `size` bytes and stores none; a block that continues it may follow."""
     fields = {482: bytes([further]), 483: tarfile.itn(size, 12, tarfile.GNU_FORMAT)}
     return header(name, 0, tarfile.GNUTYPE_SPARSE, fields)
 

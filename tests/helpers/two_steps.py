@@ -25,9 +25,9 @@ if kind == "zero2":
     from accelerate.utils import DeepSpeedPlugin
     deepspeed.init_distributed("gloo")
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=1))
-    told = {"num_processes": torch.distributed.get_world_size(), "process_index": torch.distributed.get_rank()}
+    both = {"num_processes": torch.distributed.get_world_size(), "process_index": torch.distributed.get_rank()}
     for state in (PartialState._shared_state, AcceleratorState._shared_state):
-        state.update(told)
+        state.update(both)
 else:
     accelerator = Accelerator(cpu=True)
 if kind == "fsdp2":

@@ -81,7 +81,7 @@ def leaks(run, *folders) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["password", "token"])
-def test_a_run_writes_no_credentials_and_goes_on_with_them(guarded, pretrain, tmp_path, kind):
+def test_a_run_writes_no_credentials_and_resumes_with_them(guarded, pretrain, tmp_path, kind):
     out = tmp_path / "out"
     words = ["--train_data", urls(guarded)[kind], "--output_dir", str(out), "--checkpoint_samples", "64"]
     run = pretrain(*words)

@@ -132,7 +132,7 @@ def test_an_empty_text_has_a_finite_embedding_that_padding_does_not_change(model
     assert torch.allclose(model.get_text_features(ids, torch.zeros_like(ids)).pooler_output, short, atol=1e-6)
 
 
-def test_bidirectional_text_sees_what_follows_and_causal_text_does_not():
+def test_bidirectional_text_sees_later_tokens_and_causal_text_does_not():
     ids = torch.tensor([[5, 6, 7]])
     other = torch.tensor([[5, 6, 8]])
     bidirectional = randomize(FlipTextModel(tiny_config().text_config)).eval()
@@ -142,7 +142,7 @@ def test_bidirectional_text_sees_what_follows_and_causal_text_does_not():
 
 
 @pytest.mark.parametrize("text", [BIDIRECTIONAL, OFFICIAL])
-def test_a_text_that_is_too_long_is_refused_with_the_mend(text):
+def test_a_text_that_is_too_long_is_refused_with_the_fix(text):
     model = FlipTextModel(tiny_config(text=text).text_config)
     with pytest.raises(ValueError, match="17 tokens, but the model's context is 16 .*truncation=True"):
         model(input_ids=torch.ones(1, 17, dtype=torch.long))

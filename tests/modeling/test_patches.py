@@ -62,12 +62,12 @@ BAD = {
 
 
 @pytest.mark.parametrize(("inputs", "message"), BAD.values(), ids=BAD.keys())
-def test_what_does_not_fit_is_refused(inputs, message, model):
+def test_arguments_that_do_not_fit_are_refused(inputs, message, model):
     with pytest.raises(ValueError, match=message):
         model.vision_model(**inputs)
 
 
-def test_every_model_refuses_what_is_missing(model, texts):
+def test_every_model_refuses_missing_inputs(model, texts):
     with pytest.raises(ValueError, match="needs input_ids and pixel_values"):
         model(**texts)
     for model_class in (FlipForImageClassification, FlipVisionModelWithProjection):

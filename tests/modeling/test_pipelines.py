@@ -32,7 +32,7 @@ from tests.helpers.models import NUM_PATCHES
 LABELS = ["red circle", "large striped blue star", "x"]
 
 
-def test_zero_shot_pipeline_answers_what_the_model_says(folders, image):
+def test_zero_shot_pipeline_gives_the_models_scores(folders, image):
     classifier = pipeline("zero-shot-image-classification", model=folders["full"])
     answer = {entry["label"]: entry["score"] for entry in classifier(image, candidate_labels=LABELS)}
     prompts = [f"This is a photo of {label}." for label in LABELS]

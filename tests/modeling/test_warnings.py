@@ -1,6 +1,6 @@
 """Nothing that this package does makes a library warn, in training, loading and pipelines.
 
-Published files cannot be mended later: what a library deprecates is said to everybody who loads them. They are watched
+Published files cannot be fixed later: everybody who loads them sees a library's deprecations. They are watched
 as remote code in test_pipelines.py.
 """
 

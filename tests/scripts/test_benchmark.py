@@ -104,7 +104,7 @@ def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(tmp_path, monke
     assert "\n| 3,072 | flip_hf, tiles of 256 | " in (tmp_path / "x.md").read_text()
 
 
-def test_loss_benchmark_leaves_out_what_does_not_fit():
+def test_loss_benchmark_leaves_out_sizes_that_do_not_fit():
     assert measure_alone("dense", 10**7, "cpu") is None
     point = {"pairs": 10**7, "candidate": "dense", "seconds": [], "peak_bytes": []}
     result = {"embedding": 512, "repeats": 1, "points": [point], "command": "", **environment("cpu")}
@@ -135,12 +135,12 @@ def test_end_to_end_benchmark_runs_the_training_program(tiny_benchmark, monkeypa
     assert "\n| flip_hf | 75% | " in table and "1 loader workers, 2 steps a run after 4 " in table
 
 
-def test_end_to_end_benchmark_reads_what_open_clip_logs():
+def test_end_to_end_benchmark_reads_open_clips_log():
     """As open_clip_train 3.3 writes it."""
     line = "Train Epoch: 0 [ 16/96 (8%)] Data (t): 0.512 Batch (t): 4.250, 3.76471/s, 3.76471/s/gpu LR: 0.000000"
     assert OPEN_CLIP_STEP.findall(line) == [("0.512", "4.250")]
 
 
-def test_end_to_end_benchmark_says_why_a_program_failed(tmp_path):
+def test_end_to_end_benchmark_reports_a_programs_error(tmp_path):
     with pytest.raises(RuntimeError, match="ended with 3:\nno such recipe"):
         run_program([sys.executable, "-c", "import sys; sys.stderr.write('no such recipe'); sys.exit(3)"], tmp_path)

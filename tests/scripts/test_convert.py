@@ -66,7 +66,7 @@ def test_official_weights_become_a_folder(tmp_path):
         (["open-clip", "flip", "OUT"], "no open_clip_config.json"),
     ],
 )
-def test_what_cannot_be_converted_leaves_nothing_behind(saved, tmp_path, arguments, message):
+def test_a_failed_conversion_leaves_nothing_behind(saved, tmp_path, arguments, message):
     (tmp_path / "half.zip").write_bytes((FIXTURES / "official_flip_tiny.zip").read_bytes()[:99_999])
     saved.rename(tmp_path / "flip")
     before = sorted(tmp_path.iterdir())

@@ -127,7 +127,7 @@ def test_pretrain_helps_with_the_recipe_and_names_each_option_once(capsys):
 
 
 def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
-    """What a script that must not go on says, and its exit code; in this process."""
+    """The message of a script that must end, and its exit code; in this process."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
@@ -198,7 +198,7 @@ def test_mistakes_are_one_line_with_an_exit_code(script, words, said, code, monk
         ("evaluate", ["MODEL", "--datasets", "cifar10", "--output_dir", "OUT"], "--output_dir"),
     ],
 )
-def test_where_the_output_goes_is_tried_before_anything_else(script, words, option, tmp_path, monkeypatch):
+def test_the_output_folder_is_checked_first(script, words, option, tmp_path, monkeypatch):
     """MODEL is none: what is said is about the output, so that it came first."""
     if script == "demo":
         pytest.importorskip("gradio")
@@ -246,7 +246,7 @@ def test_damaged_weights_are_one_line_in_every_script(script, words, saved, tmp_
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.glob("out*"))
 
 
-def test_a_command_without_its_extra_names_what_to_install(monkeypatch, capsys):
+def test_a_command_without_its_extra_names_the_install_command(monkeypatch, capsys):
     """As after `pip install flip_hf`: the module cannot be imported."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("gradio", "flip_hf.demo")]:
         monkeypatch.delitem(sys.modules, name)

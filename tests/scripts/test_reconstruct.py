@@ -129,7 +129,7 @@ def test_images_are_from_all_over_a_sorted_folder(tmp_path):
     assert max(numbers(spread_places(source, 3, seed=0, max_rows=10))) < 60
 
 
-def test_what_cannot_be_drawn_is_named(folder, saved, picture, tmp_path, monkeypatch):
+def test_inputs_that_cannot_be_drawn_are_named(folder, saved, picture, tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("no image")
     cases = [
         ([folder, tmp_path / "text.jpg"], "text.jpg is not an image"),

@@ -32,7 +32,7 @@ def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):
     assert lines[0].endswith(" ".join(lines[1].split()[:2]))
 
 
-def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):
+def test_zero_shot_names_unreadable_inputs(trained, tmp_path, picture):
     (tmp_path / "text.jpg").write_text("no image")
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "scans.jpg").write_bytes(jpeg_of_scans(501, 8))

@@ -1,4 +1,4 @@
-"""Steps that are not finite are skipped; a run that is lost goes back to its checkpoint and on from there."""
+"""Steps that are not finite are skipped; a run that diverges returns to its checkpoint and continues from there."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tar_folder, tmp_path, 
     assert all(torch.isfinite(p).all() for p in saved.parameters())
 
 
-def test_a_lost_run_goes_back_to_its_checkpoint(tar_folder, tmp_path, capsys):
+def test_a_diverged_run_returns_to_its_checkpoint(tar_folder, tmp_path, capsys):
     """Steps 4, 5 and 6 are spoilt; two in a row are one too many, and the checkpoint is of 96 samples."""
     options = ("--checkpoint_samples", "96", "--max_skipped_steps", "2", "--report_to", "none")
     trainer = make_trainer(tmp_path, tar_folder, *options)
@@ -54,7 +54,7 @@ def test_a_lost_run_goes_back_to_its_checkpoint(tar_folder, tmp_path, capsys):
     assert trainer.state.skipped_steps == 2 and trainer.state.samples == 192
 
 
-def test_a_run_that_cannot_be_saved_says_what_may_help(tar_folder, tmp_path):
+def test_a_run_that_cannot_be_saved_names_possible_fixes(tar_folder, tmp_path):
     trainer = make_trainer(tmp_path / "none", tar_folder, "--max_skipped_steps", "2", "--checkpoint_samples", "0")
     spoil_steps(trainer, {1, 2})
     with pytest.raises(RunDiverged, match="no checkpoint to go back to. Lower --base_lr"):
@@ -73,7 +73,7 @@ def test_a_new_checkpoint_allows_going_back_again():
     assert health.is_good(1.0) and not health.is_lost()
 
 
-def test_the_average_is_what_is_evaluated_and_saved(tar_folder, tmp_path):
+def test_the_average_is_evaluated_and_saved(tar_folder, tmp_path):
     """A half-life of one batch, computed again from the weights after each step."""
     trainer = make_trainer(tmp_path / "a", tar_folder, "--ema_half_life", "32", "--checkpoint_samples", "96")
     expected = {}

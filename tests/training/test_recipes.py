@@ -63,14 +63,14 @@ REFERENCES = "".join(
         ("\x07seed: 1\n", "r.yaml is not YAML"),
     ],
 )  # fmt: skip
-def test_what_is_no_recipe_is_said_in_one_line(text, message, tmp_path, monkeypatch):
+def test_invalid_recipes_are_refused_in_one_line(text, message, tmp_path, monkeypatch):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         parse(tmp_path / "r.yaml")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_what_is_no_text_file_is_not_read(tmp_path):
+def test_files_that_are_no_text_are_not_read(tmp_path):
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "null").write_bytes(b"seed: 1\0\n")
     (tmp_path / "large").write_text("#" * (MAX_RECIPE_BYTES + 1))
@@ -105,7 +105,7 @@ def test_bases_end(tmp_path):
         recipe_options("r0", tmp_path)
 
 
-def test_text_is_what_is_written_and_good_recipes_are_as_before(tmp_path):
+def test_text_is_read_literally_and_good_recipes_are_unchanged(tmp_path):
     (tmp_path / "r.yaml").write_bytes(
         b"\xef\xbb\xbftrain_data: [on, 1.10]\ntrain_split: 012\neval_split: yes\ncompile: on\nseed: 010\n"
         b"base_lr: 4e-6\nspecial_tokens: 1\nflip: '0.25'\ngradient_checkpointing: 'no'\nclass_names: ~\n"

@@ -97,7 +97,7 @@ def run_and_write(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_write_what_one_reads(kind, tmp_path):
+def test_a_checkpoint_of_two_processes_is_read_by_one(kind, tmp_path):
     checkpoint = run_and_write(kind, tmp_path)
     assert all(path.suffix in (".safetensors", ".json") for path in checkpoint.iterdir())
     accelerator = Accelerator(cpu=True)

@@ -1,4 +1,4 @@
-"""Runs on data that are damaged, mixed, or read by another number of processes when they go on."""
+"""Runs on data that are damaged, mixed, or read by another number of processes after a resume."""
 
 import itertools
 import json
@@ -54,7 +54,7 @@ def test_a_run_on_damaged_data_uses_every_good_sample_once_and_reports_every_bad
     assert sorted(seen + numbers([next(batches)])) == usable
 
 
-def test_a_run_goes_on_with_other_processes_and_a_mixture(tmp_path):
+def test_a_run_resumes_with_other_processes_and_a_mixture(tmp_path):
     """Two processes of two workers, then one of none: of each source, whole epochs are seen whole."""
     for name, first, size in (("a", 0, 600), ("b", 600, 400)):
         (tmp_path / name).mkdir()

@@ -88,15 +88,15 @@ def read_commands(block: Block) -> list[Command]:
         ValueError: shell syntax other than words, comments, variables, `&&` and `;`; a console without a command.
     """
     found: list[tuple[int, str]] = []  # number and text
-    goes_on = False
+    continues = False
     for number, line in enumerate(block.text.splitlines()):
-        if goes_on:
+        if continues:
             found[-1] = (found[-1][0], found[-1][1].removesuffix("\\") + line)
         elif block.language == SHELL or line.startswith("$ "):
             found.append((number, line.removeprefix("$ ") if block.language == CONSOLE else line))
         else:
             continue
-        goes_on = line.endswith("\\")
+        continues = line.endswith("\\")
     if not found:
         raise ValueError(f"{block.place(0)}: no line begins with `$ `; call output that stands alone text.")
     places = [(block.place(number), line) for number, line in found]

@@ -17,7 +17,7 @@ def use_local_hub() -> None:
 
 
 def use_local_hub_to_push() -> None:
-    """The same for a program that publishes where it is told to, and has no need of the Hub else."""
+    """The same for a program that publishes if its options ask for it, and needs no Hub otherwise."""
     if "--push_to_hub" in sys.argv:
         use_local_hub()
 
