@@ -19,7 +19,7 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.models import make_processor
 from tests.helpers.models import IMAGE_SIZE, randomize, tiny_config
 from tests.helpers.pairs import shapes_rows, write_tar
-from tests.helpers.pretraining import launch
+from tests.helpers.pretraining import pretrain
 
 # For tensors this small, two threads wait for each other longer than they compute.
 torch.set_num_threads(1)
@@ -150,7 +150,9 @@ def trained(tmp_path_factory):
     printed = shared / "shapes.txt"
     with FileLock(shared / "shapes.lock"):
         if not printed.exists():
-            run = launch("shapes", "--train_samples", "2048", "--unmasked_samples", "512", "--output_dir", str(folder))
+            run = pretrain(
+                "shapes", "--train_samples", "2048", "--unmasked_samples", "512", "--output_dir", str(folder)
+            )
             assert run.returncode == 0, run.stderr[-3000:]
             printed.write_text(run.stdout)
     return folder, printed.read_text()

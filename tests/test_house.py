@@ -126,12 +126,12 @@ def test_pictures_are_opened_in_one_place():
     assert users == {"decode.py", "jpeg_end.py", "reconstructions.py"}
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_tests_share_helpers_and_not_each_other(path):
+def test_tests_share_helpers_and_not_each_other():
     """What several tests use is in `tests/helpers`; scripts in strings, which tests run in other processes, too."""
-    taken = re.findall(r"^\s*(?:from|import) (tests\b[\w.]*)(?: import (\w+))?", path.read_text(encoding="utf-8"), re.M)
-    for module, name in taken:
-        assert f"{module}.{name}".startswith("tests.helpers."), f"{path.name} imports {name} from {module}"
+    for path in TESTS:
+        text = path.read_text(encoding="utf-8")
+        for module, name in re.findall(r"^\s*(?:from|import) (tests\b[\w.]*)(?: import (\w+))?", text, re.MULTILINE):
+            assert f"{module}.{name}".startswith("tests.helpers."), f"{path.name} imports {name} from {module}"
 
 
 def test_published_files_are_flat_and_import_nothing_else():

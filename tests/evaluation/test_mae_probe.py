@@ -1,8 +1,6 @@
 """MAE's linear probe: its parts, and the command on a tower as MAE leaves it."""
 
 import logging
-import os
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +15,7 @@ from flip_hf.evaluation.finetuning.task import recipe_for
 from flip_hf.evaluation.probes.mae import PROBE_RECIPES, make_head, reach
 from tests.helpers.evaluating import evaluated
 from tests.helpers.mae_probing import BRIEF, SMALL, features_of, pixels, scored, trained
-from tests.helpers.pretraining import launcher
-from tests.helpers.programs import ROOT
+from tests.helpers.programs import ROOT, run_program
 
 
 def test_recipes_are_the_papers():
@@ -55,8 +52,7 @@ def test_two_processes_train_the_same_head(tmp_path):
     lines = ("import sys", "from pathlib import Path", f"sys.path.insert(0, {str(ROOT)!r})")
     call = f"from tests.helpers.mae_probing import train_one_of_two\ntrain_one_of_two(Path({str(tmp_path)!r}))"
     (tmp_path / "run.py").write_text("\n".join((*lines, call)))
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*launcher(2), str(tmp_path / "run.py")], capture_output=True, text=True, env=environment)
+    done = run_program(tmp_path / "run.py", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, _ = trained(BRIEF, part=128)
     for process in range(2):

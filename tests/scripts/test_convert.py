@@ -1,7 +1,5 @@
 """scripts/convert.py as a person runs it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,7 @@ def clip(saved, tmp_path) -> Path:
 
 def test_clip_becomes_flip_and_clip_again(clip, tmp_path):
     argv = ["clip", str(clip), str(tmp_path / "flip"), "--mask_ratio", "0.75"]
-    made = subprocess.run([sys.executable, SCRIPT, *argv], capture_output=True, text=True)
+    made = run_program(SCRIPT, *argv)
     assert made.returncode == 0, made.stderr
     assert "flip: a FlipModel of 205,361 parameters" in made.stdout
     assert FlipModel.from_pretrained(tmp_path / "flip").config.mask_ratio == 0.75

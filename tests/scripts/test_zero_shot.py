@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -11,9 +9,7 @@ from PIL import Image
 from tests.helpers.hostile_pictures import jpeg_of_scans
 from tests.helpers.programs import ROOT, run_program
 
-
-def run(*argv: str, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=cwd)
+SCRIPT = ROOT / "scripts" / "zero_shot.py"
 
 
 @pytest.fixture
@@ -23,7 +19,7 @@ def picture(tmp_path):
 
 
 def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):
-    done = run("scripts/zero_shot.py", str(trained[0]), picture, picture, "--labels", "red circle", "blue square")
+    done = run_program(SCRIPT, trained[0], picture, picture, "--labels", "red circle", "blue square")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == 6 and lines[0].startswith(f"{picture}: ")
@@ -45,6 +41,6 @@ def test_zero_shot_names_unreadable_inputs(trained, tmp_path, picture):
         ([str(tmp_path), picture, "--labels", "a"], "cannot be loaded"),
     ]
     for argv, message in cases:
-        done = run_program(ROOT / "scripts" / "zero_shot.py", *argv)
+        done = run_program(SCRIPT, *argv)
         assert done.returncode != 0 and message in done.stderr, (argv, done.stderr[-500:])
         assert "Traceback" not in done.stderr
