@@ -1,7 +1,8 @@
-"""Tiny models and data that every test may use."""
+"""Tiny models, data and a finished run that every test may use."""
 
-import itertools
+import json
 import os
+from pathlib import Path
 
 # Of the runs that tests start side by side, threads that wait must not keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -11,42 +12,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 
 from flip_hf import FlipConfig, FlipModel, FlipProcessor
-from flip_hf.data.shapes import generate_train
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.models import make_processor
+from tests.helpers.models import IMAGE_SIZE, randomize, tiny_config
+from tests.helpers.pairs import shapes_rows, write_tar
+from tests.helpers.pretraining import pretrain
 
 # For tensors this small, two threads wait for each other longer than they compute.
 torch.set_num_threads(1)
-
-IMAGE_SIZE, PATCH_SIZE = 32, 8
-NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
-
-
-def tiny_config(text: dict | None = None, vision: dict | None = None, **kwargs) -> FlipConfig:
-    """Two blocks a tower; other fields as given."""
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return FlipConfig(
-        text_config={**size, "vocab_size": 600, "max_position_embeddings": 16, **(text or {})},
-        vision_config={**size, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, **(vision or {})},
-        **{"projection_dim": 24, **kwargs},
-    )
-
-
-def randomize(model: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:
-    """Moves every trainable parameter off its initial value: biases and norms count then."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(std * torch.randn_like(parameter))
-    return model
-
-
-def shapes_rows(count: int) -> list[dict]:
-    """The first rows, at most 512, of the embedded data, without drawing all of them."""
-    return list(itertools.islice(generate_train([0], 512, 64, seed=0), count))
-
 
 # Files that start many programs. Workers take files in the order of their collection (`--no-loadscope-reorder`): begun
 # last, one of these would keep a single worker busy after the others have finished.
@@ -118,3 +94,65 @@ def saved(model, processor, tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[tuple[str, bytes, bytes]]:
+    """160 keyed pairs; the caption begins with the key, so that a sample can be recognised."""
+    rows = enumerate(shapes_rows(160))
+    return [(f"{i:05d}", row["image"]["bytes"], f"{i:05d} {row['caption']}".encode()) for i, row in rows]
+
+
+@pytest.fixture
+def tar_folder(samples, tmp_path) -> Path:
+    """Five shards of 32 samples."""
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for shard in range(5):
+        write_tar(folder / f"shard-{shard:04d}.tar", samples[32 * shard : 32 * (shard + 1)])
+    return folder
+
+
+@pytest.fixture
+def image_folder(samples, tmp_path) -> Path:
+    """160 JPEG files and their metadata.jsonl."""
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    with (folder / "metadata.jsonl").open("w") as metadata:
+        for key, image, caption in samples:
+            (folder / f"{key}.jpg").write_bytes(image)
+            metadata.write(json.dumps({"file_name": f"{key}.jpg", "caption": caption.decode()}) + "\n")
+    return folder.parent
+
+
+@pytest.fixture
+def parquet_folder(samples, tmp_path) -> Path:
+    """Four parquet files."""
+    from datasets import Dataset, Features, Image, Value  # seconds, which only these tests need
+
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    features = Features({"picture": Image(), "words": Value("string")})
+    for part in range(4):
+        rows = samples[40 * part : 40 * (part + 1)]
+        columns = {"picture": [{"bytes": r[1], "path": None} for r in rows], "words": [r[2].decode() for r in rows]}
+        Dataset.from_dict(columns, features=features).to_parquet(str(folder / f"part-{part}.parquet"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The embedded data's recipe, shortened to seconds: (folder, what it printed). Tests only read it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # trained once for all workers, in the folder that holds theirs
+        shared = shared.parent
+    folder = shared / "shapes"
+    printed = shared / "shapes.txt"
+    with FileLock(shared / "shapes.lock"):
+        if not printed.exists():
+            run = pretrain(
+                "shapes", "--train_samples", "2048", "--unmasked_samples", "512", "--output_dir", str(folder)
+            )
+            assert run.returncode == 0, run.stderr[-3000:]
+            printed.write_text(run.stdout)
+    return folder, printed.read_text()

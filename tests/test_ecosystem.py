@@ -10,7 +10,7 @@ from PIL import Image
 
 from flip_hf import FlipModel, FlipTextModel
 from flip_hf.training.models import make_processor
-from tests.conftest import randomize, tiny_config
+from tests.helpers.models import randomize, tiny_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "ecosystem.md"
 LIBRARIES = ("sentence_transformers", "faiss", "peft", "diffusers", "onnxscript", "onnxruntime", "torchao")
@@ -48,7 +48,7 @@ def close(first, second, atol: float = 1e-5) -> bool:
     return torch.allclose(torch.as_tensor(first).cpu(), torch.as_tensor(second).cpu(), atol=atol)
 
 
-def test_the_features_that_others_are_compared_with_tell_images_and_texts_apart(page):
+def test_the_features_used_for_comparison_distinguish_images_and_texts(page):
     images = page["image_features"](page["model"], page["images"][:24])
     texts = page["text_features"](page["model"], page["labels"][:24])
     for features in (images, texts):
@@ -58,7 +58,8 @@ def test_the_features_that_others_are_compared_with_tell_images_and_texts_apart(
 
 
 def test_heads_are_new_on_towers_that_are_not(page):
-    tower, images = page["model"].vision_model.state_dict(), page["images"][:2]
+    tower = page["model"].vision_model.state_dict()
+    images = page["images"][:2]
     pixels = page["processor"](images=images, return_tensors="pt")
     for name in ("classifier", "of_the_tower"):
         found = page[name].vision_model.state_dict()
@@ -71,7 +72,8 @@ def test_heads_are_new_on_towers_that_are_not(page):
 
 
 def test_sentence_transformers_gives_the_models_features(page, folder):
-    images, queries = page["images"], page["queries"]
+    images = page["images"]
+    queries = page["queries"]
     features = page["image_features"](page["model"], images)
     assert close(page["corpus"], features)
     sentences = page["searcher"].encode(queries, normalize_embeddings=True)
@@ -97,11 +99,13 @@ def test_the_index_finds_an_image_by_itself(page):
 
 
 def test_adapters_learn_under_masks_and_merge(page, folder):
-    losses, base = page["losses"], page["model"]
+    losses = page["losses"]
+    base = page["model"]
     assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert page["outputs"].ids_keep.shape == (24, 8)  # half of the patches
     assert not (folder / "runs" / "shapes-lora" / "model.safetensors").exists()
-    merged, images = page["merged"], page["images"][:4]
+    merged = page["merged"]
+    images = page["images"][:4]
     assert type(merged) is FlipModel
     learnt = page["image_features"](page["adapted"].eval(), images)
     assert close(page["image_features"](merged, images), learnt, 1e-4)
@@ -110,7 +114,7 @@ def test_adapters_learn_under_masks_and_merge(page, folder):
     assert close(page["text_features"](merged, texts), page["text_features"](page["adapted"], texts), 1e-4)
 
 
-def test_trainer_learns_under_masks_what_it_was_not_shown(page, folder):
+def test_trainer_learns_unseen_pairs_under_masks(page, folder):
     assert page["after"] < 0.95 * page["before"]
     trainer = page["trainer"]
     assert trainer.state.global_step == 20 and trainer.model.config.mask_ratio == 0.5
@@ -120,7 +124,8 @@ def test_trainer_learns_under_masks_what_it_was_not_shown(page, folder):
 
 
 def test_the_painter_reads_flips_text_encoder(page, folder):
-    pipe, prompt = page["pipe"], "a red circle"
+    pipe = page["pipe"]
+    prompt = "a red circle"
     assert isinstance(page["picture"], Image.Image) and page["picture"].size == (64, 64)
     ids = page["processor"].tokenizer(prompt, padding="max_length", return_tensors="pt")
     encoder = FlipTextModel.from_pretrained(folder / "runs" / "shapes")
@@ -137,8 +142,10 @@ def test_the_painter_reads_flips_text_encoder(page, folder):
 
 
 def test_onnx_programs_give_the_models_features(page):
-    model, normalize = page["model"], torch.nn.functional.normalize
-    images, texts = torch.from_numpy(page["image_embeds"]), torch.from_numpy(page["text_embeds"])
+    model = page["model"]
+    normalize = torch.nn.functional.normalize
+    images = torch.from_numpy(page["image_embeds"])
+    texts = torch.from_numpy(page["text_embeds"])
     assert close(normalize(images, dim=1), page["image_features"](model, page["images"][:7]), 1e-4)
     assert close(normalize(texts, dim=1), page["text_features"](model, page["captions"][:7]), 1e-4)
 

@@ -22,6 +22,7 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if "flip_hf/modeling" not in path.as_posix()
 )
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # What each room may import of the others.
 MAY_IMPORT = {
@@ -125,7 +126,15 @@ def test_pictures_are_opened_in_one_place():
     assert users == {"decode.py", "jpeg_end.py", "reconstructions.py"}
 
 
-def test_published_files_are_flat_and_know_nobody():
+def test_tests_share_helpers_and_not_each_other():
+    """What several tests use is in `tests/helpers`; scripts in strings, which tests run in other processes, too."""
+    for path in TESTS:
+        text = path.read_text(encoding="utf-8")
+        for module, name in re.findall(r"^\s*(?:from|import) (tests\b[\w.]*)(?: import (\w+))?", text, re.MULTILINE):
+            assert f"{module}.{name}".startswith("tests.helpers."), f"{path.name} imports {name} from {module}"
+
+
+def test_published_files_are_flat_and_import_nothing_else():
     assert sorted(p.name for p in (ROOT / "modeling").glob("*.py")) == ["__init__.py", *PUBLISHED]
     for name in PUBLISHED:
         tree = ast.parse((ROOT / "modeling" / name).read_text(encoding="utf-8"))
@@ -169,7 +178,8 @@ def test_nothing_that_is_loaded_can_run_code(path):
     """Calls say that they trust nothing; `**options` in a call is taken to say it, and is looked at in review."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            kind, given = kind_of_call(node), {keyword.arg for keyword in node.keywords}
+            kind = kind_of_call(node)
+            given = {keyword.arg for keyword in node.keywords}
             assert kind not in UNSAFE_NAMES, f"{path.name}:{node.lineno} {kind}"
             for wanted in SAFE_CALLS.get(kind, ()):
                 assert wanted in given or None in given, f"{path.name}:{node.lineno} {ast.unparse(node)[:80]}"

@@ -7,60 +7,27 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flip_hf import FlipModel
 from flip_hf.losses import contrastive_loss
-from flip_hf.modeling.masking_flip import random_masking
 from flip_hf.training.encoder import Encoded
 from flip_hf.training.step import OneProcess, accumulate_gradients
-from tests.conftest import tiny_config
-from tests.programs import run_program
-
-PAIRS = 12
-
-
-def make_batch() -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    lengths = torch.randint(2, 8, (PAIRS,))
-    attention_mask = (torch.arange(8) < lengths[:, None]).long()
-    return {
-        "pixel_values": torch.randn(PAIRS, 3, 32, 32, dtype=torch.float64),
-        "ids_keep": random_masking(PAIRS, 16, 0.5, "cpu"),
-        "input_ids": torch.randint(1, 600, (PAIRS, 8)) * attention_mask,
-        "attention_mask": attention_mask,
-    }
-
-
-def make_model(dropout: float = 0.0, mask_ratio: float = 0.0) -> FlipModel:
-    """The generator's state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = FlipModel(tiny_config(text={"attention_dropout": dropout}, vision={"mask_ratio": mask_ratio}))
-    return model.double().train()
-
-
-def take(batch: dict, rows: slice) -> dict:
-    return {name: value[rows] for name, value in batch.items()}
-
-
-def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss and all gradients of one step."""
-
-    def encode(target_patches=None, **batch):
-        outputs = model(**batch)
-        return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale())
-
-    loss = accumulate_gradients(OneProcess(encode), micro_batches)
-    return loss.loss.item(), {name: p.grad for name, p in model.named_parameters()}
-
-
-def assert_same(ours: torch.Tensor, expected: torch.Tensor, name: str) -> None:
-    """Equal in float64, where rounding hides no error."""
-    assert ours.dtype == expected.dtype == torch.float64
-    assert (ours - expected).abs().max() < 1e-10, name
+from tests.helpers.contrast import (
+    CASES,
+    PAIRS,
+    PIECES,
+    assert_same,
+    backward,
+    differentiate,
+    make_batch,
+    make_embeds,
+    make_model,
+    take,
+)
+from tests.helpers.programs import run_program
 
 
 def test_loss_is_that_of_the_model():
-    model, batch = make_model(), make_batch()
+    model = make_model()
+    batch = make_batch()
     loss, gradients = backward(model, [batch])
     other = make_model()
     outputs = other(**batch, return_loss=True)
@@ -78,21 +45,6 @@ def dense_loss(images, texts, scale) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.arange(len(images), device=images.device)
     loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
     return loss, (logits.argmax(dim=1) == labels).float().mean()
-
-
-def make_embeds(pairs: int, scale: float, dtype=torch.float64, device="cpu") -> list[torch.Tensor]:
-    """Images, texts that resemble them, and the scale."""
-    torch.manual_seed(pairs)
-    images = torch.randn(pairs, 8, dtype=torch.float64)
-    texts = images + torch.randn(pairs, 8, dtype=torch.float64)
-    embeds = [functional.normalize(rows, dim=1).to(device, dtype) for rows in (images, texts)]
-    return [x.requires_grad_() for x in (*embeds, torch.tensor([scale], dtype=embeds[0].dtype, device=device))]
-
-
-def differentiate(loss_function, inputs: list[torch.Tensor], **options) -> list[torch.Tensor]:
-    """The loss and its gradients."""
-    loss, _ = loss_function(*inputs, **options)
-    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
@@ -132,7 +84,8 @@ def test_accuracy_counts_images_that_find_their_text():
 
 def test_a_collapsed_model_is_not_right():
     """Among texts that are alike the first counts, as argmax has it."""
-    images, texts = torch.eye(2)[[0, 1, 1]], torch.eye(2)[[0, 1, 0]]
+    images = torch.eye(2)[[0, 1, 1]]
+    texts = torch.eye(2)[[0, 1, 0]]
     same = torch.ones(6, 4) / 2
     for tile_size in (1, 4, 6):
         accuracy = contrastive_loss(images, texts, torch.tensor([10.0]), tile_size=tile_size)[1]
@@ -242,7 +195,7 @@ def test_both_passes_of_a_micro_batch_see_the_same_dropout():
 
 
 def test_both_passes_draw_the_same_masks():
-    """Masks that the model draws itself are the same in both passes, and the generator goes on as after one."""
+    """Masks that the model draws itself are the same in both passes, and the generator's state is that after one."""
     batch = {name: value for name, value in make_batch().items() if name != "ids_keep"}
     torch.manual_seed(3)
     _, whole = backward(make_model(mask_ratio=0.5), [batch])
@@ -256,7 +209,8 @@ def test_both_passes_draw_the_same_masks():
 
 
 def test_a_frozen_temperature_gets_no_gradient():
-    model, batch = make_model(), make_batch()
+    model = make_model()
+    batch = make_batch()
     _, whole = backward(model, [batch])
     frozen = make_model()
     frozen.logit_scale.requires_grad_(False)
@@ -308,7 +262,8 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.step import accumulate_gradients
-from tests.test_losses import CASES, PAIRS, PIECES, differentiate, make_batch, make_embeds, make_model, take
+from tests.helpers.contrast import CASES, PIECES, differentiate, make_embeds
+from tests.helpers.contrast import PAIRS, make_batch, make_model, take
 
 accelerator = Accelerator(cpu=True)
 encoder = PairEncoder(make_model())
@@ -341,8 +296,6 @@ if accelerator.is_main_process:
     torch.save(results, sys.argv[1])
 distribution.end()
 """
-PIECES = (1, 3)
-CASES = ((1, 2048), (1, 1), (3, 2), (5, 2048))  # pairs a process, tile size
 
 
 def weighted_dense_loss(images, texts, scale, processes: int) -> tuple[torch.Tensor, None]:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from flip_hf.redaction import REMOVED, found_tokens, install, redact, redacted, remember, shown, shown_apart
-from tests.programs import ROOT, run_program
+from tests.helpers.programs import ROOT, run_program
 
 SECRET = "S3cr-t_wOrd"
 MIXED = "Ab1" * 28
@@ -91,7 +91,7 @@ def test_a_secret_goes_by_what_stands_around_it(text):
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_no_secret_stays(text):
+def test_plain_words_stay(text):
     assert redact(text) == text
 
 
@@ -188,7 +188,7 @@ def test_installing_leaves_other_records_alone(monkeypatch):
     assert record.args == ("a", 2) and record.getMessage() == "a of 2"
 
 
-def test_what_this_project_has_written_is_left_as_it_is():
+def test_our_own_output_is_left_unchanged():
     """Results, cards and documents: none of them has a secret, and none of them is changed."""
     paths = [*ROOT.glob("docs/*.md"), *ROOT.glob("model_cards/**/*.md"), ROOT / "LICENSE", ROOT / "README.md"]
     paths += [*ROOT.glob("scripts/**/*.json"), *ROOT.glob("flip_hf/recipes/*.yaml"), *ROOT.glob("modeling/*.py")]

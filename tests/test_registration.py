@@ -44,7 +44,7 @@ assert not any(ends), list(zip(orders, ends))
 """
 
 
-def test_the_auto_classes_know_flip_whoever_is_imported_first():
+def test_the_auto_classes_know_flip_in_any_order_of_imports():
     done = subprocess.run([sys.executable, "-c", CHECK.format(orders=ORDERS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("registered") == len(ORDERS)

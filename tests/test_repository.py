@@ -32,7 +32,7 @@ def commands_of(workflow: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_workflows_call_what_is_there(path):
+def test_workflows_call_existing_targets(path):
     commands = commands_of(read_workflow(path))
     assert commands
     for command in commands:
@@ -65,7 +65,7 @@ def test_every_python_that_is_claimed_is_tested():
     assert ends == {"oldest": claimed[0], "newest": claimed[-1]}
 
 
-def test_forms_have_what_their_elements_need():
+def test_forms_have_the_fields_their_elements_need():
     """GitHub shows no form, and says nothing, where an element lacks what its type needs."""
     needs = {"markdown": {"value"}, "textarea": {"label"}, "dropdown": {"label", "options"}}
     forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]

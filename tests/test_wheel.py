@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.programs import ROOT
-from tests.training.conftest import TINY
+from tests.helpers.pretraining import TINY
+from tests.helpers.programs import ROOT
 
 # Runs commands one after the other, each in a fork, which need not import torch and Transformers again.
 RUN_ALL = """

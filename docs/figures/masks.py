@@ -11,7 +11,8 @@ from PIL import Image
 from flip_hf.data.shapes import shapes_dataset
 from flip_hf.modeling.masking_flip import MASK_STRATEGIES, draw_mask
 
-GRID, PIXELS = 14, 224  # ViT-B/16 at 224 pixels
+GRID = 14  # ViT-B/16 at 224 pixels
+PIXELS = 224
 RATIOS = (0.5, 0.75)
 BLANK = 225
 

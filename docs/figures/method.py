@@ -16,9 +16,13 @@ from flip_hf.modeling.masking_flip import random_masking
 
 # Letters as outlines: the same picture everywhere. No date and no random ids: the same file from the same code.
 matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "flip_hf", "font.size": 10})
-INK, GREY, PALE = "#222222", "#6b6b6b", "#eeeeee"
-IMAGE_FILL, TEXT_FILL = "#dbe7f6", "#fbe8d0"
-GRID, PIXELS = 6, 120
+INK = "#222222"
+GREY = "#6b6b6b"
+PALE = "#eeeeee"
+IMAGE_FILL = "#dbe7f6"
+TEXT_FILL = "#fbe8d0"
+GRID = 6
+PIXELS = 120
 
 
 def a_scene() -> tuple[np.ndarray, str]:
@@ -46,10 +50,13 @@ def note(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
 
 def draw_patches(axes: Axes, image: np.ndarray, corner: tuple[float, float], side: float, kept: set[int]) -> None:
     """An image in its grid of patches; those that are not kept are left blank."""
-    pixels, step, (x, y) = PIXELS // GRID, side / GRID, corner
+    pixels = PIXELS // GRID
+    step = side / GRID
+    x, y = corner
     for index in range(GRID * GRID):
         row, column = divmod(index, GRID)
-        left, bottom = x + column * step, y + side - (row + 1) * step
+        left = x + column * step
+        bottom = y + side - (row + 1) * step
         if index in kept:
             patch = image[row * pixels : (row + 1) * pixels, column * pixels : (column + 1) * pixels]
             axes.imshow(patch, extent=(left, left + step, bottom, bottom + step), interpolation="nearest", zorder=1)
@@ -61,7 +68,8 @@ def draw_patches(axes: Axes, image: np.ndarray, corner: tuple[float, float], sid
 
 def draw_contrast(axes: Axes, x: float, y: float, side: float) -> None:
     """Similarities of all images of a batch with all texts; pairs lie on the diagonal."""
-    count, step = 5, side / 5
+    count = 5
+    step = side / 5
     for row in range(count):
         for column in range(count):
             fill = "#4b78b8" if row == column else PALE

@@ -42,7 +42,7 @@ class EmbeddedData:
             seed: seed of the pictures.
 
         Raises:
-            ValueError: an unknown split, no samples, or images too small for the objects to be told apart.
+            ValueError: an unknown split, no samples, or images too small to distinguish the objects.
         """
         from datasets import ClassLabel, Dataset, Features, Value
         from datasets import Image as ImageFeature

@@ -4,7 +4,8 @@ import io
 import zlib
 from typing import IO
 
-# Pictures hardly compress, and archives of small ones by a factor of ten. A bomb expands to a thousand times its size.
+# Pictures hardly compress, and archives of small ones by a factor of ten. A decompression bomb expands to a thousand
+# times its size.
 MAX_EXPANSION = 100
 _GRACE_BYTES = 64 * 2**20
 _READ_BYTES = 2**16

@@ -179,15 +179,15 @@ def _first(names: Sequence[str]) -> set[str]:
 
 def _features_of(schema: pa.Schema) -> dict[str, Any]:
     """Returns the types of columns, as stored in the file or derived from Arrow's, where there is such a type."""
-    told: dict = {}
+    stored: dict = {}
     try:
-        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"] or {}
+        stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"] or {}
     except (ValueError, LookupError, TypeError, RecursionError):
         pass  # no features are stored, or not in a readable form
     features: dict[str, Any] = {}
     for field in schema:
-        for metadata in ({"info": {"features": {field.name: told.get(field.name)}}}, None):
-            if metadata is not None and field.name not in told:
+        for metadata in ({"info": {"features": {field.name: stored.get(field.name)}}}, None):
+            if metadata is not None and field.name not in stored:
                 continue
             try:
                 one = pa.schema([field], metadata={"huggingface": json.dumps(metadata)} if metadata else None)

@@ -21,8 +21,8 @@ def make_accelerator(**options: Any) -> Accelerator:
     Raises:
         ValueError: several processes were started, but they do not form one group.
     """
-    told = os.environ.get("WORLD_SIZE", "")
-    wanted = int(told) if told.isdecimal() else 1
+    size = os.environ.get("WORLD_SIZE", "")
+    wanted = int(size) if size.isdecimal() else 1
     if wanted > 1 and not torch.accelerator.is_available():
         options["cpu"] = True
     accelerator = Accelerator(**options)

@@ -255,13 +255,13 @@ def _read_shard(
                 yield index, row
             return
         except Exception as error:  # archives, connections, schemas: any type
-            told = redact(f"{type(error).__name__}: {error}")  # the client's message may contain the whole URL
+            reason = redact(f"{type(error).__name__}: {error}")  # the client's message may contain the whole URL
             if failures == len(RETRY_WAITS) or not _may_pass(shards, error):
-                damage("unreadable shard", f": {told}")
+                damage("unreadable shard", f": {reason}")
                 return
             wait = RETRY_WAITS[failures]
             failures += 1
-            logger.warning("Reading %s was interrupted (%s); retrying in %d s.", shards.name(shard), told, wait)
+            logger.warning("Reading %s was interrupted (%s); retrying in %d s.", shards.name(shard), reason, wait)
         time.sleep(wait)
 
 

@@ -1,4 +1,4 @@
-"""The harder embedded data set: two objects, to be told from 255 other combinations that were never seen together.
+"""The harder embedded data set: two objects, to be distinguished from 255 combinations that were never seen together.
 
 While `shapes` is nearly learned in minutes on a CPU, this data set leaves room to compare ways of training.
 Each picture has two objects, side by side or one above the other, of different colours and shapes; its caption names

@@ -137,7 +137,9 @@ def _named_paths(rows: list[dict], column: str, data: str | Sequence[str]) -> Fi
 
 def _first_rows(shards: Shards, data: str, split: str | None) -> list[dict]:
     problems: list[str] = []
-    rows = read_rows(shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: problems.append(", ".join(told)))
+    rows = read_rows(
+        shards, Reader(0, 1), epoch=0, seed=None, report=lambda *reasons: problems.append(", ".join(reasons))
+    )
     many = isinstance(shards, (TarShards, ListShards))
     first = take_rows((row for _, row in rows), _ROWS_LOOKED_AT if many else 1, MAX_FILE_BYTES)
     if not first:

@@ -105,7 +105,7 @@ def read_configs(folder: str) -> MetadataConfigs:
     Raises:
         ValueError: the card is too large, or its metadata are damaged.
     """
-    told: dict = {}
+    card: dict = {}
     for name in CARDS:
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
@@ -113,12 +113,12 @@ def read_configs(folder: str) -> MetadataConfigs:
         try:
             if os.path.getsize(path) > _MAX_CARD_BYTES:
                 raise ValueError("it is too large for a card")
-            told.update(_read_card(path))
+            card.update(_read_card(path))
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{shown(path)} cannot be read as the card of a data set: {reason}.") from None
     try:
-        return MetadataConfigs.from_dataset_card_data(DatasetCardData(configs=told.get("configs")))
+        return MetadataConfigs.from_dataset_card_data(DatasetCardData(configs=card.get("configs")))
     except (ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"The card in {shown(folder)!r} has damaged configs: {reason}") from None

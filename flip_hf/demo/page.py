@@ -110,7 +110,7 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
             with gr.Row():
                 seen = picture_output("What the model sees")
                 with gr.Column():
-                    told = gr.Markdown("What it answers")
+                    caption = gr.Markdown("What it answers")
                     answer = gr.Label(show_label=False, num_top_classes=5)
             masked, seed = mask_inputs(visible=model.knows_masks, value=50 if model.knows_masks else 0)
             table = gr.HTML(visible=model.knows_masks, label="The answer under masks")
@@ -135,7 +135,7 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
         page,
         classify,
         [image, labels, prompt, masked, seed],
-        [seen, told, answer, table],
+        [seen, caption, answer, table],
         triggers,
         at_once=bool(known),
     )
@@ -148,7 +148,7 @@ def _search_tab(search: ImageSearch, examples: list[Example]) -> None:
             first, label="What to look for", placeholder="a photo of a dog", max_length=MAX_QUERY, scale=5
         )
         ask = gr.Button("Search", variant="primary", scale=1)
-    told = gr.Markdown(f"{len(search.pictures):,} pictures, which the first search encodes.")
+    status = gr.Markdown(f"{len(search.pictures):,} pictures, which the first search encodes.")
     gallery = gr.Gallery(show_label=False, columns=6, height="auto", format="png", buttons=[])
 
     def find(text: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008 (how Gradio finds it)
@@ -161,7 +161,7 @@ def _search_tab(search: ImageSearch, examples: list[Example]) -> None:
         return captioned, f"The best of {len(embeds):,} pictures, with their cosine similarity{skipped}."
 
     options: dict[str, Any] = {**MODEL_AT_WORK, "show_progress_on": gallery, "api_name": "search"}
-    gr.on([ask.click, text.submit], in_words(find), text, [gallery, told], **options)
+    gr.on([ask.click, text.submit], in_words(find), text, [gallery, status], **options)
 
 
 def _reconstruction_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> None:

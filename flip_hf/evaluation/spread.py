@@ -18,7 +18,7 @@ MAX_ROWS = 2**14
 
 
 def _rows(source: Source) -> Iterator[tuple[Place, dict]]:
-    return read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: None)
+    return read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *reasons: None)
 
 
 def spread_places(source: Source, count: int, seed: int, max_rows: int = MAX_ROWS) -> list[Place]:

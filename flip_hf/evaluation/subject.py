@@ -100,7 +100,7 @@ class Subject:
         wanted = {self.features(split).places[number]: number for number in numbers}
         found = {}
         source = self.source(split)
-        for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: None):
+        for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *reasons: None):
             if place in wanted:
                 image = decode_image(source.image(row), self.encoder.transform.background)
                 image.thumbnail((160, 160))

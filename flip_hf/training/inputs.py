@@ -97,8 +97,8 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
             kind=kind,
         )
     except ValueError as error:  # it names the options of the training data
-        told = str(error).replace("--image_column", "--eval_image_column")
-        raise ValueError(told.replace("--caption_column", "--eval_caption_column")) from error
+        message = str(error).replace("--image_column", "--eval_image_column")
+        raise ValueError(message.replace("--caption_column", "--eval_caption_column")) from error
     if not labels:
         return Evaluation(source, key=source.name)
     found = (source.target_column or "").split(";")[0]

@@ -23,7 +23,7 @@ def test_a_message_is_one_line_and_drives_no_terminal(capsys):
     assert str(ended.value) == "error: KeyError"
 
 
-def test_where_nothing_can_be_written_is_said_and_nothing_is_left(tmp_path):
+def test_an_unwritable_folder_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "there").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "file" / "x")

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-HEADS = {"vision_heads": 4, "text_heads": 4}
+from tests.helpers.fixtures import FIXTURES
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import torch
 from transformers import AutoModel, CLIPModel, CLIPTextModelWithProjection, ViTMAEConfig, ViTMAEModel
 
 from flip_hf import FlipModel
-from tests.conftest import randomize, tiny_config
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.models import randomize, tiny_clip, tiny_config
 
 CLIP_TEXT = {"causal": True, "pooling_type": "eos", "eos_token_id": 599}
 CLIP_VISION = {"pooling_type": "cls", "use_pre_layernorm": True, "patch_embedding_bias": False}
@@ -102,7 +101,7 @@ def test_the_switch_in_the_way_of_an_export_is_named(fields, switch):
     assert str(error.value).count(";") == 1  # that switch alone; the other semicolon is the sentence's
 
 
-def test_what_is_not_a_clip_is_refused(tmp_path):
+def test_models_other_than_clip_are_refused(tmp_path):
     ViTMAEModel(ViTMAEConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
         tmp_path / "mae"
     )
@@ -123,7 +122,7 @@ def test_an_incomplete_clip_is_refused(tmp_path):
         FlipModel.from_clip(str(tmp_path))
 
 
-def test_a_clip_trains_on_half_of_its_patches_and_goes_back(tmp_path):
+def test_a_clip_trains_on_half_of_its_patches_and_converts_back(tmp_path):
     """Two hundred pairs: the picture shows which of eight patches is bright, the caption says it."""
     torch.manual_seed(0)
     tiny_clip(99).save_pretrained(tmp_path / "clip")

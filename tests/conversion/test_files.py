@@ -14,11 +14,11 @@ import torch
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.files import Files, ZipFiles, parse_json, read_file
 from flip_hf.conversion.official import read_official
-from tests.conversion.bounded import outcome
-from tests.conversion.conftest import HEADS
+from tests.helpers.bounded import outcome
+from tests.helpers.fixtures import HEADS
 
 KERNEL = "target.img_mlp1.kernel"
-BOMB = 1 << 29
+EXPANDED = 1 << 29
 
 
 def test_a_chunk_that_is_a_link_out_of_the_checkpoint_is_not_read(official_folder, tmp_path):
@@ -90,9 +90,9 @@ def rezipped(folder, path, *, replace=None):
 
 
 def test_a_chunk_of_a_zip_is_measured_before_it_is_inflated(official_folder, tmp_path):
-    path = tmp_path / "bomb.zip"
-    rezipped(official_folder, path, replace=(f"{KERNEL}/0.0", bytes(BOMB)))
-    assert path.stat().st_size < 2 * BOMB / 200
+    path = tmp_path / "large.zip"
+    rezipped(official_folder, path, replace=(f"{KERNEL}/0.0", bytes(EXPANDED)))
+    assert path.stat().st_size < 2 * EXPANDED / 200
     assert "inflates to 536,870,912 bytes, but at most" in outcome(lambda: read_official(path, **HEADS), megabytes=256)
 
 
@@ -100,17 +100,17 @@ def test_a_structure_of_a_zip_is_measured_before_it_is_inflated(official_folder,
     """A megabyte of it was read as a gigabyte of zeros, and copied twice."""
     array = msgpack.ExtType(1, msgpack.packb(([1 << 25], "float32", bytes(1 << 27))))
     structure = msgpack.packb({"optimizer": {"target": {"logit_scale": array}}})
-    path = rezipped(official_folder, tmp_path / "bomb.zip", replace=("/checkpoint", structure))
+    path = rezipped(official_folder, tmp_path / "large.zip", replace=("/checkpoint", structure))
     assert "bytes, more than any checkpoint's structure" in outcome(lambda: read_official(path, **HEADS), megabytes=64)
 
 
 def test_arrays_that_hold_no_more_than_zeros_do_not_fill_the_memory(official_folder):
     """Half a gigabyte by every description, in a few megabytes of chunk."""
     folder = official_folder / "target.txt_encoder.token_embedding.embedding"
-    shape = [BOMB // 256, 64]
+    shape = [EXPANDED // 256, 64]
     meta = json.loads((folder / ".zarray").read_text()) | {"shape": shape, "chunks": shape}
     (folder / ".zarray").write_text(json.dumps(meta))
-    (folder / "0.0").write_bytes(gzip.compress(bytes(BOMB), 1))
+    (folder / "0.0").write_bytes(gzip.compress(bytes(EXPANDED), 1))
     assert "do not compress like that" in outcome(lambda: read_official(official_folder, **HEADS), megabytes=256)
 
 
@@ -122,7 +122,7 @@ def test_a_chunk_is_not_larger_than_its_array(official_folder):
 
 
 @pytest.mark.parametrize("end", ["cut", "more"])
-def test_a_chunk_ends_where_its_stream_ends(official_folder, end):
+def test_a_chunk_ends_with_its_stream(official_folder, end):
     chunk = official_folder / KERNEL / "0.0"
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-4] if end == "cut" else data + b"x")
@@ -155,7 +155,7 @@ def test_a_zip_with_two_members_of_one_name_is_refused(tmp_path, second):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_methods_whose_inflation_cannot_be_bounded_are_refused(tmp_path, method):
+def test_methods_of_unbounded_inflation_are_refused(tmp_path, method):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(member("checkpoint", method=method), bytes(10**6))
     with pytest.raises(ConversionError, match="neither stored nor deflated"):

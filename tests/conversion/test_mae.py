@@ -7,7 +7,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 from flip_hf import FlipForPreTraining, FlipVisionModel
 from flip_hf.conversion.mae import convert_from_mae, mae_to_pretraining, mae_to_vision_tower
 from flip_hf.conversion.tables import ConversionError
-from tests.conftest import randomize
+from tests.helpers.models import randomize
 
 TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
 
@@ -59,7 +59,7 @@ def test_the_weights_are_copied(mae):
     assert mae.vit.layernorm.weight.any()
 
 
-def test_what_cannot_become_a_tower_is_refused(mae, tmp_path):
+def test_weights_that_make_no_tower_are_refused(mae, tmp_path):
     with pytest.raises(ConversionError, match="qkv_bias=False"):
         mae_to_vision_tower(ViTMAEModel(ViTMAEConfig(**{**mae.config.to_dict(), "qkv_bias": False})))
     state_dict = mae.state_dict()

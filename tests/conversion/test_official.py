@@ -18,7 +18,7 @@ from flip_hf.conversion.folder import new_folder
 from flip_hf.conversion.official import config_of, convert_official, read_official
 from flip_hf.conversion.tables import ConversionError
 from flip_hf.conversion.word_pieces import official_pieces
-from tests.conversion.conftest import FIXTURES, HEADS
+from tests.helpers.fixtures import FIXTURES, HEADS
 
 
 def same(first: FlipModel, second: FlipModel) -> bool:
@@ -335,7 +335,7 @@ def test_nothing_is_overwritten(tmp_path, kind):
     assert out.is_symlink() or out.exists()
 
 
-def test_what_appears_in_the_meantime_is_not_overwritten(tmp_path):
+def test_files_that_appear_in_the_meantime_are_not_overwritten(tmp_path):
     with pytest.raises(ConversionError, match="was created by something else in the meantime"):
         with new_folder(tmp_path / "out"):
             (tmp_path / "out" / "other").mkdir(parents=True)

@@ -12,7 +12,7 @@ from flip_hf import FlipModel
 from flip_hf.conversion.open_clip import convert_from_open_clip, flip_to_open_clip, open_clip_to_flip, read_state_dict
 from flip_hf.conversion.open_clip_config import config_from_open_clip, config_to_open_clip
 from flip_hf.conversion.tables import ConversionError
-from tests.conftest import randomize, tiny_config
+from tests.helpers.models import randomize, tiny_config
 
 
 @pytest.fixture

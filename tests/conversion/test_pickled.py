@@ -9,7 +9,7 @@ import torch
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.open_clip import read_state_dict
 from flip_hf.conversion.pickled import read_pickled
-from tests.conversion.bounded import outcome
+from tests.helpers.bounded import outcome
 
 
 def saved(value) -> bytes:
@@ -47,7 +47,7 @@ def test_a_tensor_has_its_numbers_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), 3, "text", [torch.ones(1)]])
-def test_what_is_no_plain_tensor_is_refused(tmp_path, value):
+def test_tensors_that_are_not_plain_are_refused(tmp_path, value):
     torch.save({"a": value}, tmp_path / "a.pt")
     with pytest.raises(ConversionError, match="a is no|a is a|cannot be read as weights"):
         read_state_dict(tmp_path / "a.pt")

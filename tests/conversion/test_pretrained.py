@@ -10,8 +10,8 @@ from flip_hf import FlipModel
 from flip_hf.conversion.clip import convert_from_clip, convert_to_clip
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.open_clip import write_open_clip
-from tests.conversion.bounded import outcome
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.bounded import outcome
+from tests.helpers.models import tiny_clip
 
 NAME = "text_model.final_layer_norm.weight"
 
@@ -93,7 +93,7 @@ def test_an_index_names_files_of_its_folder_only(clip, tmp_path, name):
         convert_from_clip(str(folder))
 
 
-def test_shards_hold_what_their_index_says(tmp_path):
+def test_shards_hold_the_tensors_of_their_index(tmp_path):
     clip = tiny_clip(99)
     clip.save_pretrained(tmp_path / "clip", max_shard_size="200KB")
     flip = convert_from_clip(str(tmp_path / "clip")).model

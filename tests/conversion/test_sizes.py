@@ -14,7 +14,7 @@ from flip_hf.conversion.open_clip import convert_from_open_clip
 from flip_hf.conversion.open_clip_config import config_from_open_clip
 from flip_hf.conversion.processors import image_processor_from_open_clip
 from flip_hf.conversion.tables import load
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 
 @pytest.mark.parametrize("option", ["vision_heads", "text_heads"])

@@ -12,7 +12,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from flip_hf import FlipModel
 from flip_hf.commands.convert import main
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.models import tiny_clip
 
 VALUES = [None, True, -1, 0, 10**12, 1.5, "x", [], [1], {}, {"a": 1}, "\x1b[31m\n"]
 

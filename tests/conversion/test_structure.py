@@ -7,7 +7,7 @@ import torch
 
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.structure import read_structure
-from tests.conversion.bounded import outcome
+from tests.helpers.bounded import outcome
 
 START = b"\x81\xa9optimizer\x81\xa6target"
 CLAIM = b"\xdd\x00\x0c\x35\x00"  # a list of 800,000 values, in five bytes
@@ -37,7 +37,7 @@ def test_a_megabyte_stays_small(data):
     assert "is not the structure of a T5X checkpoint" in outcome(lambda: read_structure(data, "file"), megabytes=160)
 
 
-def test_states_are_skipped_whatever_they_hold():
+def test_states_of_any_content_are_skipped():
     state = [[[b"\x80"] * 10, msgpack.ExtType(99, b"x")], {1: 2}]
     data = msgpack.packb({"optimizer": {"state": state, "target": {"a": {"b": inline(np.ones(2, np.float32))}}}})
     assert torch.equal(read_structure(data, "file")["a/b"], torch.ones(2))
@@ -63,6 +63,6 @@ def test_states_are_skipped_whatever_they_hold():
         (b"", "in place of a map"),
     ],
 )
-def test_what_is_no_structure_is_refused(data, message):
+def test_invalid_structures_are_refused(data, message):
     with pytest.raises(ConversionError, match=message):
         read_structure(data, "file")

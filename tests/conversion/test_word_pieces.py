@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from flip_hf.conversion.tables import ConversionError
 from flip_hf.conversion.word_pieces import read_vocabulary, word_piece_tokenizer
-from tests.conversion.conftest import FIXTURES
+from tests.helpers.fixtures import FIXTURES
 
 LETTERS = "abcdeghilmnoprstuvwx12é中文ισβ"
 PIECES = ["[PAD]", "[UNK]", *LETTERS, *(f"##{c}" for c in LETTERS), "straw", "##berry", "[", "]", "-", "¿", "!", "##⁄"]

@@ -1,8 +1,6 @@
-"""Whatever is in the data, training goes on with what can be used, and the rest is reported, once."""
+"""Unusable data of any kind are skipped and reported once; training continues with the rest."""
 
 import itertools
-import os
-from collections import Counter
 
 import pytest
 from datasets import Dataset
@@ -12,20 +10,14 @@ from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
 from flip_hf.data.stream import View
-from tests.data import damaged
-from tests.data.conftest import write_tar
-from tests.data.loading import make_train_loader, numbers, saved
-
-# FLIP_HF_LONG_TESTS=1: the size that is promised.
-SHARDS, PER_SHARD, BAD_PER_SHARD = (10, 2000, 100) if os.environ.get("FLIP_HF_LONG_TESTS") else (10, 200, 10)
+from tests.helpers import damaged
+from tests.helpers.damaged import BAD_PER_SHARD, PER_SHARD, SHARDS
+from tests.helpers.loading import make_train_loader, numbers, refused, saved
+from tests.helpers.pairs import write_tar
 
 
 def small(samples: int) -> View:
     return View(16)
-
-
-def refused(loader) -> dict[str, int]:
-    return dict(sum(map(Counter, loader.counts["refused"].values()), Counter()))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +67,9 @@ def test_a_damaged_parquet_file_costs_itself_wherever_it_is(parquet_folder, dama
     file.write_bytes(file.read_bytes()[:3000])
     source = open_source(str(parquet_folder), image_column="picture", target_column="words")
     problems = []
-    rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: problems.append(told[0]))
+    rows = read_rows(
+        source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *reasons: problems.append(reasons[0])
+    )
     numbers = sorted(int(source.target(row)[:5]) for _, row in rows)
     assert numbers == [number for number in range(160) if number // 40 != damage]
     assert problems == ["unreadable shard"]
@@ -108,7 +102,7 @@ def test_counts_survive_a_resume_and_count_once(damaged_shards, workers):
     assert seen == expected and loader.counts == straight.counts and refused(loader)["truncated shard"] >= 3
 
 
-def test_the_counts_of_all_processes_go_on_with_another_number_of_them(damaged_shards):
+def test_the_counts_of_all_processes_resume_on_another_number_of_them(damaged_shards):
     folder, good, reasons = damaged_shards
     # With this seed the last row of the epoch is a good one: bad ones are reported with the next batch.
     options = {"block": 64, "batch_size": 1, "view_at": small, "seed": 6}
@@ -143,7 +137,7 @@ def test_mostly_garbage_ends_the_run_in_words(mostly_garbage, workers):
     assert "Traceback" not in str(caught.value) and "worker process" not in str(caught.value)
 
 
-def test_a_higher_limit_goes_on(mostly_garbage):
+def test_a_run_resumes_under_a_higher_limit(mostly_garbage):
     loader = make_train_loader(mostly_garbage, max_bad_fraction=0.7, view_at=small, batch_size=30)
     assert len(numbers(itertools.islice(loader, 60))) == 1800
 

@@ -16,8 +16,8 @@ from flip_hf.data.refusals import Refusals
 from flip_hf.data.samples import SourceReader
 from flip_hf.data.sources import Source
 from flip_hf.data.tar import TarShards
-from tests.data.conftest import write_tar
-from tests.data.loading import make_train_loader, numbers, saved
+from tests.helpers.loading import make_train_loader, numbers, saved
+from tests.helpers.pairs import write_tar
 
 MIB = 2**20
 SMALL = 6000  # bytes: a few of the samples
@@ -39,7 +39,7 @@ def order(folder, count, states=None, **options) -> list[int]:
     return numbers(itertools.islice(make_train_loader(folder, states=states, batch_size=1, **options), count))
 
 
-def test_a_block_below_the_bound_is_what_it_was(tar_folder):
+def test_a_block_below_the_bound_is_unchanged(tar_folder):
     assert order(tar_folder, 200, block_bytes=10**6) == order(tar_folder, 200, block_bytes=10**12)
     assert order(tar_folder, 200, block_bytes=SMALL) != order(tar_folder, 200, block_bytes=10**12)
 

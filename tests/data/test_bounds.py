@@ -9,12 +9,12 @@ from PIL import Image
 
 from flip_hf.data.bounds import BudgetedBytes
 from flip_hf.data.decode import FORMATS, RefusedSample, decode_image
-from tests.data import bombs
+from tests.helpers import hostile_pictures
 
 
-@pytest.mark.parametrize("name", bombs.BOMBS)
-def test_what_asks_for_too_much_is_refused(name):
-    reason, make = bombs.BOMBS[name]
+@pytest.mark.parametrize("name", hostile_pictures.HOSTILE)
+def test_pictures_that_ask_for_too_much_are_refused(name):
+    reason, make = hostile_pictures.HOSTILE[name]
     with pytest.raises(RefusedSample) as caught:
         decode_image(make())
     assert caught.value.reason == reason
@@ -22,17 +22,17 @@ def test_what_asks_for_too_much_is_refused(name):
 
 def test_an_avif_with_overlapping_exif_is_refused():
     """It is read when the file is opened; here the entries are written in after encoding."""
-    block = bombs.directory(60_000, 4_000_000)
+    block = hostile_pictures.directory(60_000, 4_000_000)
     harmless = b"II*\0\x08\0\0\0\0\0" + block[10:]
-    data = bombs.encoded("AVIF", exif=harmless)
+    data = hostile_pictures.encoded("AVIF", exif=harmless)
     assert decode_image(data).size == (256, 256)
     with pytest.raises(RefusedSample, match="oversized metadata"):
         decode_image(data.replace(harmless, block))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_sound_pictures_of_every_format_are_what_pillow_makes_of_them(kind):
-    data = bombs.encoded(kind)
+def test_sound_pictures_of_every_format_equal_pillows(kind):
+    data = hostile_pictures.encoded(kind)
     expected = Image.open(io.BytesIO(data)).convert("RGB")
     assert decode_image(data).tobytes() == expected.tobytes()
 
@@ -52,13 +52,13 @@ def test_sound_pictures_of_every_format_are_what_pillow_makes_of_them(kind):
     ],
 )
 def test_metadata_frames_and_strips_of_usual_number_do_no_harm(kind, options):
-    assert decode_image(bombs.encoded(kind, **options)).size == (256, 256)
+    assert decode_image(hostile_pictures.encoded(kind, **options)).size == (256, 256)
 
 
 def test_scans_in_a_thumbnail_are_not_counted():
     """Nor is what looks like one in a profile; only so many bytes before the picture are looked at more closely."""
-    thumbnail = bombs.jpeg_of_scans(20, 8) + b"\xff\xda" * 600
-    assert decode_image(bombs.jpeg(bombs.segment(0xE5, thumbnail))).size == (256, 256)
+    thumbnail = hostile_pictures.jpeg_of_scans(20, 8) + b"\xff\xda" * 600
+    assert decode_image(hostile_pictures.jpeg(hostile_pictures.segment(0xE5, thumbnail))).size == (256, 256)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -83,12 +83,12 @@ def test_an_eps_does_not_reach_ghostscript(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(RefusedSample, match="not an image"):
-        decode_image(bombs.EPS)
+        decode_image(hostile_pictures.EPS)
     assert not (tmp_path / "called").exists()
 
 
 def test_decoding_ends_at_its_deadline():
-    data = bombs.encoded("JPEG")
+    data = hostile_pictures.encoded("JPEG")
     late = BudgetedBytes(data, seconds=-1)
     with pytest.raises(RefusedSample, match="slow to decode"):
         Image.open(late)

@@ -55,7 +55,7 @@ def test_exif_turns_the_image_and_broken_exif_does_not_lose_it(picture):
         (b"this is no image", "not an image"),
     ],
 )
-def test_what_is_no_image_is_refused_by_reason(value, reason):
+def test_files_that_are_no_image_are_refused_by_reason(value, reason):
     with pytest.raises(RefusedSample) as caught:
         decode_image(value)
     assert caught.value.reason == reason
@@ -68,10 +68,10 @@ def test_truncated_and_oversized_images_are_refused(picture):
     with pytest.raises(RefusedSample, match="oversized image"):
         decode_image(data, max_pixels=60 * 40 - 1)
     # A header that claims 60,000 x 60,000 pixels: refused before memory is spent on it.
-    bomb = bytearray(encoded(picture, format="PNG"))
-    bomb[16:24] = struct.pack(">II", 60_000, 60_000)
+    huge = bytearray(encoded(picture, format="PNG"))
+    huge[16:24] = struct.pack(">II", 60_000, 60_000)
     with pytest.raises(RefusedSample, match="oversized image|not an image"):
-        decode_image(bytes(bomb))
+        decode_image(bytes(huge))
 
 
 def test_captions_are_checked():

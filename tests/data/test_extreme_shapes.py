@@ -46,7 +46,7 @@ def processors() -> list:
 
 
 @pytest.mark.parametrize("size", [(2000, 40), (40, 2000), (1999, 41), (999, 7), (7, 1000)])
-def test_the_centre_is_what_it_was(size):
+def test_the_centre_is_unchanged(size):
     image = stripes(*size)
     found = EvalTransform(SIDE)(image).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(found - unbounded(image)).max() <= 3  # of 256; the places of pixels differ by rounding
@@ -73,7 +73,7 @@ def test_the_longest_pictures_are_used(size):
 
 @pytest.mark.parametrize("processor", processors(), ids=lambda p: f"{type(p).__name__} {p.do_center_crop}")
 @pytest.mark.parametrize("size", [(2000, 40), (40, 2000)])
-def test_every_processor_gives_what_it_gives_alone(processor, size):
+def test_the_image_transform_equals_each_processor(processor, size):
     """To a few grey levels where it cuts the centre out, and to the bit where it squeezes the whole picture."""
     image = stripes(*size)
     alone = processor(images=image, return_tensors="pt")["pixel_values"][0]

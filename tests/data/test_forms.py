@@ -21,12 +21,12 @@ from flip_hf.data.pairs import PairShards
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.tar import TarShards
-from tests.data.conftest import write_tar
-from tests.data.loading import make_train_loader, numbers, saved
+from tests.helpers.loading import make_train_loader, numbers, saved
+from tests.helpers.pairs import write_tar
 
 
-def fail(*told: str) -> None:
-    pytest.fail(", ".join(told))
+def fail(*reasons: str) -> None:
+    pytest.fail(", ".join(reasons))
 
 
 def contents(source: Source) -> list[str]:
@@ -91,7 +91,7 @@ def test_a_text_goes_with_the_picture_of_its_name(extension, few, tmp_path):
     assert next(source.rows())["__key__"] == "a/b.c/00000"
 
 
-def test_names_with_dots_and_texts_of_two_kinds_are_told_apart(few, tmp_path):
+def test_names_with_dots_and_texts_of_two_kinds_are_distinguished(few, tmp_path):
     (tmp_path / "v1.0.jpg").write_bytes(few[0][1])
     (tmp_path / "v1.1.PNG").write_bytes(few[1][1])
     (tmp_path / "v1.0.txt").write_text("first\r\n")
@@ -214,7 +214,7 @@ def test_broken_lines_of_json_cost_themselves(few, tmp_path):
         (b"filepath,title\n", "has no samples"),
     ],
 )
-def test_a_list_that_cannot_be_used_says_why(text, message, tmp_path):
+def test_an_unusable_list_is_refused_with_the_reason(text, message, tmp_path):
     (tmp_path / "x.csv").write_bytes(text)
     with pytest.raises(ValueError, match=message):
         open_source(str(tmp_path / "x.csv"))
@@ -302,7 +302,9 @@ def test_damaged_and_expanding_compressed_shards_cost_themselves(samples, tar_fo
     fourth.write_bytes(b"".join(map(packer.compress, parts)) + packer.flush())
     problems: list[str] = []
     source = open_source(str(tar_folder))
-    rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *told: problems.append(told[0]))
+    rows = read_rows(
+        source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *reasons: problems.append(reasons[0])
+    )
     keys = {row["__key__"] for _, row in rows}
     assert problems == ["truncated shard", "unreadable shard", "unreadable shard", "unreadable shard"]
     assert keys >= {key for key, _, _ in samples[128:]}
@@ -336,10 +338,10 @@ def test_samples_whose_parts_are_apart_are_refused_by_name(few, tmp_path):
             open_source(str(tmp_path / "x.tar"))
 
 
-# -- columns that nobody asked for -------------------------------------------------------------------------------------
+# -- unused columns ----------------------------------------------------------------------------------------------------
 
 
-def test_members_that_nobody_asked_for_are_not_read(few, tmp_path):
+def test_unused_members_are_not_read(few, tmp_path):
     extras = [("npy", b"x" * 1000), ("json", b"{"), *((f"m{number}", b"") for number in range(1100))]
     members = [
         (f"{key}.{name}", data)
@@ -358,7 +360,7 @@ def test_members_that_nobody_asked_for_are_not_read(few, tmp_path):
     assert set(next(open_source(str(tmp_path / "b.tar")).rows())) == {"__key__", "__url__", "jpg", "txt"}
 
 
-def test_columns_that_nobody_asked_for_are_neither_read_nor_decoded(few, tmp_path):
+def test_unused_columns_are_neither_read_nor_decoded(few, tmp_path):
     stored: dict = {
         "image": Image(),
         "text": Value("string"),
@@ -374,8 +376,8 @@ def test_columns_that_nobody_asked_for_are_neither_read_nor_decoded(few, tmp_pat
     dataset.info.features = Features(features)
     dataset.save_to_disk(str(tmp_path / "saved"))
     (tmp_path / "parquet").mkdir()
-    told = {"info": {"features": Features(features).to_dict()}}
-    table = dataset.data.table.replace_schema_metadata({"huggingface": json.dumps(told)})
+    metadata = {"info": {"features": Features(features).to_dict()}}
+    table = dataset.data.table.replace_schema_metadata({"huggingface": json.dumps(metadata)})
     pq.write_table(table, tmp_path / "parquet" / "0.parquet")
     for name in ("saved", "parquet"):
         source = open_source(str(tmp_path / name))
@@ -398,14 +400,14 @@ def test_columns_that_nobody_asked_for_are_neither_read_nor_decoded(few, tmp_pat
         ("x.foo", "found: 1 x .foo. Supported are .tar"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_what_was_found(name, message, tmp_path):
+def test_unreadable_files_are_refused_naming_their_content(name, message, tmp_path):
     (tmp_path / name).write_bytes(b"xyz")
     for data in (tmp_path, tmp_path / name):
         with pytest.raises(ValueError, match=message):
             open_source(str(data))
 
 
-def test_what_has_no_captions_or_no_pictures_says_what_to_do(few, tmp_path):
+def test_data_without_captions_or_pictures_name_the_fix(few, tmp_path):
     write_pictures(tmp_path / "pictures", few)
     with pytest.raises(ValueError, match="Its columns are: image. Put a text beside each picture, a.txt beside a.jpg"):
         open_source(str(tmp_path / "pictures"))

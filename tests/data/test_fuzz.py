@@ -2,7 +2,8 @@
 
 `FLIP_HF_FUZZ=10000 pytest -s tests/data/test_fuzz.py` is the long form; without it there are 300. They are real
 pictures of every format with bits flipped, parts cut, doubled and exchanged, sizes in headers replaced, and the small
-files that ask for much of bombs.py; captions that are no text; and the tar archives around them, spoilt alike.
+files of hostile_pictures.py that ask for much; captions that are no text; and the tar archives around them, spoilt
+alike.
 """
 
 import io
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.bombs import BOMBS, EPS
-from tests.programs import ROOT, run_program
-from tests.training.conftest import PRETRAIN, TINY
+from tests.helpers.hostile_pictures import EPS, HOSTILE
+from tests.helpers.pretraining import PRETRAIN, TINY
+from tests.helpers.programs import ROOT, run_program
 
 COUNT = int(os.environ.get("FLIP_HF_FUZZ", "300"))
 KINDS = {
@@ -116,7 +117,7 @@ def captions(rng: np.random.Generator) -> bytes:
 def hostile_files() -> list[tuple[str, bytes]]:
     rng = np.random.default_rng(7)
     sound = pictures()
-    special = [*(make() for _, make in BOMBS.values()), EPS, b"", b"<html>404</html>"]
+    special = [*(make() for _, make in HOSTILE.values()), EPS, b"", b"<html>404</html>"]
     files = []
     for number in range(COUNT):
         if number < len(special):

@@ -16,8 +16,8 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.sources import open_source
 from flip_hf.data.targets import Captions
 from flip_hf.data.transforms import EvalTransform
-from tests.data.conftest import write_tar
-from tests.data.loading import current_epochs, make_train_loader, samples_by_epoch
+from tests.helpers.loading import current_epochs, make_train_loader, samples_by_epoch
+from tests.helpers.pairs import write_tar
 
 SHARE = 0.2
 
@@ -30,7 +30,7 @@ def held_out(folder, share: float = SHARE, **options):
     return replace(open_source(str(folder), **options), holdout=share)
 
 
-def trained_on(folder, processes: int, workers: int) -> tuple[list[int], list[dict]]:
+def train_with(folder, processes: int, workers: int) -> tuple[list[int], list[dict]]:
     """All samples of the first epoch and a piece of the next, of all processes, and what was counted."""
     seen = []
     counts = []
@@ -46,10 +46,10 @@ def trained_on(folder, processes: int, workers: int) -> tuple[list[int], list[di
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (3, 1)])
-def test_no_reader_trains_on_what_is_held_out(tar_folder, samples, processes, workers):
+def test_no_reader_trains_on_held_out_pairs(tar_folder, samples, processes, workers):
     out = held_out_numbers(samples)
     assert 16 < len(out) < 48  # a fifth of 160
-    seen, counts = trained_on(tar_folder, processes, workers)
+    seen, counts = train_with(tar_folder, processes, workers)
     assert set(seen) == set(range(160)) - set(out)
     assert sum(count["held_out"][str(tar_folder)] for count in counts) >= len(out)
     assert not any(count["refused"] for count in counts)
@@ -92,7 +92,7 @@ def test_a_picture_with_several_captions_is_one_image_of_the_pool(samples, tmp_p
     assert not batch["refused"]
 
 
-def test_what_is_read_for_the_pool_is_bounded(tar_folder, samples, monkeypatch):
+def test_reads_for_the_pool_are_bounded(tar_folder, samples, monkeypatch):
     monkeypatch.setattr(pool, "MAX_ROWS", 40)
     assert collect([held_out(tar_folder)], 1000).rows == 40
     monkeypatch.setattr(pool, "MAX_ROWS", 1000)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from flip_hf.data import jpeg_end
 from flip_hf.data.decode import RefusedSample, decode_crop, decode_image, open_image
-from tests.data.bombs import jpeg_of_scans
-from tests.data.test_scaled_decoding import photograph
+from tests.helpers.hostile_pictures import jpeg_of_scans
+from tests.helpers.photographs import photograph
 
 FORMS = {
     "baseline": {},
@@ -62,7 +62,7 @@ def test_a_few_blocks_may_be_missing(picture):
     assert 0 < changed.mean() <= jpeg_end.MAX_MISSING and not changed[:280].any()
 
 
-def test_what_would_take_long_is_not_tried(monkeypatch):
+def test_slow_searches_are_skipped(monkeypatch):
     """Scans of 600 megapixels together are decoded once; without an end, not three times."""
     monkeypatch.setattr(jpeg_end, "_pixels", None)
     data = jpeg_of_scans(6, 10_000)[:-2]

@@ -10,7 +10,7 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.targets import ClassIndex
 from flip_hf.data.transforms import EvalTransform
-from tests.data.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from tests.helpers.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
 
 KEYS = list(range(160))
 

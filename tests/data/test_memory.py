@@ -18,7 +18,7 @@ from flip_hf.data.refusals import Refusals, RefusedSample
 from flip_hf.data.samples import SourceReader
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.tar import TarShards
-from tests.data import damaged
+from tests.helpers import damaged
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ def test_zeros_that_are_in_no_file_are_not_made(header, tmp_path):
     assert isinstance(rows[2]["jpg"], bytes)
 
 
-def test_a_sample_is_bounded_whatever_its_members_are(tmp_path, monkeypatch):
+def test_a_sample_of_any_members_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(tar, "MAX_MEMBERS", 64)
     large = b"".join(member(f"00009.x{n}", bytes(1000)) for n in range(100))
     rows, problems = read(pair(1) + large + pair(2) + END, tmp_path / "a.tar", max_member_bytes=8000)
@@ -216,7 +216,7 @@ def test_zeros_without_an_end_are_the_end(tmp_path, monkeypatch):
     assert keys(rows) == ["00001", "00002"] and problems == ["truncated shard"]
 
 
-def test_numbers_of_samples_do_not_depend_on_what_was_refused(tmp_path):
+def test_numbers_of_samples_do_not_depend_on_refusals(tmp_path):
     """Whoever resumes at a row counts the refused ones."""
     content = pair(0) + sparse("00001.jpg", 2**26) + member("00001.txt", b"t") + pair(2) + END
     (tmp_path / "a.tar").write_bytes(content)

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.data.conftest import write_tar
-from tests.data.loading import current_epochs, make_train_loader, numbers, saved
+from tests.helpers.loading import current_epochs, make_train_loader, numbers, saved
+from tests.helpers.pairs import write_tar
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from flip_hf.data.opening import open_named
 from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.reading import DatasetShards, Reader, read_rows
 from flip_hf.data.sources import open_source
-from tests.data.test_remote import server  # noqa: F401
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -34,7 +33,7 @@ def write(path, image: pa.Array, caption: list | pa.Array | None = None, **optio
 
 
 def read(shards, first=0, part=None) -> tuple[list[tuple[int, int, dict]], list[str]]:
-    """(shard, number, row) of all shards, and the damage told of."""
+    """(shard, number, row) of all shards, and the damage reported."""
     problems: list[str] = []
     rows = [
         (n, *numbered) for n in range(shards.num_shards) for numbered in shards.read(n, first, part, problems.append)
@@ -127,16 +126,16 @@ def test_nested_columns_alternatives_and_class_names(every_type):
     assert source.class_names == ("a", "b") and set(next(source.rows())) == {"image", "label"}
 
 
-def test_columns_that_nobody_asked_for_are_not_read(samples, tmp_path):
+def test_unused_columns_are_not_read(samples, tmp_path):
     """One that needs another library, one that this version does not know, and one whose pages are damaged."""
     table = pa.table({"image": pictures(*(each[1] for each in samples[:9])), "caption": ["x"] * 9})
     table = table.append_column("audio", pictures(*[b"RIFF"] * 9)).append_column("unknown", pa.array([1] * 9))
     table = table.append_column("broken", pa.array([b"look for me" * 999] * 9))
     features = Features({"image": Image(), "caption": Value("string"), "audio": Audio()}).to_dict()
     features["unknown"] = {"_type": "OfNextYear"}
-    told = json.dumps({"info": {"features": features}})
+    metadata = json.dumps({"info": {"features": features}})
     file = tmp_path / "x.parquet"
-    pq.write_table(table.replace_schema_metadata({"huggingface": told}), file, compression="none")
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), file, compression="none")
     data = file.read_bytes()
     at = pq.read_metadata(file).row_group(0).column(6).dictionary_page_offset
     assert data.index(b"look for me") > at
@@ -172,7 +171,7 @@ def test_a_damaged_row_group_costs_itself(samples, tmp_path):
         assert problems == ["damaged row group"]
 
 
-def test_files_that_cannot_be_read_are_told_of(samples, tmp_path):
+def test_files_that_cannot_be_read_are_reported(samples, tmp_path):
     good = write(tmp_path / "5.parquet", pictures(samples[0][1])).read_bytes()
     (tmp_path / "0.parquet").write_bytes(b"")
     (tmp_path / "1.parquet").write_bytes(b"no parquet" * 99)
@@ -182,12 +181,12 @@ def test_files_that_cannot_be_read_are_told_of(samples, tmp_path):
     write(tmp_path / "6.parquet", pictures(), pa.array([], pa.string()))
     pq.write_table(pa.table({"other": [1]}), tmp_path / "7.parquet")
     source = open_source(str(tmp_path))
-    told: list[tuple[str, str]] = []
-    rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *each: told.append(each))
+    reported: list[tuple[str, str]] = []
+    rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *each: reported.append(each))
     assert [place for place, _ in rows] == [(5, 0)]
-    assert [reason for reason, _ in told] == ["unreadable shard"] * 6
+    assert [reason for reason, _ in reported] == ["unreadable shard"] * 6
     for (_, detail), why in zip(
-        told,
+        reported,
         ("empty", "not a parquet file", "truncated", "Error", "Not a regular file", "none of the columns"),
         strict=True,
     ):
@@ -215,13 +214,13 @@ def test_a_text_that_is_no_unicode_costs_its_row(samples, tmp_path):
         source.target(second)
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(server, parquet_folder, caplog):  # noqa: F811
+def test_a_dropped_connection_is_resumed(server, parquet_folder, caplog):
     source = open_source(server.url("parquet/part-{0..3}.parquet"), image_column="picture", target_column="words")
     server.drops = ["part-0.parquet", "part-2.parquet", "part-2.parquet"]
-    told: list[tuple[str, str]] = []
-    rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *each: told.append(each))
+    reported: list[tuple[str, str]] = []
+    rows = read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *each: reported.append(each))
     assert sorted(int(source.target(row)[:5]) for _, row in rows) == list(range(160))
-    assert server.drops == [] and told == [] and caplog.text.count("was interrupted") == 3
+    assert server.drops == [] and reported == [] and caplog.text.count("was interrupted") == 3
 
 
 # -- what asks for much -----------------------------------------------------------------------------------------------
@@ -251,7 +250,7 @@ def peak() -> int:
         return 1024 * int(file.read().split("VmHWM:")[1].split()[0])
 
 
-def told(file, most=200) -> tuple[list[str], list[str], int]:
+def read_most(file, most=200) -> tuple[list[str], list[str], int]:
     """Reads a file; returns captions or refusals, damage, and the number of threads behind it."""
     problems: list[str] = []
     found: list[str] = []
@@ -309,7 +308,7 @@ def a_footer_of_4_gib(path):
 
 
 REFUSED = ([], ["oversized row group"])
-BOMBS = {
+HOSTILE = {
     zeros_in_one_cell: REFUSED,
     zeros_in_one_cell_without_a_dictionary: REFUSED,
     many_large_cells: REFUSED,
@@ -321,11 +320,11 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize(("make", "expected"), BOMBS.items(), ids=lambda each: getattr(each, "__name__", ""))
+@pytest.mark.parametrize(("make", "expected"), HOSTILE.items(), ids=lambda each: getattr(each, "__name__", ""))
 def test_no_file_takes_more_memory_than_sound_ones(make, expected, tmp_path):
     file = tmp_path / "x.parquet"
     in_a_child(lambda: make(file))  # to make some takes as much memory as to read them
-    (found, problems, threads), memory = in_a_child(lambda: told(file, most=20))
+    (found, problems, threads), memory = in_a_child(lambda: read_most(file, most=20))
     assert (found, problems) == expected
     assert memory < 500 * 2**20
     assert threads == 1
@@ -351,7 +350,7 @@ def test_a_footer_that_lies_moves_no_limit(tmp_path):
     assert data.count(varint(2 * size, length)) >= 1
     file.write_bytes(data.replace(varint(2 * size, length), varint(2 * 100, length)))
     assert pq.read_metadata(file).row_group(0).column(0).total_uncompressed_size == 100
-    (found, problems, _), memory = in_a_child(lambda: told(file))
+    (found, problems, _), memory = in_a_child(lambda: read_most(file))
     assert (found, problems) == ([], ["oversized row group"]) and memory < 500 * 2**20
     sound = write(tmp_path / "y.parquet", pictures(*[b"a"] * 30)).read_bytes()
     (tmp_path / "y.parquet").write_bytes(sound.replace(b"\x16\x3c", b"\x16\x7c"))
@@ -363,7 +362,7 @@ def test_a_row_group_of_photos_is_read_in_pieces(tmp_path):
     """200 cells of 300 kB in one row group: 60 MB, of which the page is in memory once, and a few rows."""
     file = tmp_path / "x.parquet"
     in_a_child(lambda: write(file, pictures(*(os.urandom(300_000) for _ in range(200))), data_page_size=2**20) and None)
-    (found, problems, _), memory = in_a_child(lambda: told(file))
+    (found, problems, _), memory = in_a_child(lambda: read_most(file))
     assert found == ["read"] * 200 and problems == [] and memory < 250 * 2**20
 
 

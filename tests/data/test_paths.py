@@ -14,7 +14,7 @@ from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.files import MAX_FILE_BYTES, StoredFile, open_at, read_file
 from flip_hf.data.paths import FilesBelow
 from flip_hf.data.sources import open_source
-from tests.data.loading import make_train_loader, numbers
+from tests.helpers.loading import make_train_loader, numbers
 
 OUTSIDE = "path outside the data folder"
 
@@ -116,10 +116,10 @@ def test_pictures_in_an_archive_of_the_folder_are_opened(samples, tmp_path):
             archive.writestr(f"{key}.jpg", image)
     below = FilesBelow(str(tmp_path))
     assert decode_image(below.allow(f"zip://00001.jpg::{tmp_path}/a.zip")).size == (64, 64)
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(tmp_path / "large.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("large.jpg", bytes(MAX_FILE_BYTES + 1))
     with pytest.raises(RefusedSample, match="oversized file"):
-        decode_image(below.allow(f"zip://large.jpg::{tmp_path}/bomb.zip"))
+        decode_image(below.allow(f"zip://large.jpg::{tmp_path}/large.zip"))
     with pytest.raises(RefusedSample, match=OUTSIDE):
         FilesBelow(str(tmp_path / "other")).allow(f"zip://00001.jpg::{tmp_path}/a.zip")
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from flip_hf.data.drawing import encode
 from flip_hf.data.processes import make_accelerator
-from tests.data.conftest import write_tar
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN, SHORT, TINY, pretrain
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import PRETRAIN, SHORT, TINY, pretrain
+from tests.helpers.programs import run_program
 
-# As torchrun starts processes for a user, who has not told Accelerate of the CPU.
+# As torchrun starts processes for a user, who has not configured Accelerate for the CPU.
 UNTOLD = {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
 SAY = """
 import os
@@ -68,14 +68,14 @@ def test_processes_that_find_no_group_do_not_start(tmp_path, monkeypatch):
         make_accelerator()
 
 
-def test_the_one_process_of_a_launch_that_was_to_start_two_says_so(tmp_path):
+def test_the_one_process_of_a_launch_of_two_is_an_error(tmp_path):
     """The process gets the environment that Accelerate's own launcher would give it."""
     script = tmp_path / "say.py"
     script.write_text(SAY)
     for processes, code in ((2, 1), (1, 0)):
         asked = ["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
         asked += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-        _, told = prepare_simple_launcher_cmd_env(launch_command_parser().parse_args([*asked, str(script)]))
-        run = run_program(script, environment=told)
+        _, environment = prepare_simple_launcher_cmd_env(launch_command_parser().parse_args([*asked, str(script)]))
+        run = run_program(script, environment=environment)
         assert run.returncode == code, run.stderr
         assert ("was asked for several processes but starts one" in run.stderr) == (processes == 2)

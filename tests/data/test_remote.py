@@ -2,11 +2,8 @@
 
 import itertools
 import os
-import re
 import signal
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import fsspec
 import pytest
@@ -15,135 +12,11 @@ from flip_hf.data import files, reading
 from flip_hf.data.refusals import BadDataError
 from flip_hf.data.sources import open_source
 from flip_hf.data.waits import WaitEnded, allow_waits, end_waits
-from tests.data.conftest import write_tar
-from tests.data.loading import make_train_loader, numbers, saved
-from tests.training.watched import serve
+from tests.helpers.loading import make_train_loader, numbers, saved
+from tests.helpers.pairs import write_tar
+from tests.helpers.watched import serve
 
 KEYS = list(range(160))
-
-
-class Server(ThreadingHTTPServer):
-    """Serves a folder.
-
-    Attributes:
-        ranges: whether it gives parts of files.
-        lengths: whether it says how long they are.
-        drops: names of files whose next answer of more than 4 kB ends in its middle, once for each mention.
-        down: whether every answer is "503 Service Unavailable".
-        busy: names of files whose next answer is "503", once for each mention.
-        extra_length: how many bytes too long it says that files are.
-        redirect: where it sends whoever asks for `elsewhere.tar`.
-        silent: names of files of which it answers nothing at all (`head`), only headers (`body`), or half and then a
-            byte now and then (`trickle`), once for each mention.
-    """
-
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.ranges = True
-        self.lengths = True
-        self.drops = []
-        self.down = False
-        self.requests = []
-        self.silent: list[tuple[str, str]] = []
-        self.busy: list[str] = []
-        self.extra_length = 0
-        self.redirect = ""
-        self.asked = threading.Event()
-        self.closing = threading.Event()
-
-    def handle_error(self, *args):
-        """Silent: a reader may leave in the middle of an answer."""
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{name}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool):
-        path = self.server.folder / self.path.lstrip("/")
-        if self.refused(path):
-            return None
-        data = path.read_bytes()
-        silence = self.silence(path.name, body)
-        if silence == "head":
-            self.close_connection = True
-            return self.server.closing.wait(30)
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.ranges else None
-        if wanted:
-            first = int(wanted[1])
-            last = min(int(wanted[2] or len(data)), len(data) - 1)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
-            data = data[first : last + 1]
-        else:
-            self.send_response(200)
-        if self.server.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        if self.server.lengths:
-            self.send_header("Content-Length", str(len(data) + (0 if body else self.server.extra_length)))
-        self.end_headers()
-        if silence:
-            return self.keep_waiting(silence, data)
-        if body and len(data) > 4096 and path.name in self.server.drops:
-            self.server.drops.remove(path.name)
-            data = data[: len(data) // 2]
-        if body:
-            self.server.requests.append((path.name, len(data)))
-            self.wfile.write(data)
-
-    def refused(self, path: Path) -> bool:
-        """Gives another response than the file, if asked to; returns whether it did."""
-        if path.name == "elsewhere.tar":
-            self.send_response(302)
-            self.send_header("Location", self.server.redirect)
-            self.end_headers()
-        elif self.server.down or path.name in self.server.busy:
-            if not self.server.down:
-                self.server.busy.remove(path.name)
-            self.send_error(503)
-        elif not path.is_file():
-            self.send_error(404)
-        else:
-            return False
-        return True
-
-    def silence(self, name: str, body: bool) -> str | None:
-        """Returns how to be silent about a file, if at all."""
-        for kind in ("head", "body", "trickle") if body else ("head",):
-            if (name, kind) in self.server.silent:
-                self.server.silent.remove((name, kind))
-                return kind
-        return None
-
-    def keep_waiting(self, silence: str, data: bytes) -> None:
-        if silence == "trickle":
-            self.wfile.write(data[: len(data) // 2])
-        self.server.asked.set()
-        while not self.server.closing.wait(0.02 if silence == "trickle" else 30):
-            self.wfile.write(b"x")
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "RETRY_WAITS", (0, 0, 0))
-    server = Server(tmp_path)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.closing.set()
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -168,7 +41,7 @@ def test_parquet_of_a_web_server_is_read(server, parquet_folder):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_dropped_connection_is_taken_up_where_it_broke(server, tar_folder, ranges, caplog):
+def test_a_dropped_connection_is_resumed(server, tar_folder, ranges, caplog):
     loader = make_train_loader(server.url("tars/shard-{0000..0004}.tar"), batch_size=1)
     server.ranges = ranges
     server.drops = ["shard-0001.tar", "shard-0003.tar", "shard-0003.tar"]
@@ -290,13 +163,13 @@ def test_any_file_system_of_fsspec_is_read_with_patterns_and_folders(tar_folder)
         memory.rm("/bucket", recursive=True)
 
 
-def test_a_url_that_nothing_opens_says_so():
+def test_a_url_of_no_known_protocol_is_refused():
     with pytest.raises(ValueError, match="'nonsense://x/a.tar' .*nonsense"):
         open_source("nonsense://x/a.tar")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_server_that_says_nothing_costs_its_shard(workers, tar_folder, monkeypatch):
+def test_a_silent_server_costs_its_shard(workers, tar_folder, monkeypatch):
     """The connection stands and no byte comes: after a while the shard is left and counted, and the others are read."""
     monkeypatch.setattr(files, "SILENT_SECONDS", 0.5)
     monkeypatch.setattr(reading, "RETRY_WAITS", (0,))

@@ -116,7 +116,7 @@ def test_twelve_bits_of_a_tiff_are_its_range():
     assert pixels(bytes(data))[..., 0].tolist() == [[255, 0], [255, 0]]
 
 
-def test_what_is_no_number_is_black_and_what_is_beyond_the_range_is_cut():
+def test_nan_pixels_are_black_and_values_beyond_the_range_are_clipped():
     values = np.array([[0, 0.5, 1], [np.nan, np.inf, -np.inf], [-0.5, 1.25, 1.0]], np.float32)
     shown = np.asarray(as_shown(Image.fromarray(values)))[..., 0]
     assert shown.tolist() == [[0, 128, 255], [0, 255, 0], [0, 255, 255]]
@@ -218,7 +218,7 @@ def test_other_colour_spaces_are_converted():
         assert np.abs(np.asarray(open_picture(image.convert(mode))).astype(int) - np.asarray(image)).max() <= 6
 
 
-def test_opaque_pictures_are_what_they_were():
+def test_opaque_pictures_are_unchanged():
     """To the bit, so that data that were right train as before."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
     for mode in ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA"):
@@ -237,7 +237,7 @@ def test_a_background_is_read(colour):
 
 
 @pytest.mark.parametrize("colour", ["", "wite", "#ffffff80", "255"])
-def test_what_is_no_opaque_colour_is_named(colour):
+def test_a_background_that_is_no_opaque_colour_is_named(colour):
     with pytest.raises(ValueError, match=f"{colour!r} is not an opaque colour"):
         read_colour(colour)
 

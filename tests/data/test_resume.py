@@ -8,8 +8,8 @@ import pytest
 
 from flip_hf.data.positions import Piece, SourcePosition, deal_again, split_piece
 from flip_hf.data.reading import Reader
-from tests.data.conftest import write_tar
-from tests.data.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from tests.helpers.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from tests.helpers.pairs import write_tar
 
 KEYS = list(range(160))
 
@@ -78,7 +78,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("steps", CHANGES.values(), ids=CHANGES.keys())
-def test_every_epoch_is_complete_whoever_reads_it(small_shards, steps):
+def test_every_epoch_is_complete_for_any_reader(small_shards, steps):
     assert_exact(*run(small_shards, steps))
 
 
@@ -103,7 +103,7 @@ def test_the_rest_of_the_epoch_comes_before_the_next_one(small_shards):
         assert set(rest[:24]) == {0}  # 120 are left, in shards of 8: 24 or more for each of four
 
 
-def test_the_change_is_told_once_and_counts_are_kept(small_shards, caplog):
+def test_the_change_is_reported_once_and_counts_are_kept(small_shards, caplog):
     old = loaders_of(small_shards, (2, 0))
     for loader in old:
         for _ in itertools.islice(loader, 9):
@@ -156,7 +156,7 @@ def test_a_source_more_or_less_leaves_the_others_where_they_were(small_shards, s
     assert not set(before) & set(after) and len(after) == len(set(after)) > 50
 
 
-def test_data_that_grew_begin_anew_and_say_so(small_shards, samples, caplog):
+def test_data_that_grew_begin_anew_with_a_warning(small_shards, samples, caplog):
     old = make_train_loader(small_shards)
     next(iter(old))
     write_tar(small_shards / "99.tar", samples[:1])

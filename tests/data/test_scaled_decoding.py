@@ -9,17 +9,7 @@ from PIL import Image, ImageOps
 
 from flip_hf.data.decode import RefusedSample, decode_crop, open_image, upright_size
 from flip_hf.data.transforms import TrainTransform, random_crop_box, resize
-
-
-def photograph(width: int, height: int) -> Image.Image:
-    """Noise of several octaves, as rough as photographs are: their spectrum falls with the frequency."""
-    rng = np.random.default_rng(width + height)
-    total = np.zeros((height, width, 3))
-    for octave in range(7):
-        for channel in range(3):
-            cells = Image.fromarray(rng.standard_normal((4 * 2**octave, 4 * 2**octave), np.float32))
-            total[..., channel] += 0.72**octave * np.asarray(cells.resize((width, height), Image.Resampling.BICUBIC))
-    return Image.fromarray((128 + 45 * total / total.std()).clip(0, 255).astype(np.uint8))
+from tests.helpers.photographs import photograph
 
 
 def jpeg(image: Image.Image, orientation: int = 1, **options) -> bytes:
@@ -99,7 +89,7 @@ def test_scaled_decoding_is_close_to_the_plain_path(picture, side, mean):
     assert 0 < difference.mean() < mean and difference.max() <= 16
 
 
-def test_what_is_cut_off_is_refused_at_every_scale(picture):
+def test_truncated_pictures_are_refused_at_every_scale(picture):
     data = jpeg(picture)
     for side in (300, 224, 112, 56):
         for share in (0.3, 0.6, 0.95):

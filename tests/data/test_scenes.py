@@ -16,7 +16,7 @@ from flip_hf.data.scenes import (
 from flip_hf.data.sources import open_source
 from flip_hf.training.inputs import open_evaluation_data, templates
 from flip_hf.training.recipes import parse_arguments
-from tests.training.conftest import ROOT
+from tests.helpers.programs import ROOT
 
 
 def test_combinations_of_the_test_are_never_trained_on_and_share_all_their_parts_with_training():

@@ -104,7 +104,7 @@ def test_shards_are_shuffled_by_seed_and_epoch():
     assert epoch_shards(20, Reader(0, 1), 0, None)[0] == list(range(20))
 
 
-def test_reading_goes_on_from_a_position(tar_folder):
+def test_reading_resumes_from_a_position(tar_folder):
     source = open_source(str(tar_folder))
     for reader in (Reader(0, 1), Reader(1, 2), Reader(3, 7)):
         rows = list(read_rows(source.shards, reader, epoch=0, seed=1, report=fail))
@@ -119,7 +119,7 @@ def test_a_truncated_shard_costs_its_rest_alone(tar_folder):
     broken.write_bytes(broken.read_bytes()[:20_000])
     source = open_source(str(tar_folder))
     problems = []
-    kept = captions(source, report=lambda *told: problems.append(told))
+    kept = captions(source, report=lambda *reasons: problems.append(reasons))
     assert problems == [("truncated shard", str(broken))]
     assert {caption[:5] for caption in kept} >= {f"{i:05d}" for i in (*range(64), *range(96, 160))}
 

@@ -10,7 +10,7 @@ from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patte
 
 from flip_hf.data.sources import open_source
 from flip_hf.data.splits import find_splits, list_folder
-from tests.data.conftest import write_tar
+from tests.helpers.pairs import write_tar
 
 LAYOUTS = [
     ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
@@ -46,7 +46,7 @@ def test_splits_are_those_that_datasets_finds(files, tmp_path):
     }
 
 
-def test_a_folder_is_listed_once_whatever_links_are_in_it(tmp_path):
+def test_a_folder_with_links_is_listed_once(tmp_path):
     touch(tmp_path, ["a/0.tar", "b.tar", ".c.tar"])
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
@@ -144,7 +144,7 @@ def test_a_card_names_files_of_its_folder_alone(card, message, samples, tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_what_nothing_divides_is_train_and_an_error_says_so(tar_folder, samples, tmp_path):
+def test_undivided_data_are_train_and_other_splits_an_error(tar_folder, samples, tmp_path):
     with pytest.raises(ValueError, match="no split 'test', only: train. Nothing in it is named after a split"):
         open_source(str(tar_folder), split="test")
     assert len(captions(tar_folder, split=None)) == len(samples)
@@ -182,7 +182,7 @@ def test_shards_of_a_split_are_found_in_a_tar_by_name_too(samples, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["tars", "parquet", "pictures", "saved"])
-def test_a_folder_that_tells_of_no_splits_may_be_one_as_a_whole(form, samples, tmp_path):
+def test_a_folder_without_splits_may_be_one_as_a_whole(form, samples, tmp_path):
     folder = tmp_path / "heldout"
     if form == "saved":
         table(samples[:3]).save_to_disk(str(folder))

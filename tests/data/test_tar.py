@@ -9,11 +9,11 @@ from flip_hf.data.opening import open_named
 from flip_hf.data.reading import Reader
 from flip_hf.data.sources import column_value, open_source
 from flip_hf.data.tar import TarShards, split_name
-from tests.data import damaged
+from tests.helpers import damaged
 
 
 def read(data: bytes, tmp_path, first=0, part=None, **options) -> tuple[list[dict], list[str]]:
-    """The rows of one shard, and the damage told of."""
+    """The rows of one shard, and the damage reported."""
     (tmp_path / "x.tar").write_bytes(data)
     problems: list[str] = []
     rows = TarShards([str(tmp_path / "x.tar")], **options).read(0, first, part, problems.append)
@@ -78,7 +78,7 @@ def test_a_key_that_comes_again_begins_another_sample(tmp_path):
     assert keys(rows) == ["k0", "k1", "k1"] and all(row.keys() == rows[0].keys() for row in rows)
 
 
-def test_a_cut_shard_is_told_of_wherever_it_is_cut(tmp_path):
+def test_a_truncated_shard_is_reported_wherever_it_is_cut(tmp_path):
     data = damaged.shard(many())
     # A sample is 512 + 1024 bytes of image and 512 + 512 of text, of which one byte counts.
     for size, whole in ((2560, 1), (3000, 1), (3372, 1), (4608, 1), (4609, 2), (5120, 2), (5220, 2)):
@@ -96,7 +96,7 @@ def test_a_damaged_header_costs_its_member(tmp_path):
     assert "jpg" not in rows[3] and all("jpg" in row for n, row in enumerate(rows) if n != 3)
 
 
-def test_what_is_no_archive_is_told_of(tmp_path):
+def test_files_that_are_no_archive_are_reported(tmp_path):
     for data in (b"", b"garbage" * 1000):
         try:
             assert read(data, tmp_path)[1] == ["damaged tar header", "truncated shard"]
@@ -106,8 +106,8 @@ def test_what_is_no_archive_is_told_of(tmp_path):
 
 def test_large_members_are_refused_unread(tmp_path):
     (tmp_path / "y").mkdir()
-    bomb = [("jpg", damaged.SPARSE), ("txt", b"t")]
-    rows, problems = read(damaged.shard(many(k2=bomb)), tmp_path)
+    sparse = [("jpg", damaged.SPARSE), ("txt", b"t")]
+    rows, problems = read(damaged.shard(many(k2=sparse)), tmp_path)
     assert isinstance(rows[2]["jpg"], RefusedSample) and rows[2]["txt"] == b"t" and problems == []
     with pytest.raises(RefusedSample, match="sparse tar member"):
         column_value(rows[2], "jpg")
@@ -142,7 +142,7 @@ AFTER = damaged.shard(many())
 SOUND = ["a", *(f"k{n}" for n in range(6))]
 SPARSE = {
     "old": damaged.sparse_header("x.jpg", 60 * 2**20),
-    "old, map goes on": damaged.sparse_header("x.jpg", 60 * 2**20, True) + bytes(504) + b"\1" + bytes(7) + bytes(512),
+    "old, map continues": damaged.sparse_header("x.jpg", 60 * 2**20, True) + bytes(504) + b"\1" + bytes(7) + bytes(512),
     "pax 0.0": damaged.pax(**{"GNU.sparse.size": "62914560", "GNU.sparse.numblocks": "0"}) + damaged.header("x.jpg"),
     "pax 0.1": damaged.pax(**{"GNU.sparse.map": "0,1", "GNU.sparse.size": "62914560"}) + damaged.member("x.jpg", b"j"),
     "pax 1.0": damaged.pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "62914560"})

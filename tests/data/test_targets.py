@@ -12,7 +12,7 @@ from flip_hf.data.class_names import check_class_names
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.targets import CAPTION_FORMS, Captions, ClassIndex, ClassVector
-from tests.conftest import shapes_rows
+from tests.helpers.pairs import shapes_rows
 
 
 def test_a_class_is_an_index_or_a_name():
@@ -31,7 +31,7 @@ def test_a_class_is_an_index_or_a_name():
             read(value)
 
 
-def test_a_text_that_could_be_an_index_or_a_name_is_refused_until_it_is_said_which():
+def test_a_text_that_may_be_an_index_or_a_name_is_refused_until_specified():
     """Of names "1" to "5" for the classes 0 to 4; read as names first, texts "0" to "4" became 0, 0, 1, 2, 3."""
     names = ("1", "2", "3", "4", "5")
     for text in (b"0", "1", "4", "5"):
@@ -155,7 +155,7 @@ def test_of_a_list_the_usable_captions_are_read():
         ]
 
 
-def test_several_captions_in_a_text_are_read_where_that_is_said():
+def test_several_captions_in_a_text_are_read_if_configured():
     assert Captions("lines")(b"a cat\r\n a dog \n\n") == ["a cat", "a dog"]
     assert Captions("lines")("[OC] a cat\na\u2028dog") == ["[OC] a cat", "a\u2028dog"]
     assert Captions("json")('["a cat", "a dog", null]') == ["a cat", "a dog"]

@@ -13,9 +13,8 @@ from flip_hf.data.targets import Captions
 from flip_hf.data.texts import MAX_CAPTION_CHARACTERS, MAX_CAPTIONS, MAX_JSON_BYTES, MAX_TEXT_BYTES, bound_text
 from flip_hf.data.tokenization import _learnable, train_wordpiece
 from flip_hf.evaluation.zero_shot import TextInputs
-from tests.data import damaged
-from tests.data.loading import make_train_loader, numbers
-from tests.data.test_bad_data import refused
+from tests.helpers import damaged
+from tests.helpers.loading import make_train_loader, numbers, refused
 
 WORDS = [f"word{n} " for n in range(5000)]
 
@@ -35,7 +34,7 @@ def test_a_text_of_usual_length_is_left_as_it_is():
     assert choose(b" a  cat\n") == " a  cat\n"
 
 
-def test_what_is_cut_from_a_long_text_changes_no_token_that_is_kept(tokenizer):
+def test_truncation_of_a_long_text_changes_no_kept_token(tokenizer):
     """Ordinary text, white space before and between words, letters of two code points, and no spaces at all."""
     space = " " * 2 * MAX_CAPTION_CHARACTERS
     for text in ("".join(WORDS), f"{space}a red circle", f"a{space}red\n{space}circle", "e\u0301" * 9000, "雨" * 9000):
@@ -86,7 +85,7 @@ def test_json_is_bounded_in_depth_and_size():
             column_value({"json": read[name]}, "json.caption")
 
 
-def test_a_run_goes_on_past_captions_of_megabytes(tmp_path):
+def test_captions_of_megabytes_are_skipped(tmp_path):
     """Also half a character in JSON, which the tokenizer would answer with a TypeError."""
     bad = {3: b"red circle " * 200_000, 7: b"0" * 5_000_000, 11: b"00011 " + b"x" * 500_000}
     rows = [(f"{n:05d}", [damaged.good(n)[0], ("txt", bad[n]) if n in bad else damaged.good(n)[1]]) for n in range(16)]

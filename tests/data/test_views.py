@@ -10,7 +10,7 @@ import torch
 from flip_hf.data.reading import Reader
 from flip_hf.data.stream import View
 from flip_hf.modeling.masking_flip import cut_patches, draw_mask
-from tests.data.loading import PATCH_SIZE, half_masked, make_train_loader, numbers, saved
+from tests.helpers.loading import PATCH_SIZE, half_masked, make_train_loader, numbers, saved
 
 BATCH = 4
 
@@ -69,8 +69,8 @@ def test_a_batch_is_masked_as_of_its_own_step(tar_folder, workers, processes, nu
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_goes_back_masks_what_it_reads_on(tar_folder, workers):
-    """The data go on where they were, and each sample comes once; the masks are those of the earlier step."""
+def test_a_run_that_returns_to_a_checkpoint_masks_the_data_that_follow(tar_folder, workers):
+    """The data resume from their position, and each sample comes once; the masks are those of the earlier step."""
     options = {"workers": workers, "batch_size": BATCH, "view_at": by_samples}
     loader = make_train_loader(tar_folder, **options)
     batches = iter(loader)

@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 
 from flip_hf.data.coverage import Coverage, measure_coverage
 from flip_hf.data.tokenization import _normalizer, _pre_tokenizer, train_wordpiece
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
 # Words that differ in what BERT's uncased normalizer drops.
 PAIRS = {
@@ -31,7 +31,7 @@ THAI = ["แมวสีดำนั่งอยู่บนโซฟา", "ห�
 
 
 @pytest.mark.parametrize("language", PAIRS)
-def test_words_of_a_language_are_told_apart(language):
+def test_words_of_a_language_are_distinguished(language):
     one, other = PAIRS[language]
     tokenizer = train_wordpiece([one, other] * 3)
     assert tokenizer(one)["input_ids"] != tokenizer(other)["input_ids"]
@@ -80,7 +80,7 @@ def test_english_is_normalized_and_split_as_before():
         assert ours == expected
 
 
-def test_what_a_tokenizer_loses_is_measured_and_said():
+def test_the_share_a_tokenizer_loses_is_measured_and_reported():
     tokenizer = train_wordpiece(["a red circle", "a blue square"] * 4, context_length=4)
     captions = [
         "a red circle",

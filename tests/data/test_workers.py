@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.programs import run_program
+from tests.helpers.programs import run_program
 
 SCRIPT = """
 import os, signal, sys

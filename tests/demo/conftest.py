@@ -7,9 +7,8 @@ from PIL import Image
 
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
 from flip_hf.training.models import make_processor
-from tests.conftest import randomize, tiny_config
+from tests.helpers.models import DECODER, randomize, tiny_config
 
-DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (60, 80, 230), "white": (250, 250, 250)}
 
 

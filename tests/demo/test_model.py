@@ -14,8 +14,7 @@ from flip_hf.demo.page import make_page
 from flip_hf.demo.parts import choose_examples
 from flip_hf.demo.search import ImageSearch, Picture, embedded_pictures, fit_to_show, pictures_below
 from flip_hf.modeling.masking_flip import num_kept
-from tests.conftest import NUM_PATCHES, tiny_config
-from tests.demo.conftest import DECODER
+from tests.helpers.models import DECODER, NUM_PATCHES, tiny_config
 
 LABELS = ("red circle", "blue square", "green star")
 
@@ -64,8 +63,8 @@ def test_a_clip_model_sees_whole_images(saved, photo, tmp_path):
     page = make_page(model, embedded_pictures())
     assert tabs(page) == ["What is it?", "Search"]
     classify = next(event.fn for event in page.fns.values() if event.api_name == "classify")
-    seen, told, shown, _ = classify(photo, ", ".join(LABELS), "{}", 50, None)  # as if the hidden slider were moved
-    assert told == "What it answers, of the whole image"
+    seen, caption, shown, _ = classify(photo, ", ".join(LABELS), "{}", 50, None)  # as if the hidden slider were moved
+    assert caption == "What it answers, of the whole image"
     assert shown == pytest.approx(answer) and seen.tobytes() == fit_to_show(model.seen(photo, 0.0, 0)).tobytes()
 
 
@@ -80,7 +79,7 @@ def test_a_model_that_only_reconstructs_has_that_tab_alone(processor, photo, tmp
     assert model.seen(photo, 0.75, seed=0).tobytes() == masked.tobytes()
 
 
-def test_what_is_no_model_for_the_page_is_refused(model, processor, tmp_path):
+def test_models_the_page_cannot_use_are_refused(model, processor, tmp_path):
     model.vision_model.save_pretrained(tmp_path / "tower")
     processor.image_processor.save_pretrained(tmp_path / "tower")
     with pytest.raises(ValueError, match="only a vision tower"):
@@ -122,7 +121,7 @@ def test_examples_are_of_several_classes():
     assert fit_to_show(Image.new("RGB", (3000, 100))).size == (512, 17)
 
 
-def test_what_a_visitor_writes_is_checked():
+def test_a_visitors_input_is_checked():
     assert read_labels(" a cat,a dog\n\na cat, ") == ["a cat", "a dog"]
     for text in ("", " ,\n", None):
         with pytest.raises(ValueError, match="Write the labels"):
@@ -138,7 +137,7 @@ def test_what_a_visitor_writes_is_checked():
         read_query(" ")
 
 
-def test_what_a_visitor_writes_is_bounded_behind_the_page_too():
+def test_a_visitors_input_is_bounded_behind_the_page_too():
     """The fields' own limits hold in a browser alone, not for who calls the page's API."""
     for read, text in ((read_labels, "a," * 5_000_000), (read_prompt, "{}" + "a" * 499), (read_query, "a" * 1001)):
         with pytest.raises(ValueError, match="must not be longer than"):
@@ -163,7 +162,7 @@ def test_uploads_are_opened_within_limits(tmp_path):
     import gradio
 
     from flip_hf.demo.parts import image_input
-    from tests.data.bombs import EPS, jpeg_of_scans, png
+    from tests.helpers.hostile_pictures import EPS, jpeg_of_scans, png
 
     with gradio.Blocks():
         component = image_input([])

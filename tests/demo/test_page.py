@@ -1,4 +1,4 @@
-"""A Space as `demo.py --space` writes it, and its page in a real browser: what a visitor does, sees, and is told."""
+"""A Space as `demo.py --space` writes it, and its page in a real browser: what a visitor does, sees, and reads."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ OPTIONS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
-# What the Hub runs, and told of every host that it turns to.
+# What the Hub runs, with a report of every host that it turns to.
 APP = """
 import runpy, sys
 places = {"socket.getaddrinfo": 0, "socket.connect": 1}
@@ -151,7 +151,7 @@ def masked(page, percent: int) -> None:
     field.press("Enter")
 
 
-def told(page, message: str) -> None:
+def wait_for_message(page, message: str) -> None:
     """Waits for a message, which is the only one, and closes it."""
     expect(page.get_by_test_id("toast-body")).to_have_count(1)
     expect(page.get_by_test_id("toast-body")).to_contain_text(message)
@@ -159,7 +159,7 @@ def told(page, message: str) -> None:
     expect(page.get_by_test_id("toast-body")).to_have_count(0)
 
 
-def test_labels_get_probabilities_and_a_mask_changes_what_is_seen(page, photos):
+def test_labels_get_probabilities_and_a_mask_changes_the_view(page, photos):
     drop(page, photos / "red.PNG")
     page.get_by_label("Labels, separated").fill("red circle, blue square\ngreen star, red circle")
     page.get_by_role("button", name="Ask the model").click()
@@ -185,29 +185,29 @@ def test_labels_get_probabilities_and_a_mask_changes_what_is_seen(page, photos):
     assert grey_share(another(page, "What the model sees", redrawn)) == 0
 
 
-def test_mistakes_are_told_in_words(page, photos):
+def test_mistakes_are_reported_in_words(page, photos):
     ask = page.get_by_role("button", name="Ask the model")
     labels = page.get_by_label("Labels, separated")
     ask.click()
-    told(page, "Write the labels to choose from")
+    wait_for_message(page, "Write the labels to choose from")
     labels.fill("red circle")
     ask.click()
-    told(page, "A label alone has a probability of 100 %")
+    wait_for_message(page, "A label alone has a probability of 100 %")
     labels.fill("red circle, " + "blue " * 30)
     ask.click()
-    told(page, "Too long for this model, which reads its beginning alone: “a photo of a blue blue")
+    wait_for_message(page, "Too long for this model, which reads its beginning alone: “a photo of a blue blue")
     drop(page, photos / "text.jpg")
-    told(page, "This image cannot be used: not an image.")
+    wait_for_message(page, "This image cannot be used: not an image.")
     page.get_by_role("button", name="Remove Image").first.click()
     ask.click()
-    told(page, "Drop in an image first")  # and nothing was told when it was taken away
+    wait_for_message(page, "Drop in an image first")  # and no message came when it was taken away
 
 
 def test_a_text_finds_pictures_and_bad_files_are_counted(page):
     page.get_by_role("tab", name="Search").click()
     search = page.get_by_role("button", name="Search", exact=True)
     search.click()
-    told(page, "Write what to search for.")
+    wait_for_message(page, "Write what to search for.")
     page.get_by_label("What to look for").fill("a red circle")
     search.click()
     expect(page.get_by_text("The best of 4 pictures")).to_contain_text(
@@ -219,7 +219,7 @@ def test_a_text_finds_pictures_and_bad_files_are_counted(page):
     assert sorted(map(float, scores), reverse=True) == list(map(float, scores))
 
 
-def test_what_is_dropped_is_reconstructed(page):
+def test_dropped_patches_are_reconstructed(page):
     page.get_by_role("tab", name="Reconstruction").click()
     original, left, made = (shown(page, title) for title in ("Original", "Masked", "Reconstructed"))
     assert grey_share(original) == 0 and grey_share(left) == 0.75
@@ -242,21 +242,21 @@ def test_a_space_is_complete(space, whole, url):
         run(whole, "--space", space)
 
 
-def test_what_a_space_asks_for_is_what_the_package_asks_for():
+def test_a_space_requires_the_packages_versions():
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = {*project["dependencies"], *project["optional-dependencies"]["demo"]}
     assert set(REQUIREMENTS) == {line for line in asked if not line.startswith("gradio")}
 
 
-def test_what_cannot_be_served_ends_in_a_sentence(tmp_path):
+def test_a_page_that_cannot_be_served_ends_in_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="error: "):
         run(tmp_path / "none")
     with pytest.raises(SystemExit, match="error: There is no folder"):
         run(tmp_path, "--images", tmp_path / "none")
 
 
-def test_a_space_does_not_publish_what_links_lead_to(whole, tmp_path):
+def test_a_space_does_not_publish_targets_of_links(whole, tmp_path):
     (tmp_path / "key.png").write_text("a private key")
     (tmp_path / "outside").mkdir()
     shutil.copy(tmp_path / "key.png", tmp_path / "outside" / "key.png")

@@ -1,31 +1,30 @@
 """Documents that are run while the tests of a file go through their blocks."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import Block, read_blocks
-from tests.docs.document import BlockError, Document
-from tests.hub.hub_server import running_hub
-from tests.training.conftest import trained  # noqa: F401
-
-
-def blocks_of(paths: Iterable[Path]) -> list:
-    """All blocks of these documents, as parameters of a test."""
-    blocks = [block for path in paths for block in read_blocks(path)]
-    return [pytest.param(block, id=block.place(0)) for block in blocks]
+from tests.helpers.documents.blocks import Block
+from tests.helpers.documents.document import BlockError, Document
+from tests.helpers.hub_server import HubServer, running_hub
 
 
 @pytest.fixture(scope="module")
-def run_block(trained, tmp_path_factory) -> Iterator[Callable[[Block], None]]:  # noqa: F811
+def hub() -> Iterator[HubServer]:
+    with running_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def run_block(trained, hub, tmp_path_factory) -> Iterator[Callable[[Block], None]]:
     """Runs a block where the others of its document have run."""
     documents: dict[Path, Document] = {}
 
     def run_block(block: Block) -> None:
         if block.path not in documents:
             folder = tmp_path_factory.mktemp(block.path.stem)
-            documents[block.path] = Document(block.path, folder, trained[0], server.endpoint)
+            documents[block.path] = Document(block.path, folder, trained[0], hub.endpoint)
         problem = None
         try:
             documents[block.path].run(block)
@@ -34,7 +33,6 @@ def run_block(trained, tmp_path_factory) -> Iterator[Callable[[Block], None]]:  
         if problem:  # of the document, and not of what calls this
             pytest.fail(problem, pytrace=False)
 
-    with running_hub() as server:
-        yield run_block
-        for document in documents.values():
-            document.close()
+    yield run_block
+    for document in documents.values():
+        document.close()

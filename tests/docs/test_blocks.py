@@ -5,13 +5,10 @@ import re
 import pytest
 
 from flip_hf.hub.folder import prepare
-from tests.docs.blocks import CONSOLE, SHELL, Block, read_blocks, read_commands
-from tests.docs.commands import NOT_RUN, reason_not_to_run
-from tests.docs.document import BlockError, Document
-from tests.docs.test_cards import PAGES as CARDS
-from tests.docs.test_guides import PAGES as GUIDES
-from tests.docs.test_readme import PAGES
-from tests.hub.conftest import hub  # noqa: F401
+from tests.helpers.documents.blocks import CONSOLE, SHELL, Block, read_blocks, read_commands
+from tests.helpers.documents.commands import NOT_RUN, reason_not_to_run
+from tests.helpers.documents.document import BlockError, Document
+from tests.helpers.documents.pages import CARDS, GUIDES, TOP_PAGES
 
 PAGE = """# A page
 
@@ -49,7 +46,7 @@ def page(tmp_path):
 
 
 @pytest.fixture
-def run(page, saved, tmp_path, hub):  # noqa: F811
+def run(page, saved, tmp_path, hub):
     """Runs all blocks of a text; what went wrong, if anything did."""
     (tmp_path / "folder").mkdir()
 
@@ -116,7 +113,7 @@ def test_blocks_and_commands_are_read_with_their_lines(page):
         ("", "python", "page.md:1: name the block's language"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(run, language, text, message):
+def test_errors_are_named_with_their_line(run, language, text, message):
     assert re.match(message, run(f"```{language}\n{text}\n```\n"))
 
 
@@ -138,6 +135,6 @@ def test_a_block_that_does_not_end_is_an_error(page):
 
 
 def test_every_exception_is_used():
-    blocks = [block for path in (*PAGES, *GUIDES, *CARDS) for block in read_blocks(path)]
+    blocks = [block for path in (*TOP_PAGES, *GUIDES, *CARDS) for block in read_blocks(path)]
     commands = [command for block in blocks if block.language in (SHELL, CONSOLE) for command in read_commands(block)]
     assert {reason_not_to_run(command.words) for command in commands} - {None} == set(NOT_RUN)

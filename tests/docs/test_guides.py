@@ -2,14 +2,9 @@
 
 import pytest
 
-from tests.docs.conftest import blocks_of
-from tests.programs import ROOT
-
-# Has a test of its own, with the libraries that it is about.
-ELSEWHERE = {"ecosystem.md"}
-PAGES = sorted(path for path in (ROOT / "docs").glob("**/*.md") if path.name not in ELSEWHERE)
+from tests.helpers.documents.pages import GUIDES, blocks_of
 
 
-@pytest.mark.parametrize("block", blocks_of(PAGES))
+@pytest.mark.parametrize("block", blocks_of(GUIDES))
 def test_block_runs(run_block, block):
     run_block(block)

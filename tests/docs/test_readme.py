@@ -2,12 +2,9 @@
 
 import pytest
 
-from tests.docs.conftest import blocks_of
-from tests.programs import ROOT
-
-PAGES = sorted(ROOT.glob("*.md"))
+from tests.helpers.documents.pages import TOP_PAGES, blocks_of
 
 
-@pytest.mark.parametrize("block", blocks_of(PAGES))
+@pytest.mark.parametrize("block", blocks_of(TOP_PAGES))
 def test_block_runs(run_block, block):
     run_block(block)

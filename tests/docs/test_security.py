@@ -2,7 +2,7 @@
 
 import re
 
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
 
 def test_every_promise_names_a_test_that_exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
 pytest.importorskip("mkdocs")
 BUILT = ("mkdocs.yml", "pyproject.toml", "docs/pages.py", "docs/reference.py")
@@ -100,7 +100,7 @@ def test_links_lead_to_pages_entries_and_the_repository(project):
     assert re.findall(r'href="([^"]+)"><code>', package) == ["door.html#flip_hf.door.Door", "door.html#flip_hf.door"]
 
 
-def test_what_leads_nowhere_is_an_error(tmp_path):
+def test_broken_links_are_errors(tmp_path):
     write(tmp_path, FILES)
     write(
         tmp_path,

@@ -8,9 +8,8 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
-from tests.conftest import randomize, tiny_config
+from tests.helpers.models import DECODER, randomize, tiny_config
 
-DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 UNUSED_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 16}
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "grey": (0.5, 0.5, 0.5)}
 

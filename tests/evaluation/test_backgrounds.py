@@ -1,4 +1,4 @@
-"""One function opens pictures: what training is told of transparency is what evaluation, scripts and page see."""
+"""One function opens pictures: training, evaluation, scripts and page put transparency on the configured background."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from flip_hf.demo.search import ImageSearch, Picture
 from flip_hf.evaluation.encoder import Encoder, ImageTransform
 from flip_hf.evaluation.loading import eval_loader
 from flip_hf.evaluation.options import EvaluationOptions
-from tests.training.test_objectives import parse, trainer_of
+from tests.helpers.trainers import parse, trainer_of
 
 GREEN = (0, 255, 0)
 LABELS = ["red circle", "x", "green"]
@@ -55,7 +55,7 @@ def on_green(saved, tmp_path):
     return saved, folder / "phone.png", seen
 
 
-def test_a_picture_is_the_same_whoever_opens_it(on_green):
+def test_a_picture_is_opened_alike_everywhere(on_green):
     model, path, seen = on_green
     expected = ImageTransform(Encoder.from_pretrained(model).image_processor)(seen)
     classify = ZeroShotClassifier.from_pretrained(model)

@@ -15,8 +15,8 @@ from transformers import CLIPModel, CLIPProcessor, SiglipConfig, SiglipModel, pi
 from flip_hf import FlipModel, ZeroShotClassifier
 from flip_hf.evaluation.labels import LabelEmbeddings
 from flip_hf.evaluation.templates import prompt_set, resolve_templates
-from tests.data.bombs import EPS
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.hostile_pictures import EPS
+from tests.helpers.models import tiny_clip
 
 LABELS = ["red circle", "large striped blue star", "x", "green"]
 
@@ -136,7 +136,7 @@ def test_prompt_sets_are_clips():
     assert all(template.count("{}") == 1 for template in prompt_set("clip_80"))
 
 
-def test_what_cannot_be_asked_is_refused(classifier, pictures):
+def test_invalid_requests_are_refused(classifier, pictures):
     with pytest.raises(ValueError, match="'clip_70' has no {} for the label. Sets of templates are clip_1"):
         resolve_templates("clip_70")
     with pytest.raises(ValueError, match="at least one template"):

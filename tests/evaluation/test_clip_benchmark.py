@@ -27,8 +27,7 @@ from flip_hf import FlipForImageClassification
 from flip_hf.data.shapes import CLASS_NAMES, generate_test
 from flip_hf.evaluation import clip_benchmark as adapter
 from flip_hf.evaluation.zero_shot import class_embeddings, normalized
-from tests.conftest import randomize
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.models import randomize, tiny_clip
 
 TEMPLATES = ["a photo of a {}.", "a {}, drawn among so many other things that the text is longer than the context."]
 ROWS = list(generate_test([0], 36, image_size=48, seed=0))
@@ -143,7 +142,7 @@ def test_registering_twice_changes_nothing_and_load_clip_knows_the_type(metrics,
     assert model.encode_text(tokenizer(["a"]).to("cpu")).shape == (1, 24)
 
 
-def test_what_goes_to_loader_workers_can_be_sent(saved):
+def test_everything_sent_to_loader_workers_can_be_pickled(saved):
     _, transform, tokenizer = adapter.load_flip(str(saved))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     assert torch.equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
@@ -163,7 +162,7 @@ def test_siglip_gets_full_rows_and_three_channels(tokenizer, tmp_path):
         assert (model.encode_text(tokens) - alone).abs().max() < 1e-6
 
 
-def test_what_cannot_be_measured_is_refused(saved, tokenizer, tmp_path):
+def test_models_that_cannot_be_measured_are_refused(saved, tokenizer, tmp_path):
     whole = AutoModel.from_pretrained(saved)
     processor = AutoProcessor.from_pretrained(saved)
     folder = tmp_path / "part"
@@ -178,7 +177,7 @@ def test_what_cannot_be_measured_is_refused(saved, tokenizer, tmp_path):
         adapter.load_flip(str(save_siglip(tmp_path / "patches", tokenizer, Siglip2ImageProcessor)))
 
 
-def test_without_clip_benchmark_the_command_says_what_to_install(monkeypatch):
+def test_without_clip_benchmark_the_command_names_the_install_command(monkeypatch):
     for name in ("clip_benchmark", "clip_benchmark.cli"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match="error: CLIP_benchmark cannot be imported.*pip install clip-benchmark"):

@@ -12,14 +12,14 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel, SiglipConfig, SiglipModel
 
-from flip_hf.commands.evaluate import main
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.registry import data_set
 from flip_hf.evaluation.scoring import map_11_points
-from tests.conftest import NUM_PATCHES
-from tests.programs import ROOT, run_program
-from tests.training.conftest import pretrain
-from tests.training.test_finetune_clip import make_clip_folder
+from tests.helpers.clip_folder import make_clip_folder
+from tests.helpers.evaluating import evaluated
+from tests.helpers.models import NUM_PATCHES
+from tests.helpers.pretraining import pretrain
+from tests.helpers.programs import ROOT, run_program
 
 CLASSES = ("red circle", "blue square", "green star")
 WORDS = "a of on the large small red blue green circle square star triangle below above striped dotted".split()
@@ -50,12 +50,6 @@ def labelled(tmp_path_factory):
     (folder / "images" / "test" / "metadata.jsonl").write_text("".join(lines))
     (folder / "classes.txt").write_text("\n".join(CLASSES))
     return folder, rows
-
-
-def evaluated(out, *argv) -> dict:
-    """The report of the command, run in this process."""
-    main([*map(str, argv), "--output_dir", str(out), "--num_workers", "1"])
-    return json.loads((out / "results.json").read_text())
 
 
 def evaluated_by_two(out, *argv) -> dict:
@@ -94,7 +88,7 @@ class Plain:
         return [float(image @ (mean / mean.norm())) for mean in means]
 
 
-def test_zero_shot_of_a_clip_is_what_plain_transformers_say_and_two_processes_agree(clip, labelled, tmp_path):
+def test_zero_shot_of_a_clip_equals_plain_transformers_on_one_process_and_two(clip, labelled, tmp_path):
     data, rows = labelled
     argv = [clip, "--data", data / "images", "--class_names", data / "classes.txt", "--templates", *TEMPLATES]
     one = evaluated(tmp_path / "one", *argv, "--batch_size", "7")

@@ -83,7 +83,7 @@ def test_a_damaged_folder_is_named_by_its_file_in_one_line(saved, damage, monkey
         assert "\n" not in str(caught.value) and str(saved) in str(caught.value)
 
 
-def test_the_decoder_and_the_classifier_say_the_same(saved):
+def test_the_decoder_and_the_classifier_give_the_same_output(saved):
     cut(saved, WEIGHTS, 5000)
     with pytest.raises(ModelUnreadable, match="model.safetensors is damaged"):
         make_classifier(saved, 3)
@@ -94,7 +94,7 @@ def test_the_decoder_and_the_classifier_say_the_same(saved):
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./runs/model", "runs/a/model", "a b", "x" * 300])
-def test_what_is_no_folder_and_no_id_is_said(name):
+def test_a_name_that_is_neither_folder_nor_id_is_refused(name):
     for read in READERS:
         with pytest.raises(ModelUnreadable, match="cannot be loaded: there is no such folder.$"):
             read(name)

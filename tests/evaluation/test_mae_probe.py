@@ -1,68 +1,21 @@
 """MAE's linear probe: its parts, and the command on a tower as MAE leaves it."""
 
 import logging
-import os
-import subprocess
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
-from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from safetensors.torch import load_file
 
 pytest.importorskip("torchvision")
 
 from flip_hf.evaluation.finetuning.recipe import RECIPES
 from flip_hf.evaluation.finetuning.task import recipe_for
-from flip_hf.evaluation.probes.mae import PROBE_RECIPES, make_head, reach, score, train_head
-from tests.evaluation.test_evaluate import evaluated
-from tests.training.conftest import ROOT, launcher
-
-# Of 1,024 samples: 160 steps, and 16.
-SMALL = replace(PROBE_RECIPES["mae"], epochs=20, batch_size=128, base_lr=20, warmup_epochs=2)
-BRIEF = replace(SMALL, epochs=2)
-
-
-def pixels() -> tuple[torch.Tensor, torch.Tensor]:
-    """1,024 samples to learn from, which stand for images, and their classes."""
-    found: Any = load_digits()
-    return torch.tensor(found.data[:1024] / 16, dtype=torch.float32), torch.tensor(found.target[:1024])
-
-
-def features_of(images: torch.Tensor) -> torch.Tensor:
-    """A tower's work: no pixel has the mean or the spread that it had."""
-    return 30 * images + torch.arange(64)
-
-
-def trained(options, part: int, shuffle: bool = False) -> tuple[torch.nn.Sequential, float]:
-    """A head, and its last loss; each process has its share of parts of so many samples."""
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
-    images, labels = pixels()
-    loader = DataLoader(TensorDataset(images, labels), part, shuffle=shuffle, drop_last=True)
-    head = make_head(64, 10, seed=0)
-    samples = len(images) // options.batch_size * options.batch_size
-    return head, train_head(head, features_of, accelerator.prepare(loader), samples, options, accelerator)
-
-
-def scored(head: torch.nn.Sequential) -> np.ndarray:
-    """Logits of all samples; each process encodes every `num_processes`-th."""
-    accelerator = Accelerator(cpu=True)
-    images, labels = pixels()
-    mine = Subset(TensorDataset(images, labels), range(accelerator.process_index, 1024, accelerator.num_processes))
-    return score(head, features_of, DataLoader(mine, 100), 1024, accelerator)
-
-
-def train_one_of_two(folder: Path) -> None:
-    """The code of each of two processes."""
-    head, _ = trained(BRIEF, part=64)
-    tensors = {**head.state_dict(), "logits": torch.from_numpy(scored(head))}
-    save_file(tensors, folder / f"{Accelerator().process_index}.safetensors")
+from flip_hf.evaluation.probes.mae import PROBE_RECIPES, make_head, reach
+from tests.helpers.evaluating import evaluated
+from tests.helpers.mae_probing import BRIEF, SMALL, features_of, pixels, scored, trained
+from tests.helpers.programs import ROOT, run_program
 
 
 def test_recipes_are_the_papers():
@@ -74,7 +27,7 @@ def test_recipes_are_the_papers():
     assert replace(flip, base_lr=0.1) == mae and flip.base_lr == 0.01
 
 
-def test_a_head_learns_what_there_is_and_at_imagenets_rate_next_to_nothing():
+def test_a_head_learns_at_its_own_rate_and_hardly_at_imagenets():
     images, labels = pixels()
     for base_lr, low, high in ((20, 0.95, 1), (0.1, 0.05, 0.5)):
         head, loss = trained(replace(SMALL, base_lr=base_lr), part=128, shuffle=True)
@@ -97,10 +50,9 @@ def test_parts_make_the_same_batches():
 
 def test_two_processes_train_the_same_head(tmp_path):
     lines = ("import sys", "from pathlib import Path", f"sys.path.insert(0, {str(ROOT)!r})")
-    call = f"from tests.evaluation.test_mae_probe import train_one_of_two\ntrain_one_of_two(Path({str(tmp_path)!r}))"
+    call = f"from tests.helpers.mae_probing import train_one_of_two\ntrain_one_of_two(Path({str(tmp_path)!r}))"
     (tmp_path / "run.py").write_text("\n".join((*lines, call)))
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*launcher(2), str(tmp_path / "run.py")], capture_output=True, text=True, env=environment)
+    done = run_program(tmp_path / "run.py", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, _ = trained(BRIEF, part=128)
     for process in range(2):
@@ -110,7 +62,7 @@ def test_two_processes_train_the_same_head(tmp_path):
         assert all(torch.allclose(found[name], tensor, atol=1e-4) for name, tensor in alone.state_dict().items())
 
 
-def test_reach_is_what_all_steps_add_up_to():
+def test_reach_is_the_sum_of_all_steps():
     for options, samples in ((PROBE_RECIPES["mae"], 1_277_952), (SMALL, 1024)):
         steps = samples // options.batch_size
         rates = [options.learning_rate(step / steps) for step in range(options.epochs * steps)]
@@ -136,7 +88,7 @@ def test_maes_towers_are_tuned_by_maes_recipes_and_those_of_the_contrast_by_flip
     assert [recipe_for(width, True) for width in (768, 1024, 1280)] == ["mae_b", "flip", "flip"]
 
 
-def test_what_makes_no_batch_is_named(pretraining, colours, tmp_path, caplog):
+def test_data_too_small_for_a_batch_are_named(pretraining, colours, tmp_path, caplog):
     for argv, message in (
         (["--probe", "flip"], "100 training samples do not fill a batch of 16384"),
         (["--probe", "dino"], "--probe is one of clip, mae, flip, got 'dino'"),

@@ -29,7 +29,7 @@ def ranked(row: list[float]) -> list[int]:
     return sorted(range(len(row)), key=lambda i: (-row[i], i))
 
 
-def test_accuracy_is_what_counting_gives(metric, rng):
+def test_accuracy_equals_a_count(metric, rng):
     scores = rng.normal(size=(300, 12)).astype(np.float32)
     labels = rng.integers(0, 12, 300)
     scores[np.arange(300), labels] += 1
@@ -102,7 +102,7 @@ def precision_by_sample(scores: list[float], labels: list[int]) -> float:
     return sum(max(p for right, p in cuts if right * 10 >= t * positives) for t in range(11)) / 11
 
 
-def test_mean_average_precision_is_what_counting_gives(metric, rng):
+def test_mean_average_precision_equals_a_count(metric, rng):
     scores = rng.normal(size=(80, 6)).round(1)  # with equal ones
     labels = rng.choice([0, 0, 0, 1, -1], size=(80, 6))
     labels[:, 3] = np.minimum(labels[:, 3], 0)  # a class that nobody has
@@ -134,7 +134,7 @@ def pairs(rng):
     return images * rng.uniform(0.5, 2, size=(30, 1)), texts, image_of_text
 
 
-def test_ranks_are_what_sorting_every_row_gives(pairs):
+def test_ranks_equal_sorted_rows(pairs):
     images, texts, image_of_text = pairs
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts)]
     similarity = unit[0] @ unit[1].T
@@ -174,7 +174,7 @@ def test_large_sets_are_ranked_in_blocks(rng):
     assert peak < 400 * 2000  # bytes: less than even one for each pair
 
 
-def test_batches_added_give_what_one_call_gives(metric, rng):
+def test_batches_added_equal_one_call(metric, rng):
     inputs = {
         "accuracy": (rng.normal(size=(40, 7)), rng.integers(0, 7, 40)),
         "mean_per_class": (rng.normal(size=(40, 7)), rng.integers(0, 7, 40)),
@@ -188,7 +188,7 @@ def test_batches_added_give_what_one_call_gives(metric, rng):
         assert module.compute(predictions=scores[25:], references=labels[25:]) == once
 
 
-def test_what_has_no_metric_is_refused(metric, rng):
+def test_tasks_without_a_metric_are_refused(metric, rng):
     scores = rng.normal(size=(4, 3))
     labels = np.array([0, 1, 2, 0])
     for bad_scores, bad_labels, message in (

@@ -42,7 +42,7 @@ def do_not_overlap(labels) -> bool:
     return not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
 
 
-def test_bars_stand_beside_what_papers_report(picture):
+def test_bars_stand_beside_the_papers_figures(picture):
     results = {"imagenet": 0.35, "cifar10": 0.7, "a $5 data $et": 1.0}
     papers = {m: published()[m] for m in ("FLIP L/14", "FLIP L/16", "OpenCLIP L/14")} | {"Other": {"mnist": 0.5}}
     figure = plot_zero_shot_bars(results, papers, picture, chance={"cifar10": 0.1, "mnist": 0.1}, label="$mine$")
@@ -155,7 +155,7 @@ def test_one_kind_of_probe_is_one_panel(picture):
     assert len(shots.lines) == 1
 
 
-def test_what_cannot_be_drawn_is_refused(picture):
+def test_inputs_that_cannot_be_drawn_are_refused(picture):
     with pytest.raises(ValueError, match=r"shares in \[0, 1\]; imagenet has 74.3"):
         plot_zero_shot_bars({"imagenet": 74.3}, {}, picture)
     with pytest.raises(ValueError, match="at least one data set"):

@@ -80,7 +80,7 @@ def test_a_score_that_is_no_number_is_refused():
         search_lambda(lambda strength: float("nan") if strength == 1e-2 else 1.0)
 
 
-def test_the_search_picks_what_the_whole_grid_picks(digits):
+def test_the_search_picks_the_best_of_the_whole_grid(digits):
     train = digits["train"]
     validation = digits["validation"]
     result = linear_probe(train, digits["test"], validation=validation, score=likelihood, max_iter=40)
@@ -159,7 +159,7 @@ def test_fits_that_are_stopped_are_counted_in_silence(digits):
     assert done.best_lambda == 1e6 and done.converged and 0 < done.unconverged < 5
 
 
-def test_what_cannot_be_probed_is_refused(digits):
+def test_models_that_cannot_be_probed_are_refused(digits):
     train = digits["train"]
     test = digits["test"]
     ones = train.take(np.flatnonzero(train.labels == 1))

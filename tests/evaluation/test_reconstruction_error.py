@@ -24,10 +24,9 @@ from flip_hf.evaluation.reconstruction_error import (
     reconstruction_errors,
 )
 from flip_hf.modeling.masking_flip import MASK_STRATEGIES, cut_patches, draw_mask
-from tests.conftest import IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, randomize, tiny_config
+from tests.helpers.models import DECODER, IMAGE_SIZE, NUM_PATCHES, PATCH_SIZE, randomize, tiny_config
 
 SIDE = IMAGE_SIZE // PATCH_SIZE
-DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture

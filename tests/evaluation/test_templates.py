@@ -1,4 +1,4 @@
-"""Prompts and labels: what one that cannot be used is told."""
+"""Prompts and labels, and the errors of those that cannot be used."""
 
 import pytest
 
@@ -23,7 +23,7 @@ from flip_hf.evaluation.templates import check_labels, fault_of, resolve_templat
         ("{} {:>9999999}", "has {:>9999999}, which nothing fills"),  # refused before memory is asked for
     ],
 )
-def test_a_template_that_takes_no_label_is_told_which_brace_is_wrong(template, said):
+def test_a_template_without_a_label_is_refused_naming_the_brace(template, said):
     assert said in str(fault_of(template))
     with pytest.raises(ValueError) as caught:
         resolve_templates([template])
@@ -35,7 +35,7 @@ def test_a_template_with_one_place_takes_a_label():
         assert fault_of(template) is None and "cat" in template.format("cat")
 
 
-def test_labels_say_something_once():
+def test_labels_name_each_thing_once():
     check_labels(["a", "b"])
     for labels, said in (
         (["a", " "], "Label 2 of 2 is empty"),

@@ -10,10 +10,8 @@ from flip_hf.conversion.mae import convert_from_mae
 from flip_hf.evaluation.clip_benchmark import load_flip
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.finetuning.model import make_classifier
-from tests.conftest import randomize
-from tests.evaluation.conftest import DECODER
-from tests.evaluation.test_evaluate import evaluated
-from tests.modeling.test_parity import tiny_clip
+from tests.helpers.evaluating import evaluated
+from tests.helpers.models import DECODER, randomize, tiny_clip
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 

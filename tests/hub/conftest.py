@@ -5,9 +5,9 @@ import yaml
 from huggingface_hub import HfApi, constants
 
 from flip_hf.training.recipes import parse_arguments
-from tests.data.conftest import samples, tar_folder  # noqa: F401
-from tests.hub.hub_server import WRITER, running_hub
-from tests.training.conftest import ROOT, TINY
+from tests.helpers.hub_server import WRITER, running_hub
+from tests.helpers.pretraining import TINY
+from tests.helpers.programs import ROOT
 
 
 @pytest.fixture(autouse=True)

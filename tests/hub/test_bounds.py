@@ -156,7 +156,7 @@ def test_pictures_are_those_that_evaluate_draws(run_folder, tmp_path):
     assert _pictures(folder / "results.json") == []
 
 
-def test_what_is_too_large_is_left_out(run_folder, tmp_path, caplog):
+def test_oversized_files_are_left_out(run_folder, tmp_path, caplog):
     (run_folder / "LICENSE").write_bytes(b"x" * (2**20 + 1))
     (run_folder / "LICENSE.md").write_bytes(b"\xff\xfe\x00binary")
     found = contents(prepare(run_folder, tmp_path / "ready"))
@@ -297,7 +297,7 @@ def test_words_of_a_vocabulary_stay(run_folder, tmp_path, monkeypatch):
     assert contents(prepare(run_folder, tmp_path / "ready"))["tokenizer.json"] == path.read_bytes()
 
 
-def test_secrets_go_where_only_a_reader_sees_them(run_folder, tmp_path, caplog):
+def test_secrets_hidden_from_a_parser_are_removed_too(run_folder, tmp_path, caplog):
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in TOKEN)
     (run_folder / "log.jsonl").write_text(
         f'{{"samples": 1}}\n{{"x": "{escaped}"}}\n{{"u": "https:\\/\\/a:pass-w0rd@h"}}\n'

@@ -17,7 +17,7 @@ def card_of(folder, **options):
     return ModelCard.load(folder / "README.md")
 
 
-def test_the_card_says_what_the_run_was(run_folder):
+def test_the_card_describes_the_run(run_folder):
     card = card_of(run_folder, repo_id="you/flip-tiny", license="cc-by-4.0")
     data = card.data.to_dict()
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "zero-shot-image-classification"
@@ -63,7 +63,7 @@ def test_figures_are_a_model_index_and_those_of_evaluate_are_kept(run_folder):
         assert len(card.data.eval_results) == 5 and card.text.count("| CIFAR-10 |") == 1
 
 
-def test_a_card_of_somebody_else_stays_as_it_is(run_folder):
+def test_a_card_by_another_author_is_kept(run_folder):
     for text in ("---\nlicense: mit\n---\n\n# Mine\n\nWhat I think of it.\n", "Mine.\n"):
         (run_folder / "README.md").write_text(text)
         write_card(run_folder, license="apache-2.0")
@@ -94,7 +94,7 @@ def test_the_licence_of_the_weights_before_is_carried_on(run_folder, tmp_path):
     assert "They are derived from user/flip, whose terms still apply." in card.text and str(tmp_path) not in card.text
 
 
-def test_where_a_model_came_from_is_kept_through_conversions_and_runs(run_folder, tmp_path):
+def test_a_models_origin_is_kept_through_conversions_and_runs(run_folder, tmp_path):
     converted = tmp_path / "models" / "flip"
     converted.mkdir(parents=True)
     (converted / "README.md").write_text(f"---\n{card_data('openai/clip-tiny').to_yaml()}\n---\n\n# flip\n")
@@ -106,7 +106,7 @@ def test_where_a_model_came_from_is_kept_through_conversions_and_runs(run_folder
     assert card.data.base_model == "openai/clip-tiny"
     linked = "[openai/clip-tiny](https://huggingface.co/openai/clip-tiny)"
     assert f"| began from | `flip`, which came from {linked} |" in card.text
-    # The run's results tell it where the converted folder is gone, and the next run is told by them.
+    # The run's results name the origin where the converted folder is gone, and the next run reads it there.
     results = json.loads((run_folder / "results.json").read_text())
     (run_folder / "results.json").write_text(json.dumps({**results, "base_model": "openai/clip-tiny"}))
     (converted / "README.md").unlink()

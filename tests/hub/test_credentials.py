@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from flip_hf.hub.folder import prepare
-from tests.data.test_remote import Handler, Server
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN, SHORT, TINY
+from tests.helpers.pretraining import PRETRAIN, SHORT, TINY
+from tests.helpers.programs import run_program
+from tests.helpers.web_server import Handler, Server
 
 USER = "somebody"
 PASSWORD = "hunter%40-22"
@@ -81,7 +81,7 @@ def leaks(run, *folders) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["password", "token"])
-def test_a_run_writes_no_credentials_and_goes_on_with_them(guarded, pretrain, tmp_path, kind):
+def test_a_run_writes_no_credentials_and_resumes_with_them(guarded, pretrain, tmp_path, kind):
     out = tmp_path / "out"
     words = ["--train_data", urls(guarded)[kind], "--output_dir", str(out), "--checkpoint_samples", "64"]
     run = pretrain(*words)

@@ -16,8 +16,9 @@ from flip_hf.hub.folder import FolderError, prepare
 from flip_hf.redaction import redact
 from flip_hf.training.build import build_trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.conftest import tiny_config
-from tests.training.conftest import ROOT, SHORT, TINY
+from tests.helpers.models import tiny_config
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.programs import ROOT
 
 CODE = {f"{name}_flip.py" for name in ("clip", "configuration", "masking", "modeling", "processing", "resizing")}
 DECODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -63,7 +64,7 @@ def test_tokens_passwords_and_signed_urls_stay_behind(run_folder, tmp_path, monk
     assert json.loads((ready / "log.jsonl").read_text())["name"] == "hf_hub_download"
 
 
-def test_what_is_no_secret_is_left_alone(monkeypatch):
+def test_plain_words_are_left_alone(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     text = "false hf://datasets/u/d hf_transfer https://host/a?page=2 model@main tokenizer: bert"
     assert redact(text) == text
@@ -95,7 +96,7 @@ def test_a_model_that_can_be_a_clip_model_is_exported_as_one(run_folder, tmp_pat
     assert (ready / "recipe.yaml").is_file()
 
 
-def test_what_is_in_the_way_is_named(run_folder, tmp_path):
+def test_folders_that_cannot_be_published_are_refused_with_the_reason(run_folder, tmp_path):
     def broken(name, change, **options):
         folder = shutil.copytree(run_folder, tmp_path / name)
         change(folder)

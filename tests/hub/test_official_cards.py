@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from flip_hf.hub.folder import prepare
-from tests.training.conftest import ROOT
+from tests.helpers.programs import ROOT
 
 CARDS = {"flip-vit-large-patch16-laion2b": 76.4, "flip-vit-huge-patch14-laion2b": 78.5}
 

@@ -17,8 +17,9 @@ from flip_hf.commands.push import main
 from flip_hf.console.names import without_paths
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.hub.hub_server import WRITER
-from tests.training.conftest import ROOT, SHORT, TINY
+from tests.helpers.hub_server import WRITER
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.programs import ROOT
 
 REPO = "you/flip"
 SCRIPT = str(ROOT / "scripts" / "push_to_hub.py")
@@ -53,7 +54,7 @@ def run(hub, tmp_path):
 
 
 @pytest.mark.long
-def test_the_script_publishes_what_others_load(hub, run, run_folder, tmp_path, model, texts, images):
+def test_the_script_publishes_a_model_that_loads_elsewhere(hub, run, run_folder, tmp_path, model, texts, images):
     hub.drops += [r"PUT /lfs", r"POST .*/commit"]
     done = run("-c", PUSH, SCRIPT, str(run_folder), REPO, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -154,7 +155,7 @@ def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tm
         (["--push_to_hub"], "You are not logged in to the Hub"),
     ],
 )
-def test_what_cannot_be_published_is_said_before_training(argv, message, tar_folder, tmp_path):
+def test_unpublishable_runs_are_refused_before_training(argv, message, tar_folder, tmp_path):
     words = ["--train_data", str(tar_folder), *TINY, *SHORT, "--output_dir", str(tmp_path / "mine"), *argv]
     with pytest.raises(MISTAKES, match=message):
         build_trainer(parse_arguments(words, ROOT / "flip_hf" / "recipes", "shapes"))

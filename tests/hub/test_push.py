@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, constants
 
 from flip_hf.hub.folder import prepare
 from flip_hf.hub.push import HubOffline, HubRefused, HubUnreachable, create, push
-from tests.hub.hub_server import READER, WRITER
+from tests.helpers.hub_server import READER, WRITER
 
 REPO = "you/flip"
 
@@ -77,7 +77,7 @@ def test_a_broken_connection_is_taken_up_again(hub, api, ready, broken, caplog):
     assert WRITER not in caplog.text
 
 
-def test_a_push_that_failed_goes_on_where_it_stood(hub, api, ready):
+def test_a_failed_push_resumes(hub, api, ready):
     hub.drops += [r"POST .*/commit"]
     with pytest.raises(HubUnreachable):
         push(ready, REPO, api=api, waits=())
@@ -99,14 +99,14 @@ def test_a_push_that_failed_goes_on_where_it_stood(hub, api, ready):
         (WRITER, "you/flip/16", "not a valid name for a repository"),
     ],
 )
-def test_a_refusal_says_what_to_do_and_is_not_tried_again(hub, ready, token, repo_id, message):
+def test_a_refused_push_names_the_fix_and_is_not_retried(hub, ready, token, repo_id, message):
     with pytest.raises(HubRefused, match=message) as refused:
         push(ready, repo_id, api=HfApi(endpoint=hub.endpoint, token=token))
     assert not token or token not in str(refused.value)
     assert hub.count("POST /api/repos/create") <= 1 and not hub.count("POST .*/commit")
 
 
-def test_a_token_that_may_only_read_does_not_write_to_what_is_there(hub, api, ready, monkeypatch):
+def test_a_read_only_token_does_not_write_to_an_existing_repository(hub, api, ready, monkeypatch):
     push(ready, REPO, api=api)
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # the client asks it for the names of what is there
     (ready / "log.jsonl").write_text("{}\n")
@@ -115,7 +115,7 @@ def test_a_token_that_may_only_read_does_not_write_to_what_is_there(hub, api, re
     assert len(hub.repositories[REPO].commits) == 2
 
 
-def test_what_is_public_is_not_pushed_to_unasked(hub, api, ready):
+def test_a_public_repository_is_not_pushed_to_without_the_option(hub, api, ready):
     push(ready, REPO, api=api)
     assert "(public): nothing changed" in str(push(ready, REPO, api=api, private=False))
     assert not hub.repositories[REPO].private

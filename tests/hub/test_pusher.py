@@ -1,4 +1,4 @@
-"""Pushes while a run goes on: never in its way, whatever the network does."""
+"""Pushes during a run, which never wait for the network."""
 
 import shutil
 import threading
@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from flip_hf import FlipModel
 from flip_hf.hub.push import HubRefused
 from flip_hf.hub.pusher import Pusher
-from tests.hub.hub_server import READER, WRITER
+from tests.helpers.hub_server import READER, WRITER
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_network_that_is_down_ends_nothing(run_folder, save, caplog):
     assert FlipModel.from_pretrained(run_folder) is not None and WRITER not in caplog.text + said
 
 
-def test_what_only_the_user_can_mend_is_said_before_training(hub, run_folder):
+def test_errors_only_the_user_can_fix_are_reported_before_training(hub, run_folder):
     with pytest.raises(HubRefused, match="may not write"):
         Pusher(run_folder, "you/flip", api=HfApi(endpoint=hub.endpoint, token=READER)).begin()
 
@@ -98,7 +98,7 @@ def test_the_end_waits_but_not_for_ever(hub, api, run_folder):
     assert pusher.finish().endswith("nothing changed")
 
 
-def test_only_what_a_pusher_has_made_is_removed(hub, api, run_folder, save):
+def test_only_a_pushers_own_files_are_removed(hub, api, run_folder, save):
     """Folders of such names that are the user's stay; what a killed run has left goes."""
     for name in ("partial-push", "partial-push-mine"):
         (run_folder / name).mkdir()

@@ -14,7 +14,7 @@ from flip_hf import (
     FlipTextModelWithProjection,
     FlipVisionModel,
 )
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 
 @pytest.fixture

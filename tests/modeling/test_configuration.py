@@ -110,7 +110,7 @@ def test_every_number_has_a_range(config_class, name):
         assert name in str(caught.value)
 
 
-def test_what_does_not_fit_together_is_named_before_anything_is_divided_by_it():
+def test_options_that_do_not_fit_together_are_named_before_any_division():
     for fields, message in (
         ({"num_attention_heads": 0}, "num_attention_heads must be between 1"),
         ({"num_attention_heads": 7}, "hidden_size .768. must be a multiple of num_attention_heads .7."),

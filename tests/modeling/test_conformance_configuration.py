@@ -21,17 +21,8 @@ from flip_hf import (
     FlipTextConfig,
     FlipVisionConfig,
 )
-from tests.conftest import tiny_config
-from tests.modeling.conformance import (
-    ALL,
-    ARCHITECTURES,
-    CONFIGS,
-    EACH,
-    TEXT_MODELS,
-    build,
-    fields_of,
-    make_inputs,
-)
+from tests.helpers.conformance import ALL, ARCHITECTURES, CONFIGS, EACH, TEXT_MODELS, build, fields_of, make_inputs
+from tests.helpers.models import tiny_config
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

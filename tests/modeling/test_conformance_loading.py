@@ -21,11 +21,11 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
-from tests.conftest import IMAGE_SIZE, tiny_config
-from tests.modeling.conformance import (
+from tests.helpers.conformance import (
     ALL,
     ARCHITECTURES,
     EACH,
+    LAYER,
     MODELS,
     assert_same,
     build,
@@ -34,7 +34,7 @@ from tests.modeling.conformance import (
     part_for,
     training_loss,
 )
-from tests.modeling.test_flip_model import LAYER
+from tests.helpers.models import IMAGE_SIZE, tiny_config
 
 # -- saving and loading -----------------------------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ def test_auto_model_builds_from_each_config(model_class):
 
 
 @EACH
-def test_a_copied_or_rearranged_model_says_the_same(model_class, tmp_path):
+def test_a_copied_or_rearranged_model_gives_the_same_output(model_class, tmp_path):
     """Averages of weights are deep copies; channels_last changes the strides of images and of the patch weights."""
     model = build(model_class)
     inputs = make_inputs(model_class)

@@ -14,8 +14,7 @@ from flip_hf import (
     FlipVisionModel,
 )
 from flip_hf.training.encoder import recompute_activations
-from tests.conftest import NUM_PATCHES, randomize, tiny_config
-from tests.modeling.conformance import (
+from tests.helpers.conformance import (
     ALL,
     ARCHITECTURES,
     EACH,
@@ -27,12 +26,13 @@ from tests.modeling.conformance import (
     make_inputs,
     training_loss,
 )
+from tests.helpers.models import NUM_PATCHES, randomize, tiny_config
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
 
 
 @ALL
-def test_a_tuple_holds_what_the_output_does(model_class, architecture):
+def test_a_tuple_holds_the_fields_of_the_output(model_class, architecture):
     model = build(model_class, architecture)
     inputs = make_inputs(model_class)
     model.set_attn_implementation("eager")
@@ -102,7 +102,7 @@ def test_the_last_hidden_state_is_the_last_blocks_as_in_clip(model_class, archit
 
 
 @pytest.mark.parametrize("model_class", [FlipTextModel, FlipVisionModel])
-def test_a_tower_reports_hidden_states_when_its_config_says_so(model_class):
+def test_a_tower_reports_hidden_states_if_configured(model_class):
     model = build(model_class)
     inputs = make_inputs(model_class)
     model.config.output_hidden_states = True

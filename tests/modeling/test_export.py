@@ -16,7 +16,7 @@ from flip_hf import (
     FlipVisionModelWithProjection,
 )
 from flip_hf.training.encoder import recompute_activations
-from tests.modeling.conformance import ARCHITECTURES, assert_same, build, make_inputs
+from tests.helpers.conformance import ARCHITECTURES, assert_same, build, make_inputs
 
 ONE = {"text": {"num_hidden_layers": 1}, "vision": {"num_hidden_layers": 1}}  # compilers are slow
 IDS_KEEP = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
@@ -48,7 +48,7 @@ def five_rows(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("model_class", [FlipModel, FlipForImageClassification])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_compiled_model_says_the_same(model_class, architecture):
+def test_a_compiled_model_gives_the_same_output(model_class, architecture):
     model = build(model_class, architecture, **ONE)
     inputs = make_inputs(model_class)
     program = compiled(model)
@@ -120,7 +120,7 @@ def test_checkpointing_compiles():
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-def test_generated_kernels_say_the_same():
+def test_generated_kernels_give_the_same_output():
     """The default backend, once: it is slow to build, so one block and one tower."""
     model = build(FlipVisionModel, **ONE)
     inputs = make_inputs(FlipVisionModel)
@@ -182,7 +182,7 @@ def test_a_masked_tower_exports_with_the_mask_as_an_input():
         (FlipTextModelWithProjection, "flip", {"attend_to_padding": True}),
     ],
 )
-def test_an_onnx_tower_says_the_same(model_class, architecture, text, tmp_path):
+def test_an_onnx_tower_gives_the_same_output(model_class, architecture, text, tmp_path):
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -16,7 +16,8 @@ from flip_hf import (
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.modeling.resizing_flip import sincos_positions
 from flip_hf.training.encoder import recompute_activations
-from tests.conftest import IMAGE_SIZE, NUM_PATCHES, randomize, tiny_config
+from tests.helpers.conformance import LAYER
+from tests.helpers.models import IMAGE_SIZE, NUM_PATCHES, randomize, tiny_config
 
 
 def embed(model, images, **kwargs):
@@ -131,7 +132,7 @@ def test_an_empty_text_has_a_finite_embedding_that_padding_does_not_change(model
     assert torch.allclose(model.get_text_features(ids, torch.zeros_like(ids)).pooler_output, short, atol=1e-6)
 
 
-def test_bidirectional_text_sees_what_follows_and_causal_text_does_not():
+def test_bidirectional_text_sees_later_tokens_and_causal_text_does_not():
     ids = torch.tensor([[5, 6, 7]])
     other = torch.tensor([[5, 6, 8]])
     bidirectional = randomize(FlipTextModel(tiny_config().text_config)).eval()
@@ -141,7 +142,7 @@ def test_bidirectional_text_sees_what_follows_and_causal_text_does_not():
 
 
 @pytest.mark.parametrize("text", [BIDIRECTIONAL, OFFICIAL])
-def test_a_text_that_is_too_long_is_refused_with_the_mend(text):
+def test_a_text_that_is_too_long_is_refused_with_the_fix(text):
     model = FlipTextModel(tiny_config(text=text).text_config)
     with pytest.raises(ValueError, match="17 tokens, but the model's context is 16 .*truncation=True"):
         model(input_ids=torch.ones(1, 17, dtype=torch.long))
@@ -321,16 +322,6 @@ def test_initial_bounds_are_the_official_ones():
     assert layer.self_attn.out_proj.weight.abs().max().item() == pytest.approx((3 / 64) ** 0.5, rel=0.01)
     assert layer.mlp.fc1.weight.abs().max().item() == pytest.approx((6 / 320) ** 0.5, rel=0.01)
     assert all((layer.get_parameter(name) == 0).all() for name in ("mlp.fc1.bias", "self_attn.k_proj.bias"))
-
-
-LAYER = [
-    f"layers.0.{name}.{kind}"
-    for name in (
-        *("layer_norm1", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-        *("layer_norm2", "mlp.fc1", "mlp.fc2"),
-    )
-    for kind in ("weight", "bias")
-]
 
 
 def golden_names(pre_layernorm: bool) -> set[str]:

@@ -83,7 +83,7 @@ def test_tensors_are_resized_as_arrays_are(size):
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
-def test_what_needs_torchvision_says_so(tmp_path):
+def test_tasks_that_need_torchvision_name_it(tmp_path):
     with pytest.raises(ImportError, match="FlipImageProcessor requires the Torchvision library"):
         FlipImageProcessor()
     FlipImageProcessorPil().save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from flip_hf.modeling.masking_flip import (
     pooled_token,
     random_masking,
 )
-from tests.conftest import randomize, tiny_config
+from tests.helpers.models import randomize, tiny_config
 
 
 @pytest.mark.parametrize(

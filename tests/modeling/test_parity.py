@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from flip_hf import FlipModel
 from flip_hf.conversion.official import entries_of, read_official
 from flip_hf.conversion.t5x import T5XCheckpoint
 from flip_hf.losses import contrastive_loss
 from flip_hf.modeling.resizing_flip import sincos_positions
-from tests.conftest import randomize
+from tests.helpers.models import tiny_clip
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -142,18 +141,6 @@ def test_the_sincos_table_is_the_official_one(checkpoint):
 
 
 # -- CLIP -------------------------------------------------------------------------------------------------------------
-
-
-def tiny_clip(eos_token_id: int) -> CLIPModel:
-    size = {"intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
-    text = {"vocab_size": 100, "hidden_size": 48, "max_position_embeddings": 20, "eos_token_id": eos_token_id}
-    vision = {"hidden_size": 64, "image_size": 48, "patch_size": 16}
-    config = CLIPConfig(
-        text_config={**size, **text, "bos_token_id": 98, "pad_token_id": 99},
-        vision_config={**size, **vision},
-        projection_dim=40,
-    )
-    return randomize(CLIPModel(config), std=0.05).eval()
 
 
 @pytest.fixture

@@ -5,15 +5,8 @@ import torch
 
 from flip_hf import FlipForImageClassification, FlipModel, FlipVisionModelWithProjection
 from flip_hf.modeling.masking_flip import cut_patches
-from tests.conftest import NUM_PATCHES, PATCH_SIZE
-from tests.modeling.conformance import (
-    ARCHITECTURES,
-    IMAGE_MODELS,
-    assert_same,
-    build,
-    make_inputs,
-    training_loss,
-)
+from tests.helpers.conformance import ARCHITECTURES, IMAGE_MODELS, assert_same, build, make_inputs, training_loss
+from tests.helpers.models import NUM_PATCHES, PATCH_SIZE
 
 IDS_KEEP = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
 
@@ -69,12 +62,12 @@ BAD = {
 
 
 @pytest.mark.parametrize(("inputs", "message"), BAD.values(), ids=BAD.keys())
-def test_what_does_not_fit_is_refused(inputs, message, model):
+def test_arguments_that_do_not_fit_are_refused(inputs, message, model):
     with pytest.raises(ValueError, match=message):
         model.vision_model(**inputs)
 
 
-def test_every_model_refuses_what_is_missing(model, texts):
+def test_every_model_refuses_missing_inputs(model, texts):
     with pytest.raises(ValueError, match="needs input_ids and pixel_values"):
         model(**texts)
     for model_class in (FlipForImageClassification, FlipVisionModelWithProjection):

@@ -8,7 +8,7 @@ from transformers.utils.peft_utils import check_peft_version
 
 from flip_hf import FlipForImageClassification, FlipModel
 from flip_hf.training.encoder import recompute_activations
-from tests.modeling.conformance import assert_same, build, make_inputs, training_loss
+from tests.helpers.conformance import assert_same, build, make_inputs, training_loss
 
 peft = pytest.importorskip("peft")
 

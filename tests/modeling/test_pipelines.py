@@ -27,12 +27,12 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
-from tests.conftest import NUM_PATCHES
+from tests.helpers.models import NUM_PATCHES
 
 LABELS = ["red circle", "large striped blue star", "x"]
 
 
-def test_zero_shot_pipeline_answers_what_the_model_says(folders, image):
+def test_zero_shot_pipeline_gives_the_models_scores(folders, image):
     classifier = pipeline("zero-shot-image-classification", model=folders["full"])
     answer = {entry["label"]: entry["score"] for entry in classifier(image, candidate_labels=LABELS)}
     prompts = [f"This is a photo of {label}." for label in LABELS]
@@ -152,7 +152,7 @@ def test_folders_work_without_this_package_where_their_code_is_trusted(folders, 
         str(tmp_path / "image.png"),
         json.dumps(LABELS),
         str(tmp_path / "re"),
-        str(Path(__file__).parents[1] / "watched"),
+        str(Path(__file__).parents[1] / "helpers" / "recording"),
     ]
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     run = subprocess.run(

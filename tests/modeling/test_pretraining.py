@@ -16,7 +16,7 @@ from flip_hf.modeling import modeling_flip
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.modeling.resizing_flip import sincos_positions
 from flip_hf.training.encoder import recompute_activations
-from tests.conftest import NUM_PATCHES, PATCH_SIZE, randomize, tiny_config
+from tests.helpers.models import NUM_PATCHES, PATCH_SIZE, randomize, tiny_config
 
 DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
@@ -112,7 +112,7 @@ def test_one_mask_and_one_pass_serve_both_losses(images, texts, vision, monkeypa
     assert torch.allclose(weighted.loss, contrastive.loss + 0.5 * reconstruction.loss)
 
 
-def test_each_objective_computes_only_what_it_needs(pretraining, images, texts):
+def test_each_objective_computes_only_its_own_parts(pretraining, images, texts):
     alone = {"pixel_values": images, "mask_ratio": 0.5}
     outputs = pretraining(**alone, **texts, objective="contrastive")
     assert torch.equal(outputs.loss, outputs.contrastive_loss)
@@ -143,7 +143,7 @@ def test_the_decoder_reads_normalised_tokens(images, vision):
     assert (tokens[0].var(dim=-1, correction=0) - 1).abs().max() < 1e-3
 
 
-def test_patches_cut_before_give_what_whole_images_give(pretraining, images, texts):
+def test_patches_cut_before_give_the_features_of_whole_images(pretraining, images, texts):
     ids_keep = torch.tensor([[1, 5, 6], [0, 2, 15], [7, 8, 9]])
     expected = pretraining(pixel_values=images, ids_keep=ids_keep, **texts)
     patches = cut_patches(images, PATCH_SIZE, ids_keep)
@@ -316,7 +316,7 @@ def test_a_new_decoder_starts_as_maes():
         ),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_by_name(pretraining, images, texts, change, message):
+def test_unusable_training_data_are_refused_by_name(pretraining, images, texts, change, message):
     zeros = {"patches": torch.zeros(3, 4, 192), "ids_keep": torch.arange(4).expand(3, -1)}
     zeros["target_patches"] = zeros["patches"]  # only the visible ones
     change = {name: zeros[name] if name in zeros and value is GIVEN else value for name, value in change.items()}
@@ -381,7 +381,7 @@ def test_attention_is_set_for_the_decoder_too(pretraining, images, attention, re
     pretraining(pixel_values=images, mask_ratio=0.5, objective="reconstruction")
 
 
-def test_a_saved_model_does_not_tell_from_which_folder_it_was_made(model, tmp_path):
+def test_a_saved_model_does_not_name_its_source_folder(model, tmp_path):
     model.save_pretrained(tmp_path / "private")
     flip = FlipModel.from_pretrained(tmp_path / "private")
     FlipForPreTraining.from_flip(flip, decoder_config=DECODER).save_pretrained(tmp_path / "shown")

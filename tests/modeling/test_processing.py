@@ -13,7 +13,7 @@ from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD
 from flip_hf.training.models import make_processor
 from flip_hf.training.patches import Normalize
-from tests.conftest import IMAGE_SIZE, PATCH_SIZE, tiny_config
+from tests.helpers.models import IMAGE_SIZE, PATCH_SIZE, tiny_config
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_processors_code_is_named_for_the_processor_alone(processor, tokeniz
         assert json.loads((tmp_path / "again" / "processor_config.json").read_text())["auto_map"] == whole["auto_map"]
 
 
-def test_training_evaluates_on_what_the_processor_makes(processor, image):
+def test_training_evaluates_on_the_processors_images(processor, image):
     ours = Normalize(IMAGE_MEAN, IMAGE_STD)(cut_patches(EvalTransform(IMAGE_SIZE)(image)[None], PATCH_SIZE))
     theirs = cut_patches(processor(images=image, return_tensors="pt").pixel_values, PATCH_SIZE)
     assert (ours - theirs).abs().max() < 1e-5

@@ -5,7 +5,7 @@ import torch
 
 from flip_hf import FlipModel, FlipTextModel, FlipVisionModel
 from flip_hf.modeling.resizing_flip import resize_patch_kernel
-from tests.conftest import randomize, tiny_config
+from tests.helpers.models import randomize, tiny_config
 
 
 def tokens(kernel: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:

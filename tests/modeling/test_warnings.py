@@ -1,14 +1,13 @@
 """Nothing that this package does makes a library warn, in training, loading and pipelines.
 
-Published files cannot be mended later: what a library deprecates is said to everybody who loads them. They are watched
+Published files cannot be fixed later: everybody who loads them sees a library's deprecations. They are watched
 as remote code in test_pipelines.py.
 """
 
 import json
 
-from tests.data.conftest import samples, tar_folder  # noqa: F401
-from tests.programs import ROOT, run_program
-from tests.training.conftest import SHORT, TINY
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.programs import ROOT, run_program
 
 WATCHED = """
 import json, sys
@@ -40,7 +39,7 @@ print("WARNINGS " + json.dumps(lines))
 """
 
 
-def test_nothing_of_ours_makes_a_library_warn(folders, tar_folder, image, tmp_path):  # noqa: F811
+def test_nothing_of_ours_makes_a_library_warn(folders, tar_folder, image, tmp_path):
     """A causal text tower, a decoder, recomputed activations and held-out pairs take every branch of a run."""
     (tmp_path / "watched.py").write_text(WATCHED)
     causal = json.dumps({**json.loads(TINY[3]), "causal": True, "pooling_type": "mean"})
@@ -59,6 +58,6 @@ def test_nothing_of_ours_makes_a_library_warn(folders, tar_folder, image, tmp_pa
     words += ["--objective", "both", "--decoder_config", decoder, "--gradient_checkpointing", "True"]
     words += ["--holdout", "0.2", "--output_dir", str(tmp_path / "run")]
     call = json.dumps([words, str(ROOT / "flip_hf" / "recipes"), folders, str(tmp_path / "image.png")])
-    done = run_program(tmp_path / "watched.py", call, str(ROOT / "tests" / "watched"))
+    done = run_program(tmp_path / "watched.py", call, str(ROOT / "tests" / "helpers" / "recording"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.split("WARNINGS ")[1]) == []

@@ -12,8 +12,8 @@ from flip_hf.planning.memory import TracedStep, trace_loss
 from flip_hf.planning.memory_check import _two_steps, planned_bytes
 from flip_hf.planning.plan import Choice, Cluster, MemoryModel, PlannedRun, choices
 from flip_hf.training.accelerators import named_accelerator
-from tests.conftest import tiny_config
-from tests.programs import ROOT, run_program
+from tests.helpers.models import tiny_config
+from tests.helpers.programs import ROOT, run_program
 
 PLAN = ROOT / "scripts" / "plan.py"
 WIDE = {"hidden_size": 64, "intermediate_size": 256}
@@ -43,11 +43,11 @@ def allocated(step: TracedStep) -> int:
     ],
     ids=["whole", "cached", "cached bf16 checkpointed"],
 )
-def test_planned_memory_is_what_the_allocator_gave(step):
+def test_planned_memory_equals_the_allocators(step):
     assert planned_bytes(CONFIG, step) == pytest.approx(allocated(step), rel=0.1)
 
 
-def test_sharding_and_checkpointing_save_what_they_should():
+def test_sharding_and_checkpointing_save_the_expected_memory():
     memory = MemoryModel(RUN)
     alone = memory.parts("DDP", 1, 256, 0.5, False)
     data_parallel = memory.parts("DDP", 4, 256, 0.5, False)
@@ -116,7 +116,7 @@ def test_a_recipe_is_planned_from_the_command_line(tmp_path):
     assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
-def test_mistakes_are_named_with_what_is_known():
+def test_mistakes_are_named_with_the_known_values():
     for argv, message in [
         (["shapes", "--gpu", "H300"], "no GPU 'H300' in the table"),
         (["vit_z"], "one of: mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16, vit_h14"),

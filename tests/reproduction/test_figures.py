@@ -8,7 +8,7 @@ from matplotlib.transforms import Bbox
 from flip_hf.reproduction.figures import draw_findings, draw_over_time
 from flip_hf.reproduction.running import Points
 from flip_hf.reproduction.speedup import steady
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
 
 @pytest.fixture(params=["reproduce", "reproduce_coarse"])

@@ -12,7 +12,7 @@ from flip_hf.reproduction.plan import Scale, planned_runs, words_of
 from flip_hf.reproduction.running import Point, training_rate
 from flip_hf.reproduction.speedup import SpeedUp, best_recipe, speed_up, steady, summary
 from flip_hf.training.recipes import parse_arguments
-from tests.training.conftest import ROOT
+from tests.helpers.programs import ROOT
 
 RUNS = {run.name: run for run in planned_runs(Scale.of_recipe("scenes", 64 * 128))}
 
@@ -55,7 +55,7 @@ def test_sizes_are_in_the_papers_proportions():
     assert options["mask50-half-tuned"]["base_lr"] == pytest.approx(0.3 * 4e-3)
 
 
-def test_runs_cost_what_they_encode():
+def test_runs_cost_the_patches_they_encode():
     assert RUNS["mask0-full"].cost == RUNS["mask50-double"].cost == 8192
     assert RUNS["mask75-half-inference"].cost == 0
 
@@ -80,8 +80,8 @@ def test_a_finding_agrees_disagrees_or_is_within_noise():
     assert Finding(claim, (), (40.0,)).verdict == MISSING
     level = Claim("1f", "nothing changes", "a", "b", -0.2, 0)
     assert Finding(level, (50.0, 50.5, 51.0), (49.8, 50.3, 50.8)).verdict == AGREES
-    assert Finding(level, (50.0, 50.1, 50.2), (49.0, 49.1, 49.2)).verdict == AGREES  # told apart, and close
-    assert Finding(level, (50.0, 50.5, 51.0), (48.5, 49.0, 49.5)).verdict == NOISE  # told apart, and perhaps close
+    assert Finding(level, (50.0, 50.1, 50.2), (49.0, 49.1, 49.2)).verdict == AGREES  # distinguished, and close
+    assert Finding(level, (50.0, 50.5, 51.0), (48.5, 49.0, 49.5)).verdict == NOISE  # distinguished, and perhaps close
     assert Finding(level, (50.0, 55.0, 60.0), (49.0, 54.0, 59.0)).verdict == NOISE  # perhaps close, perhaps not
     assert Finding(level, (50.0,), (50.0,)).verdict == NOISE
     assert Finding(level, (50.0, 51.0, 52.0), (40.0, 41.0, 42.0)).verdict == DISAGREES
@@ -161,7 +161,7 @@ def test_a_machine_that_drifts_does_not_move_the_times():
     assert seconds == pytest.approx([middle] * 4 + [5, middle, 4, 0])
 
 
-def test_seeds_of_a_speed_up_are_summed_up_with_what_they_are():
+def test_seeds_of_a_speed_up_are_summed_up_and_listed():
     assert summary([SpeedUp(2.0), SpeedUp(4.5)]) == (pytest.approx(3.0), "")
     assert summary([SpeedUp(2.0), SpeedUp(4.5, "<")]) == (pytest.approx(3.0), "<")
     assert summary([SpeedUp(2.0, ">"), SpeedUp(4.5, "<")]) == (pytest.approx(3.0), "~")
@@ -177,7 +177,7 @@ def test_data_preparation_is_not_in_the_time(tmp_path):
     assert training_rate(tmp_path / "log.jsonl") == 200
 
 
-def test_the_tables_hold_what_the_points_say(tmp_path):
+def test_the_tables_hold_the_points(tmp_path):
     means = ((0, 0.4), (75, 0.2))
     made = [point(f"mask{mask}-half", seed, 10, top1 + seed / 100) for mask, top1 in means for seed in range(3)]
     table = findings_table(made)

@@ -11,7 +11,7 @@ from flip_hf.data import shapes
 from flip_hf.reproduction.plan import Scale, planned_runs
 from flip_hf.reproduction.running import Points, RunFailed
 from flip_hf.training.recipes import RECIPES, recipe_options
-from tests.training.conftest import ROOT
+from tests.helpers.programs import ROOT
 
 SCALE = Scale.of_recipe("scenes", 512)
 RUNS = {run.name: run for run in planned_runs(SCALE)}
@@ -79,7 +79,7 @@ def test_the_report_is_made_of_the_points_alone(made, reproduce):
     assert (made / "accuracy_over_time.png").stat().st_size > 5000
 
 
-def test_the_same_command_goes_on_and_runs_nothing_again(made, reproduce):
+def test_the_same_command_resumes_and_repeats_no_run(made, reproduce):
     before = {path: path.stat().st_mtime_ns for path in (made / "points").iterdir()}
     (made / "models" / "mask50-half-tuned-seed0" / "results.json").unlink()  # nothing starts from it
     reproduce("--seeds", 0, "--only", "mask50-half-tuned", "--folder", made, "--budget", 1)
@@ -121,7 +121,7 @@ def test_a_run_that_fails_is_named_with_its_log(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["reproduce", "reproduce_coarse"])
-def test_what_is_published_is_made_of_the_published_points(tmp_path, reproduce, name):
+def test_published_figures_are_made_of_the_published_points(tmp_path, reproduce, name):
     published = ROOT / "scripts" / "results" / name
     shutil.copytree(published, tmp_path / name, ignore=shutil.ignore_patterns("*.png", "README.md"))
     reproduce("--figures_only", "--folder", tmp_path / name)

@@ -65,7 +65,11 @@ def test_mae_benchmark_measures_full_images_and_the_same_decoder(tiny_benchmark)
     assert list(rows) == [("full image", 0), ("flip_hf", 0.5), ("ViTMAEForPreTraining", 0.5)]
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
     full, ours, theirs = (row["flops"] for row in result["rows"])
-    patches, kept, pixels, width, decoder_width = 49, 24, 3 * 32**2, 64, 512
+    patches = 49
+    kept = 24
+    pixels = 3 * 32**2
+    width = 64
+    decoder_width = 512
     # The mask saves the encoder's blocks and patches, and the projection of its tokens to the decoder.
     blocks = [24 * width**2 * tokens + 4 * tokens**2 * width for tokens in (1 + patches, 1 + kept)]
     saved = 3 * (blocks[0] - blocks[1]) + (patches - kept) * (4 * pixels * width + 6 * width * decoder_width)
@@ -100,7 +104,7 @@ def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(tmp_path, monke
     assert "\n| 3,072 | flip_hf, tiles of 256 | " in (tmp_path / "x.md").read_text()
 
 
-def test_loss_benchmark_leaves_out_what_does_not_fit():
+def test_loss_benchmark_leaves_out_sizes_that_do_not_fit():
     assert measure_alone("dense", 10**7, "cpu") is None
     point = {"pairs": 10**7, "candidate": "dense", "seconds": [], "peak_bytes": []}
     result = {"embedding": 512, "repeats": 1, "points": [point], "command": "", **environment("cpu")}
@@ -131,12 +135,12 @@ def test_end_to_end_benchmark_runs_the_training_program(tiny_benchmark, monkeypa
     assert "\n| flip_hf | 75% | " in table and "1 loader workers, 2 steps a run after 4 " in table
 
 
-def test_end_to_end_benchmark_reads_what_open_clip_logs():
+def test_end_to_end_benchmark_reads_open_clips_log():
     """As open_clip_train 3.3 writes it."""
     line = "Train Epoch: 0 [ 16/96 (8%)] Data (t): 0.512 Batch (t): 4.250, 3.76471/s, 3.76471/s/gpu LR: 0.000000"
     assert OPEN_CLIP_STEP.findall(line) == [("0.512", "4.250")]
 
 
-def test_end_to_end_benchmark_says_why_a_program_failed(tmp_path):
+def test_end_to_end_benchmark_reports_a_programs_error(tmp_path):
     with pytest.raises(RuntimeError, match="ended with 3:\nno such recipe"):
         run_program([sys.executable, "-c", "import sys; sys.stderr.write('no such recipe'); sys.exit(3)"], tmp_path)

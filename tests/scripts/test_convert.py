@@ -1,7 +1,5 @@
 """scripts/convert.py as a person runs it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +7,9 @@ from transformers import AutoModel, CLIPModel
 
 from flip_hf import FlipModel, FlipVisionModel
 from flip_hf.commands.convert import main
-from tests.conversion.conftest import FIXTURES
-from tests.modeling.test_parity import tiny_clip
-from tests.programs import ROOT, run_program
+from tests.helpers.fixtures import FIXTURES
+from tests.helpers.models import tiny_clip
+from tests.helpers.programs import ROOT, run_program
 
 SCRIPT = ROOT / "scripts" / "convert.py"
 
@@ -28,7 +26,7 @@ def clip(saved, tmp_path) -> Path:
 
 def test_clip_becomes_flip_and_clip_again(clip, tmp_path):
     argv = ["clip", str(clip), str(tmp_path / "flip"), "--mask_ratio", "0.75"]
-    made = subprocess.run([sys.executable, SCRIPT, *argv], capture_output=True, text=True)
+    made = run_program(SCRIPT, *argv)
     assert made.returncode == 0, made.stderr
     assert "flip: a FlipModel of 205,361 parameters" in made.stdout
     assert FlipModel.from_pretrained(tmp_path / "flip").config.mask_ratio == 0.75
@@ -66,7 +64,7 @@ def test_official_weights_become_a_folder(tmp_path):
         (["open-clip", "flip", "OUT"], "no open_clip_config.json"),
     ],
 )
-def test_what_cannot_be_converted_leaves_nothing_behind(saved, tmp_path, arguments, message):
+def test_a_failed_conversion_leaves_nothing_behind(saved, tmp_path, arguments, message):
     (tmp_path / "half.zip").write_bytes((FIXTURES / "official_flip_tiny.zip").read_bytes()[:99_999])
     saved.rename(tmp_path / "flip")
     before = sorted(tmp_path.iterdir())

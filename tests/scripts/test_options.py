@@ -20,8 +20,8 @@ from flip_hf.commands import main
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import Range
 from flip_hf.training.recipes import option_names, parse_arguments
-from tests.conftest import tiny_config
-from tests.programs import ROOT
+from tests.helpers.models import tiny_config
+from tests.helpers.programs import ROOT
 
 COMMANDS = ["benchmark", "demo", "plan", "push", "reconstruct", "reproduce", "zero_shot"]
 FIRST = {
@@ -72,7 +72,8 @@ def test_every_number_of_a_command_has_a_range_and_refuses_all_else(command, cap
 def test_unknown_options_get_the_nearest_known_one(command, capsys):
     if command.__name__.endswith("plan"):
         pytest.skip("hands them on to the parser of pretrain")
-    parser, words = command.make_parser(), first_words(command)
+    parser = command.make_parser()
+    words = first_words(command)
     known = next(
         name for action in parser._actions for name in action.option_strings if len(name) > 5 and name != "--help"
     )
@@ -126,7 +127,7 @@ def test_pretrain_helps_with_the_recipe_and_names_each_option_once(capsys):
 
 
 def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
-    """What a script that must not go on says, and its exit code; in this process."""
+    """The message of a script that must end, and its exit code; in this process."""
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
@@ -197,7 +198,7 @@ def test_mistakes_are_one_line_with_an_exit_code(script, words, said, code, monk
         ("evaluate", ["MODEL", "--datasets", "cifar10", "--output_dir", "OUT"], "--output_dir"),
     ],
 )
-def test_where_the_output_goes_is_tried_before_anything_else(script, words, option, tmp_path, monkeypatch):
+def test_the_output_folder_is_checked_first(script, words, option, tmp_path, monkeypatch):
     """MODEL is none: what is said is about the output, so that it came first."""
     if script == "demo":
         pytest.importorskip("gradio")
@@ -245,7 +246,7 @@ def test_damaged_weights_are_one_line_in_every_script(script, words, saved, tmp_
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.glob("out*"))
 
 
-def test_a_command_without_its_extra_names_what_to_install(monkeypatch, capsys):
+def test_a_command_without_its_extra_names_the_install_command(monkeypatch, capsys):
     """As after `pip install flip_hf`: the module cannot be imported."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("gradio", "flip_hf.demo")]:
         monkeypatch.delitem(sys.modules, name)

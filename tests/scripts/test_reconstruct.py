@@ -15,7 +15,7 @@ from flip_hf.evaluation.reconstruction import join_patches, reconstruct
 from flip_hf.evaluation.reconstruction_error import draw_masks
 from flip_hf.evaluation.spread import batches_at, spread_places
 from flip_hf.modeling.masking_flip import cut_patches
-from tests.conftest import PATCH_SIZE, tiny_config
+from tests.helpers.models import PATCH_SIZE, tiny_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reconstruct.py"
 DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -129,7 +129,7 @@ def test_images_are_from_all_over_a_sorted_folder(tmp_path):
     assert max(numbers(spread_places(source, 3, seed=0, max_rows=10))) < 60
 
 
-def test_what_cannot_be_drawn_is_named(folder, saved, picture, tmp_path, monkeypatch):
+def test_inputs_that_cannot_be_drawn_are_named(folder, saved, picture, tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("no image")
     cases = [
         ([folder, tmp_path / "text.jpg"], "text.jpg is not an image"),

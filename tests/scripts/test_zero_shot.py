@@ -2,19 +2,14 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
-from tests.data.bombs import jpeg_of_scans
-from tests.programs import ROOT, run_program
-from tests.training.conftest import trained  # noqa: F401
+from tests.helpers.hostile_pictures import jpeg_of_scans
+from tests.helpers.programs import ROOT, run_program
 
-
-def run(*argv: str, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=cwd)
+SCRIPT = ROOT / "scripts" / "zero_shot.py"
 
 
 @pytest.fixture
@@ -23,8 +18,8 @@ def picture(tmp_path):
     return str(tmp_path / "red.png")
 
 
-def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):  # noqa: F811
-    done = run("scripts/zero_shot.py", str(trained[0]), picture, picture, "--labels", "red circle", "blue square")
+def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):
+    done = run_program(SCRIPT, trained[0], picture, picture, "--labels", "red circle", "blue square")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == 6 and lines[0].startswith(f"{picture}: ")
@@ -33,7 +28,7 @@ def test_zero_shot_prints_an_answer_a_person_can_read(trained, picture):  # noqa
     assert lines[0].endswith(" ".join(lines[1].split()[:2]))
 
 
-def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noqa: F811
+def test_zero_shot_names_unreadable_inputs(trained, tmp_path, picture):
     (tmp_path / "text.jpg").write_text("no image")
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "scans.jpg").write_bytes(jpeg_of_scans(501, 8))
@@ -46,6 +41,6 @@ def test_zero_shot_names_what_it_cannot_read(trained, tmp_path, picture):  # noq
         ([str(tmp_path), picture, "--labels", "a"], "cannot be loaded"),
     ]
     for argv, message in cases:
-        done = run_program(ROOT / "scripts" / "zero_shot.py", *argv)
+        done = run_program(SCRIPT, *argv)
         assert done.returncode != 0 and message in done.stderr, (argv, done.stderr[-500:])
         assert "Traceback" not in done.stderr

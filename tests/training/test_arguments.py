@@ -7,7 +7,7 @@ from flip_hf.training.models import make_config
 from flip_hf.training.optimization import is_decayed, make_optimizer, plan_phases
 from flip_hf.training.recipes import option_names, parse_arguments, write_recipe
 from flip_hf.training.resizing import new_sizes
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 
@@ -47,7 +47,7 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
     embedded = recipe.endswith("shapes") or recipe.startswith("scenes")
     arguments = parse(recipe, *([] if embedded else ["--train_data", "x"]))
     if arguments.model.model_name_or_path is not None:
-        # What it goes on with is what another recipe leaves.
+        # It starts from the model that another recipe leaves.
         source = Path(arguments.model.model_name_or_path)
         make_config(parse(source.name, "--train_data", "x").model).save_pretrained(tmp_path / source)
         monkeypatch.chdir(tmp_path)
@@ -209,7 +209,7 @@ def test_mask_ratios_go_from_one_end_to_the_other_in_a_few_steps():
     assert plan_phases(parse("--mask_ratio", "0.5"))[0].mask_ratios == (0.5,)
 
 
-def test_weight_decay_reaches_what_the_official_code_decays():
+def test_weight_decay_reaches_the_official_codes_parameters():
     from flip_hf import FlipModel
 
     model = FlipModel(tiny_config(vision={"use_pre_layernorm": True}))

@@ -11,8 +11,8 @@ from flip_hf.training.bottleneck import bottleneck
 from flip_hf.training.build import build_trainer
 from flip_hf.training.engine import Trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.data.conftest import samples, tar_folder  # noqa: F401
-from tests.training.conftest import ROOT, SHORT, TINY
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.programs import ROOT
 
 
 def verdict(waits: list[float], *argv: str):
@@ -38,12 +38,12 @@ def test_the_median_decides_since_workers_start_in_the_first_line():
         (2, 0, "try --num_workers 1"),
     ],
 )
-def test_a_run_that_waits_is_told_of_idle_cores(cores, workers, advice, monkeypatch):
+def test_a_run_that_waits_is_warned_of_idle_cores(cores, workers, advice, monkeypatch):
     monkeypatch.setattr("flip_hf.training.bottleneck.cores_per_process", lambda: cores)
     assert advice in verdict([0.5], "--num_workers", str(workers))[1]
 
 
-def test_advice_names_only_what_is_not_in_use():
+def test_advice_names_only_options_not_in_use():
     assert verdict([0.0], "--mask_ratio", "0.5")[1].endswith(
         "faster with --compile, a higher --mask_ratio, more devices"
     )
@@ -51,7 +51,7 @@ def test_advice_names_only_what_is_not_in_use():
     assert used.endswith("faster with a smaller --micro_batch_size without --gradient_checkpointing, more devices")
 
 
-def test_waiting_is_what_a_step_spends_without_its_batch(tar_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_waiting_is_the_time_of_a_step_without_its_batch(tar_folder, tmp_path, capsys, monkeypatch):
     """By a clock on which a batch takes three seconds to come, and a step one more."""
     clock = [0.0]
     take = TrainStream.view

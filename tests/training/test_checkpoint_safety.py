@@ -19,9 +19,9 @@ from flip_hf.training.checkpoint import find_checkpoints
 from flip_hf.training.lock import unlock_folder
 from flip_hf.training.manifest import write_manifest
 from flip_hf.training.recipes import parse_arguments
-from tests.data.conftest import write_tar
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN, ROOT, SHORT, TINY, pretrain
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import PRETRAIN, SHORT, TINY, pretrain
+from tests.helpers.programs import ROOT, run_program
 
 # Names that Accelerate, torch, Transformers or DeepSpeed look for beside ours.
 FOREIGN = [

@@ -21,11 +21,11 @@ from flip_hf.training.health import RunDiverged
 from flip_hf.training.lock import FolderInUse, lock_folder
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resume import RunFinished
-from tests.data.conftest import write_tar
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN, ROOT, TINY
-from tests.training.test_health import make_trainer, spoil_steps
-from tests.training.watched import Watched, serve, words
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import PRETRAIN, TINY
+from tests.helpers.programs import ROOT, run_program
+from tests.helpers.trainers import make_trainer, spoil_steps
+from tests.helpers.watched import Watched, serve, words
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def silent_server(data):
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 1), (2, 1)])
-def test_a_run_that_waits_for_a_silent_server_saves_when_told_to_stop(
+def test_a_run_that_waits_for_a_silent_server_saves_when_asked_to_stop(
     processes, workers, silent_server, tokenizer, tmp_path
 ):
     """At once, not when the server answers."""
@@ -279,7 +279,7 @@ def test_a_checkpoint_in_a_row_of_skipped_steps_is_put_off_and_does_not_reset_th
 
 
 def test_a_checkpoint_says_that_it_was_written_while_steps_were_skipped(data, tmp_path):
-    """Told to stop in a row of skipped steps, the run saves; a run that goes back passes that checkpoint over."""
+    """Asked to stop in a row of skipped steps, the run saves; a run that returns to a checkpoint skips that one."""
     out = tmp_path / "run"
     trainer = make_trainer_of(data, out, "--checkpoint_samples", "16", "--max_skipped_steps", "9")
     spoil_steps(trainer, {4, 5, 6, 7, 8})
@@ -444,7 +444,7 @@ VISION = {**json.loads(TINY[1]), "image_size": 64}
         (["--shuffle_block", "8"], "resume with that"),
     ],
 )
-def test_a_resume_that_does_not_fit_says_what_would(options, message, stopped, data, tmp_path):
+def test_a_resume_that_does_not_fit_names_the_options_that_fit(options, message, stopped, data, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
     run = run_program(PRETRAIN, *words(data, out, "--resume_from_checkpoint", "auto", *options, workers=0))
@@ -452,7 +452,7 @@ def test_a_resume_that_does_not_fit_says_what_would(options, message, stopped, d
     assert message in run.stderr and str(out) in run.stderr or "resume with that" in run.stderr
 
 
-def test_a_checkpoint_of_another_version_says_so(stopped, data, tmp_path):
+def test_a_checkpoint_of_another_version_is_refused_by_name(stopped, data, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
     for checkpoint in find_checkpoints(out):

@@ -5,39 +5,16 @@ import json
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import AutoProcessor, CLIPModel, CLIPProcessor
 
 from flip_hf import FlipModel
-from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.hub.card import write_card
-from tests.conftest import shapes_rows
-from tests.programs import run_program
-from tests.scripts.test_convert import SCRIPT as CONVERT
-from tests.training.conftest import pretrain
+from tests.helpers.clip_folder import make_clip_folder
+from tests.helpers.pairs import shapes_rows
+from tests.helpers.pretraining import pretrain
+from tests.helpers.programs import ROOT, run_program
 
-
-def make_clip_folder(folder) -> None:
-    """A tiny CLIP with a processor; its texts begin and end with a special token, as CLIP's do."""
-    tokenizer = train_wordpiece((row["caption"] for row in shapes_rows(500)), vocab_size=600, context_length=20)
-    tokenizer.add_special_tokens({"bos_token": "<start>", "eos_token": "<end>"})
-    start = tokenizer.bos_token_id
-    end = tokenizer.eos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
-    )
-    size = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
-    config = CLIPConfig(
-        text_config={**size, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 20},
-        vision_config={**size, "image_size": 32, "patch_size": 8},
-        projection_dim=32,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    square = {"height": 32, "width": 32}
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
+CONVERT = ROOT / "scripts" / "convert.py"
 
 
 def make_image_folder(folder, count: int) -> None:

@@ -12,7 +12,7 @@ from flip_hf import FlipConfig, FlipModel
 from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator, peak_flops
 from flip_hf.training.encoder import recompute_activations
 from flip_hf.training.flops import sample_flops, utilization
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 ATEN = torch.ops.aten
 # torch 2.11 has no formula for the CPU's kernel; torch 2.15 has these.

@@ -1,4 +1,4 @@
-"""Steps that are not finite are skipped; a run that is lost goes back to its checkpoint and on from there."""
+"""Steps that are not finite are skipped; a run that diverges returns to its checkpoint and continues from there."""
 
 import json
 import math
@@ -8,30 +8,9 @@ import pytest
 import torch
 
 from flip_hf import FlipModel
-from flip_hf.training.build import build_trainer
 from flip_hf.training.checkpoint import find_checkpoints
 from flip_hf.training.health import Health, RunDiverged
-from flip_hf.training.recipes import parse_arguments
-from tests.training.conftest import ROOT, SHORT, TINY
-
-
-def make_trainer(folder, data, *argv: str):
-    options = [*TINY, *SHORT, "--num_workers", "0", "--unmasked_samples", "0", "--output_dir", str(folder), *argv]
-    return build_trainer(parse_arguments(["--train_data", str(data), *options], ROOT / "flip_hf" / "recipes", "shapes"))
-
-
-def spoil_steps(trainer, steps: set[int]) -> None:
-    """Puts one infinite pixel into the batches of these steps, as a broken transform would."""
-    normalize = trainer.prepare.normalize
-    calls = iter(range(10**9))
-
-    def broken(patches):
-        patches = normalize(patches)
-        if next(calls) in steps:
-            patches[0, 0, 0] = float("inf")
-        return patches
-
-    trainer.prepare.normalize = broken
+from tests.helpers.trainers import make_trainer, spoil_steps
 
 
 def records(folder) -> list[dict]:
@@ -62,7 +41,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tar_folder, tmp_path, 
     assert all(torch.isfinite(p).all() for p in saved.parameters())
 
 
-def test_a_lost_run_goes_back_to_its_checkpoint(tar_folder, tmp_path, capsys):
+def test_a_diverged_run_returns_to_its_checkpoint(tar_folder, tmp_path, capsys):
     """Steps 4, 5 and 6 are spoilt; two in a row are one too many, and the checkpoint is of 96 samples."""
     options = ("--checkpoint_samples", "96", "--max_skipped_steps", "2", "--report_to", "none")
     trainer = make_trainer(tmp_path, tar_folder, *options)
@@ -75,7 +54,7 @@ def test_a_lost_run_goes_back_to_its_checkpoint(tar_folder, tmp_path, capsys):
     assert trainer.state.skipped_steps == 2 and trainer.state.samples == 192
 
 
-def test_a_run_that_cannot_be_saved_says_what_may_help(tar_folder, tmp_path):
+def test_a_run_that_cannot_be_saved_names_possible_fixes(tar_folder, tmp_path):
     trainer = make_trainer(tmp_path / "none", tar_folder, "--max_skipped_steps", "2", "--checkpoint_samples", "0")
     spoil_steps(trainer, {1, 2})
     with pytest.raises(RunDiverged, match="no checkpoint to go back to. Lower --base_lr"):
@@ -94,7 +73,7 @@ def test_a_new_checkpoint_allows_going_back_again():
     assert health.is_good(1.0) and not health.is_lost()
 
 
-def test_the_average_is_what_is_evaluated_and_saved(tar_folder, tmp_path):
+def test_the_average_is_evaluated_and_saved(tar_folder, tmp_path):
     """A half-life of one batch, computed again from the weights after each step."""
     trainer = make_trainer(tmp_path / "a", tar_folder, "--ema_half_life", "32", "--checkpoint_samples", "96")
     expected = {}

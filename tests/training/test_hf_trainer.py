@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from flip_hf import FlipForImageClassification, FlipForPreTraining, FlipModel, FlipPreTrainingConfig
-from tests.conftest import IMAGE_SIZE, NUM_PATCHES, tiny_config
+from tests.helpers.models import IMAGE_SIZE, NUM_PATCHES, tiny_config
 
 pytest.importorskip("accelerate")  # Trainer needs it
 
@@ -168,7 +168,7 @@ def test_low_precision_training_keeps_its_loss_in_float32(pairs, tmp_path):
         assert trainer.model(**pad(pairs)).loss.dtype == torch.float32
 
 
-def test_evaluation_can_return_what_the_model_says(pairs, tmp_path):
+def test_evaluation_can_return_predictions(pairs, tmp_path):
     """Without prediction_loss_only: the nested outputs must pass through Trainer's gathering."""
     model = FlipModel(tiny_config())
     trainer = make_trainer(model, pairs, tmp_path, pad)

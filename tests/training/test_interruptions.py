@@ -17,10 +17,10 @@ import pytest
 from safetensors.torch import load_file
 
 from flip_hf.training.checkpoint import find_checkpoints
-from tests.data.conftest import write_tar
-from tests.programs import run_program
-from tests.training.conftest import PRETRAIN
-from tests.training.watched import LIMIT, Watched, serve, words
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import PRETRAIN
+from tests.helpers.programs import run_program
+from tests.helpers.watched import LIMIT, Watched, serve, words
 
 INTERRUPTIONS = int(os.environ.get("FLIP_HF_INTERRUPTIONS", "3"))
 KINDS = [

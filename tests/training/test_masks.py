@@ -19,8 +19,9 @@ from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import Views, resized_side
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resizing import resized_image_processor
-from tests.conftest import randomize, tiny_config
-from tests.training.conftest import ROOT, SHORT, TINY, pretrain
+from tests.helpers.models import randomize, tiny_config
+from tests.helpers.pretraining import SHORT, TINY, pretrain
+from tests.helpers.programs import ROOT
 
 MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
 UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)
@@ -35,7 +36,7 @@ def batch(images, texts) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("strategy", MASK_STRATEGIES)
-def test_the_phase_says_how_much_is_masked_and_the_option_how(strategy, config):
+def test_the_phase_gives_the_mask_ratio_and_the_option_the_strategy(strategy, config):
     views = Views(strategy, config.vision_config, PHASES)
     torch.manual_seed(1)
     ids_keep = views(499).draw(3)
@@ -152,7 +153,7 @@ def test_a_run_with_a_schedule_and_masked_texts(image_folder, tmp_path):
     assert (config.mask_strategy, config.mask_ratio) == ("gaussian", 0.75)
 
 
-def test_a_saved_model_goes_on_with_larger_images_and_other_patches(trained, tmp_path):
+def test_a_saved_model_resumes_with_larger_images_and_other_patches(trained, tmp_path):
     folder, _ = trained  # 64 pixels, patches of 8
     run = pretrain(
         *("shapes", "--train_samples", "128", "--unmasked_samples", "64", "--output_dir", str(tmp_path / "out")),

@@ -15,7 +15,7 @@ from flip_hf.data.tokenization import check_pooling
 from flip_hf.training.memory_limit import check_memory, parameters_at_least
 from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
 from flip_hf.training.recipes import parse_arguments
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 
@@ -81,7 +81,7 @@ def test_a_model_of_another_kind_is_not_taken_for_a_flip(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--model_name_or_path", "--init_vision_from", "--tokenizer"])
-def test_what_is_not_here_offline_is_one_line_with_the_way_to_get_it(option):
+def test_a_model_missing_offline_is_refused_in_one_line_with_the_fix(option):
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE.*`hf download some-body/something`") as caught:
         start(option, "some-body/something")
     assert "\n" not in str(caught.value)
@@ -89,7 +89,7 @@ def test_what_is_not_here_offline_is_one_line_with_the_way_to_get_it(option):
         start(option, "/nowhere/something")
 
 
-def test_every_recipe_of_the_paper_says_in_one_line_that_its_tokenizer_is_not_here():
+def test_every_recipe_of_the_paper_names_its_missing_tokenizer_in_one_line():
     said = set()
     for path in RECIPES.glob("vit_*.yaml"):
         arguments = parse_arguments([path.stem, "--train_data", "x"], RECIPES, default_recipe="shapes")
@@ -114,7 +114,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_made():
         make_model(arguments, config, None)
 
 
-def test_a_run_says_what_its_tokenizer_loses_of_the_captions(saved, capsys):
+def test_a_run_reports_the_share_of_captions_its_tokenizer_loses(saved, capsys):
     sources = [open_source("shapes")]
     learned = make_tokenizer(parse("--tokenizer_samples", 2000), sources, 8)
     line = capsys.readouterr().out

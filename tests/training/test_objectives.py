@@ -18,25 +18,12 @@ from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.flops import step_flops
 from flip_hf.training.models import make_config, make_model
 from flip_hf.training.patches import visible_and_target
-from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.step import OneProcess, accumulate_gradients
-from tests.conftest import PATCH_SIZE, randomize, tiny_config
-from tests.data.loading import half_masked, make_train_loader
-from tests.test_losses import PAIRS, assert_same, make_batch, take
-from tests.training.conftest import ROOT, SHORT, TINY
-
-DECODER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-ON_ALL = ["--unmasked_samples", "0", "--decoder_config", json.dumps(DECODER)]
-
-
-def parse(*argv: str):
-    return parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes")
-
-
-def trainer_of(folder, data, objective: str, *argv: str):
-    tiny = TINY if objective == "both" else TINY[:2]
-    options = [*tiny, *SHORT, *ON_ALL, "--num_workers", "0", "--output_dir", str(folder), "--objective", objective]
-    return build_trainer(parse("--train_data", str(data), *options, *argv))
+from tests.helpers.contrast import PAIRS, assert_same, make_batch, take
+from tests.helpers.loading import half_masked, make_train_loader
+from tests.helpers.models import PATCH_SIZE, randomize, tiny_config
+from tests.helpers.pretraining import SHORT, TINY
+from tests.helpers.trainers import DECODER, parse, trainer_of
 
 
 @pytest.fixture
@@ -189,7 +176,7 @@ def test_mae_alone_needs_no_captions_and_leaves_a_tower_to_start_from(pictures, 
     assert {name for name in moved if not name.startswith(("flip.vision_model.", "decoder."))} == set()
     assert moved >= {n for n in before if n.startswith(("flip.vision_model.", "decoder.")) and "k_proj.bias" not in n}
     assert sum(p.numel() for p in saved.flip.text_model.parameters()) < 10_000  # there is a place for it, no more
-    # FLIP goes on from there, at once and with a tower of its own size.
+    # FLIP starts from there, at once and with a tower of its own size.
     arguments = parse("--train_data", "x", *TINY[2:], "--init_vision_from", str(folder))
     flip = make_model(arguments, make_config(arguments.model), None)
     for name, value in saved.flip.vision_model.state_dict().items():
@@ -212,7 +199,7 @@ def test_both_leave_a_plain_model_and_one_with_a_decoder(tar_folder, tmp_path):
     assert all(torch.equal(value, whole[f"flip.{name}"]) for name, value in plain.items())
     saved = FlipPreTrainingConfig.from_pretrained(folder / "with_decoder")
     assert (saved.objective, saved.reconstruction_weight) == ("both", 0.5)
-    # The decoder goes on, too, and its shape is its own.
+    # The decoder is trained further, too, and its shape is its own.
     arguments = parse(
         *("--train_data", str(tar_folder), "--model_name_or_path", str(folder / "with_decoder")),
         *("--objective", "reconstruction", "--mask_ratio", "0.75"),
@@ -247,7 +234,7 @@ def test_a_resumed_run_ends_in_the_same_weights(objective, tar_folder, tmp_path)
         trainer_of(resumed, tar_folder, objective, *argv)
 
 
-def test_an_empty_source_of_images_says_so(tmp_path):
+def test_an_empty_source_of_images_is_an_error(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
     trainer = trainer_of(tmp_path / "run", tmp_path / "images", "reconstruction", "--batch_size", "2")

@@ -20,8 +20,9 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.data.workers import cores_per_process
 from flip_hf.training.build import MISTAKES, build_trainer, split_batch
 from flip_hf.training.recipes import parse_arguments
-from tests.data.conftest import write_tar
-from tests.training.conftest import MODULE, ROOT, SCRIPT, SHORT, TINY, launch, pretrain
+from tests.helpers.pairs import write_tar
+from tests.helpers.pretraining import MODULE, SCRIPT, SHORT, TINY, launch, pretrain
+from tests.helpers.programs import ROOT
 
 
 def log_of(folder: Path, key: str) -> dict[int, float]:
@@ -41,7 +42,7 @@ def test_the_short_recipe_learns(trained):
     assert log_of(folder, "zero_shot_top1")[2560] == results["top1"]
 
 
-def test_the_run_ends_in_six_lines_that_say_what_and_where(trained):
+def test_the_run_ends_in_six_lines_of_results_and_paths(trained):
     folder, printed = trained
     lines = printed.strip().splitlines()[-6:]
     assert [line.split()[0] for line in lines] == ["Trained", "Bound", "Result", "Skipped", "Saved", "Use"]
@@ -103,7 +104,7 @@ def test_labelled_data_of_ones_own_is_evaluated(image_folder, tmp_path):
     assert "on 12 images of 2 classes (chance 50.0%)" in run.stdout
 
 
-def test_damaged_images_are_counted_and_training_goes_on(samples, tmp_path):
+def test_damaged_images_are_counted_and_skipped(samples, tmp_path):
     bad = {3: (samples[3][1][:200], b"cut"), 9: (b"no image", b"text"), 11: (samples[11][1], b" ")}
     write_tar(tmp_path / "a.tar", [(k, *bad.get(i, (img, txt))) for i, (k, img, txt) in enumerate(samples[:67])])
     run = pretrain(
@@ -144,7 +145,7 @@ def test_a_resumed_run_ends_in_the_same_weights_whichever_program_resumes_it(tar
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
-def test_a_saved_model_is_trained_on(trained, image_folder, tmp_path):
+def test_a_saved_model_is_trained_further(trained, image_folder, tmp_path):
     folder, _ = trained
     run = pretrain(
         *("--model_name_or_path", str(folder), "--train_data", str(image_folder)),
@@ -168,7 +169,7 @@ def build(*argv: str):
     return build_trainer(parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes"))
 
 
-def test_mistakes_are_refused_before_training_with_their_mend(image_folder, parquet_folder, trained, tmp_path):
+def test_mistakes_are_refused_before_training_with_their_fix(image_folder, parquet_folder, trained, tmp_path):
     data = ["--train_data", str(image_folder)]
     out = ["--output_dir", str(tmp_path / "out")]
     Dataset.from_dict({"image": [], "caption": []}).to_parquet(str(tmp_path / "empty.parquet"))

@@ -16,7 +16,7 @@ def parse(*argv: object):
 
 
 # Nine references to nine references ...: 300 bytes that are 10^9 values where they are written out.
-BOMB = "".join(
+REFERENCES = "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9 if n else ['x'] * 9)}]\n" for n in range(10)
 ) + "report_to: *a9\n"  # fmt: skip
 
@@ -24,7 +24,7 @@ BOMB = "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "is too large for a recipe"),
+        (REFERENCES, "is too large for a recipe"),
         ("report_to: &a [x, *a]\n", "is too large for a recipe"),
         ("vision_config: " + "{a: " * 40 + "1" + "}" * 40, "is too large for a recipe"),
         ("report_to: " + "[" * 20_000, "nested too deeply"),
@@ -63,14 +63,14 @@ BOMB = "".join(
         ("\x07seed: 1\n", "r.yaml is not YAML"),
     ],
 )  # fmt: skip
-def test_what_is_no_recipe_is_said_in_one_line(text, message, tmp_path, monkeypatch):
+def test_invalid_recipes_are_refused_in_one_line(text, message, tmp_path, monkeypatch):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         parse(tmp_path / "r.yaml")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_what_is_no_text_file_is_not_read(tmp_path):
+def test_files_that_are_no_text_are_not_read(tmp_path):
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "null").write_bytes(b"seed: 1\0\n")
     (tmp_path / "large").write_text("#" * (MAX_RECIPE_BYTES + 1))
@@ -105,7 +105,7 @@ def test_bases_end(tmp_path):
         recipe_options("r0", tmp_path)
 
 
-def test_text_is_what_is_written_and_good_recipes_are_as_before(tmp_path):
+def test_text_is_read_literally_and_good_recipes_are_unchanged(tmp_path):
     (tmp_path / "r.yaml").write_bytes(
         b"\xef\xbb\xbftrain_data: [on, 1.10]\ntrain_split: 012\neval_split: yes\ncompile: on\nseed: 010\n"
         b"base_lr: 4e-6\nspecial_tokens: 1\nflip: '0.25'\ngradient_checkpointing: 'no'\nclass_names: ~\n"

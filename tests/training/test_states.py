@@ -17,9 +17,9 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.checkpoint import FORMAT, load_checkpoint
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.optimization import make_optimizer
-from tests.programs import run_program
-from tests.test_losses import make_model
-from tests.training.test_distribution import RUN, one_process
+from tests.helpers.contrast import make_model
+from tests.helpers.programs import run_program
+from tests.helpers.two_steps import RUN, one_process
 
 # After two steps: writes, spoils everything, reads it again.
 WRITE = """
@@ -97,7 +97,7 @@ def run_and_write(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_write_what_one_reads(kind, tmp_path):
+def test_a_checkpoint_of_two_processes_is_read_by_one(kind, tmp_path):
     checkpoint = run_and_write(kind, tmp_path)
     assert all(path.suffix in (".safetensors", ".json") for path in checkpoint.iterdir())
     accelerator = Accelerator(cpu=True)

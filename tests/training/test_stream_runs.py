@@ -1,4 +1,4 @@
-"""Runs on data that are damaged, mixed, or read by another number of processes when they go on."""
+"""Runs on data that are damaged, mixed, or read by another number of processes after a resume."""
 
 import itertools
 import json
@@ -7,10 +7,9 @@ import pytest
 
 from flip_hf.data.reading import Reader, epoch_shards
 from flip_hf.data.refusals import MAX_LOGGED
-from tests.data.damaged import good, shard, write_damaged_shards
-from tests.data.loading import make_train_loader, numbers
-from tests.data.test_bad_data import BAD_PER_SHARD, PER_SHARD, SHARDS
-from tests.training.conftest import TINY, pretrain
+from tests.helpers.damaged import BAD_PER_SHARD, PER_SHARD, SHARDS, good, shard, write_damaged_shards
+from tests.helpers.loading import make_train_loader, numbers
+from tests.helpers.pretraining import TINY, pretrain
 
 RUN = [
     *(*TINY, "--unmasked_samples", "0", "--batch_size", "50", "--report_to", "none", "--precision", "fp32"),
@@ -55,7 +54,7 @@ def test_a_run_on_damaged_data_uses_every_good_sample_once_and_reports_every_bad
     assert sorted(seen + numbers([next(batches)])) == usable
 
 
-def test_a_run_goes_on_with_other_processes_and_a_mixture(tmp_path):
+def test_a_run_resumes_with_other_processes_and_a_mixture(tmp_path):
     """Two processes of two workers, then one of none: of each source, whole epochs are seen whole."""
     for name, first, size in (("a", 0, 600), ("b", 600, 400)):
         (tmp_path / name).mkdir()

@@ -23,7 +23,8 @@ from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.validation import in_words, measure_pairs
-from tests.training.conftest import ROOT, SHORT, TINY, pretrain
+from tests.helpers.pretraining import SHORT, TINY, pretrain
+from tests.helpers.programs import ROOT
 
 RUN = [*TINY, *SHORT, "--unmasked_samples", "0", "--train_samples", "128", "--num_workers", "0", "--holdout", "0.2"]
 RUN += ["--eval_samples", "32", "--checkpoint_samples", "64", "--keep_checkpoints", "4"]
@@ -58,7 +59,7 @@ def held_out_run(samples, tokenizer, tmp_path_factory):
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_measures_loss_and_retrieval_on_what_it_holds_out(held_out_run, samples):
+def test_a_run_measures_loss_and_retrieval_on_held_out_pairs(held_out_run, samples):
     _, folder, printed = held_out_run
     out = sum(is_held_out(image, 0.2) for _, image, _ in samples)
     results = json.loads((folder / "results.json").read_text())
@@ -73,7 +74,7 @@ def test_a_run_measures_loss_and_retrieval_on_what_it_holds_out(held_out_run, sa
     assert json.loads((folder / "validation" / "about.json").read_text())["images"] == out
 
 
-def test_the_best_model_is_a_model_folder_that_says_what_it_is_best_in(held_out_run):
+def test_the_best_model_is_a_model_folder_that_names_its_metric(held_out_run):
     _, folder, printed = held_out_run
     recalls = records_of(folder, "mean_recall")
     best = json.loads((folder / "best" / "best.json").read_text())
@@ -83,7 +84,7 @@ def test_the_best_model_is_a_model_folder_that_says_what_it_is_best_in(held_out_
     assert FlipModel.from_pretrained(folder / "best").config.vision_config.hidden_size == 32
 
 
-def test_the_card_says_that_pairs_were_held_out(held_out_run, tmp_path):
+def test_the_card_reports_the_held_out_pairs(held_out_run, tmp_path):
     _, folder, _ = held_out_run
     shutil.copytree(folder, tmp_path / "run")
     write_card(tmp_path / "run")
@@ -119,7 +120,7 @@ def test_two_processes_and_a_resumed_run_hold_out_and_judge_the_same(held_out_ru
         build(*other_share, str(straight / "checkpoint-000000000064"))
 
 
-def test_patience_ends_a_run_as_finished_and_says_so(held_out_run, tmp_path):
+def test_patience_ends_a_run_as_finished_with_a_message(held_out_run, tmp_path):
     argv, _, _ = held_out_run
     argv = [*argv, "--base_lr", "0", "--early_stopping_patience", "2", "--output_dir", str(tmp_path / "run")]
     run = pretrain(*argv, processes=2)  # at a learning rate of zero nothing gets better
@@ -136,7 +137,7 @@ def test_patience_ends_a_run_as_finished_and_says_so(held_out_run, tmp_path):
     assert json.loads((tmp_path / "run" / "results.json").read_text())["samples"] == 128
 
 
-def test_pairs_of_their_own_are_told_from_labels_by_their_columns(held_out_run, samples, tmp_path):
+def test_pairs_and_labels_are_distinguished_by_their_columns(held_out_run, samples, tmp_path):
     argv, _, _ = held_out_run
     argv = [*argv, "--holdout", "0", "--output_dir", str(tmp_path / "run")]
     images = [image for _, image, _ in samples[:12]]
@@ -213,7 +214,7 @@ def test_numbers_that_are_not_finite_are_never_the_best(tmp_path):
     assert best.kept()["value"] == 0.5
 
 
-def test_the_folder_keeps_the_better_model_of_a_run_that_goes_back(tmp_path):
+def test_the_folder_keeps_the_better_model_of_a_run_that_returns_to_a_checkpoint(tmp_path):
     best = Best(Accelerator(cpu=True), tmp_path, "pool", patience=3, keeps=True)
 
     def saver():

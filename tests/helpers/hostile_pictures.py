@@ -87,7 +87,7 @@ def icon(picture: bytes) -> bytes:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
 MEBIBYTE = zlib.compress(bytes(2**20))
 # What each of them is refused for.
-BOMBS = {
+HOSTILE = {
     "JPEG of 500 scans": ("too many scans", lambda: jpeg_of_scans(500, 8000)),
     "JPEG of 20,000 scans": ("too many scans", lambda: jpeg_of_scans(20_000, 800)),
     "JPEG of 4,000,000 segments": ("oversized metadata", lambda: jpeg(segment(0xE1, b"Exif\0\0ab") * 400_000)),

@@ -4,7 +4,7 @@ Before a script's first line, Python takes seconds to import torch, Transformers
 them once in a session of tests, and each program here is a fork of it: a real process in a session of its own, with its
 own output, exit code, signals and loader workers. What depends on how a process starts is not seen by it: launchers,
 what the imports need, and the seed of `hash`, which all forks share. Tests of that start Python anew (`launch` in
-tests/training/conftest.py).
+tests/helpers/pretraining.py).
 """
 
 import gc
@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["flip_hf.training.build", "flip_hf.evaluation.command", "matplotlib.backends.backend_agg"]

@@ -10,13 +10,23 @@ from pathlib import Path
 from yaml import YAMLError
 
 from flip_hf.training.recipes import RECIPES, parse_arguments
-from tests.docs.blocks import CONSOLE, PYTHON, RECIPE, SHELL, SHOWN, Block, Command, read_blocks, read_commands
-from tests.docs.commands import SCRIPTS, SYSTEM, check_not_run, inputs_of, program_of, reason_not_to_run
-from tests.docs.interpreter import Interpreter
-from tests.docs.prepared import HUB
-from tests.docs.workspace import Workspace
-from tests.hub.hub_server import WRITER
-from tests.programs import run_program
+from tests.helpers.documents.blocks import (
+    CONSOLE,
+    PYTHON,
+    RECIPE,
+    SHELL,
+    SHOWN,
+    Block,
+    Command,
+    read_blocks,
+    read_commands,
+)
+from tests.helpers.documents.commands import SCRIPTS, SYSTEM, check_not_run, inputs_of, program_of, reason_not_to_run
+from tests.helpers.documents.interpreter import Interpreter
+from tests.helpers.documents.prepared import HUB
+from tests.helpers.documents.workspace import Workspace
+from tests.helpers.hub_server import WRITER
+from tests.helpers.programs import run_program
 
 # Nothing is compiled: that takes longer than all the rest.
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
@@ -37,7 +47,8 @@ class Document:
     """
 
     def __init__(self, path: Path, folder: Path, trained: Path, hub: str):
-        self.path, self.hub = path, hub
+        self.path = path
+        self.hub = hub
         self.workspace = Workspace(folder, trained)
         self.log = folder.with_name(f"{folder.name}.txt")
         settings = {**os.environ, **ENVIRONMENT}

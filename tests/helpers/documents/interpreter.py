@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.programs import SERVER, start_fork
+from tests.helpers.programs import SERVER, start_fork
 
 
 class Interpreter:

@@ -16,7 +16,7 @@ from flip_hf import (
     FlipVisionModel,
     FlipVisionModelWithProjection,
 )
-from tests.conftest import IMAGE_SIZE, randomize, tiny_config
+from tests.helpers.models import IMAGE_SIZE, randomize, tiny_config
 
 CONFIGS = [FlipConfig, FlipTextConfig, FlipVisionConfig]
 TEXT_MODELS = [FlipTextModel, FlipTextModelWithProjection]
@@ -102,3 +102,13 @@ def fields_of(config) -> dict:
         if key in clean:
             clean[key] = {name: value for name, value in clean[key].items() if name not in notes}
     return clean
+
+
+LAYER = [
+    f"layers.0.{name}.{kind}"
+    for name in (
+        *("layer_norm1", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+        *("layer_norm2", "mlp.fc1", "mlp.fc2"),
+    )
+    for kind in ("weight", "bias")
+]

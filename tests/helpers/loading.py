@@ -1,6 +1,7 @@
 """A loader whose batches say which sample they hold, and in which epoch it was read."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -79,3 +80,7 @@ def samples_by_epoch(loader: TrainLoader) -> Iterator[tuple[int, int]]:
 def saved(loaders: list[TrainLoader]) -> list[dict]:
     """The states of all processes, as they come back from a file."""
     return json.loads(json.dumps([loader.state_dict() for loader in loaders]))
+
+
+def refused(loader) -> dict[str, int]:
+    return dict(sum(map(Counter, loader.counts["refused"].values()), Counter()))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.programs import Program
-from tests.training.conftest import PRETRAIN, TINY
+from tests.helpers.pretraining import PRETRAIN, TINY
+from tests.helpers.programs import Program
 
 # Seconds after which nothing of a failed run may be alive; loaded machines are slow, and it hung for ever before.
 LIMIT = 60

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-from tests.programs import ROOT
+from tests.helpers.programs import ROOT
 
-SHELL, CONSOLE, PYTHON = "bash", "console", "python"
+SHELL = "bash"
+CONSOLE = "console"
+PYTHON = "python"
 RECIPE = "yaml"
 # What is shown and not run: trees of files, output, references.
 SHOWN = ("text", "bibtex")
@@ -58,11 +60,17 @@ def read_blocks(path: Path) -> list[Block]:
         ValueError: a block that does not end.
     """
     blocks: list[Block] = []
-    opening, fence, language, lines = 0, "", "", []  # of the block that is open
+    # Of the block that is open.
+    opening = 0
+    fence = ""
+    language = ""
+    lines = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         opens = re.match(r"\s*(```+|~~~+)\s*(\w*)", line)
         if not opening and opens:
-            opening, (fence, language), lines = number, opens.groups(), []
+            opening = number
+            fence, language = opens.groups()
+            lines = []
         elif opening and line.strip() == fence:
             blocks.append(Block(path, opening + 1, language, dedent("\n".join(lines)) + "\n"))
             opening = 0
@@ -80,15 +88,15 @@ def read_commands(block: Block) -> list[Command]:
         ValueError: shell syntax other than words, comments, variables, `&&` and `;`; a console without a command.
     """
     found: list[tuple[int, str]] = []  # number and text
-    goes_on = False
+    continues = False
     for number, line in enumerate(block.text.splitlines()):
-        if goes_on:
+        if continues:
             found[-1] = (found[-1][0], found[-1][1].removesuffix("\\") + line)
         elif block.language == SHELL or line.startswith("$ "):
             found.append((number, line.removeprefix("$ ") if block.language == CONSOLE else line))
         else:
             continue
-        goes_on = line.endswith("\\")
+        continues = line.endswith("\\")
     if not found:
         raise ValueError(f"{block.place(0)}: no line begins with `$ `; call output that stands alone text.")
     places = [(block.place(number), line) for number, line in found]

@@ -10,14 +10,14 @@ HUB = "DOCS_TEST_HUB"  # the variable with the local server's address
 
 
 def use_local_hub() -> None:
-    """The Hub's client speaks to the server of tests/hub/hub_server.py; it has read its settings before."""
+    """The Hub's client speaks to the server of tests/helpers/hub_server.py; it has read its settings before."""
     constants.ENDPOINT = os.environ[HUB]
     constants.HF_HUB_OFFLINE = False
     constants.HF_HUB_DISABLE_XET = True
 
 
 def use_local_hub_to_push() -> None:
-    """The same for a program that publishes where it is told to, and has no need of the Hub else."""
+    """The same for a program that publishes if its options ask for it, and needs no Hub otherwise."""
     if "--push_to_hub" in sys.argv:
         use_local_hub()
 
@@ -35,5 +35,7 @@ def small_benchmarks() -> None:
 
     for architecture in models.ARCHITECTURES.values():
         architecture.update(vision=(64, 1, 2), text=(64, 1, 2), patch=32, embed=16)
-    loader.PER_SHARD, loader.DISTINCT = 32, 2
-    zero_shot.LABELS, zero_shot.IMAGES = 4, 2
+    loader.PER_SHARD = 32
+    loader.DISTINCT = 2
+    zero_shot.LABELS = 4
+    zero_shot.IMAGES = 2

@@ -22,9 +22,9 @@ from torch.distributed.run import get_args_parser
 from flip_hf.commands.main import COMMANDS
 from flip_hf.evaluation.options import parse_options
 from flip_hf.training.recipes import RECIPES, parse_arguments
-from tests.docs.prepared import serve_and_leave, small_benchmarks, use_local_hub, use_local_hub_to_push
-from tests.programs import ROOT
-from tests.training.conftest import TINY
+from tests.helpers.documents.prepared import serve_and_leave, small_benchmarks, use_local_hub, use_local_hub_to_push
+from tests.helpers.pretraining import TINY
+from tests.helpers.programs import ROOT
 
 # The beginning of a command, and why it is not run. Scripts that it names must exist.
 NOT_RUN = {
@@ -172,19 +172,22 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
         ValueError: it is no command that is known here.
     """
     if words[0] == "flip-hf":
-        script, argv = _script_of(words[1]), words[2:]
+        script = _script_of(words[1])
+        argv = words[2:]
     elif words[:3] == ["python", "-m", "flip_hf"]:
-        script, argv = _script_of(words[3]), words[4:]
+        script = _script_of(words[3])
+        argv = words[4:]
     elif words[0] == "python":
-        script, argv = words[1], words[2:]
+        script = words[1]
+        argv = words[2:]
     elif words[:2] == ["accelerate", "launch"]:
         script, argv = _program_that_starts(_launched(words[2:]))
     elif words[0] == "torchrun":  # run in one process; tests/data/test_processes.py runs two
         script, argv = _program_that_starts(get_args_parser().parse_args(words[1:]))
     else:
-        raise ValueError(f"these tests do not know the command {words[0]!r}; see tests/docs/commands.py.")
+        raise ValueError(f"these tests do not know the command {words[0]!r}; see tests/helpers/documents/commands.py.")
     if Path(script).name not in SCRIPTS or Path(script).parent.as_posix() != "scripts":
-        raise ValueError(f"these tests do not know the script {script!r}; see tests/docs/commands.py.")
+        raise ValueError(f"these tests do not know the script {script!r}; see tests/helpers/documents/commands.py.")
     return script, argv
 
 
@@ -196,11 +199,12 @@ def _script_of(command: str) -> str:
 
 def _program_that_starts(launched: Namespace) -> tuple[str, list[str]]:
     """The script, or the module, that a launcher was asked for, and its words."""
-    script, argv = launched.training_script, launched.training_script_args
+    script = launched.training_script
+    argv = launched.training_script_args
     if not launched.module:
         return script, argv
     if script != "flip_hf":
-        raise ValueError(f"these tests do not know the module {script!r}; see tests/docs/commands.py.")
+        raise ValueError(f"these tests do not know the module {script!r}; see tests/helpers/documents/commands.py.")
     return _script_of(argv[0]), argv[1:]
 
 

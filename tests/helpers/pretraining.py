@@ -1,21 +1,18 @@
+"""Short runs of `scripts/pretrain.py`: their options, and how they are started."""
+
 import json
 import os
 import subprocess
 import sys
 
-import pytest
-from filelock import FileLock
-
-from tests.data.conftest import image_folder, parquet_folder, samples, tar_folder  # noqa: F401
-from tests.programs import ROOT, run_program
+from tests.helpers.programs import ROOT, run_program
 
 PRETRAIN = ROOT / "scripts" / "pretrain.py"
+TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TINY = [
-    *("--vision_config", json.dumps({"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})),
-    *("--text_config", json.dumps({"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2})),
+    *("--vision_config", json.dumps({**TOWER, "intermediate_size": 64, "image_size": 32, "patch_size": 8})),
+    *("--text_config", json.dumps({**TOWER, "intermediate_size": 64, "max_position_embeddings": 16})),
 ]
-TINY[1] = json.dumps({**json.loads(TINY[1]), "intermediate_size": 64, "image_size": 32, "patch_size": 8})
-TINY[3] = json.dumps({**json.loads(TINY[3]), "intermediate_size": 64, "max_position_embeddings": 16})
 SHORT = [
     *("--train_samples", "180", "--unmasked_samples", "64", "--batch_size", "32", "--base_lr", "0.01"),
     *("--warmup_samples", "64", "--log_samples", "32", "--shuffle_block", "16", "--report_to", "none"),
@@ -34,7 +31,8 @@ def launcher(processes: int) -> list[str]:
 
 
 # What a launcher can start: the script of a clone, and the installed package.
-SCRIPT, MODULE = (str(PRETRAIN),), ("-m", "flip_hf", "pretrain")
+SCRIPT = (str(PRETRAIN),)
+MODULE = ("-m", "flip_hf", "pretrain")
 
 
 def launch(*argv: str, processes: int = 1, program: tuple[str, ...] = SCRIPT) -> subprocess.CompletedProcess:
@@ -52,19 +50,3 @@ def launch(*argv: str, processes: int = 1, program: tuple[str, ...] = SCRIPT) ->
 def pretrain(*argv: str, processes: int = 1) -> subprocess.CompletedProcess:
     """Trains in real processes that start at once."""
     return run_program(PRETRAIN, *argv, processes=processes)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """The embedded data's recipe, shortened to seconds: (folder, what it printed). Tests only read it."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # trained once for all workers, in the folder that holds theirs
-        shared = shared.parent
-    folder = shared / "shapes"
-    printed = shared / "shapes.txt"
-    with FileLock(shared / "shapes.lock"):
-        if not printed.exists():
-            run = launch("shapes", "--train_samples", "2048", "--unmasked_samples", "512", "--output_dir", str(folder))
-            assert run.returncode == 0, run.stderr[-3000:]
-            printed.write_text(run.stdout)
-    return folder, printed.read_text()

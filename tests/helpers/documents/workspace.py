@@ -20,11 +20,11 @@ from flip_hf.data.files import expand_braces
 from flip_hf.data.shapes import CLASS_NAMES, generate_test
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.hub.folder import prepare
-from tests.conftest import shapes_rows, tiny_config
-from tests.data.conftest import write_tar
-from tests.programs import ROOT
-from tests.training.conftest import TINY
-from tests.training.test_finetune_clip import make_clip_folder
+from tests.helpers.clip_folder import make_clip_folder
+from tests.helpers.models import tiny_config
+from tests.helpers.pairs import shapes_rows, write_tar
+from tests.helpers.pretraining import TINY
+from tests.helpers.programs import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures"
 VISION: dict[str, Any] = json.loads(
@@ -43,7 +43,8 @@ class Workspace:
     """
 
     def __init__(self, folder: Path, trained: Path):
-        self.folder, self.trained = folder, trained
+        self.folder = folder
+        self.trained = trained
         for name in ("scripts", "model_cards"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 

@@ -1,6 +1,7 @@
 """WebDataset shards with damage of twelve kinds, and what a reader should say of it."""
 
 import io
+import os
 import struct
 import tarfile
 import zlib
@@ -30,7 +31,7 @@ def good(number: int, side: int = 24) -> Members:
     return [("jpg", image), ("txt", f"{number:05d} noise".encode())]
 
 
-def _png_bomb(number: int) -> bytes:
+def _huge_png(number: int) -> bytes:
     """A picture that claims 60,000 x 60,000 pixels."""
     data = bytearray(_image(number, 8, "PNG"))
     data[16:24] = struct.pack(">II", 60_000, 60_000)
@@ -52,7 +53,7 @@ def damaged(kind: int, number: int) -> tuple[Members, str]:
         lambda: ([("jpg", b"<html>404 Not Found</html>"), ("txt", text)], "not an image"),
         lambda: ([("jpg", b""), ("txt", text)], "empty image"),
         lambda: ([("txt", text)], "missing image"),
-        lambda: ([("png", _png_bomb(number)), ("txt", text)], "oversized image"),
+        lambda: ([("png", _huge_png(number)), ("txt", text)], "oversized image"),
         lambda: ([("png", _broken_png(number)), ("txt", text)], "damaged image"),
         lambda: ([("jpg", SPARSE), ("txt", text)], "sparse tar member"),
         lambda: ([("jpg", image)], "missing caption"),
@@ -82,7 +83,7 @@ def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, fields: dict
 
 
 def sparse_header(name: str, size: int, further: bool = False) -> bytes:
-    """A GNU sparse member that claims `size` bytes and stores none; a block that goes on with it may follow."""
+    """A GNU sparse member that claims `size` bytes and stores none; a block that continues it may follow."""
     fields = {482: bytes([further]), 483: tarfile.itn(size, 12, tarfile.GNU_FORMAT)}
     return header(name, 0, tarfile.GNUTYPE_SPARSE, fields)
 
@@ -158,3 +159,7 @@ def write_damaged_shards(folder: Path, shards: int, per_shard: int, bad_per_shar
         (folder / f"{part:04d}.tar").write_bytes(shard(samples, cut=True))
         reasons["truncated shard"] += 1
     return numbers, reasons
+
+
+# FLIP_HF_LONG_TESTS=1: the size that is promised.
+SHARDS, PER_SHARD, BAD_PER_SHARD = (10, 2000, 100) if os.environ.get("FLIP_HF_LONG_TESTS") else (10, 200, 10)

@@ -1,0 +1,70 @@
+"""A batch of pairs in float64, a model for it, and the gradient of one step."""
+
+import torch
+from torch.nn import functional
+
+from flip_hf import FlipModel
+from flip_hf.modeling.masking_flip import random_masking
+from flip_hf.training.encoder import Encoded
+from flip_hf.training.step import OneProcess, accumulate_gradients
+from tests.helpers.models import tiny_config
+
+PAIRS = 12
+PIECES = (1, 3)
+CASES = ((1, 2048), (1, 1), (3, 2), (5, 2048))  # pairs a process, tile size
+
+
+def make_batch() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    lengths = torch.randint(2, 8, (PAIRS,))
+    attention_mask = (torch.arange(8) < lengths[:, None]).long()
+    return {
+        "pixel_values": torch.randn(PAIRS, 3, 32, 32, dtype=torch.float64),
+        "ids_keep": random_masking(PAIRS, 16, 0.5, "cpu"),
+        "input_ids": torch.randint(1, 600, (PAIRS, 8)) * attention_mask,
+        "attention_mask": attention_mask,
+    }
+
+
+def make_model(dropout: float = 0.0, mask_ratio: float = 0.0) -> FlipModel:
+    """The generator's state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = FlipModel(tiny_config(text={"attention_dropout": dropout}, vision={"mask_ratio": mask_ratio}))
+    return model.double().train()
+
+
+def take(batch: dict, rows: slice) -> dict:
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and all gradients of one step."""
+
+    def encode(target_patches=None, **batch):
+        outputs = model(**batch)
+        return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale())
+
+    loss = accumulate_gradients(OneProcess(encode), micro_batches)
+    return loss.loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_same(ours: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    """Equal in float64, where rounding hides no error."""
+    assert ours.dtype == expected.dtype == torch.float64
+    assert (ours - expected).abs().max() < 1e-10, name
+
+
+def make_embeds(pairs: int, scale: float, dtype=torch.float64, device="cpu") -> list[torch.Tensor]:
+    """Images, texts that resemble them, and the scale."""
+    torch.manual_seed(pairs)
+    images = torch.randn(pairs, 8, dtype=torch.float64)
+    texts = images + torch.randn(pairs, 8, dtype=torch.float64)
+    embeds = [functional.normalize(rows, dim=1).to(device, dtype) for rows in (images, texts)]
+    return [x.requires_grad_() for x in (*embeds, torch.tensor([scale], dtype=embeds[0].dtype, device=device))]
+
+
+def differentiate(loss_function, inputs: list[torch.Tensor], **options) -> list[torch.Tensor]:
+    """The loss and its gradients."""
+    loss, _ = loss_function(*inputs, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
