@@ -163,6 +163,11 @@ class ObjectiveArguments:
         "weight of the reconstruction loss where it is added to the contrastive one",
         number(0, 1_000_000, open_low=True),
     )
+    positives: Literal["pair", "caption"] | None = option(
+        None,
+        "texts that an image is drawn to: its own (pair), or all of the batch that equal it (caption); if not given, "
+        "caption where captions are made of labels",
+    )
     decoder_config: str | None = option(
         None, "FlipDecoderConfig fields, as JSON; MAE's 8 x 512 if not given", json=True
     )
