@@ -5,6 +5,9 @@ maximum and the sum of exponentials that a softmax needs; the backward pass reco
 FlashAttention; for this loss Inf-CL, Cheng et al. 2024). One tile serves both directions, so the loss and its gradient
 cost four products of all images with all texts: one forward, three backward.
 
+A batch may hold a caption several times, as every batch of labelled images does. With `caption_ids`, all pairs of equal
+captions are each other's positives, and the target of the softmax is spread evenly over them (UniCL, Yang et al. 2022).
+
 Letters: N pairs in total, n of them on this process, E the length of an embedding.
 """
 
@@ -15,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-# Rows and columns of a tile: two tiles of 16 MiB in float32 are held at a time. On a CPU, 512 to 2048 are equally fast
-# and 4096 is slower.
+# Rows and columns of a tile: two tiles of 16 MiB in float32 are held at a time, three where captions are compared. On a
+# CPU, 512 to 2048 are equally fast and 4096 is slower.
 TILE_SIZE = 2048
 
 # torch 2.13 renames both and warns about the old names; a build without torch.distributed has neither.
@@ -78,13 +81,70 @@ class _LogSumExp:
             dist.all_reduce(self.total)
 
 
-def _tiles(count: int, total: int, first: int, size: int) -> Iterator[tuple[slice, slice, int]]:
-    """Yields rows and columns of each tile of the (n, N) logits, and the offset of the diagonal with the pairs."""
+def _tiles(count: int, total: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yields rows and columns of each tile of the (n, N) logits."""
     for row in range(0, count, size):
         for column in range(0, total, size):
             rows = slice(row, min(row + size, count))
             columns = slice(column, min(column + size, total))
-            yield rows, columns, first + row - column
+            yield rows, columns
+
+
+class _Pairs:
+    """The positives of an image: its own text."""
+
+    def __init__(self, count: int, device: torch.device):
+        self.first = _rank() * count  # the label of the first row
+        self.labels = torch.arange(self.first, self.first + count, device=device)
+
+    def add(self, sums: torch.Tensor, rows: slice, columns: slice, logits: torch.Tensor) -> None:
+        """Adds a tile's logits of positives to their sums (n) per image."""
+        offset = self.first + rows.start - columns.start
+        logits = logits.diagonal(offset)
+        start = rows.start + max(-offset, 0)
+        sums[start : start + len(logits)] += logits
+
+    def mean(self, sums: torch.Tensor) -> torch.Tensor:
+        """Returns the means of the positives of each image, given their sums."""
+        return sums
+
+    def subtract(self, weight: torch.Tensor, rows: slice, columns: slice, grads: torch.Tensor) -> None:
+        """Subtracts the gradient of the weighted means from a tile of gradients."""
+        grads.diagonal(self.first + rows.start - columns.start).sub_(weight)
+
+    def contain(self, texts: torch.Tensor) -> torch.Tensor:
+        """Returns whether each image's text of these (n), counted over all processes, is a positive."""
+        return texts == self.labels
+
+
+class _EqualCaptions:
+    """The positives of an image: all texts equal to its own. Same methods as [`_Pairs`].
+
+    Over all processes, the sum of the images' means is also the sum of the texts', since pairs of equal captions have
+    the same number of positives. So each process takes the means of its images for both directions.
+    """
+
+    def __init__(self, caption_ids: torch.Tensor):
+        self.own = caption_ids  # (n)
+        self.all = _gather(caption_ids)  # (N)
+        self.counts = torch.zeros_like(caption_ids)
+
+    def _equal(self, rows: slice, columns: slice) -> torch.Tensor:
+        return self.own[rows, None] == self.all[columns]
+
+    def add(self, sums: torch.Tensor, rows: slice, columns: slice, logits: torch.Tensor) -> None:
+        equal = self._equal(rows, columns)
+        self.counts[rows] += equal.sum(dim=1)
+        sums[rows] += logits.where(equal, 0).sum(dim=1)
+
+    def mean(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums / self.counts
+
+    def subtract(self, weight: torch.Tensor, rows: slice, columns: slice, grads: torch.Tensor) -> None:
+        grads.sub_((weight / self.counts[rows, None]).where(self._equal(rows, columns), 0))
+
+    def contain(self, texts: torch.Tensor) -> torch.Tensor:
+        return self.all[texts] == self.own
 
 
 class _ContrastiveLoss(torch.autograd.Function):
@@ -92,32 +152,36 @@ class _ContrastiveLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, tile_size: int
+        ctx,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        scale: torch.Tensor,
+        caption_ids: torch.Tensor | None,
+        tile_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = images.shape[0]
-        first = _rank() * count  # the label of the first row
+        positives = _Pairs(count, images.device) if caption_ids is None else _EqualCaptions(caption_ids)
         all_texts = _gather(texts)  # (N, E)
         scaled = images * scale  # (n, E)
         per_image = _LogSumExp(count, images)
         per_text = _LogSumExp(all_texts.shape[0], images)
-        pair_logits = images.new_empty(count)
+        positive_logits = images.new_zeros(count)
         best = torch.zeros(count, dtype=torch.long, device=images.device)  # the best text of each image so far
-        for rows, columns, offset in _tiles(count, all_texts.shape[0], first, tile_size):
+        for rows, columns in _tiles(count, all_texts.shape[0], tile_size):
             logits = scaled[rows] @ all_texts[columns].T
             maximum, index = logits.max(dim=1)
             best[rows] = torch.where(maximum > per_image.maximum[rows], index + columns.start, best[rows])
             per_image.add(rows, logits, maximum, dim=1)
             per_text.add(columns, logits, logits.amax(dim=0), dim=0)
-            pairs = logits.diagonal(offset)
-            start = rows.start + max(-offset, 0)
-            pair_logits[start : start + len(pairs)] = pairs
+            positives.add(positive_logits, rows, columns, logits)
         per_text.sum_over_processes()
 
-        own = slice(first, first + count)
-        loss_per_image = per_image.maximum - pair_logits + per_image.total.log()
-        loss_per_text = per_text.maximum[own] - pair_logits + per_text.total[own].log()
-        labels = torch.arange(first, first + count, device=images.device)
-        accuracy = (best == labels).float().mean()
+        own = slice(_rank() * count, (_rank() + 1) * count)
+        positive_logits = positives.mean(positive_logits)
+        loss_per_image = per_image.maximum - positive_logits + per_image.total.log()
+        loss_per_text = per_text.maximum[own] - positive_logits + per_text.total[own].log()
+        accuracy = positives.contain(best).float().mean()
+        ctx.positives = positives
         ctx.tile_size = tile_size
         ctx.mark_non_differentiable(accuracy)
         ctx.save_for_backward(
@@ -138,22 +202,27 @@ class _ContrastiveLoss(torch.autograd.Function):
         image_grads = torch.zeros_like(images)
         text_grads = torch.zeros_like(all_texts)
         with torch.autocast(images.device.type, enabled=False):
-            for rows, columns, offset in _tiles(count, all_texts.shape[0], _rank() * count, ctx.tile_size):
+            for rows, columns in _tiles(count, all_texts.shape[0], ctx.tile_size):
                 logits = scaled[rows] @ all_texts[columns].T
                 softmax = (logits - image_maximum[rows, None]).exp_().mul_(image_weight[rows, None])
                 logit_grads = logits.sub_(text_maximum[columns]).exp_().mul_(text_weight[columns]).add_(softmax)
-                logit_grads.diagonal(offset).sub_(2 * weight)
+                ctx.positives.subtract(2 * weight, rows, columns, logit_grads)
                 image_grads[rows].addmm_(logit_grads, all_texts[columns])
                 if ctx.needs_input_grad[1]:
                     text_grads[columns].addmm_(logit_grads.T, scaled[rows])
         scale_grad = (image_grads * images).sum().reshape(scale.shape)
         text_grads = _sum_and_scatter(text_grads) if ctx.needs_input_grad[1] else None
-        return image_grads.mul_(scale), text_grads, scale_grad, None
+        return image_grads.mul_(scale), text_grads, scale_grad, None, None
 
 
 @torch.compiler.disable(reason="Every tile would be compiled separately: minutes for a large batch.")
 def contrastive_loss(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, *, tile_size: int = TILE_SIZE
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    *,
+    caption_ids: torch.Tensor | None = None,
+    tile_size: int = TILE_SIZE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes the symmetric cross-entropy of n local pairs against all N pairs, in memory linear in N.
 
@@ -166,20 +235,27 @@ def contrastive_loss(
         image_embeds: (n, E), normalised.
         text_embeds: (n, E), normalised, paired with the images.
         logit_scale: (1,), the factor applied to cosine similarities.
+        caption_ids: (n,), integers that are equal where captions are: those pairs are positives of each other, with
+            equal parts of the target. If not given, an image's only positive is its own text.
         tile_size: rows and columns of the similarities computed at a time. The result does not depend on it.
 
     Returns:
         The loss, float32 (float64 for float64 inputs), and the fraction of local images whose best text among all N is
-        their own.
+        a positive.
 
     Raises:
-        ValueError: images and texts do not pair up.
+        ValueError: images, texts and caption_ids do not match.
     """
     if image_embeds.dim() != 2 or image_embeds.shape != text_embeds.shape:
         raise ValueError(
             "contrastive_loss needs as many image_embeds as text_embeds, both (n, E), but they are "
             f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}."
         )
+    if caption_ids is not None and caption_ids.shape != image_embeds.shape[:1]:
+        raise ValueError(
+            f"contrastive_loss needs one of caption_ids for each of the {len(image_embeds)} pairs, but their shape is "
+            f"{tuple(caption_ids.shape)}."
+        )
     image_embeds, text_embeds, logit_scale = map(at_least_float32, (image_embeds, text_embeds, logit_scale))
     with torch.autocast(image_embeds.device.type, enabled=False):
-        return _ContrastiveLoss.apply(image_embeds, text_embeds, logit_scale, tile_size)  # pyright: ignore
+        return _ContrastiveLoss.apply(image_embeds, text_embeds, logit_scale, caption_ids, tile_size)  # pyright: ignore

@@ -6,7 +6,6 @@ CLIPModel, which needs none of this code.
 """
 
 # No `from __future__ import annotations` here, as in the other published files.
-import math
 from typing import Any
 
 import torch
@@ -43,31 +42,28 @@ _CLIP_HAS = {
 }
 
 
-def _fields(config: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _fields(config: object, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def flip_config_from_clip(config: Any, mask_ratio: float = 0.5) -> FlipConfig:
+def flip_config_from_clip(config: CLIPConfig, mask_ratio: float = 0.5) -> FlipConfig:
     """Makes the FlipConfig of exactly the computation of a `CLIPConfig`, plus a mask ratio for training."""
-    text: Any = config.text_config
-    vision: Any = config.vision_config
+    text = _fields(config.text_config, _TEXT)
     return FlipConfig(
         text_config={
-            **_fields(text, _TEXT),
+            **text,
             "causal": True,
-            "pooling_type": "argmax" if text.eos_token_id == _LEGACY_EOS else "eos",
+            "pooling_type": "argmax" if text["eos_token_id"] == _LEGACY_EOS else "eos",
         },
         vision_config={
-            **_fields(vision, _VISION),
+            **_fields(config.vision_config, _VISION),
             "mask_ratio": mask_ratio,
             "pooling_type": "cls",
             "position_embedding_type": "learned",
             "use_pre_layernorm": True,
             "patch_embedding_bias": False,
         },
-        projection_dim=config.projection_dim,
-        logit_scale_init_value=config.logit_scale_init_value,
-        initializer_factor=config.initializer_factor,
+        **_fields(config, ("projection_dim", "logit_scale_init_value", "initializer_factor")),
         max_logit_scale=None,
     )
 
@@ -78,11 +74,10 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
     Raises:
         ValueError: CLIPModel cannot compute it; the message names the switches in the way.
     """
-    text: Any = config.text_config
-    vision: Any = config.vision_config
+    text = config.text_config
     in_the_way = []
     for name, allowed in _CLIP_HAS.items():
-        value: Any = config
+        value: object = config
         for part in name.split("."):
             value = getattr(value, part)
         if value not in allowed:
@@ -99,7 +94,7 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
         text_fields["eos_token_id"] = _LEGACY_EOS
     return CLIPConfig(
         text_config=text_fields,
-        vision_config=_fields(vision, (*_VISION, "projection_dim")),
+        vision_config=_fields(config.vision_config, (*_VISION, "projection_dim")),
         projection_dim=config.projection_dim,
         logit_scale_init_value=float(config.logit_scale_init_value),
         initializer_factor=float(config.initializer_factor),
@@ -110,7 +105,7 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
 _WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
-def _load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
+def load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
     """Loads a complete CLIPModel from safetensors.
 
     Raises:
@@ -134,69 +129,29 @@ def _load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
     return clip
 
 
-class ClipExchange:
-    """The conversions from and to CLIPModel that FlipModel inherits."""
+def flip_tensors(clip: CLIPModel) -> dict[str, torch.Tensor]:
+    """Returns a CLIPModel's tensors under the names, and in the shapes, that a FlipModel has."""
+    tensors = {}
+    for name, tensor in clip.state_dict().items():
+        for theirs, ours in _RENAMED:
+            name = name.replace(theirs, ours)
+        tensors[name] = tensor.reshape(1) if name == "logit_scale" else tensor
+    return tensors
 
-    @classmethod
-    def from_clip(cls, clip: CLIPModel | str, mask_ratio: float = 0.5, **kwargs: Any) -> Any:
-        r"""Makes a FlipModel with a CLIPModel's weights: the same numbers on whole images, and masked training.
 
-        Args:
-            clip: a CLIPModel, or the folder or Hub id of one (safetensors only). The weights are copied.
-            mask_ratio: fraction of the patches dropped in training.
-            kwargs: with a folder or id: `revision`, `subfolder`, `token`, `dtype`, ... for `CLIPModel.from_pretrained`.
+def make_clip(config: FlipConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> CLIPModel:
+    """Makes a CLIPModel of a FlipModel's tensors, which are copied.
 
-        Returns:
-            The model in evaluation mode.
-
-        Raises:
-            ValueError: the checkpoint is not a complete CLIPModel.
-
-        Example:
-
-        ```python
-        >>> flip = FlipModel.from_clip("openai/clip-vit-large-patch14", mask_ratio=0.5)
-        >>> # ... train it on half of the patches ...
-        >>> flip.to_clip().save_pretrained("my-clip")  # a stock CLIPModel
-        ```
-        """
-        if not isinstance(clip, CLIPModel):
-            clip = _load_clip(clip, **kwargs)
-        flip: Any = cls._from_config(  # pyright: ignore[reportAttributeAccessIssue]
-            flip_config_from_clip(clip.config, mask_ratio),
-            dtype=clip.dtype,
-            attn_implementation=clip.config._attn_implementation,
-        )
-        tensors = {}
-        for name, tensor in clip.state_dict().items():
-            for theirs, ours in _RENAMED:
-                name = name.replace(theirs, ours)
-            tensors[name] = tensor.reshape(1) if name == "logit_scale" else tensor
-        flip.load_state_dict(tensors)
-        return flip.to(clip.device).eval()
-
-    def clipped_logit_scale(self: Any) -> torch.Tensor:
-        """Returns the `logit_scale` (1,) that the forward pass uses, for models that never clip it."""
-        logit_scale = self.logit_scale.detach()
-        if self.config.max_logit_scale is None:
-            return logit_scale
-        return logit_scale.clamp(0, math.log(self.config.max_logit_scale))
-
-    def to_clip(self: Any) -> CLIPModel:
-        """Makes a stock CLIPModel that computes the same numbers, in evaluation mode; the weights are copied.
-
-        Raises:
-            ValueError: CLIPModel does not have this architecture; the message names the switches in the way.
-        """
-        config = clip_config_from_flip(self.config)
-        clip: Any = CLIPModel._from_config(
-            config, dtype=self.dtype, attn_implementation=self.config._attn_implementation
-        )
-        tensors = {}
-        for name, tensor in self.state_dict().items():
-            for theirs, ours in _RENAMED:
-                name = name.replace(ours, theirs)
-            tensors[name] = tensor
-        tensors["logit_scale"] = self.clipped_logit_scale().reshape(())
-        clip.load_state_dict(tensors)
-        return clip.to(self.device).eval()
+    Raises:
+        ValueError: CLIPModel does not have this architecture; the message names the switches in the way.
+    """
+    clip = CLIPModel._from_config(
+        clip_config_from_flip(config), dtype=dtype, attn_implementation=config._attn_implementation
+    )
+    renamed = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in _RENAMED:
+            name = name.replace(ours, theirs)
+        renamed[name] = tensor.reshape(()) if name == "logit_scale" else tensor
+    clip.load_state_dict(renamed)
+    return clip

@@ -8,7 +8,7 @@ The differences between FLIP and CLIP are switches here, so that one model class
 # No `from __future__ import annotations` here: `@strict` and `config_class` need real types, not strings.
 import copy
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 from transformers import PreTrainedConfig
@@ -16,6 +16,9 @@ from transformers.activations import ACT2FN
 
 # The temperature of 0.07 that CLIP and FLIP start from, as the logarithm of its inverse.
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
+
+PartT = TypeVar("PartT", bound=PreTrainedConfig)
+MaskStrategy = Literal["random", "block", "grid", "gaussian"]
 
 # Bounds of each number in a configuration, far beyond any model, so that a damaged file or a slip is refused before
 # memory is allocated. Ratios, and fields that depend on others, are checked separately.
@@ -45,7 +48,26 @@ RANGES: dict[str, tuple[float, float]] = {
 MAX_PATCHES = 2**18
 
 
-def check_numbers(config: Any) -> None:
+if TYPE_CHECKING:
+
+    class Part(Generic[PartT]):
+        """Type of a configuration's field that holds another configuration; at run time it is an ordinary field.
+
+        It is given as an object, as a dict of its fields or as None for the defaults, and is an object when read:
+        `__post_init__` builds it with [`build_part`].
+        """
+
+        def __get__(self, instance: object, owner: type) -> PartT: ...
+
+        def __set__(self, instance: object, value: PartT | dict[str, Any] | None) -> None: ...
+
+
+def build_part(value: PartT | dict[str, Any] | None, config_class: type[PartT]) -> PartT:
+    """Builds a part's configuration object; a copy, as the caller may pass one object to two configurations."""
+    return config_class(**(value or {})) if value is None or isinstance(value, dict) else copy.deepcopy(value)
+
+
+def check_numbers(config: PreTrainedConfig) -> None:
     """Checks the numbers of a configuration against [`RANGES`], and its activation function.
 
     Raises:
@@ -60,7 +82,7 @@ def check_numbers(config: Any) -> None:
 
 
 @as_validated_field
-def mask_ratio_field(value: Any):
+def mask_ratio_field(value: object):
     """Dataclass field for the fraction of patches dropped, checked in the constructor and on assignment."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ValueError(
@@ -76,7 +98,7 @@ def check_heads(hidden_size: int, num_attention_heads: int) -> None:
         )
 
 
-def wrap_part(fields: dict[str, Any], config_class: type, key: str) -> dict[str, Any]:
+def wrap_part(fields: dict[str, Any], config_class: type[PreTrainedConfig], key: str) -> dict[str, Any]:
     """Wraps the fields of a part's configuration, from a checkpoint of the part alone, into those of the whole.
 
     Args:
@@ -86,16 +108,7 @@ def wrap_part(fields: dict[str, Any], config_class: type, key: str) -> dict[str,
     """
     part = {name: value for name, value in fields.items() if name not in ("auto_map", "architectures")}
     whole = {name: part.pop(name) for name in ("dtype", "transformers_version") if name in part}
-    return {"model_type": config_class.model_type, key: part, **whole}  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _of_vision_tower(name: str) -> Any:
-    """Makes a property that is stored only in `vision_config`."""
-
-    def write(config: Any, value: Any) -> None:
-        setattr(config.vision_config, name, value)
-
-    return property(lambda config: getattr(config.vision_config, name), write)
+    return {"model_type": config_class.model_type, key: part, **whole}
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
@@ -112,6 +125,21 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
     if kept < 1:
         raise ValueError(f"mask_ratio={mask_ratio} keeps none of the {num_patches} patches; use a lower one.")
     return kept
+
+
+class BlockConfig(Protocol):
+    """The fields of a tower's or the decoder's configuration that its Transformer blocks read."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    attention_dropout: int | float
+
+    @property
+    def _attn_implementation(self) -> str | None: ...
 
 
 class FlipTowerConfig(PreTrainedConfig):
@@ -244,7 +272,7 @@ class FlipVisionConfig(FlipTowerConfig):
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
     mask_ratio: int | float = mask_ratio_field(default=0.5)
-    mask_strategy: Literal["random", "block", "grid", "gaussian"] = "random"
+    mask_strategy: MaskStrategy = "random"
     pooling_type: Literal["mean", "cls"] = "mean"
     position_embedding_type: Literal["sincos2d", "learned"] = "sincos2d"
     use_pre_layernorm: bool = False
@@ -309,13 +337,20 @@ class FlipConfig(PreTrainedConfig):
 
     model_type = "flip"
     # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are needed until 5.17 is dropped.
-    sub_configs = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
-    sub_configs_defaults = {"text_config": FlipTextConfig, "vision_config": FlipVisionConfig}  # pyright: ignore
+    sub_configs_defaults = {  # pyright: ignore[reportAssignmentType]
+        "text_config": FlipTextConfig,
+        "vision_config": FlipVisionConfig,
+    }
+    sub_configs = sub_configs_defaults  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     projection_dim: int = 512
     projection_bias: bool = False
-    text_config: dict | FlipTextConfig | None = None
-    vision_config: dict | FlipVisionConfig | None = None
+    if TYPE_CHECKING:
+        text_config: Part[FlipTextConfig] = Part()
+        vision_config: Part[FlipVisionConfig] = Part()
+    else:
+        text_config: dict | FlipTextConfig | None = None
+        vision_config: dict | FlipVisionConfig | None = None
     logit_scale_init_value: int | float = LOGIT_SCALE_INIT
     max_logit_scale: int | float | None = 100.0
     initializer_factor: int | float = 1.0
@@ -334,20 +369,14 @@ class FlipConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         # Built here, since the base class does so only in newer versions of Transformers.
-        self.text_config = self._build("text_config", FlipTextConfig)
-        self.vision_config = self._build("vision_config", FlipVisionConfig)
+        self.text_config = build_part(self.text_config, FlipTextConfig)
+        self.vision_config = build_part(self.vision_config, FlipVisionConfig)
+        for tower in (self.text_config, self.vision_config):
+            tower.projection_dim = self.projection_dim
+            tower.projection_bias = self.projection_bias
         super().__post_init__(**kwargs)
 
-    def _build(self, name: str, config_class: type) -> Any:
-        """Builds the tower's configuration object, with the shape of the shared embedding."""
-        value = getattr(self, name)
-        # A copy: the caller may pass one object to two configurations that differ in the shared embedding.
-        config = copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
-        config.projection_dim = self.projection_dim
-        config.projection_bias = self.projection_bias
-        return config
-
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
         # Also when `from_pretrained(..., projection_dim=...)` sets it on the built configuration.
         if name in ("projection_dim", "projection_bias"):
@@ -363,8 +392,33 @@ class FlipConfig(PreTrainedConfig):
         """
         check_numbers(self)
 
-    mask_ratio = _of_vision_tower("mask_ratio")
-    mask_strategy = _of_vision_tower("mask_strategy")
+    @overload
+    def get_text_config(self, decoder: Literal[True] | None = None, encoder: None = None) -> FlipTextConfig: ...
+
+    @overload
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig: ...
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """Returns `text_config`, as Transformers' method does, and this configuration where only an encoder counts."""
+        return super().get_text_config(decoder, encoder)
+
+    @property
+    def mask_ratio(self) -> float:
+        """The `mask_ratio` of `vision_config`, where alone it is stored."""
+        return self.vision_config.mask_ratio
+
+    @mask_ratio.setter
+    def mask_ratio(self, value: float) -> None:
+        self.vision_config.mask_ratio = value
+
+    @property
+    def mask_strategy(self) -> MaskStrategy:
+        """The `mask_strategy` of `vision_config`, where alone it is stored."""
+        return self.vision_config.mask_strategy
+
+    @mask_strategy.setter
+    def mask_strategy(self, value: MaskStrategy) -> None:
+        self.vision_config.mask_strategy = value
 
 
 __all__ = ["FlipConfig", "FlipTextConfig", "FlipVisionConfig"]

@@ -1,15 +1,18 @@
 """Configuration of pre-training with MAE's reconstruction beside the contrast: a FlipModel and a decoder."""
 
 # No `from __future__ import annotations` here, as in the other published files.
-import copy
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_flip import FlipConfig, check_heads, check_numbers, wrap_part
+from .configuration_flip import FlipConfig, build_part, check_heads, check_numbers, wrap_part
 
-OBJECTIVES = ("contrastive", "reconstruction", "both")
+if TYPE_CHECKING:
+    from .configuration_flip import Part
+
+Objective = Literal["contrastive", "reconstruction", "both"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @strict
@@ -75,12 +78,19 @@ class FlipPreTrainingConfig(PreTrainedConfig):
 
     model_type = "flip_pretraining"
     # Transformers 5.17 reads `sub_configs`, 5.23 `sub_configs_defaults`; both are needed until 5.17 is dropped.
-    sub_configs = {"flip_config": FlipConfig, "decoder_config": FlipDecoderConfig}  # pyright: ignore
-    sub_configs_defaults = {"flip_config": FlipConfig, "decoder_config": FlipDecoderConfig}  # pyright: ignore
+    sub_configs_defaults = {  # pyright: ignore[reportAssignmentType]
+        "flip_config": FlipConfig,
+        "decoder_config": FlipDecoderConfig,
+    }
+    sub_configs = sub_configs_defaults  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
-    flip_config: dict | FlipConfig | None = None
-    decoder_config: dict | FlipDecoderConfig | None = None
-    objective: Literal["contrastive", "reconstruction", "both"] = "both"
+    if TYPE_CHECKING:
+        flip_config: Part[FlipConfig] = Part()
+        decoder_config: Part[FlipDecoderConfig] = Part()
+    else:
+        flip_config: dict | FlipConfig | None = None
+        decoder_config: dict | FlipDecoderConfig | None = None
+    objective: Objective = "both"
     reconstruction_weight: int | float = 1.0
     norm_pixel_target: bool = True
 
@@ -96,14 +106,9 @@ class FlipPreTrainingConfig(PreTrainedConfig):
         return fields, unused
 
     def __post_init__(self, **kwargs):
-        self.flip_config = self._build(self.flip_config, FlipConfig)
-        self.decoder_config = self._build(self.decoder_config, FlipDecoderConfig)
+        self.flip_config = build_part(self.flip_config, FlipConfig)
+        self.decoder_config = build_part(self.decoder_config, FlipDecoderConfig)
         super().__post_init__(**kwargs)
-
-    @staticmethod
-    def _build(value: Any, config_class: type) -> Any:
-        """Builds a part's configuration object; a copy, as the caller may pass one to two configurations."""
-        return copy.deepcopy(value) if isinstance(value, config_class) else config_class(**(value or {}))
 
     def validate_architecture(self):
         """Checks the fields' values; part of `@strict`.

@@ -4,8 +4,6 @@ Letters: B samples, L patches, K kept patches, D the vision tower's width, W the
 """
 
 # No `from __future__ import annotations` here, as in the other published files.
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -26,12 +24,11 @@ class FlipDecoder(FlipPreTrainedModel):
     def __init__(self, config: FlipDecoderConfig, vision_config: FlipVisionConfig):
         super().__init__(config)
         width = config.hidden_size
-        block_config: Any = config  # has all fields that a tower's block reads
         self.side = vision_config.image_size // vision_config.patch_size
         self.token_projection = nn.Linear(vision_config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.position_embedding = FlipSincosPositions(self.side, width)
-        self.layers = nn.ModuleList([FlipEncoderLayer(block_config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([FlipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pixel_projection = nn.Linear(width, vision_config.num_channels * vision_config.patch_size**2)
         self.post_init()

@@ -11,7 +11,7 @@ by less than 1e-5.
 
 # No `from __future__ import annotations` here, as in the other published files.
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from transformers.image_utils import PILImageResampling
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils.import_utils import requires_backends
 
+ImageT = TypeVar("ImageT", np.ndarray, torch.Tensor)
+
 CUBIC_A = -0.75
 TABLE_STEPS = 1024
 
 
-def square_crop(image: Any) -> Any:
+def square_crop(image: ImageT) -> ImageT:
     """Crops images (..., H, W), an array or a tensor, to the central square; the larger uneven margin comes first."""
     height, width = image.shape[-2:]
     side = min(height, width)

@@ -31,8 +31,8 @@ from transformers.utils.generic import (
 )
 from transformers.utils.output_capturing import capture_outputs
 
-from .clip_flip import ClipExchange
-from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
+from .clip_flip import CLIPModel, flip_config_from_clip, flip_tensors, load_clip, make_clip
+from .configuration_flip import BlockConfig, FlipConfig, FlipTextConfig, FlipVisionConfig
 from .masking_flip import check_ids_keep, cut_patches, draw_mask, num_kept, pooled_token
 from .resizing_flip import FlipSincosPositions, Resizable, resize_patch_kernel, sincos_positions
 
@@ -114,7 +114,7 @@ class FlipOutput(ModelOutput):
     vision_model_output: FlipVisionOutput | None = None
     ids_keep: torch.Tensor | None = None
 
-    def to_tuple(self) -> tuple[Any, ...]:
+    def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
@@ -310,7 +310,7 @@ class FlipQueryKeyValue(nn.Linear):
 class FlipAttention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+    def __init__(self, config: BlockConfig):
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -349,7 +349,7 @@ class FlipAttention(nn.Module):
 class FlipMLP(nn.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+    def __init__(self, config: BlockConfig):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -363,7 +363,7 @@ class FlipMLP(nn.Module):
 class FlipEncoderLayer(GradientCheckpointingLayer):
     """A pre-LayerNorm Transformer block."""
 
-    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+    def __init__(self, config: BlockConfig):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = FlipAttention(config)
@@ -386,7 +386,7 @@ class FlipEncoderLayer(GradientCheckpointingLayer):
 class FlipEncoder(nn.Module):
     """The stack of blocks."""
 
-    def __init__(self, config: FlipTextConfig | FlipVisionConfig):
+    def __init__(self, config: BlockConfig):
         super().__init__()
         self.layers = nn.ModuleList([FlipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
@@ -731,7 +731,7 @@ def normalize(embeds: torch.Tensor) -> torch.Tensor:
     return embeds / (embeds.pow(2).sum(dim=-1, keepdim=True).sqrt() + 1e-8)
 
 
-class FlipModel(ClipExchange, FlipPreTrainedModel):
+class FlipModel(FlipPreTrainedModel):
     """Both towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
 
     _published_as = {
@@ -743,15 +743,12 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)
-        # Not checked by isinstance: as remote code, the configuration's module may be loaded twice.
-        text_config: Any = config.text_config
-        vision_config: Any = config.vision_config
-        self.text_model = FlipTextModel._from_config(text_config)
-        self.vision_model = FlipVisionModel._from_config(vision_config)
-        self.visual_projection = nn.Linear(
-            vision_config.hidden_size, config.projection_dim, bias=config.projection_bias
-        )
-        self.text_projection = nn.Linear(text_config.hidden_size, config.projection_dim, bias=config.projection_bias)
+        self.text_model = FlipTextModel._from_config(config.text_config)
+        self.vision_model = FlipVisionModel._from_config(config.vision_config)
+        width = config.vision_config.hidden_size
+        self.visual_projection = nn.Linear(width, config.projection_dim, bias=config.projection_bias)
+        width = config.text_config.hidden_size
+        self.text_projection = nn.Linear(width, config.projection_dim, bias=config.projection_bias)
         # Of shape (1,), as in the official checkpoints: FSDP2 refuses parameters without dimensions.
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.post_init()
@@ -764,15 +761,64 @@ class FlipModel(ClipExchange, FlipPreTrainedModel):
         """Replaces the text tower's input embeddings."""
         self.text_model.set_input_embeddings(value)
 
+    @classmethod
+    def from_clip(cls, clip: CLIPModel | str, mask_ratio: float = 0.5, **kwargs: Any) -> "FlipModel":
+        r"""Makes a FlipModel with a CLIPModel's weights: the same numbers on whole images, and masked training.
+
+        Args:
+            clip: a CLIPModel, or the folder or Hub id of one (safetensors only). The weights are copied.
+            mask_ratio: fraction of the patches dropped in training.
+            kwargs: with a folder or id: `revision`, `subfolder`, `token`, `dtype`, ... for `CLIPModel.from_pretrained`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: the checkpoint is not a complete CLIPModel.
+
+        Example:
+
+        ```python
+        >>> flip = FlipModel.from_clip("openai/clip-vit-large-patch14", mask_ratio=0.5)
+        >>> # ... train it on half of the patches ...
+        >>> flip.to_clip().save_pretrained("my-clip")  # a stock CLIPModel
+        ```
+        """
+        if not isinstance(clip, CLIPModel):
+            clip = load_clip(clip, **kwargs)
+        flip = cls._from_config(
+            flip_config_from_clip(clip.config, mask_ratio),
+            dtype=clip.dtype,
+            attn_implementation=clip.config._attn_implementation,
+        )
+        flip.load_state_dict(flip_tensors(clip))
+        return flip.to(clip.device).eval()  # pyright: ignore[reportArgumentType]
+
+    def to_clip(self) -> CLIPModel:
+        """Makes a stock CLIPModel that computes the same numbers, in evaluation mode; the weights are copied.
+
+        Raises:
+            ValueError: CLIPModel does not have this architecture; the message names the switches in the way.
+        """
+        tensors = {**self.state_dict(), "logit_scale": self.clipped_logit_scale()}
+        clip = make_clip(self.config, tensors, self.dtype)
+        return clip.to(self.device).eval()  # pyright: ignore[reportArgumentType]
+
+    def _clipped(self) -> torch.Tensor:
+        if self.config.max_logit_scale is None:
+            return self.logit_scale
+        return self.logit_scale.clamp(0, math.log(self.config.max_logit_scale))
+
+    def clipped_logit_scale(self) -> torch.Tensor:
+        """Returns the `logit_scale` (1,) that the forward pass uses, without gradient, for models that never clip."""
+        return self._clipped().detach()
+
     def get_logit_scale(self) -> torch.Tensor:
         """Returns the factor on cosine similarities, (1,): `exp(logit_scale)`, clipped to [1, config.max_logit_scale].
 
         The clip is part of the forward pass, as in the official code: outside it, the gradient is zero.
         """
-        logit_scale = self.logit_scale
-        if self.config.max_logit_scale is not None:
-            logit_scale = logit_scale.clamp(0, math.log(self.config.max_logit_scale))
-        return logit_scale.exp()
+        return self._clipped().exp()
 
     def _logits_per_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Scales cosine similarities (texts, images), in float32: bfloat16 at a scale of 100 is off by up to 0.1."""
@@ -1009,10 +1055,9 @@ class FlipForImageClassification(FlipPreTrainedModel):
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)
-        vision_config: Any = config.vision_config
         self.num_labels = config.num_labels or 0
-        self.vision_model = FlipVisionModel._from_config(vision_config)
-        width = vision_config.hidden_size
+        self.vision_model = FlipVisionModel._from_config(config.vision_config)
+        width = config.vision_config.hidden_size
         self.classifier = nn.Linear(width, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
 

@@ -48,7 +48,7 @@ class FlipForPreTrainingOutput(ModelOutput):
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: FlipVisionOutput | None = None
 
-    def to_tuple(self) -> tuple[Any, ...]:
+    def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
@@ -94,10 +94,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
 
     def __init__(self, config: FlipPreTrainingConfig):
         super().__init__(config)
-        flip_config: Any = config.flip_config
-        decoder_config: Any = config.decoder_config
-        self.flip = FlipModel._from_config(flip_config)
-        self.decoder = FlipDecoder._from_config(decoder_config, vision_config=flip_config.vision_config)
+        self.flip = FlipModel._from_config(config.flip_config)
+        self.decoder = FlipDecoder._from_config(config.decoder_config, vision_config=config.flip_config.vision_config)
         self.post_init()
 
     @classmethod
@@ -108,14 +106,14 @@ class FlipForPreTraining(FlipPreTrainedModel):
             flip: the FlipModel, with `config.mask_ratio` above 0 for training.
             kwargs: fields of [`FlipPreTrainingConfig`].
         """
-        model: Any = cls._from_config(
+        model = cls._from_config(
             FlipPreTrainingConfig(flip_config=flip.config, **kwargs),
             dtype=flip.dtype,
             attn_implementation=flip.config._attn_implementation,
         )
         model.flip = flip
         model.config.flip_config = flip.config
-        return model.to(flip.device).train(flip.training)
+        return model.to(flip.device).train(flip.training)  # pyright: ignore[reportArgumentType]
 
     def reconstruct(self, last_hidden_state: torch.Tensor, ids_keep: torch.Tensor | None) -> torch.Tensor:
         """Predicts all patches of images from the visible ones.
@@ -240,13 +238,13 @@ class FlipForPreTraining(FlipPreTrainedModel):
         objective = self._check_objective(objective, input_ids)
         if mask_ratio is None:
             mask_ratio = self._mask_ratio(objective, chosen=ids_keep is not None or patches is not None)
-        images: Any = {"pixel_values": pixel_values, "mask_ratio": mask_ratio, "ids_keep": ids_keep, "patches": patches}
+        images = {"pixel_values": pixel_values, "mask_ratio": mask_ratio, "ids_keep": ids_keep, "patches": patches}
         if objective == "reconstruction":
-            vision: Any = self.flip.vision_model(**images, return_dict=True, **kwargs)
+            vision = self.flip.vision_model(**images, return_dict=True, **kwargs)
             found: dict[str, Any] = {}
         else:
-            texts: Any = {"input_ids": input_ids, "attention_mask": attention_mask}
-            pairs: Any = self.flip(**texts, **images, return_loss=return_loss, return_dict=True, **kwargs)
+            texts = {"input_ids": input_ids, "attention_mask": attention_mask}
+            pairs = self.flip(**texts, **images, return_loss=return_loss, return_dict=True, **kwargs)
             vision = pairs.vision_model_output
             found = {name: pairs[name] for name in ("logits_per_image", "logits_per_text", "text_model_output")}
             found["loss"] = found["contrastive_loss"] = pairs.loss

@@ -5,10 +5,10 @@ import os
 from typing import Any
 
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs
 
 # Defaults that a call can override. Too long text is truncated, as in the official pipeline; the model would refuse it.
-TEXT_KWARGS = {"padding": True, "truncation": True}
+TEXT_KWARGS: TextKwargs = {"padding": True, "truncation": True}
 
 
 class FlipProcessorKwargs(ProcessingKwargs, total=False):
@@ -29,7 +29,7 @@ class FlipProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = FlipProcessorKwargs
-    text_kwargs: Any = TEXT_KWARGS
+    text_kwargs = TEXT_KWARGS
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         if tokenizer is not None and getattr(tokenizer, "padding_side", "right") != "right":

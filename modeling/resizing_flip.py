@@ -1,10 +1,12 @@
 """Positions and patch projections for images and patches of any size."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from .configuration_flip import FlipVisionConfig
 
 
 def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
@@ -69,11 +71,26 @@ def resize_patch_kernel(weight: torch.Tensor, patch_size: int) -> torch.Tensor:
     return kernel.unflatten(2, (patch_size, patch_size)).to(weight.dtype)
 
 
+class ResizableEmbeddings(Protocol):
+    """The part of a vision tower that depends on the sizes."""
+
+    position_embedding: nn.Module
+
+    def resize(self, side: int, patch_size: int) -> None: ...
+
+
+class ResizableTower(Protocol):
+    """What a vision tower has that can be resized."""
+
+    config: FlipVisionConfig
+    embeddings: ResizableEmbeddings
+
+
 class Resizable:
     """Resizing of a model with a vision tower to other image or patch sizes."""
 
-    def _vision_tower(self) -> Any:
-        tower = getattr(self, "vision_model", self)
+    def _vision_tower(self) -> ResizableTower:
+        tower: Any = getattr(self, "vision_model", self)
         if not hasattr(getattr(tower, "embeddings", None), "patch_embedding"):
             raise NotImplementedError(f"{type(self).__name__} has no vision tower to resize.")
         return tower
@@ -118,8 +135,8 @@ class Resizable:
             ValueError: the patches do not fill the image.
             NotImplementedError: the model has no vision tower.
         """
-        tower: Any = self._vision_tower()
-        size: int = tower.config.image_size if image_size is None else image_size
+        tower = self._vision_tower()
+        size = tower.config.image_size if image_size is None else image_size
         if not 1 <= patch_size <= size or size % patch_size != 0:
             raise ValueError(f"image_size ({size}) must be a multiple of patch_size ({patch_size}).")
         tower.embeddings.resize(size // patch_size, patch_size)

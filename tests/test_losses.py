@@ -11,11 +11,14 @@ from flip_hf.losses import contrastive_loss
 from flip_hf.training.encoder import Encoded
 from flip_hf.training.step import OneProcess, accumulate_gradients
 from tests.helpers.contrast import (
+    CAPTION_IDS,
     CASES,
     PAIRS,
     PIECES,
     assert_same,
     backward,
+    dense_backward,
+    dense_loss,
     differentiate,
     make_batch,
     make_embeds,
@@ -39,14 +42,6 @@ def test_loss_is_that_of_the_model():
         assert (gradients[name] - parameter.grad).abs().max() < allowed, name
 
 
-def dense_loss(images, texts, scale) -> tuple[torch.Tensor, torch.Tensor]:
-    """The formula, with the whole matrix."""
-    logits = scale * images @ texts.T
-    labels = torch.arange(len(images), device=images.device)
-    loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
-    return loss, (logits.argmax(dim=1) == labels).float().mean()
-
-
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
 @pytest.mark.parametrize(("pairs", "tile_size"), [(1, 4), (12, 12), (12, 5), (12, 1), (13, 4), (12, 100)])
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
@@ -59,6 +54,34 @@ def test_tiles_give_the_dense_loss(pairs, tile_size, scale, dtype, allowed):
         assert (value - reference).abs().max() <= allowed * size, (value, reference)
     accuracy = contrastive_loss(*inputs, tile_size=tile_size)[1]
     assert accuracy == dense_loss(*inputs)[1]
+
+
+@pytest.mark.parametrize("captions", [1, 3, 12])
+@pytest.mark.parametrize("tile_size", [1, 5, 100])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_equal_captions_share_the_target(captions, tile_size, scale):
+    inputs = make_embeds(13, scale)
+    caption_ids = torch.arange(13) * 7 % captions
+    expected = differentiate(dense_loss, inputs, caption_ids=caption_ids)
+    ours = differentiate(contrastive_loss, inputs, caption_ids=caption_ids, tile_size=tile_size)
+    for value, reference, size in zip(ours, expected, (1, scale, scale, 1), strict=True):
+        assert (value - reference).abs().max() <= 1e-10 * size, (value, reference)
+    accuracy = contrastive_loss(*inputs, caption_ids=caption_ids, tile_size=tile_size)[1]
+    assert accuracy == dense_loss(*inputs, caption_ids)[1]
+
+
+@pytest.mark.parametrize("tile_size", [4, 13])
+def test_distinct_captions_give_the_loss_of_pairs_to_the_bit(tile_size):
+    inputs = make_embeds(13, 50.0, torch.float32)
+    pairs = differentiate(contrastive_loss, inputs, tile_size=tile_size)
+    caption_ids = torch.randperm(13) * 2**55
+    ours = differentiate(contrastive_loss, inputs, caption_ids=caption_ids, tile_size=tile_size)
+    assert all(torch.equal(value, reference) for value, reference in zip(ours, pairs, strict=True))
+
+
+def test_caption_ids_must_match_the_pairs():
+    with pytest.raises(ValueError, match=r"each of the 3 pairs.*\(2,\)"):
+        contrastive_loss(torch.ones(3, 8), torch.ones(3, 8), torch.ones(1), caption_ids=torch.ones(2))
 
 
 @pytest.mark.parametrize("scale", [100.0, 1000.0])
@@ -175,6 +198,18 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(pieces):
         assert_same(cached[name], gradient, name)
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_equal_captions_of_different_micro_batches_are_positives(pieces):
+    batch = make_batch()
+    expected_loss, expected = dense_backward(make_model(), batch, CAPTION_IDS)
+    labelled = {**batch, "caption_ids": CAPTION_IDS}
+    size = PAIRS // pieces
+    loss, ours = backward(make_model(), [take(labelled, slice(i * size, (i + 1) * size)) for i in range(pieces)])
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    for name, gradient in expected.items():
+        assert_same(ours[name], gradient, name)
+
+
 def test_both_passes_of_a_micro_batch_see_the_same_dropout():
     """With dropout the cached gradient is that of one pass whose random numbers are the first pass's."""
     batch = make_batch()
@@ -262,7 +297,7 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.step import accumulate_gradients
-from tests.helpers.contrast import CASES, PIECES, differentiate, make_embeds
+from tests.helpers.contrast import CAPTION_IDS, CASES, PIECES, differentiate, make_embeds
 from tests.helpers.contrast import PAIRS, make_batch, make_model, take
 
 accelerator = Accelerator(cpu=True)
@@ -273,13 +308,15 @@ distribution = Distribution(accelerator, encoder, make, max_grad_norm=None)
 local = PAIRS // accelerator.num_processes
 rank, results = accelerator.process_index, {}
 
-for pieces in PIECES:
-    size = local // pieces
-    starts = [rank * local + i * size for i in range(pieces)]
-    loss = accumulate_gradients(distribution, [take(make_batch(), slice(start, start + size)) for start in starts])
-    gradients = {name: p.grad.clone() for name, p in flip.named_parameters()}
-    results[f"pieces {pieces}"] = {"loss": accelerator.reduce(loss.loss, "mean"), **gradients}
-    flip.zero_grad()
+for name, ids in {"": {}, "captions, ": {"caption_ids": CAPTION_IDS}}.items():
+    for pieces in PIECES:
+        size = local // pieces
+        starts = [rank * local + i * size for i in range(pieces)]
+        batch = {**make_batch(), **ids}
+        loss = accumulate_gradients(distribution, [take(batch, slice(start, start + size)) for start in starts])
+        gradients = {name: p.grad.clone() for name, p in flip.named_parameters()}
+        results[f"{name}pieces {pieces}"] = {"loss": accelerator.reduce(loss.loss, "mean"), **gradients}
+        flip.zero_grad()
 
 for count, tile_size in CASES:
     images, texts, scale = make_embeds(count * accelerator.num_processes, 50.0)
@@ -312,13 +349,16 @@ def test_processes_give_the_gradient_of_one_with_all_pairs(processes, tmp_path):
     run = run_program(tmp_path / "run.py", tmp_path / "grads.pt", processes=processes)
     assert run.returncode == 0, run.stderr[-3000:]
     results = torch.load(tmp_path / "grads.pt", weights_only=True)
-    loss, whole = backward(make_model(), [make_batch()])
-    for pieces in PIECES:
-        result = results[f"pieces {pieces}"]
-        assert result.pop("loss").item() == pytest.approx(loss, abs=1e-6)
-        assert result.keys() == whole.keys()
-        for name, gradient in whole.items():
-            assert_same(result[name], gradient, f"{name} in {pieces} pieces")
+    for kind, (loss, whole) in {
+        "": backward(make_model(), [make_batch()]),
+        "captions, ": dense_backward(make_model(), make_batch(), CAPTION_IDS),
+    }.items():
+        for pieces in PIECES:
+            result = results[f"{kind}pieces {pieces}"]
+            assert result.pop("loss").item() == pytest.approx(loss, abs=1e-6)
+            assert result.keys() == whole.keys()
+            for name, gradient in whole.items():
+                assert_same(result[name], gradient, f"{name} in {kind}{pieces} pieces")
     for count, tile_size in CASES:
         result = results[f"case {count} {tile_size}"]
         inputs = make_embeds(count * processes, 50.0)

@@ -4,13 +4,12 @@ import copy
 import dataclasses
 import types
 from dataclasses import field
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from flip_hf.console.ranges import Range
 
 # Keys of a field's metadata that are not argparse's.
 RANGE = "range"
-CHOICES = "allowed"
 JSON = "json"
 
 
@@ -24,47 +23,62 @@ def require(condition: bool, message: str) -> None:
         raise OptionError(message)
 
 
-def option(
-    default: Any, help: str, within: Range | None = None, *, choices: tuple[str, ...] = (), json: bool = False
-) -> Any:
-    """Declares a dataclass field that is an option of the command line.
+def option(default: object, help: str, within: Range | None = None, *, json: bool = False) -> Any:
+    """Declares a dataclass field that is an option of the command line; a choice is one of type `Literal`.
 
     Args:
         default: its default value.
         help: its text in `--help`.
         within: the allowed range of a number, or of each of several; required for numbers.
-        choices: the allowed values of a text, or of each of several.
         json: the text is a JSON object, which a recipe may write as a mapping.
     """
-    metadata = {"help": help, RANGE: within, CHOICES: choices, JSON: json}
+    metadata = {"help": help, RANGE: within, JSON: json}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def kind_of(hint: Any) -> tuple[type, bool, bool]:
-    """Returns the type of an option's values, whether there are several, and whether it is optional."""
+class Kind(NamedTuple):
+    """What the type of an option's field says.
+
+    Attributes:
+        value: the type of one value.
+        several: whether there are several.
+        optional: whether it may be absent.
+        choices: the allowed values of a text; empty where all are.
+    """
+
+    value: type
+    several: bool
+    optional: bool
+    choices: tuple[str, ...]
+
+
+def kind_of(hint: Any) -> Kind:
+    """Reads the type of an option's field: of values or a `Literal` of texts, several as a list, optional with None."""
     optional = False
     if get_origin(hint) in (Union, types.UnionType):
         optional = type(None) in get_args(hint)
         (hint,) = (each for each in get_args(hint) if each is not type(None))
-    if get_origin(hint) is list:
-        return get_args(hint)[0], True, optional
-    return hint, False, optional
+    several = get_origin(hint) is list
+    if several:
+        (hint,) = get_args(hint)
+    if get_origin(hint) is Literal:
+        return Kind(str, several, optional, get_args(hint))
+    return Kind(hint, several, optional, ())
 
 
-def complaint(declared: dataclasses.Field, kind: type, value: Any) -> str | None:
+def complaint(declared: dataclasses.Field, kind: Kind, value: object) -> str | None:
     """Describes what is wrong with one value of an option, without the option's name; None if nothing is."""
     within: Range | None = declared.metadata.get(RANGE)
-    choices = declared.metadata.get(CHOICES) or ()
     if within is not None:
         return None if value in within else within.complaint(value)
-    if kind is bool:
+    if kind.value is bool:
         return None if isinstance(value, bool) else f"must be true or false, got {value!r}."
     if not isinstance(value, str):
         return f"must be text, got {value!r}."
-    if choices and value not in choices:
-        return f"is one of {', '.join(choices)}, got {value!r}."
+    if kind.choices and value not in kind.choices:
+        return f"is one of {', '.join(kind.choices)}, got {value!r}."
     return "must not hold a null character." if "\0" in value else None
 
 
@@ -77,11 +91,11 @@ def check_options(options: Any) -> None:
     hints = get_type_hints(type(options))
     for declared in dataclasses.fields(options):
         value = getattr(options, declared.name)
-        kind, several, optional = kind_of(hints[declared.name])
+        kind = kind_of(hints[declared.name])
         if value is None:
-            require(optional, f"--{declared.name} needs a value.")
+            require(kind.optional, f"--{declared.name} needs a value.")
             continue
-        require(not several or isinstance(value, (list, tuple)), f"--{declared.name} takes a list, got {value!r}.")
-        for each in value if several else [value]:
+        require(not kind.several or isinstance(value, (list, tuple)), f"--{declared.name} takes a list, got {value!r}.")
+        for each in value if kind.several else [value]:
             fault = complaint(declared, kind, each)
             require(fault is None, f"--{declared.name} {fault}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -21,7 +21,13 @@ from transformers import CONFIG_MAPPING
 
 from flip_hf.console.endings import one_line
 from flip_hf.console.files import read_text
+from flip_hf.console.json_types import JsonObject
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+ModelT = TypeVar("ModelT", bound="PreTrainedModel")
 # For a model's configuration, and for any other JSON file beside it: the largest tokenizers have 35 MB.
 MAX_CONFIG_BYTES = 2**20
 MAX_JSON_BYTES = 256 * 2**20
@@ -192,7 +198,25 @@ def _is_hub_id(name: str) -> bool:
     return True
 
 
-def check_loaded(name: str | Path, model: Any, report: dict[str, Any]) -> None:
+def load_complete(model_class: type[ModelT], name: str | Path, **options: Any) -> ModelT:
+    """Loads a model whose every tensor is in its files, from safetensors alone.
+
+    Args:
+        model_class: the model's class.
+        name: folder or Hub id.
+        options: for `from_pretrained`.
+
+    Raises:
+        ModelUnreadable: there is no such model, it is damaged, or tensors are missing or left over.
+    """
+    with loading(name):
+        loaded: Any = model_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
+    model, report = loaded
+    check_loaded(name, model, report)
+    return model
+
+
+def check_loaded(name: str | Path, model: "nn.Module", report: JsonObject) -> None:
     """Checks that every tensor of a model was in its files, and that its towers used all tensors for them.
 
     Args:

@@ -31,7 +31,7 @@ _QUOTED = re.compile(r"""(?<=(?P<quote>["'`]))(?:~|[A-Za-z]:)?[/\\][^"'`\n]+(?=(
 _PLAIN = re.compile(r"(?<![\w/.:~*}-])~?/(?:[\w.@+,%={}*?-]+/)+[\w.@+,%={}*?-]*")
 
 
-def without_paths(value: Any) -> Any:
+def without_paths(value: Any) -> Any:  # Any: texts stay texts, lists lists, which no simple signature says
     """Replaces a machine's paths by [`short_name`]s in a text, or in all texts and keys of lists and mappings."""
     if isinstance(value, dict):
         return {without_paths(key): without_paths(each) for key, each in value.items()}

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn, get_type_hints
 
 from flip_hf.console.endings import MISTAKE, end_with
-from flip_hf.console.fields import CHOICES, RANGE, OptionError, kind_of
+from flip_hf.console.fields import RANGE, OptionError, kind_of
 from flip_hf.console.ranges import Range
 
 # Numbers that argparse takes for options: -1e-5, -inf.
@@ -210,30 +210,33 @@ class OptionsParser(ScriptParser):
         raise OptionError(_sentence(message))
 
 
-def _add_option(section: Any, field: dataclasses.Field, hint: Any) -> None:
+def _add_option(section: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> None:
     """Adds a field's option to a group of a parser; a switch that is on by default also gets a `--no_` form."""
-    kind, several, _ = kind_of(hint)
+    kind = kind_of(hint)
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
     # Options that are not given stay out of the namespace: the dataclass has the default.
-    shared = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field.metadata["help"], default)}
-    if kind is bool:
+    shared: dict[str, Any] = {
+        "dest": field.name,
+        "default": argparse.SUPPRESS,
+        "help": _help(field.metadata["help"], default),
+    }
+    if kind.value is bool:
         section.add_argument(f"--{field.name}", nargs="?", const=True, type=boolean, metavar="BOOL", **shared)
         if default is True:
             turned_off = {**shared, "help": f"the same as --{field.name} false"}
             section.add_argument(f"--no_{field.name}", action="store_false", **turned_off)
         return
     within = field.metadata[RANGE]
-    choices = field.metadata[CHOICES]
     if within is not None:
         typed = {"type": within, "metavar": "N"}
-    elif choices and not several:
-        typed = {"type": kind, "choices": choices, "metavar": f"{{{','.join(choices)}}}"}
+    elif kind.choices and not kind.several:
+        typed = {"type": kind.value, "choices": kind.choices, "metavar": f"{{{','.join(kind.choices)}}}"}
     else:
-        typed = {"type": kind, "choices": choices or None, "metavar": "TEXT"}
-    section.add_argument(f"--{field.name}", nargs="+" if several else None, **typed, **shared)
+        typed = {"type": kind.value, "choices": kind.choices or None, "metavar": "TEXT"}
+    section.add_argument(f"--{field.name}", nargs="+" if kind.several else None, **typed, **shared)
 
 
-def _help(text: str, default: Any) -> str:
+def _help(text: str, default: object) -> str:
     """Builds the text of an option in `--help`: its help, and the default if there is one."""
     if default is not None and default is not False and default != []:
         values = default if isinstance(default, list) else [default]

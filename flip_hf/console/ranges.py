@@ -3,7 +3,7 @@
 import argparse
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 # Upper bound of counts: far above any run, and exact as a float.
 MAX_COUNT = 10**15
@@ -37,7 +37,7 @@ class Range:
     says: str = "must be {range}"
     note: str = ""
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: object) -> bool:
         if not self._is_number(value):
             return False
         above = value > self.low if self.open_low else value >= self.low
@@ -45,7 +45,7 @@ class Range:
             return above
         return above and (value < self.high if self.open_high else value <= self.high)
 
-    def _is_number(self, value: Any) -> bool:
+    def _is_number(self, value: object) -> TypeGuard[float]:
         """Returns whether a value is a finite number of the kind; `True` is not."""
         if isinstance(value, bool) or not isinstance(value, (int, float) if self.kind is float else int):
             return False
@@ -62,7 +62,7 @@ class Range:
             return f"above {low} and at most {high}"
         return f"in {'(' if self.open_low else '['}{low}, {high})"
 
-    def complaint(self, value: Any) -> str:
+    def complaint(self, value: object) -> str:
         """Builds the message about a value outside the range, without the option's name."""
         words = self._in_words()
         if not self._is_number(value):
@@ -73,7 +73,7 @@ class Range:
         got = str(got) if len(str(got)) <= MAX_QUOTED else f"{str(got)[:MAX_QUOTED]}..."
         return f"{said.format(range=words)}, got {got}{f': {self.note}' if self.note else ''}."
 
-    def __call__(self, text: str) -> Any:
+    def __call__(self, text: str) -> float:
         """Parses a number of the command line.
 
         Raises:

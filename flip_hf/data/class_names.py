@@ -1,13 +1,14 @@
 """Check that the given class names match the labels of the data."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:  # options are parsed before the modules that open data are imported
     from flip_hf.data.sources import Source
 
 # Meanings of a label that is a string.
-TEXTS = ("index", "name")
+TextLabels = Literal["index", "name"]
+TEXTS: tuple[TextLabels, ...] = get_args(TextLabels)
 # No class has an index with more digits.
 _MAX_DIGITS = 18
 

@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.texts import MAX_CAPTIONS, MAX_TEXT_BYTES, read_caption, read_json, usable_captions
 
 # Formats of a text with captions: one caption, one per line, or a JSON list.
-CAPTION_FORMS = ("text", "lines", "json")
+CaptionForm = Literal["text", "lines", "json"]
+CAPTION_FORMS: tuple[CaptionForm, ...] = get_args(CaptionForm)
 # No class has a longer name, in bytes.
 _MAX_NAME_BYTES = 2**16
 
@@ -36,7 +37,7 @@ class ClassIndex:
         counts = Counter(class_names)
         self.by_name = {name: index for index, name in enumerate(class_names) if counts[name] == 1}
 
-    def __call__(self, value: Any) -> int:
+    def __call__(self, value: object) -> int:
         """Returns the index of the class.
 
         Raises:
@@ -75,7 +76,7 @@ class ClassVector:
     def __init__(self, count: int):
         self.count = count
 
-    def __call__(self, value: Any) -> np.ndarray:
+    def __call__(self, value: object) -> np.ndarray:
         """Returns the classes (C,), int, from a list or from a `.npy` member of a tar file.
 
         Raises:
@@ -90,7 +91,7 @@ class ClassVector:
             raise RefusedSample("unknown label")
         return classes.astype(np.int64)
 
-    def _listed(self, value: Any) -> np.ndarray:
+    def _listed(self, value: object) -> np.ndarray:
         if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != self.count:
             raise ValueError("no list of as many numbers")
         return np.asarray(value)
@@ -108,7 +109,7 @@ class ClassVector:
         return np.frombuffer(file, dtype, count=self.count, offset=header.tell())
 
 
-def nothing(value: Any) -> None:
+def nothing(value: object) -> None:
     """Returns None, the target of images alone."""
 
 
@@ -122,7 +123,7 @@ class Captions:
     def __init__(self, form: str = "text"):
         self.form = form
 
-    def __call__(self, value: Any) -> list[str]:
+    def __call__(self, value: object) -> list[str]:
         """Returns the captions without surrounding white space.
 
         Raises:
@@ -137,7 +138,7 @@ class Captions:
             read_caption(value[0] if value else "")  # raises the reason
         return found
 
-    def _parts(self, value: Any) -> Sequence[Any]:
+    def _parts(self, value: object) -> Sequence[object]:
         if self.form == "text" or not isinstance(value, (bytes, bytearray, str)):
             return [value]
         if len(value) > MAX_TEXT_BYTES:

@@ -2,23 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.names import short_name
 from flip_hf.console.parsers import OptionsParser
 from flip_hf.console.ranges import SEED, integer, number
-from flip_hf.data.class_names import TEXTS
-from flip_hf.data.targets import CAPTION_FORMS
-from flip_hf.evaluation.registry import METRICS, DataSet, all_data_sets, data_set, data_set_names
+from flip_hf.data.class_names import TextLabels
+from flip_hf.data.targets import CaptionForm
+from flip_hf.evaluation.registry import ClassMetric, DataSet, all_data_sets, data_set, data_set_names
 from flip_hf.evaluation.templates import prompt_set, resolve_templates
 from flip_hf.redaction import shown
 
-TASKS = ("zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune")
-FINE_TUNE_RECIPES = ("mae_b", "mae_l", "mae_h", "flip")
+Task = Literal["zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune"]
+TASKS: tuple[Task, ...] = get_args(Task)
 NEED_TRAINING = ("linear-probe", "few-shot", "fine-tune")
 NEED_TEXTS = ("zero-shot", "masked", "retrieval")
-PROBES = ("clip", "mae", "flip")
-CLASS_METRICS = METRICS["classification"]
 _BATCH = integer(1, 2**20)
 
 
@@ -26,7 +25,7 @@ _BATCH = integer(1, 2**20)
 class EvaluationOptions:
     """Options of an evaluation: tasks, data, settings."""
 
-    tasks: list[str] = option(["zero-shot"], f"any of {', '.join(TASKS)}", choices=TASKS)
+    tasks: list[Task] = option(["zero-shot"], f"any of {', '.join(TASKS)}")
     datasets: list[str] = option([], "names or groups of known data sets; --list shows them")
     data_dir: str | None = option(None, "folder of local copies, one folder a data set")
     data: str | None = option(None, "data of your own: a folder, tar or parquet files, lists, or a Hub id")
@@ -39,18 +38,16 @@ class EvaluationOptions:
     image_column: str | None = option(None, "image column of --data; found by its usual names if not given")
     label_column: str | None = option(None, "label column of --data: indices or names; found if not given")
     caption_column: str | None = option(None, "retrieval: caption column of --data; found if not given")
-    caption_form: str = option(
-        "text",
-        "retrieval: form of a value of that column: text (one caption), lines (one a line) or json (a list)",
-        choices=CAPTION_FORMS,
+    caption_form: CaptionForm = option(
+        "text", "retrieval: form of a value of that column: text (one caption), lines (one a line) or json (a list)"
     )
     class_names: str | None = option(
         None, "file with the class names of --data, one a line, in the order of the labels"
     )
-    text_labels: str | None = option(
-        None, "meaning of labels written as text where class names are numbers: index or name", choices=TEXTS
+    text_labels: TextLabels | None = option(
+        None, "meaning of labels written as text where class names are numbers: index or name"
     )
-    metric: str = option("accuracy", f"metric of --data with labels: {', '.join(CLASS_METRICS)}", choices=CLASS_METRICS)
+    metric: ClassMetric = option("accuracy", f"metric of --data with labels: {', '.join(get_args(ClassMetric))}")
     templates: list[str] = option(
         [], "prompts for classes: clip_1, clip_7, clip_80, or templates; each data set's own if not given"
     )
@@ -58,7 +55,7 @@ class EvaluationOptions:
     num_workers: int | None = option(
         None, "data loader workers per process; chosen by the number of cores if not given", integer(0, 1024)
     )
-    precision: str = option("fp32", "fp32 or bf16", choices=("fp32", "bf16"))
+    precision: Literal["fp32", "bf16"] = option("fp32", "fp32 or bf16")
     mask_ratio: float = option(
         0.5,
         "masked: fraction of patches dropped from a view",
@@ -70,13 +67,12 @@ class EvaluationOptions:
         integer(1, 1_000_000, says="are numbers of images per class, {range}"),
     )
     repeats: int = option(3, "few-shot: number of draws of training images", integer(1, 1_000_000))
-    probe: str = option(
+    probe: Literal["clip", "mae", "flip"] = option(
         "clip",
         "linear-probe: clip (L-BFGS on features), mae (LARS on augmented images) or flip (the same, at FLIP's rate)",
-        choices=PROBES,
     )
-    recipe: str | None = option(
-        None, "fine-tune: mae_b, mae_l, mae_h or flip; chosen by the size if not given", choices=FINE_TUNE_RECIPES
+    recipe: Literal["mae_b", "mae_l", "mae_h", "flip"] | None = option(
+        None, "fine-tune: mae_b, mae_l, mae_h or flip; chosen by the size if not given"
     )
     epochs: int | None = option(
         None, "fine-tune and the probes mae and flip: epochs; the recipe's if not given", integer(1, 1_000_000)

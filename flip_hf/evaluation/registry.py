@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -18,10 +18,8 @@ from flip_hf.data.class_names import names_an_index
 from flip_hf.data.targets import CAPTION_FORMS
 from flip_hf.evaluation.templates import resolve_templates
 
-METRICS = {
-    "classification": ("accuracy", "mean_per_class", "mean_top1_top5", "map_11_points", "roc_auc"),
-    "retrieval": ("recall",),
-}
+ClassMetric = Literal["accuracy", "mean_per_class", "mean_top1_top5", "map_11_points", "roc_auc"]
+METRICS: dict[str, tuple[str, ...]] = {"classification": get_args(ClassMetric), "retrieval": ("recall",)}
 SPLITS = ("train", "validation", "test")
 # The C parser is ten times faster, and not in every build of PyYAML.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -162,7 +160,7 @@ def read_data_set(name: str, text: str) -> DataSet:
     return made
 
 
-def _check_fields(about: Any) -> None:
+def _check_fields(about: object) -> None:
     if not isinstance(about, dict):
         raise ValueError("it is not a mapping of fields.")
     known = {f.name: f.default is MISSING for f in fields(DataSet) if f.name != "name"}
@@ -183,7 +181,7 @@ def _check_fields(about: Any) -> None:
             raise ValueError(f"the field {key!r} must not be {value!r:.200}; texts like `no` and `1` need quotes.")
 
 
-def _are_texts(values: Sequence[Any]) -> bool:
+def _are_texts(values: Sequence[object]) -> bool:
     return bool(values) and all(isinstance(value, str) and value.strip() for value in values)
 
 

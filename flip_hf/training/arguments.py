@@ -6,7 +6,7 @@ A bad value is an error before any device is touched.
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import nearest
@@ -104,21 +104,19 @@ class ModelArguments:
             note="use 0 to train on whole images, 0.5 or 0.75 for the paper's settings",
         ),
     )
-    mask_strategy: str = option(
-        "random",
-        "which patches stay: random, block, grid or gaussian; or resize, all of a smaller image",
-        choices=("random", "block", "grid", "gaussian", "resize"),
+    mask_strategy: Literal["random", "block", "grid", "gaussian", "resize"] = option(
+        "random", "which patches stay: random, block, grid or gaussian; or resize, all of a smaller image"
     )
     mask_ratio_end: float | None = option(
         None, "mask ratio at the end of the masked phase; constant if not given", _DROPPED
     )
-    mask_ratio_schedule: str = option(
-        "linear", "linear or cosine, from --mask_ratio to --mask_ratio_end", choices=("linear", "cosine")
+    mask_ratio_schedule: Literal["linear", "cosine"] = option(
+        "linear", "linear or cosine, from --mask_ratio to --mask_ratio_end"
     )
     mask_ratio_steps: int = option(4, "distinct mask ratios along the schedule, both ends included", integer(2, 32))
     text_mask_ratio: float = option(0.0, "fraction of the text's context dropped in the masked phase", _DROPPED)
-    text_mask_strategy: str = option(
-        "prioritized", "random, or prioritized: padding is dropped first", choices=("random", "prioritized")
+    text_mask_strategy: Literal["random", "prioritized"] = option(
+        "prioritized", "random, or prioritized: padding is dropped first"
     )
     attn_implementation: str = option("sdpa", "eager, sdpa, flex_attention or flash_attention_2")
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
@@ -141,7 +139,7 @@ class ModelArguments:
             )
 
     @property
-    def drawn_strategy(self) -> str:
+    def drawn_strategy(self) -> Literal["random", "block", "grid", "gaussian"]:
         """The `mask_strategy` of the model's configuration, for masks it draws itself: only the trainer resizes."""
         return "random" if self.mask_strategy == "resize" else self.mask_strategy
 
@@ -157,15 +155,18 @@ class ModelArguments:
 class ObjectiveArguments:
     """The objective: image against text, the pixels of dropped patches (MAE), or both."""
 
-    objective: str = option(
-        "contrastive",
-        "contrastive (FLIP), reconstruction (MAE; needs no captions) or both",
-        choices=("contrastive", "reconstruction", "both"),
+    objective: Literal["contrastive", "reconstruction", "both"] = option(
+        "contrastive", "contrastive (FLIP), reconstruction (MAE; needs no captions) or both"
     )
     reconstruction_weight: float = option(
         1.0,
         "weight of the reconstruction loss where it is added to the contrastive one",
         number(0, 1_000_000, open_low=True),
+    )
+    positives: Literal["pair", "caption"] | None = option(
+        None,
+        "texts that an image is drawn to: its own (pair), or all of the batch that equal it (caption); if not given, "
+        "caption where captions are made of labels",
     )
     decoder_config: str | None = option(
         None, "FlipDecoderConfig fields, as JSON; MAE's 8 x 512 if not given", json=True
@@ -352,9 +353,7 @@ class OptimizationArguments:
         4e-8, "peak learning rate of unmasked tuning, for 256 samples a step", _LEARNING_RATE
     )
     unmasked_warmup_samples: int = option(25_600_000, "samples of warm-up in unmasked tuning", _SAMPLES)
-    precision: str = option(
-        "auto", "auto (bf16 where the hardware has it), fp32 or bf16", choices=("auto", "fp32", "bf16")
-    )
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
     compile: bool = option(False, "torch.compile the model: minutes at the start, faster steps on a GPU")
 
     def __post_init__(self):

@@ -25,8 +25,8 @@ def make_average(
         return None
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            "--ema_half_life needs whole weights on each process; leave it out, or launch with "
-            "scripts/accelerate/ddp.yaml."
+            "--ema_half_life needs whole weights on each process; leave it out, or launch by "
+            "`accelerate launch --multi_gpu`, which shards nothing."
         )
     decay = 0.5 ** (batch_size / half_life)
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)

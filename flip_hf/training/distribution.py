@@ -63,11 +63,15 @@ class Distribution:
             )
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
             raise ValueError(
-                "FSDP version 1 is not supported; set fsdp_version: 2, as in scripts/accelerate/fsdp2.yaml."
+                "FSDP version 1 is not supported; set fsdp_version: 2 in Accelerate's configuration, or launch with "
+                "--fsdp_version 2."
             )
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed else None
         if plugin is not None and plugin.zero_stage == 3:
-            raise ValueError("DeepSpeed ZeRO-3 is not supported; use scripts/accelerate/zero2.yaml or fsdp2.yaml.")
+            raise ValueError(
+                "DeepSpeed ZeRO-3 is not supported; set zero_stage: 2 in Accelerate's configuration, or launch with "
+                "--zero_stage 2, or with --use_fsdp --fsdp_version 2."
+            )
 
     def _compile(self, encoder: PairEncoder, compiler: str) -> None:
         """Compiles in place, so that weights keep their names, and before wrapping, so that DDP can overlap."""

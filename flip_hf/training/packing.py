@@ -6,6 +6,7 @@ every text's feature is the same as if it were encoded alone.
 Letters: B texts, T their padded length, R rows, W places of a row: the model's context.
 """
 
+import hashlib
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from flip_hf.modeling.masking_flip import pooled_token
 
 # The number of rows is a multiple of batch / 64, so that batches have few shapes: torch.compile compiles each.
 STEPS = 64
+
+CAPTION_IDS = "caption_ids"  # of a batch: equal where captions are, for a loss that counts those as positives
 
 
 def can_pack(text_config: Any, text_mask_ratio: float) -> bool:
@@ -94,6 +97,19 @@ def packed_attention_mask(position_ids: torch.Tensor, causal: bool) -> torch.Ten
     return (mask.tril() if causal else mask)[:, None]
 
 
+def caption_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Returns integers (B,) that are equal where the tokens of captions (B, T) are, in all processes.
+
+    They are hashes of 64 bits: among the 65,536 captions of a large batch, two that differ have the same one with a
+    probability of 1e-10.
+    """
+    hashes = []
+    for tokens, length in zip(input_ids.numpy(), attention_mask.sum(dim=1).tolist(), strict=True):
+        digest = hashlib.blake2b(tokens[:length].tobytes(), digest_size=8).digest()
+        hashes.append(int.from_bytes(digest, "little", signed=True))
+    return torch.tensor(hashes)
+
+
 class Tokenize:
     """Turns captions into arguments of the text tower, packed where the run allows it, in the loader workers.
 
@@ -101,18 +117,30 @@ class Tokenize:
         tokenizer: the run's tokenizer, with the length to truncate at.
         text_config: the model's text configuration.
         text_mask_ratio: fraction of the context that the training step will drop.
+        compares_captions: whether the loss needs to know which captions are equal.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_config: Any, text_mask_ratio: float):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_config: Any,
+        text_mask_ratio: float,
+        compares_captions: bool = False,
+    ):
         self.tokenizer = tokenizer
         self.text_config = text_config
+        self.compares_captions = compares_captions
         self.packs = can_pack(text_config, text_mask_ratio)
 
     def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """Returns [`pack_texts`]' output, or `input_ids` and `attention_mask` (B, T), padded to the longest."""
+        """Returns [`pack_texts`]' output, or `input_ids` and `attention_mask` (B, T), padded to the longest.
+
+        Where the loss compares captions, their `caption_ids` (B,) come with them.
+        """
         encoded = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
         input_ids = encoded["input_ids"]
         attention_mask = encoded["attention_mask"]
+        ids = {CAPTION_IDS: caption_ids(input_ids, attention_mask)} if self.compares_captions else {}
         if self.packs:
-            return pack_texts(input_ids, attention_mask, self.text_config)
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+            return {**pack_texts(input_ids, attention_mask, self.text_config), **ids}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **ids}

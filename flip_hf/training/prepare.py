@@ -8,7 +8,7 @@ from flip_hf.training.arguments import ModelArguments, ObjectiveArguments
 from flip_hf.training.masks import TextMasks
 from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import visible_and_target
-from flip_hf.training.step import Batch, Inputs
+from flip_hf.training.step import Batch, Inputs, without_caption_ids
 
 
 class PrepareBatch:
@@ -37,6 +37,7 @@ class PrepareBatch:
 
     def __call__(self, batch: Batch, phase: Phase) -> Inputs:
         """Makes the model's inputs of a micro-batch from the loader."""
+        batch = without_caption_ids(batch)
         inputs: Inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         inputs["patches"] = self.normalize(inputs["patches"])
         if self.objective.reconstructs:

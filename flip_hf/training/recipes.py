@@ -15,8 +15,9 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from flip_hf.console.fields import JSON, complaint, kind_of
+from flip_hf.console.fields import JSON, Kind, complaint, kind_of
 from flip_hf.console.files import read_text
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import Heading, OptionsParser, boolean, heading_of, nearest
 from flip_hf.console.plain_yaml import Plain, read_yaml
 from flip_hf.training.arguments import (
@@ -75,7 +76,7 @@ def option_names() -> list[str]:
     return [field.name for group in GROUPS for field in dataclasses.fields(group)]
 
 
-def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> JsonObject:
     """The values of a recipe over those of its `base`, another recipe: one beside it, or else a named one.
 
     Args:
@@ -103,12 +104,12 @@ def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> d
     return recipe_options(base.value, *below, above=(*above, path)) | options
 
 
-def _declared(name: str) -> tuple[dataclasses.Field, type, bool] | None:
-    """An option's field, its type, and whether it takes several values."""
+def _declared(name: str) -> tuple[dataclasses.Field, Kind] | None:
+    """An option's field, and what its type says."""
     for group in GROUPS:
         for field in dataclasses.fields(group):
             if field.name == name:
-                return field, *kind_of(get_type_hints(group)[name])[:2]
+                return field, kind_of(get_type_hints(group)[name])
     return None
 
 
@@ -123,7 +124,7 @@ def _checked(path: Path, key: str, plain: Plain) -> Any:
     declared = _declared(key)
     if declared is None:
         raise ValueError(f"{path}: there is no option {key!r}.{nearest(key, option_names())}")
-    field, kind, several = declared
+    field, kind = declared
     if field.metadata[JSON] and isinstance(plain.value, dict):
         try:
             json.dumps(plain.value)
@@ -131,22 +132,24 @@ def _checked(path: Path, key: str, plain: Plain) -> Any:
             raise ValueError(f"{path}: {key} must hold numbers and texts alone: {error}.") from error
         return plain.value
     given = plain.value if isinstance(plain.value, list) else [plain.value]
-    if isinstance(plain.value, list) and not (several and plain.value):
-        raise ValueError(f"{path}: {key} takes {'at least one value' if several else 'one value'}, got {plain.value}.")
+    if isinstance(plain.value, list) and not (kind.several and plain.value):
+        raise ValueError(
+            f"{path}: {key} takes {'at least one value' if kind.several else 'one value'}, got {plain.value}."
+        )
     found: list[Any] = []
     for value, written in zip(given, plain.written, strict=True):
         # YAML reads 010 as 8, and 4e-6 as text; what is meant is what is written.
-        read = _as_written(kind, written, value)
+        read = _as_written(kind.value, written, value)
         no_value = written is None or value is None
         fault = f"must be one value, got {value!r}." if no_value else complaint(field, kind, read)
         if fault is not None:
             raise ValueError(f"{path}: {key} {fault}")
         same = not isinstance(value, (int, float)) or isinstance(value, bool) or read == value
-        found.append(value if kind is not str and same else read)
+        found.append(value if kind.value is not str and same else read)
     return found if isinstance(plain.value, list) else found[0]
 
 
-def _as_written(kind: type, written: str | None, value: Any) -> Any:
+def _as_written(kind: type, written: str | None, value: object) -> object:
     """Parses a written value as the command line would; returns the text where it is of another type."""
     if kind is str or written is None:
         return written
@@ -158,7 +161,7 @@ def _as_written(kind: type, written: str | None, value: Any) -> Any:
         return written
 
 
-def _as_argv(options: dict[str, Any]) -> list[str]:
+def _as_argv(options: JsonObject) -> list[str]:
     """Options as command-line words, so that one parser types both (YAML reads 4e-6 as text)."""
     argv = []
     for key, value in options.items():

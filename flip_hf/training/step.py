@@ -20,6 +20,7 @@ from flip_hf.losses import at_least_float32, contrastive_loss
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import Embeddings, Encoded
 from flip_hf.training.generators import generator_state, restored_generators
+from flip_hf.training.packing import CAPTION_IDS
 
 Batch = dict[str, torch.Tensor]
 Inputs = dict[str, Any]  # tensors and flags
@@ -61,7 +62,7 @@ class BatchLoss:
 
     Attributes:
         loss: the loss whose gradient was taken.
-        accuracy: fraction of images whose own text is the most similar; None where nothing is contrasted.
+        accuracy: fraction of images whose most similar text is a positive; None where nothing is contrasted.
         logit_scale: the factor on cosine similarities (1,); None where nothing is contrasted.
         contrastive_loss, reconstruction_loss: the two terms of `loss`, unweighted; None unless there are both.
     """
@@ -133,7 +134,7 @@ def train_step(
 
 
 def accumulate_gradients(
-    trained: Trained, micro_batches: list[Batch], prepare: Prepare = dict, reconstruction_weight: float = 1.0
+    trained: Trained, micro_batches: list[Batch], prepare: Prepare | None = None, reconstruction_weight: float = 1.0
 ) -> BatchLoss:
     """Computes the loss of a whole batch and adds its gradient to the parameters.
 
@@ -141,10 +142,12 @@ def accumulate_gradients(
 
     Args:
         trained: the model, and how its gradients are accumulated.
-        micro_batches: this process's part of the batch; without `input_ids`, nothing is contrasted.
-        prepare: makes the model's inputs of a micro-batch; the micro-batch itself if not given.
+        micro_batches: this process's part of the batch; without `input_ids`, nothing is contrasted. With `caption_ids`
+            (B,), pairs that have the same one are positives of each other.
+        prepare: makes the model's inputs of a micro-batch; all but `caption_ids` of it if not given.
         reconstruction_weight: weight of the reconstruction loss where there is one beside the contrastive one.
     """
+    prepare = prepare or without_caption_ids
     if "input_ids" not in micro_batches[0]:
         return _reconstruct(trained, micro_batches, prepare)
     if len(micro_batches) == 1:
@@ -152,10 +155,22 @@ def accumulate_gradients(
     return _contrast_in_pieces(trained, micro_batches, prepare, reconstruction_weight)
 
 
+def without_caption_ids(batch: Batch) -> Batch:
+    """Returns a batch without what the loss alone reads."""
+    return {name: value for name, value in batch.items() if name != CAPTION_IDS}
+
+
+def _caption_ids(micro_batches: list[Batch], device: torch.device) -> torch.Tensor | None:
+    if CAPTION_IDS not in micro_batches[0]:
+        return None
+    return torch.cat([batch[CAPTION_IDS] for batch in micro_batches]).to(device, non_blocking=True)
+
+
 def _contrast(trained: Trained, batch: Batch, prepare: Prepare, weight: float) -> BatchLoss:
     """Contrasts a batch in one piece."""
     encoded = trained.model(**prepare(batch))  # a name for the inputs would keep them through the backward pass
-    contrastive, accuracy = contrastive_loss(*encoded.embeddings)
+    caption_ids = _caption_ids([batch], trained.device)
+    contrastive, accuracy = contrastive_loss(*encoded.embeddings, caption_ids=caption_ids)
     reconstruction = encoded.reconstruction_loss
     trained.backward(contrastive if reconstruction is None else contrastive + weight * reconstruction)
     return _batch_loss(contrastive, accuracy, encoded.embeddings.logit_scale, reconstruction, weight)
@@ -164,7 +179,8 @@ def _contrast(trained: Trained, batch: Batch, prepare: Prepare, weight: float) -
 def _contrast_in_pieces(trained: Trained, micro_batches: list[Batch], prepare: Prepare, weight: float) -> BatchLoss:
     """Contrasts all micro-batches with each other; both passes draw the same masks and dropout."""
     embedded, sizes, states = _embed(trained, micro_batches, prepare)
-    contrastive, accuracy, gradients = _differentiate(embedded)
+    caption_ids = _caption_ids(micro_batches, trained.device)
+    contrastive, accuracy, gradients = _differentiate(embedded, caption_ids)
     logit_scale = embedded.logit_scale
     del embedded
     image_grads = gradients.images.split(sizes)
@@ -208,10 +224,12 @@ def _embed(
     return Embeddings(torch.cat(images), torch.cat(texts), scales[0]), [len(image) for image in images], states
 
 
-def _differentiate(embedded: Embeddings) -> tuple[torch.Tensor, torch.Tensor, Embeddings]:
+def _differentiate(
+    embedded: Embeddings, caption_ids: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, Embeddings]:
     """Returns loss, accuracy, and the gradients of the loss with respect to the embeddings and the scale."""
     inputs = [at_least_float32(value).detach().requires_grad_() for value in embedded]
-    loss, accuracy = contrastive_loss(*inputs)
+    loss, accuracy = contrastive_loss(*inputs, caption_ids=caption_ids)
     return loss.detach(), accuracy, Embeddings(*torch.autograd.grad(loss, inputs))
 
 

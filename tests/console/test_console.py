@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_text_is_read_up_to_its_limit(tmp_path):
 class Some:
     count: int = option(3, "a count", integer(1, 9, note="nine lives"))
     shares: list[float] = option([0.5], "shares", number(0, 1))
-    name: str | None = option(None, "a name", choices=("a", "b"))
+    name: Literal["a", "b"] | None = option(None, "a name")
     loud: bool = option(False, "whether")
 
     def __post_init__(self):

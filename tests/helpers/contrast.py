@@ -11,6 +11,7 @@ from tests.helpers.models import tiny_config
 
 PAIRS = 12
 PIECES = (1, 3)
+CAPTION_IDS = torch.arange(PAIRS) * 5 % 4  # equal ones lie in different processes and micro-batches
 CASES = ((1, 2048), (1, 1), (3, 2), (5, 2048))  # pairs a process, tile size
 
 
@@ -68,3 +69,24 @@ def differentiate(loss_function, inputs: list[torch.Tensor], **options) -> list[
     """The loss and its gradients."""
     loss, _ = loss_function(*inputs, **options)
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def dense_loss(images, texts, scale, caption_ids=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula, with the whole matrix; pairs of equal captions share the target."""
+    logits = scale * images @ texts.T
+    ids = torch.arange(len(images), device=images.device) if caption_ids is None else caption_ids
+    equal = ids[:, None] == ids
+    targets = equal / equal.sum(dim=1, keepdim=True).to(logits.dtype)
+    loss = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+    best = logits.argmax(dim=1)
+    return loss, equal[torch.arange(len(best)), best].float().mean()
+
+
+def dense_backward(
+    model: FlipModel, batch: dict[str, torch.Tensor], caption_ids: torch.Tensor
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and all gradients of one step by the formula."""
+    outputs = model(**batch)
+    loss, _ = dense_loss(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale(), caption_ids)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}

@@ -1,7 +1,6 @@
 import itertools
 import math
-from dataclasses import fields
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from flip_hf import FlipModel, FlipVisionConfig
 from flip_hf.modeling.masking_flip import (
     MASK_STRATEGIES,
+    TEXT_MASK_STRATEGIES,
     cut_patches,
     draw_mask,
     mask_text,
@@ -215,5 +215,6 @@ def test_short_texts_stay_as_they_are_where_padding_is_dropped_first():
 def test_every_strategy_is_a_choice_of_a_run():
     from flip_hf.training.arguments import ModelArguments
 
-    (option,) = [field for field in fields(ModelArguments) if field.name == "mask_strategy"]
-    assert option.metadata["allowed"] == (*MASK_STRATEGIES, "resize")
+    hints = get_type_hints(ModelArguments)
+    assert get_args(hints["mask_strategy"]) == (*MASK_STRATEGIES, "resize")
+    assert get_args(hints["text_mask_strategy"]) == TEXT_MASK_STRATEGIES

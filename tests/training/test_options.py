@@ -8,15 +8,18 @@ from typing import get_type_hints
 
 import pytest
 
-from flip_hf.console.fields import CHOICES, RANGE, OptionError, kind_of
+from flip_hf.console.fields import RANGE, OptionError, kind_of
 from flip_hf.evaluation.options import EvaluationOptions, parse_options
+from flip_hf.evaluation.registry import METRICS
+from flip_hf.modeling.configuration_pretraining_flip import OBJECTIVES
 from flip_hf.training.models import make_config
 from flip_hf.training.recipes import GROUPS, option_names, parse_arguments
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 FIELDS = [(group, field) for group in (*GROUPS, EvaluationOptions) for field in dataclasses.fields(group)]
-NUMBERS = [each for each in FIELDS if kind_of(get_type_hints(each[0])[each[1].name])[0] in (int, float)]
-CHOOSING = [each for each in FIELDS if each[1].metadata[CHOICES]]
+KINDS = {(group, field.name): kind_of(get_type_hints(group)[field.name]) for group, field in FIELDS}
+NUMBERS = [each for each in FIELDS if KINDS[each[0], each[1].name].value in (int, float)]
+CHOOSING = [each for each in FIELDS if KINDS[each[0], each[1].name].choices]
 
 
 def parse(*argv: str):
@@ -38,8 +41,9 @@ def outside(within) -> list[float]:
 @pytest.mark.parametrize(("group", "field"), NUMBERS, ids=name_of)
 def test_every_number_has_a_range_that_holds_everywhere(group, field, tmp_path):
     within = field.metadata[RANGE]
-    (kind, several, _) = kind_of(get_type_hints(group)[field.name])
-    assert within is not None and within.kind is kind
+    kind = KINDS[group, field.name]
+    several = kind.several
+    assert within is not None and within.kind is kind.value
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     assert all(each in within for each in (default if several and default else [default]) if each is not None)
     base = {"train_data": ["x"]} if "train_data" in {each.name for each in dataclasses.fields(group)} else {}
@@ -64,11 +68,21 @@ def test_every_number_has_a_range_that_holds_everywhere(group, field, tmp_path):
 
 @pytest.mark.parametrize(("group", "field"), CHOOSING, ids=name_of)
 def test_every_choice_is_one_of_those(group, field):
-    several = kind_of(get_type_hints(group)[field.name])[1]
+    kind = KINDS[group, field.name]
     base = {"train_data": ["x"]} if "train_data" in {each.name for each in dataclasses.fields(group)} else {}
     base = {"datasets": ["cifar10"]} if group is EvaluationOptions else base
-    with pytest.raises(OptionError, match=f"--{field.name} is one of {', '.join(field.metadata[CHOICES])}, got 'x'"):
-        group(**base, **{field.name: ["x"] if several else "x"})
+    with pytest.raises(OptionError, match=f"--{field.name} is one of {', '.join(kind.choices)}, got 'x'"):
+        group(**base, **{field.name: ["x"] if kind.several else "x"})
+
+
+def test_the_choices_are_read_from_the_types():
+    chosen = {name: kind.choices for (_, name), kind in KINDS.items() if kind.choices}
+    assert set(chosen) == {
+        *("mask_strategy", "mask_ratio_schedule", "text_mask_strategy", "objective", "precision"),
+        *("tasks", "caption_form", "text_labels", "metric", "probe", "recipe"),
+    }
+    assert chosen["objective"] == OBJECTIVES
+    assert chosen["metric"] == METRICS["classification"]
 
 
 @pytest.mark.parametrize(

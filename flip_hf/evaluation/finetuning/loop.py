@@ -69,7 +69,8 @@ def _check(model: FlipForImageClassification, accelerator: Accelerator) -> None:
         )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            "Fine-tuning needs whole weights on each process; launch with scripts/accelerate/ddp.yaml, or one process."
+            "Fine-tuning needs whole weights on each process; launch it by `accelerate launch --multi_gpu`, or in one "
+            "process."
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError("Fine-tuning does not accumulate gradients; leave gradient_accumulation_steps at 1.")
