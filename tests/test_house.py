@@ -134,6 +134,33 @@ def test_tests_share_helpers_and_not_each_other():
             assert f"{module}.{name}".startswith("tests.helpers."), f"{path.name} imports {name} from {module}"
 
 
+# A test says one thing in its name. These check much of what one run in processes of its own leaves.
+MAX_ASSERTIONS = 8
+SEVERAL_THINGS = {
+    # A run and its resume under a server that asks for a password, for each kind of secret.
+    "test_a_run_writes_no_credentials_and_resumes_with_them",
+    # A Python without this package, which imports torch and Transformers anew.
+    "test_folders_work_without_this_package_where_their_code_is_trusted",
+    "test_the_script_publishes_a_model_that_loads_elsewhere",
+    "test_a_run_is_pushed_while_it_trains_and_at_its_end",
+}
+
+
+def test_a_test_has_few_assertions():
+    found = set()
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                if sum(map(is_assertion, ast.walk(node))) > MAX_ASSERTIONS:
+                    found.add(node.name)
+    assert found == SEVERAL_THINGS
+
+
+def is_assertion(node: ast.AST) -> bool:
+    """Whether a node is an `assert`, or a call of `pytest.raises`."""
+    return isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.raises")
+
+
 def test_published_files_are_flat_and_import_nothing_else():
     assert sorted(p.name for p in (ROOT / "modeling").glob("*.py")) == ["__init__.py", *PUBLISHED]
     for name in PUBLISHED:

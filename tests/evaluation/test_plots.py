@@ -42,29 +42,58 @@ def do_not_overlap(labels) -> bool:
     return not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
 
 
-def test_bars_stand_beside_the_papers_figures(picture):
-    results = {"imagenet": 0.35, "cifar10": 0.7, "a $5 data $et": 1.0}
+RESULTS = {"imagenet": 0.35, "cifar10": 0.7, "a $5 data $et": 1.0}
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory):
+    """The figure of three results beside four papers, and its file."""
+    path = tmp_path_factory.mktemp("bars") / "picture.png"
     papers = {m: published()[m] for m in ("FLIP L/14", "FLIP L/16", "OpenCLIP L/14")} | {"Other": {"mnist": 0.5}}
-    figure = plot_zero_shot_bars(results, papers, picture, chance={"cifar10": 0.1, "mnist": 0.1}, label="$mine$")
-    (axes,) = figure.axes
+    chance = {"cifar10": 0.1, "mnist": 0.1}
+    return plot_zero_shot_bars(RESULTS, papers, path, chance=chance, label="$mine$"), path
+
+
+def markers_of(figure) -> dict:
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def test_bars_show_the_results(bars):
+    (axes,) = bars[0].axes
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([35, 70, 100])
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(results)
-    assert texts_of(axes) == ["35.0", "70.0", "100.0"]
-    markers = {line.get_label(): line for line in axes.lines}
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(RESULTS)
+    assert texts_of(axes) == ["35.0", "70.0", "100.0"] and "(%)" in axes.get_xlabel()
+
+
+def test_markers_show_the_papers_figures(bars):
+    markers = markers_of(bars[0])
     assert list(markers) == ["FLIP L/14", "FLIP L/16", "OpenCLIP L/14"]  # one that has none of the data sets is not
     assert markers["FLIP L/14"].get_xdata() == pytest.approx([74.6, 97.2])
     assert markers["FLIP L/16"].get_xdata() == pytest.approx([74.3])
-    # Each marker within its bar, on a lane of its own, and of another form or filling.
+
+
+def test_each_marker_is_within_its_bar_on_a_lane_and_of_a_form_of_its_own(bars):
+    markers = markers_of(bars[0])
     assert np.abs(markers["FLIP L/14"].get_ydata() - [0, 1]).max() < 0.39
     assert len({line.get_ydata()[0] for line in markers.values()}) == 3
     assert len({(line.get_marker(), line.get_markerfacecolor()) for line in markers.values()}) == 3
-    (chance,) = axes.collections
+
+
+def test_chance_is_drawn_once_for_each_data_set_shown(bars):
+    (chance,) = bars[0].axes[0].collections
     assert chance.get_segments()[0][:, 0].tolist() == pytest.approx([10, 10]) and len(chance.get_segments()) == 1
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["$mine$ (figures on the right)", *markers, "chance"]
-    assert not any(text.get_parse_math() for text in (*figure.legends[0].get_texts(), *axes.get_yticklabels()))
-    assert "(%)" in axes.get_xlabel()
-    assert is_grey(picture)
+
+
+def test_the_legend_names_every_mark_in_plain_text(bars):
+    figure, _ = bars
+    legend = figure.legends[0].get_texts()
+    expected = ["$mine$ (figures on the right)", *markers_of(figure), "chance"]
+    assert [text.get_text() for text in legend] == expected
+    assert not any(text.get_parse_math() for text in (*legend, *figure.axes[0].get_yticklabels()))
+
+
+def test_bars_need_no_colour(bars):
+    assert is_grey(bars[1])
 
 
 def test_markers_of_many_papers_differ(picture):
@@ -122,30 +151,44 @@ def test_right_answers_have_a_thick_frame_and_a_tick(picture):
     assert (pixels(picture)[:5] == 255).all()
 
 
-def test_probe_curves_show_the_best_and_the_spread(picture):
+@pytest.fixture(scope="module")
+def probe_curves(tmp_path_factory):
+    """The panels of a sweep and of few shots, and their file."""
+    path = tmp_path_factory.mktemp("curves") / "picture.png"
     linear = Sweep({100.0: 0.5, 1e-6: 0.4, 0.1: 0.75}, "a fifth of train, held out, n = 20", 0.7, "test, n = 40")
     few_shot = {4: [0.5, 0.6, 0.55], 1: [0.2, 0.4], 16: [0.7]}
-    sweep, shots = plot_probe_curves(linear, few_shot, 0.612, picture, "test, n = 40").axes
+    sweep, shots = plot_probe_curves(linear, few_shot, 0.612, path, "test, n = 40").axes
+    return sweep, shots, path
+
+
+def test_a_sweep_shows_its_curve_its_best_and_the_test(probe_curves):
+    sweep, _, _ = probe_curves
     curve, best, tested = sweep.lines
     assert curve.get_xdata() == pytest.approx([1e-6, 0.1, 100]) and curve.get_ydata() == pytest.approx([40, 75, 50])
-    assert (sweep.get_xscale(), best.get_label()) == (
-        "log",
-        "best on a fifth of train, held out, n = 20: 75.0 at λ = 0.1",
-    )
+    assert sweep.get_xscale() == "log"
+    assert best.get_label() == "best on a fifth of train, held out, n = 20: 75.0 at λ = 0.1"
     assert tested.get_ydata() == pytest.approx([70, 70])
     assert tested.get_label() == "with that λ on test, n = 40: 70.0"
+
+
+def test_few_shots_show_their_mean_their_spread_and_zero_shot(probe_curves):
+    _, shots, _ = probe_curves
     mean, zero_shot = shots.lines
     assert mean.get_xdata().tolist() == [1, 4, 16] and mean.get_ydata() == pytest.approx([30, 55, 70])
     assert zero_shot.get_ydata() == pytest.approx([61.2, 61.2]) and zero_shot.get_label() == "zero-shot: 61.2"
     band = shots.collections[0].get_paths()[0].vertices
     assert {(round(x), round(y)) for x, y in band} >= {(1, 20), (1, 40), (4, 50), (4, 60), (16, 70)}
     assert [label.get_text() for label in shots.get_xticklabels()] == ["1", "4", "16"]
+
+
+def test_probe_curves_name_their_data_outside_the_panels_without_colour(probe_curves):
+    sweep, shots, path = probe_curves
     assert sweep.get_ylabel() == "accuracy (%), higher is better\ncurve: a fifth of train, held out, n = 20"
     assert shots.get_ylabel() == "accuracy (%), higher is better\ntest, n = 40"
     for panel in (sweep, shots):
         legend = panel.get_legend().get_window_extent()
         assert not legend.overlaps(panel.get_window_extent())
-    assert is_grey(picture)
+    assert is_grey(path)
 
 
 def test_one_kind_of_probe_is_one_panel(picture):

@@ -17,9 +17,10 @@ from flip_hf.commands.push import main
 from flip_hf.console.names import without_paths
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
+from tests.helpers.documents.prepared import HUB, use_local_hub
 from tests.helpers.hub_server import WRITER
-from tests.helpers.pretraining import SHORT, TINY
-from tests.helpers.programs import ROOT
+from tests.helpers.pretraining import PRETRAIN, SHORT, TINY
+from tests.helpers.programs import ROOT, run_program
 
 REPO = "you/flip"
 SCRIPT = str(ROOT / "scripts" / "push_to_hub.py")
@@ -118,16 +119,26 @@ def test_without_a_network_there_is_a_folder_to_upload(script, run_folder, tmp_p
     assert said.startswith("error: HF_HUB_OFFLINE is set") and said.endswith("makes the folder without the network.")
 
 
-def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, run, tar_folder, tmp_path):
+def log_requests_at_the_local_hub() -> None:
+    """Does in a fork what HF_DEBUG does before its import: what is sent is logged, with the headers."""
+    use_local_hub()
+    constants.HF_DEBUG = True
+    hub_logging.set_verbosity_debug()
+
+
+def test_a_run_is_pushed_while_it_trains_and_at_its_end(hub, tar_folder, tmp_path):
     """The connection breaks in the middle, and ends nothing."""
     hub.drops += [r"POST .*/commit"]
-    done = run(
-        *(str(ROOT / "scripts" / "pretrain.py"), "--train_data", str(tar_folder), *TINY, *SHORT, "--num_workers", "0"),
-        *("--output_dir", "runs/mine", "--push_to_hub", "--hub_push_samples", "64", "--hub_private_repo", "False"),
-        PYTHONPATH=str(ROOT),
-        ACCELERATE_USE_CPU="true",
+    done = run_program(
+        PRETRAIN,
+        *("--train_data", tar_folder, *TINY, *SHORT, "--num_workers", "0", "--output_dir", "runs/mine"),
+        *("--push_to_hub", "--hub_push_samples", "64", "--hub_private_repo", "False"),
+        environment={HUB: hub.endpoint, "HF_TOKEN": WRITER},
+        cwd=tmp_path,
+        prepare=log_requests_at_the_local_hub,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 and "Request" in done.stderr, done.stderr[-3000:]
+    assert WRITER not in done.stdout + done.stderr
     assert not hub.drops and "Retrying in 2 s" in done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(f"Pushed    {hub.endpoint}/you/mine (public): ")
     published = hub.repositories["you/mine"]

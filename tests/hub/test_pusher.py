@@ -29,22 +29,33 @@ def waited(pusher):
     assert pusher.is_free()
 
 
-def test_a_push_does_not_wait_for_the_hub_and_the_next_is_dropped(hub, api, run_folder, save, caplog):
+@pytest.fixture
+def hanging(hub, api, run_folder, save):
+    """A pusher whose first push the Hub keeps waiting."""
     pusher = Pusher(run_folder, "flip", api=api)
     pusher.begin()
     assert hub.repositories["you/flip"].private
-    hub.gate.clear()  # the Hub hangs
+    hub.gate.clear()
     assert pusher.push(save, 1024) and not pusher.is_free()
-    assert not pusher.push(save, 2048)
+    return pusher
+
+
+def test_a_push_does_not_wait_for_the_hub_and_the_next_is_dropped(hub, hanging, save, caplog):
+    assert not hanging.push(save, 2048)
     assert "No push after 2048 samples: the previous one is still in progress." in caplog.text
+    hub.gate.set()
+    waited(hanging)
+
+
+def test_a_push_has_the_files_of_its_beginning_and_the_end_pushes_the_others(hub, hanging, run_folder):
     (run_folder / "log.jsonl").write_text("of later steps\n")
     hub.gate.set()
-    waited(pusher)
+    waited(hanging)
     files = hub.repositories["you/flip"].files
     assert {"model.safetensors", "modeling_flip.py", "recipe.yaml", "README.md"} <= set(files)
     assert b"1024" in files["log.jsonl"]  # as it was when the push began
     assert b'model="you/flip"' in files["README.md"]
-    said = pusher.finish()
+    said = hanging.finish()
     assert said.startswith(f"{hub.endpoint}/you/flip (private)") and "changed (log.jsonl" in said
     assert files["log.jsonl"] == b"of later steps\n" and not list(run_folder.glob("partial-push*"))
     assert not any("partial" in path or "checkpoint" in path for path in files)

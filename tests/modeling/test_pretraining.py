@@ -200,24 +200,40 @@ def test_the_decoder_leaves_no_trace_in_a_saved_flip_model(pretraining, images, 
     assert torch.equal(loaded(**inputs).logits_per_image, pretraining.flip(**inputs).logits_per_image)
 
 
-def test_a_saved_model_is_the_same_and_its_flip_model_can_be_read_alone(images, texts, tmp_path):
+@pytest.fixture
+def kept(tmp_path):
+    """A model of both objectives, and its folder."""
     model = build(CLS, objective="both", reconstruction_weight=0.25, norm_pixel_target=False)
     model.save_pretrained(tmp_path)
-    loaded, report = FlipForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    return model, tmp_path
+
+
+def test_a_saved_model_is_the_same(kept, images, texts):
+    model, folder = kept
+    loaded, report = FlipForPreTraining.from_pretrained(folder, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert type(AutoModelForPreTraining.from_pretrained(tmp_path)) is FlipForPreTraining
     assert (loaded.config.reconstruction_weight, loaded.config.norm_pixel_target) == (0.25, False)
     inputs = {"pixel_values": images, "ids_keep": torch.arange(4).expand(3, -1), **texts}
     assert torch.equal(loaded(**inputs).loss, model(**inputs).loss)
-    alone, report = FlipModel.from_pretrained(tmp_path, output_loading_info=True)
+
+
+def test_the_flip_model_of_a_saved_model_can_be_read_alone(kept, images, texts):
+    model, folder = kept
+    alone, report = FlipModel.from_pretrained(folder, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    inputs = {"pixel_values": images, "ids_keep": torch.arange(4).expand(3, -1), **texts}
     assert torch.equal(alone(**inputs).logits_per_image, model(**inputs).logits_per_image)
-    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
-    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
+
+
+def test_a_saved_model_has_its_code_and_names_it(kept):
+    model, folder = kept
+    assert type(AutoModelForPreTraining.from_pretrained(folder)) is FlipForPreTraining
+    assert set(load_file(folder / "model.safetensors")) == set(model.state_dict())
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_pretraining_flip.FlipPreTrainingConfig",
         "AutoModelForPreTraining": "pretraining_flip.FlipForPreTraining",
     }
-    assert all((tmp_path / f"{name}_flip.py").is_file() for name in ("pretraining", "decoder", "modeling", "masking"))
+    assert all((folder / f"{name}_flip.py").is_file() for name in ("pretraining", "decoder", "modeling", "masking"))
 
 
 def test_pre_training_begins_with_a_saved_flip_model(model, images, texts, tmp_path, warnings_logged):

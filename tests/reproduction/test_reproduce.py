@@ -90,20 +90,28 @@ def test_another_recipe_gives_its_batch_and_its_width():
 # -- what is said of points -------------------------------------------------------------------------------------------
 
 
-def test_a_finding_agrees_disagrees_or_is_within_noise():
-    claim = Claim("1a", "more is more", "a", "b", 1.0, 1)
-    assert Finding(claim, (50.0, 51.0, 52.0), (40.0, 41.0, 42.0)).verdict == AGREES
-    assert Finding(claim, (40.0, 41.0, 42.0), (50.0, 51.0, 52.0)).verdict == DISAGREES
-    assert Finding(claim, (50.0, 55.0, 60.0), (49.0, 54.0, 59.0)).verdict == NOISE
-    assert Finding(claim, (50.0,), (40.0,)).verdict == NOISE  # one seed tells nothing
-    assert Finding(claim, (), (40.0,)).verdict == MISSING
-    level = Claim("1f", "nothing changes", "a", "b", -0.2, 0)
-    assert Finding(level, (50.0, 50.5, 51.0), (49.8, 50.3, 50.8)).verdict == AGREES
-    assert Finding(level, (50.0, 50.1, 50.2), (49.0, 49.1, 49.2)).verdict == AGREES  # distinguished, and close
-    assert Finding(level, (50.0, 50.5, 51.0), (48.5, 49.0, 49.5)).verdict == NOISE  # distinguished, and perhaps close
-    assert Finding(level, (50.0, 55.0, 60.0), (49.0, 54.0, 59.0)).verdict == NOISE  # perhaps close, perhaps not
-    assert Finding(level, (50.0,), (50.0,)).verdict == NOISE
-    assert Finding(level, (50.0, 51.0, 52.0), (40.0, 41.0, 42.0)).verdict == DISAGREES
+RISES = Claim("1a", "more is more", "a", "b", 1.0, 1)
+LEVEL = Claim("1f", "nothing changes", "a", "b", -0.2, 0)
+
+
+@pytest.mark.parametrize(
+    ("claim", "first", "second", "verdict"),
+    [
+        (RISES, (50.0, 51.0, 52.0), (40.0, 41.0, 42.0), AGREES),
+        (RISES, (40.0, 41.0, 42.0), (50.0, 51.0, 52.0), DISAGREES),
+        (RISES, (50.0, 55.0, 60.0), (49.0, 54.0, 59.0), NOISE),
+        (RISES, (50.0,), (40.0,), NOISE),  # one seed tells nothing
+        (RISES, (), (40.0,), MISSING),
+        (LEVEL, (50.0, 50.5, 51.0), (49.8, 50.3, 50.8), AGREES),
+        (LEVEL, (50.0, 50.1, 50.2), (49.0, 49.1, 49.2), AGREES),  # distinguished, and close
+        (LEVEL, (50.0, 50.5, 51.0), (48.5, 49.0, 49.5), NOISE),  # distinguished, and perhaps close
+        (LEVEL, (50.0, 55.0, 60.0), (49.0, 54.0, 59.0), NOISE),  # perhaps close, perhaps not
+        (LEVEL, (50.0,), (50.0,), NOISE),
+        (LEVEL, (50.0, 51.0, 52.0), (40.0, 41.0, 42.0), DISAGREES),
+    ],
+)
+def test_a_finding_agrees_disagrees_or_is_within_noise(claim, first, second, verdict):
+    assert Finding(claim, first, second).verdict == verdict
 
 
 def test_a_model_is_compared_with_itself_seed_by_seed():
@@ -124,9 +132,11 @@ def test_accuracies_are_found_by_run_seed_and_way():
     assert found.first == (50.0, 51.0) and found.second == (40.0, 41.0) and found.verdict == AGREES
 
 
-def test_the_speed_up_is_read_off_between_two_lengths_and_counts_the_tuning():
+@pytest.fixture
+def timed():
+    """Points of three mask ratios at three lengths, of which that of 50 % is tuned, too."""
     along = (("quarter", 100, 0.3), ("half", 200, 0.4), ("full", 400, 0.6))
-    made = [
+    return [
         point("mask0-full", 0, 1000, 0.5),
         *(point(f"mask50-{name}", 0, t, a) for name, t, a in along),
         *(
@@ -135,19 +145,28 @@ def test_the_speed_up_is_read_off_between_two_lengths_and_counts_the_tuning():
         ),
         *(point(f"mask75-{name}", 0, t, 0.4) for name, t in (("quarter", 50), ("half", 100), ("full", 250))),
     ]  # fmt: skip
-    assert speed_up(made, "mask50", 0).factor == pytest.approx(1000 / np.sqrt(200 * 400))
-    tuned = speed_up(made, "mask50-tuned", 0)
-    assert (tuned.factor, tuned.bound) == (1000 / 200, ">")  # the shortest run is as good already
-    assert str(speed_up(made, "mask75", 0)) == "<4.00x" and speed_up(made, "mask75-tuned", 0) is None
-    assert "| mask50 | - | **3.54x** (3.54x) |" in speed_table(made) and best_recipe(made) == "mask50-tuned"
-    assert best_recipe([each for each in made if "50" not in each.name]) is None  # 75 % is not as good yet
-    early = [*made, point("mask0-half", 0, 300, 0.4)]
+
+
+def test_the_speed_up_is_read_off_between_two_lengths(timed):
+    assert speed_up(timed, "mask50", 0).factor == pytest.approx(1000 / np.sqrt(200 * 400))
+    assert str(speed_up(timed, "mask75", 0)) == "<4.00x" and speed_up(timed, "mask75-tuned", 0) is None
+    early = [*timed, point("mask0-half", 0, 300, 0.4)]
     assert speed_up(early, "mask50", 0, "mask0-half").factor == pytest.approx(300 / 200)
-    lost = [each for each in made if each.name != "mask50-quarter"]
+
+
+def test_the_speed_up_counts_the_tuning(timed):
+    tuned = speed_up(timed, "mask50-tuned", 0)
+    assert (tuned.factor, tuned.bound) == (1000 / 200, ">")  # the shortest run is as good already
+    lost = [each for each in timed if each.name != "mask50-quarter"]
     assert speed_up(lost, "mask50-tuned", 0).factor == 1000 / 300  # a tuned run without its masked time says nothing
-    more = [*made, point("mask0-full", 1, 1000, 0.5)]
+
+
+def test_the_best_recipe_is_as_good_and_sooner_for_every_seed(timed):
+    assert "| mask50 | - | **3.54x** (3.54x) |" in speed_table(timed) and best_recipe(timed) == "mask50-tuned"
+    assert best_recipe([each for each in timed if "50" not in each.name]) is None  # 75 % is not as good yet
+    more = [*timed, point("mask0-full", 1, 1000, 0.5)]
     assert best_recipe(more) is None  # not known of every seed
-    slow = [replace(each, seconds=20 * each.seconds) if each.name.startswith("mask50") else each for each in made]
+    slow = [replace(each, seconds=20 * each.seconds) if each.name.startswith("mask50") else each for each in timed]
     assert best_recipe(slow) is None  # as good, and not sooner
 
 

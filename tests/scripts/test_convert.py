@@ -24,18 +24,25 @@ def clip(saved, tmp_path) -> Path:
     return tmp_path / "clip"
 
 
-def test_clip_becomes_flip_and_clip_again(clip, tmp_path):
-    argv = ["clip", str(clip), str(tmp_path / "flip"), "--mask_ratio", "0.75"]
-    made = run_program(SCRIPT, *argv)
+@pytest.fixture
+def converted(clip, tmp_path) -> Path:
+    """The CLIP as a FLIP."""
+    made = run_program(SCRIPT, "clip", clip, tmp_path / "flip", "--mask_ratio", "0.75")
     assert made.returncode == 0, made.stderr
     assert "flip: a FlipModel of 205,361 parameters" in made.stdout
-    assert FlipModel.from_pretrained(tmp_path / "flip").config.mask_ratio == 0.75
-    assert (tmp_path / "flip" / "tokenizer.json").is_file()
-    back = run_program(SCRIPT, "to-clip", tmp_path / "flip", tmp_path / "again")
+    return tmp_path / "flip"
+
+
+def test_clip_becomes_flip(converted):
+    assert FlipModel.from_pretrained(converted).config.mask_ratio == 0.75
+    assert (converted / "tokenizer.json").is_file()
+
+
+def test_flip_becomes_a_clip_again_that_needs_no_code_of_this_package(converted, tmp_path):
+    back = run_program(SCRIPT, "to-clip", converted, tmp_path / "again")
     assert back.returncode == 0, back.stderr
     assert type(AutoModel.from_pretrained(tmp_path / "again")) is CLIPModel
     assert "CLIPProcessor" in (tmp_path / "again" / "processor_config.json").read_text()
-    # Nothing in the folder needs this package.
     for path in (tmp_path / "again").glob("*.json"):
         assert "auto_map" not in path.read_text(), path.name
     assert not list((tmp_path / "again").glob("*.py"))

@@ -42,20 +42,38 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
     assert parse(str(tmp_path / "recipe.yaml")) == arguments
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
-def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
-    embedded = recipe.endswith("shapes") or recipe.startswith("scenes")
-    arguments = parse(recipe, *([] if embedded else ["--train_data", "x"]))
+def is_embedded(recipe: str) -> bool:
+    """Whether a recipe trains on data that come with the package."""
+    return recipe.endswith("shapes") or recipe.startswith("scenes")
+
+
+def of_recipe(recipe: str, folder: Path, monkeypatch):
+    """A recipe's arguments, in a folder that has the model it starts from."""
+    arguments = parse(recipe, *([] if is_embedded(recipe) else ["--train_data", "x"]))
     if arguments.model.model_name_or_path is not None:
         # It starts from the model that another recipe leaves.
         source = Path(arguments.model.model_name_or_path)
-        make_config(parse(source.name, "--train_data", "x").model).save_pretrained(tmp_path / source)
-        monkeypatch.chdir(tmp_path)
+        make_config(parse(source.name, "--train_data", "x").model).save_pretrained(folder / source)
+        monkeypatch.chdir(folder)
+    return arguments
+
+
+ALL_RECIPES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+PAPERS_RECIPES = [recipe for recipe in ALL_RECIPES if not is_embedded(recipe)]
+
+
+@pytest.mark.parametrize("recipe", ALL_RECIPES)
+def test_every_recipe_masks_as_its_name_says(recipe, tmp_path, monkeypatch):
+    arguments = of_recipe(recipe, tmp_path, monkeypatch)
     config = make_config(arguments.model, arguments.objective)
     dropped = 0.75 if "mask75" in recipe or recipe.startswith("mae") else 0.5
     assert arguments.model.mask_ratio == config.mask_ratio == dropped
-    if embedded:
-        return
+
+
+@pytest.mark.parametrize("recipe", PAPERS_RECIPES)
+def test_recipes_have_the_papers_towers(recipe, tmp_path, monkeypatch):
+    arguments = of_recipe(recipe, tmp_path, monkeypatch)
+    config = make_config(arguments.model, arguments.objective)
     size, patch_size = re.match(r"(?:vit|mae)_([blh])(\d+)", recipe).groups()
     vision = config.vision_config
     text = config.text_config
@@ -64,14 +82,16 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
     assert config.projection_dim == {"b": 512, "l": 768, "h": 1024}[size]
     assert vision.hidden_size // vision.num_attention_heads in (64, 80)
     assert text.hidden_size // text.num_attention_heads == (16 if recipe.startswith("mae") else 64)  # which is not used
-    phases = {phase.name: phase for phase in plan_phases(arguments)}
+
+
+@pytest.mark.parametrize("recipe", PAPERS_RECIPES)
+def test_recipes_have_the_papers_rates_and_lengths(recipe, tmp_path, monkeypatch):
+    phases = {phase.name: phase for phase in plan_phases(of_recipe(recipe, tmp_path, monkeypatch))}
     rates = {name: phase.peak_lr for name, phase in phases.items()}
     samples = {name: phase.end - phase.start for name, phase in phases.items()}
     expected = {"masked": (1.024e-3, 12_800_000_000), "unmasked": (1.024e-5, 128_000_000)}
     if recipe.startswith("mae"):
         expected = {"masked": (2.4e-3, 800 * 1_281_167)}
-        assert phases["masked"].warmup_samples == 40 * 1_281_167 and arguments.objective.objective == "reconstruction"
-        assert arguments.optimization.weight_decay == 0.05 and arguments.data.crop_area == [0.2, 1.0]
     elif recipe == "vit_l14":
         del expected["masked"]
     elif recipe.endswith("_2x"):
@@ -84,6 +104,14 @@ def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
         del expected["unmasked"]
     assert rates == pytest.approx({name: rate for name, (rate, _) in expected.items()})
     assert samples == {name: number for name, (_, number) in expected.items()}
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in PAPERS_RECIPES if recipe.startswith("mae")])
+def test_maes_recipes_are_maes(recipe):
+    arguments = parse(recipe, "--train_data", "x")
+    phases = {phase.name: phase for phase in plan_phases(arguments)}
+    assert phases["masked"].warmup_samples == 40 * 1_281_167 and arguments.objective.objective == "reconstruction"
+    assert arguments.optimization.weight_decay == 0.05 and arguments.data.crop_area == [0.2, 1.0]
 
 
 @pytest.mark.parametrize(

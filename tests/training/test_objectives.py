@@ -1,7 +1,10 @@
 """Reconstruction beside the contrast and alone: gradients, what the loader sends, whole runs and what they leave."""
 
+import contextlib
+import io
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from flip_hf.losses import contrastive_loss
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.build import build_trainer
 from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.engine import Trainer
 from flip_hf.training.flops import step_flops
 from flip_hf.training.models import make_config, make_model
 from flip_hf.training.patches import visible_and_target
@@ -22,14 +26,15 @@ from flip_hf.training.step import OneProcess, accumulate_gradients
 from tests.helpers.contrast import PAIRS, assert_same, make_batch, take
 from tests.helpers.loading import half_masked, make_train_loader
 from tests.helpers.models import PATCH_SIZE, randomize, tiny_config
+from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import SHORT, TINY
 from tests.helpers.trainers import DECODER, parse, trainer_of
 
 
-@pytest.fixture
-def pictures(samples, tmp_path):
-    """160 JPEG files, and nothing said of them."""
-    folder = tmp_path / "pictures"
+@pytest.fixture(scope="module")
+def pictures(samples, tmp_path_factory):
+    """160 JPEG files without captions."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
     folder.mkdir()
     for key, image, _ in samples:
         (folder / f"{key}.jpg").write_bytes(image)
@@ -148,48 +153,105 @@ def records(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_mae_alone_needs_no_captions_and_leaves_a_tower_to_start_from(pictures, tmp_path, capsys):
-    folder = tmp_path / "mae"
+@dataclass
+class MaeRun:
+    """A finished run of reconstruction alone.
+
+    Attributes:
+        folder: its output.
+        trainer: after the run.
+        before: the weights that it began with.
+        metrics: what it returned.
+        printed: its standard output.
+    """
+
+    folder: Path
+    trainer: Trainer
+    before: dict[str, torch.Tensor]
+    metrics: dict
+    printed: str
+
+    def records(self) -> list[dict]:
+        return records(self.folder)
+
+
+@pytest.fixture(scope="module")
+def mae_run(pictures, tmp_path_factory) -> MaeRun:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "mae"
     evaluated = ["--eval_data", str(pictures), "--eval_split", "train"]
     tracked = [*evaluated, "--grid_samples", "96", "--report_to", "tensorboard", "--mask_ratio", "0.75"]
     trainer = trainer_of(folder, pictures, "reconstruction", *tracked)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    metrics = trainer.run()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        metrics = trainer.run()
+    return MaeRun(folder, trainer, before, metrics, printed.getvalue())
 
-    logged = records(folder)
-    losses = [record["loss"] for record in logged if "loss" in record]
-    assert losses[-1] < losses[0] and not any("accuracy" in record or "logit_scale" in record for record in logged)
-    found = next(record for record in logged if "reconstruction_error" in record)
-    assert metrics["images"] == 160 and found["reconstruction_error"] == metrics["reconstruction_error"]
-    results = json.loads((folder / "results.json").read_text())
-    assert results["flops_per_sample"]["masked"] == step_flops(trainer.model.config, 4, 0, 32)
+
+def test_mae_alone_needs_no_captions_and_learns(mae_run):
+    losses = [record["loss"] for record in mae_run.records() if "loss" in record]
+    assert losses[-1] < losses[0]
+    assert not any("accuracy" in record or "logit_scale" in record for record in mae_run.records())
+
+
+def test_mae_is_evaluated_by_its_reconstruction_error(mae_run):
+    found = next(record for record in mae_run.records() if "reconstruction_error" in record)
+    assert mae_run.metrics["images"] == 160
+    assert found["reconstruction_error"] == mae_run.metrics["reconstruction_error"]
+    assert "Result    reconstruction error" in mae_run.printed and "--init_vision_from" in mae_run.printed
+
+
+def test_mae_costs_the_flops_of_its_patches(mae_run):
+    results = json.loads((mae_run.folder / "results.json").read_text())
+    assert results["flops_per_sample"]["masked"] == step_flops(mae_run.trainer.model.config, 4, 0, 32)
+
+
+def test_mae_draws_reconstructions_for_the_folder_and_the_tracker(mae_run):
+    folder = mae_run.folder
     assert [p.name for p in sorted((folder / "reconstructions").iterdir())] == [f"{n:012d}.png" for n in (96, 192)]
     with Image.open(folder / "reconstructions" / f"{96:012d}.png") as picture:
         assert picture.size[0] > 300
     assert any(b"reconstructions" in path.read_bytes() for path in (folder / "logs").rglob("events*"))
-    printed = capsys.readouterr().out
-    assert "Result    reconstruction error" in printed and "--init_vision_from" in printed
 
-    saved, report = FlipForPreTraining.from_pretrained(folder, output_loading_info=True)
+
+def test_mae_trains_the_vision_tower_and_the_decoder_alone(mae_run):
+    before = mae_run.before
+    saved, report = FlipForPreTraining.from_pretrained(mae_run.folder, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys"))
     moved = {name for name, p in saved.named_parameters() if not torch.equal(p, before[name])}
     assert {name for name in moved if not name.startswith(("flip.vision_model.", "decoder."))} == set()
     assert moved >= {n for n in before if n.startswith(("flip.vision_model.", "decoder.")) and "k_proj.bias" not in n}
     assert sum(p.numel() for p in saved.flip.text_model.parameters()) < 10_000  # there is a place for it, no more
-    # FLIP starts from there, at once and with a tower of its own size.
-    arguments = parse("--train_data", "x", *TINY[2:], "--init_vision_from", str(folder))
+
+
+def test_flip_starts_from_the_tower_that_mae_leaves(mae_run):
+    """At once, and with a tower of its own size."""
+    saved = FlipForPreTraining.from_pretrained(mae_run.folder)
+    arguments = parse("--train_data", "x", *TINY[2:], "--init_vision_from", str(mae_run.folder))
     flip = make_model(arguments, make_config(arguments.model), None)
     for name, value in saved.flip.vision_model.state_dict().items():
         assert torch.equal(flip.vision_model.state_dict()[name], value), name
     assert isinstance(flip, FlipModel) and all(p.requires_grad for p in flip.parameters())
 
 
-def test_both_leave_a_plain_model_and_one_with_a_decoder(tar_folder, tmp_path):
-    folder = tmp_path / "both"
-    trainer = trainer_of(folder, tar_folder, "both", "--micro_batch_size", "16", "--reconstruction_weight", "0.5")
-    trainer.run()
-    last = [record for record in records(folder) if "loss" in record][-1]
+@pytest.fixture(scope="module")
+def both_run(samples, tmp_path_factory) -> tuple[Path, Path]:
+    """The folder of a finished run on both objectives, and its data."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs")
+    write_tar(folder / "data.tar", samples)
+    options = ["--micro_batch_size", "16", "--reconstruction_weight", "0.5"]
+    trainer_of(folder / "both", folder / "data.tar", "both", *options).run()
+    return folder / "both", folder / "data.tar"
+
+
+def test_the_loss_of_both_is_their_weighted_sum(both_run):
+    last = [record for record in records(both_run[0]) if "loss" in record][-1]
     assert last["loss"] == pytest.approx(last["contrastive_loss"] + 0.5 * last["reconstruction_loss"], abs=1e-5)
+
+
+def test_both_leave_a_plain_model_and_one_with_a_decoder(both_run):
+    folder, _ = both_run
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "flip" and not (folder / "decoder_flip.py").exists()
     plain = load_file(folder / "model.safetensors")
@@ -199,9 +261,13 @@ def test_both_leave_a_plain_model_and_one_with_a_decoder(tar_folder, tmp_path):
     assert all(torch.equal(value, whole[f"flip.{name}"]) for name, value in plain.items())
     saved = FlipPreTrainingConfig.from_pretrained(folder / "with_decoder")
     assert (saved.objective, saved.reconstruction_weight) == ("both", 0.5)
-    # The decoder is trained further, too, and its shape is its own.
+
+
+def test_the_decoder_is_trained_further_in_its_own_shape(both_run):
+    folder, data = both_run
+    whole = load_file(folder / "with_decoder" / "model.safetensors")
     arguments = parse(
-        *("--train_data", str(tar_folder), "--model_name_or_path", str(folder / "with_decoder")),
+        *("--train_data", str(data), "--model_name_or_path", str(folder / "with_decoder")),
         *("--objective", "reconstruction", "--mask_ratio", "0.75"),
     )
     model = make_model(arguments, make_config(arguments.model, arguments.objective), None)
@@ -210,7 +276,10 @@ def test_both_leave_a_plain_model_and_one_with_a_decoder(tar_folder, tmp_path):
     arguments.model.image_size = 64
     with pytest.raises(ValueError, match="has a decoder, made for its own images .* leave out --image_size"):
         make_model(arguments, make_config(arguments.model, arguments.objective), None)
-    arguments = parse("--train_data", "x", "--model_name_or_path", str(folder), "--objective", "both")
+
+
+def test_a_plain_model_gets_a_decoder_where_it_is_trained_on_both(both_run):
+    arguments = parse("--train_data", "x", "--model_name_or_path", str(both_run[0]), "--objective", "both")
     assert isinstance(make_model(arguments, make_config(arguments.model), None), FlipForPreTraining)
 
 
