@@ -6,18 +6,17 @@ every text's feature is the same as if it were encoded alone.
 Letters: B texts, T their padded length, R rows, W places of a row: the model's context.
 """
 
-from typing import Any
-
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from flip_hf.modeling import FlipTextConfig
 from flip_hf.modeling.masking_flip import pooled_token
 
 # The number of rows is a multiple of batch / 64, so that batches have few shapes: torch.compile compiles each.
 STEPS = 64
 
 
-def can_pack(text_config: Any, text_mask_ratio: float) -> bool:
+def can_pack(text_config: FlipTextConfig, text_mask_ratio: float) -> bool:
     """Returns whether a run may pack its texts.
 
     It may not where the model attends to padding or averages over tokens, nor where the training step shortens texts
@@ -53,7 +52,9 @@ def _place(lengths: list[int], width: int) -> tuple[list[int], int]:
     return starts, num_rows
 
 
-def pack_texts(input_ids: torch.Tensor, attention_mask: torch.Tensor, text_config: Any) -> dict[str, torch.Tensor]:
+def pack_texts(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, text_config: FlipTextConfig
+) -> dict[str, torch.Tensor]:
     """Packs texts into rows; on the CPU.
 
     Args:
@@ -103,7 +104,7 @@ class Tokenize:
         text_mask_ratio: fraction of the context that the training step will drop.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_config: Any, text_mask_ratio: float):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_config: FlipTextConfig, text_mask_ratio: float):
         self.tokenizer = tokenizer
         self.text_config = text_config
         self.packs = can_pack(text_config, text_mask_ratio)
