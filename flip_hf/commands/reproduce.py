@@ -23,10 +23,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_folder
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import SEED, number
 from flip_hf.redaction import install
@@ -115,7 +116,7 @@ def scale_for(budget: float, points: "Points", which: str) -> Scale:
     return scale
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+def read_plan(folder: Path) -> JsonObject:
     """Returns the settings that all points of a folder share.
 
     Raises:
@@ -205,7 +206,7 @@ def summary(found: "list[Point]", which: str) -> str:
     return f"{speed_table(found)}\n\nThe paper's findings here: {counts}.\n"
 
 
-def about(points: "Points", plan: dict[str, Any]) -> str:
+def about(points: "Points", plan: JsonObject) -> str:
     """By which commands and on what the points were made."""
     made = [json.loads(path.read_text())["environment"] for path in (points.folder / "points").glob("*.json")]
     where = {f"{each['hardware']}, torch {each['torch']}, transformers {each['transformers']}" for each in made}
