@@ -93,16 +93,22 @@ class Wanted:
         kind: the target, `caption` or `label`, `either` of them, or `image` if pictures alone are needed.
         image: the column that the user named for the picture, if any.
         target: the column that the user named for the target, if any.
+        likely: a column of labels that, if it exists, is taken before those with usual names.
     """
 
     kind: str = "caption"
     image: str | None = None
     target: str | None = None
+    likely: str | None = None
 
     def targets(self, usual: dict[str, tuple[str, ...]]) -> set[str]:
         """Returns possible names of the target's column, and the first parts of nested names."""
         kinds = ("label", "caption") if self.kind == EITHER else (self.kind,)
-        named = self.target.split(";") if self.target else [name for kind in kinds for name in usual.get(kind, ())]
+        if self.target:
+            named = self.target.split(";")
+        else:
+            named = [name for kind in kinds for name in usual.get(kind, ())]
+            named += [] if self.likely is None else self.likely.split(";")
         return {part for name in named for part in (name, name.split(".")[0])}
 
 

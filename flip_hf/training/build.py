@@ -56,7 +56,8 @@ def _build(arguments: Arguments) -> Trainer:
     config = models.make_config(arguments.model, objective)
     check_publishing(arguments, config)
     sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
-    evaluation = inputs.open_evaluation_data(arguments.data, labels=objective.contrasts)
+    likely = inputs.label_column(sources)
+    evaluation = inputs.open_evaluation_data(arguments.data, labels=objective.contrasts, likely=likely)
     inputs.check_evaluation(arguments, evaluation)
 
     accelerator = make_accelerator(arguments, output_dir)
@@ -65,6 +66,9 @@ def _build(arguments: Arguments) -> Trainer:
     if checkpoint is None:
         check_output(output_dir)
     start_trackers(accelerator, arguments)
+    if accelerator.is_main_process:
+        for told in inputs.captions_in_words(sources):
+            print(told)
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     pusher = begin_pushing(arguments, accelerator)
     context_length = config.get_text_config().max_position_embeddings

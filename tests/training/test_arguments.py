@@ -44,17 +44,17 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_valid_and_the_papers(recipe, tmp_path, monkeypatch):
-    embedded = recipe.endswith("shapes") or recipe.startswith("scenes")
-    arguments = parse(recipe, *([] if embedded else ["--train_data", "x"]))
+    names_data = recipe.endswith("shapes") or recipe.startswith(("scenes", "cifar"))
+    arguments = parse(recipe, *([] if names_data else ["--train_data", "x"]))
     if arguments.model.model_name_or_path is not None:
         # What it goes on with is what another recipe leaves.
         source = Path(arguments.model.model_name_or_path)
         make_config(parse(source.name, "--train_data", "x").model).save_pretrained(tmp_path / source)
         monkeypatch.chdir(tmp_path)
     config = make_config(arguments.model, arguments.objective)
-    dropped = 0.75 if "mask75" in recipe or recipe.startswith("mae") else 0.5
+    dropped = 0.75 if "mask75" in recipe or recipe.startswith(("mae", "cifar")) else 0.5
     assert arguments.model.mask_ratio == config.mask_ratio == dropped
-    if embedded:
+    if names_data:
         return
     size, patch_size = re.match(r"(?:vit|mae)_([blh])(\d+)", recipe).groups()
     vision = config.vision_config
@@ -134,7 +134,7 @@ def test_a_recipe_with_an_unknown_key_suggests_the_right_one(tmp_path):
     with pytest.raises(ValueError, match="no option 'mask_ration'. Did you mean 'mask_ratio'"):
         parse(str(tmp_path / "r.yaml"))
     with pytest.raises(
-        FileNotFoundError, match="one of: mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16"
+        FileNotFoundError, match="one of: cifar10, mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16"
     ):
         parse("vit_b17")
 
@@ -178,7 +178,7 @@ def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
 
 def test_options_are_the_frozen_set():
     """Each option doubles the untested space: add one only in a commit that says why."""
-    assert len(option_names()) == len(set(option_names())) == 81
+    assert len(option_names()) == len(set(option_names())) == 82
 
 
 def test_learning_rate_warms_up_in_samples_and_falls_as_a_cosine():
