@@ -10,7 +10,7 @@ from datasets import ClassLabel
 
 from flip_hf.data import scenes, shapes
 from flip_hf.data.captions import CaptionColumn, Prompts, Table, all_texts, draw_caption, feature_at, open_column
-from flip_hf.data.columns import column_value, is_among
+from flip_hf.data.columns import column_value, has_weights, is_among, read_weights
 from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.files import MAX_FILE_BYTES, fill_in_variables, is_remote, list_files
 from flip_hf.data.holdout import is_held_out
@@ -187,10 +187,13 @@ def _find_columns(columns: list[str], wanted: Wanted, listed: bool, data: str) -
 
 
 def _find_target(columns: list[str], wanted: Wanted, usual: dict[str, tuple[str, ...]], data: str) -> str:
-    """Finds the column of the caption or label."""
+    """Finds the column of the caption or label; columns with weights become alternatives."""
     if wanted.target is None and wanted.likely is not None and is_among(wanted.likely, columns):
         return wanted.likely
     kind = _label_or_caption(columns, usual, data) if wanted.kind == EITHER else wanted.kind
+    if wanted.weighted and wanted.target is not None and has_weights(wanted.target, columns):
+        names = [name for name, _ in read_weights(wanted.target)]
+        return ";".join(_find_column(columns, (), name, kind, data) for name in names)
     return _find_column(columns, usual[kind], wanted.target, kind, data)
 
 
@@ -302,8 +305,8 @@ def open_source(
         target_column: column of the caption or label; by default found by its usual names.
         kind: content of `target_column`: `caption`, `label`, or `either` of them, whichever exists; `image` opens
             images alone, without a target.
-        prompts: how labels become captions, in training, where `target_column` may hold labels. By default it is not
-            looked into.
+        prompts: how labels become captions, in training: `target_column` may then hold labels, or be several columns
+            with weights, `caption:3 alt_text:1`. By default it is not looked into.
         likely_column: a column of labels that, if it exists, is taken before those with usual names.
 
     Raises:
@@ -313,7 +316,7 @@ def open_source(
     """
     name = shown(data) if isinstance(data, str) else f"{shown(data[0])} and {len(data) - 1} more"
     data = fill_in_variables(data) if isinstance(data, str) else [fill_in_variables(each) for each in data]
-    wanted = Wanted(kind, image_column, target_column, likely_column)
+    wanted = Wanted(kind, image_column, target_column, prompts is not None, likely_column)
     opened = _open(data, config, split, wanted)
     find = _with_columns_of_tar if isinstance(opened, TarShards) else _with_columns
     shards, image, target, rows = find(opened, wanted, name, split)  # pyright: ignore[reportArgumentType]
@@ -325,7 +328,7 @@ def open_source(
     captions = ()
     if prompts is not None and target is not None:
         columns = getattr(opened, "columns", None) or list(dict.fromkeys(column for row in rows for column in row))
-        captions = _captions(Table(name, columns, _features(opened), rows), target, prompts)
+        captions = _captions(Table(name, columns, _features(opened), rows), target_column, target, prompts)
     feature = feature_at(_features(shards) or {}, target or "")
     return Source(
         shards=shards,
@@ -347,11 +350,19 @@ def _open(data: str | Sequence[str], config: str | None, split: str | None, want
     return open_files([file for pattern in data for file in list_files(pattern)])
 
 
-def _captions(table: Table, target: str, prompts: Prompts) -> tuple[CaptionColumn, ...]:
-    """Returns the column that captions are drawn from; none where it holds the captions themselves.
+def _captions(table: Table, asked: str | None, target: str, prompts: Prompts) -> tuple[CaptionColumn, ...]:
+    """Returns the columns that captions are drawn from; none where one column holds the captions themselves.
+
+    Args:
+        table: what is known of the data set.
+        asked: the column or columns that the user named, if any.
+        target: the columns found.
+        prompts: how labels become captions.
 
     Raises:
-        ValueError: it holds neither text nor labels, or the class names given do not fit the labels.
+        ValueError: a column holds neither text nor labels, or the class names given do not fit the labels.
     """
-    column = open_column(table, target, 1.0, prompts)
-    return () if column.labels is None else (column,)
+    weighted = asked is not None and has_weights(asked, table.columns)
+    named = read_weights(asked) if asked is not None and weighted else ((target, 1.0),)
+    columns = tuple(open_column(table, name, weight, prompts) for name, weight in named)
+    return columns if len(columns) > 1 or any(column.labels is not None for column in columns) else ()

@@ -217,7 +217,8 @@ class DataArguments:
     )
     caption_column: list[str] | None = option(
         None,
-        "column of captions or labels, one or one for each data (json.caption looks into JSON); found if not given",
+        "column of captions or labels, one or one for each data; json.caption looks into JSON, and 'caption:3 alt:1' "
+        "draws by weight; found if not given",
     )
     caption_templates: list[str] | None = option(
         None,

@@ -1,4 +1,4 @@
-"""Captions made of labels."""
+"""Captions made of labels, and captions drawn from several columns by weight."""
 
 import csv
 import io
@@ -12,8 +12,11 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from flip_hf.data.captions import LabelCaptions, Prompts, prompts_of
+from flip_hf.data.columns import read_weights
+from flip_hf.data.decode import choose_caption
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.positions import SourcePosition
+from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import Refusals, RefusedSample
 from flip_hf.data.samples import SourceReader
 from flip_hf.data.sources import Source, open_source
@@ -319,3 +322,125 @@ def test_evaluation_takes_the_column_that_training_took(pictures, tmp_path):
     (tmp_path / "names.txt").write_text("sausage; frankfurter\ncat\nguitar\n")
     data = DataArguments(**{**vars(data), "class_names": str(tmp_path / "names.txt"), "caption_column": ["fine"]})
     assert open_evaluation_data(data, likely="fine").class_names == ("sausage", "cat", "guitar")
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(pictures, tmp_path):
+    """Twelve pictures with three captions: a text, a list, and a label."""
+    features = Features(
+        {
+            **{"image": Image(), "caption": Value("string"), "alt": [Value("string")], "dc:title": Value("string")},
+            "label": ClassLabel(names=NAMES),
+        }
+    )
+    rows = [
+        {
+            **{"image": {"bytes": each, "path": None}, "caption": "c" if i else "", "dc:title": "t"},
+            **{"alt": ["a1", "a2"] if i != 1 else [], "label": 0},
+        }
+        for i, each in enumerate(pictures)
+    ]
+    Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "several.parquet"))
+    return str(tmp_path / "several.parquet")
+
+
+def test_columns_are_drawn_by_weight_and_an_empty_one_falls_to_the_others(several):
+    source = open_source(several, target_column="caption:3 alt:1", prompts=Prompts(TEMPLATES))
+    assert [(column.name, column.weight) for column in source.captions] == [("caption", 3), ("alt", 1)]
+    assert not source.captions_from_labels
+    rows = list(source.rows())
+    rng = np.random.default_rng(0)
+    without_caption, without_alt, whole = (Counter(source.caption(row, rng) for _ in range(800)) for row in rows[:3])
+    assert set(without_caption) == {"a1", "a2"} and set(without_alt) == {"c"}
+    assert abs(whole["c"] - 600) < 4 * np.sqrt(800 * 3 / 4 * 1 / 4), whole
+    assert abs(without_caption["a1"] - 400) < 4 * np.sqrt(200), without_caption
+    assert source.texts(rows[2]) == ["c", "a1", "a2"]
+
+
+def test_a_row_without_any_caption_is_refused_with_the_reason_of_the_first_one_drawn(several):
+    source = open_source(several, target_column="caption:1e9 alt:1", prompts=Prompts(TEMPLATES))
+    with pytest.raises(RefusedSample, match="empty caption"):
+        source.caption({"caption": " ", "alt": []}, np.random.default_rng(0))
+    with pytest.raises(RefusedSample, match="empty caption"):
+        source.texts({"caption": " ", "alt": []})
+
+
+def test_labels_may_be_among_the_columns(several):
+    source = open_source(several, target_column="caption:1 label:1", prompts=Prompts(("a {}",)))
+    row = list(source.rows())[2]
+    rng = np.random.default_rng(0)
+    counts = Counter(source.caption(row, rng) for _ in range(400))
+    assert set(counts) == {"c", "a hot dog"} and abs(counts["c"] - 200) < 40 and not source.captions_from_labels
+
+
+def test_weights_reach_into_json_and_keep_alternatives(pictures, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "0.jpg", pictures[0])
+        add(archive, "0.json", json.dumps({"caption": "j", "alt": "x"}).encode())
+        add(archive, "0.txt", b"t")
+    source = open_source(
+        str(tmp_path / "a.tar"), target_column="json.missing;txt:1 json.caption:2", prompts=Prompts(TEMPLATES)
+    )
+    (row,) = source.rows()
+    rng = np.random.default_rng(0)
+    counts = Counter(source.caption(row, rng) for _ in range(600))
+    assert set(counts) == {"j", "t"} and abs(counts["j"] - 400) < 4 * np.sqrt(600 * 2 / 9)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("caption:x alt:1", "The weight 'x' in 'caption:x alt:1' is not a positive number.*'caption:3 alt_text:1'"),
+        *((f"caption:{weight} alt:1", "is not a positive number") for weight in ("0", "-1", "nan", "inf", "")),
+        ("caption:2 alt", "The column 'alt' in .* has no weight"),
+        ("caption:2 caption:1", "'caption' is given twice"),
+        ("caption:2 other:1", "no caption column 'other'. Its columns are: alt, caption"),
+        ("caption:2 image:1", "'image' .* holds values of type Image"),
+    ],
+)
+def test_bad_weights_are_refused(several, columns, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(several, target_column=columns, prompts=Prompts(TEMPLATES))
+
+
+def test_a_column_with_a_colon_in_its_name_is_a_column(several):
+    source = open_source(several, target_column="dc:title", prompts=Prompts(TEMPLATES))
+    assert source.captions == () and drawn(source) == {"t": 12}
+    source = open_source(several, target_column="dc:title:2 caption:1", prompts=Prompts(TEMPLATES))
+    assert [column.name for column in source.captions] == ["dc:title", "caption"]
+    assert read_weights("a;b:2") == (("a;b", 2.0),)
+
+
+def test_one_column_of_texts_draws_as_it_did(several):
+    """The generator is left as `choose_caption` leaves it, so that crops are those of earlier versions too."""
+    for column in ("caption", "alt", "caption;alt"):
+        source = open_source(several, target_column=column, prompts=Prompts(TEMPLATES))
+        assert source.captions == ()
+        for row in list(source.rows())[2:]:
+            ours, theirs = np.random.default_rng(7), np.random.default_rng(7)
+            assert source.caption(row, ours) == choose_caption(source.target(row), theirs)
+            assert ours.bit_generator.state == theirs.bit_generator.state
+
+
+def test_every_reader_sees_each_sample_once_whatever_is_drawn(several):
+    source = open_source(several, target_column="caption:3 alt:1", prompts=Prompts(TEMPLATES))
+    counts = [0, 0]
+    for index in range(2):
+        reader = SourceReader(
+            source,
+            lambda image, rng, size: image,  # pyright: ignore[reportArgumentType]
+            Reader(index, 2),
+            SourcePosition([]),
+            seed=0,
+            shuffle_block=4,
+            refusals=Refusals(),
+        )
+        reader.image_size = 8
+        for _ in reader.samples():
+            if reader.position.next_epoch > 1:
+                break
+            counts[index] += 1
+    assert sum(counts) == 12
