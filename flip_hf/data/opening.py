@@ -16,6 +16,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from flip_hf.data.columns import possible_names
 from flip_hf.data.files import check_regular_files, files_below, find_file_system, has_extension, is_remote, list_files
 from flip_hf.data.lists import LIST_EXTENSIONS, ListShards, list_columns
 from flip_hf.data.pairs import PairShards
@@ -93,16 +94,24 @@ class Wanted:
         kind: the target, `caption` or `label`, `either` of them, or `image` if pictures alone are needed.
         image: the column that the user named for the picture, if any.
         target: the column that the user named for the target, if any.
+        weighted: whether `target` may be several columns with weights, `caption:3 alt_text:1`.
+        likely: a column of labels that, if it exists, is taken before those with usual names.
     """
 
     kind: str = "caption"
     image: str | None = None
     target: str | None = None
+    weighted: bool = False
+    likely: str | None = None
 
     def targets(self, usual: dict[str, tuple[str, ...]]) -> set[str]:
         """Returns possible names of the target's column, and the first parts of nested names."""
         kinds = ("label", "caption") if self.kind == EITHER else (self.kind,)
-        named = self.target.split(";") if self.target else [name for kind in kinds for name in usual.get(kind, ())]
+        if self.target:
+            named = possible_names(self.target) if self.weighted else self.target.split(";")
+        else:
+            named = [name for kind in kinds for name in usual.get(kind, ())]
+            named += [] if self.likely is None else self.likely.split(";")
         return {part for name in named for part in (name, name.split(".")[0])}
 
 

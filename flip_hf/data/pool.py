@@ -19,7 +19,6 @@ from flip_hf.data.decode import RefusedSample, image_bytes
 from flip_hf.data.holdout import image_key
 from flip_hf.data.reading import Reader, read_rows, row_bytes
 from flip_hf.data.sources import Source, open_source
-from flip_hf.data.targets import Captions
 from flip_hf.data.texts import MAX_CAPTIONS
 
 logger = logging.getLogger(__name__)
@@ -105,7 +104,6 @@ def collect(sources: list[Source], count: int) -> Pool:
         count: number of images wanted, taken equally from each source.
     """
     pool = Pool()
-    read_captions = Captions()
     for number, source in enumerate(sources, start=1):
         wanted = count * number // len(sources)
         share = number / len(sources)
@@ -117,7 +115,7 @@ def collect(sources: list[Source], count: int) -> Pool:
             if source.holdout and not source.is_held_out(row):
                 continue
             try:
-                captions = [] if source.target_column is None else read_captions(source.target(row))
+                captions = [] if source.target_column is None else source.texts(row)
                 pool.add(source.image(row), captions)
             except RefusedSample:
                 continue  # training meets it, too, and counts it

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from flip_hf.data.decode import RefusedSample, choose_caption
+from flip_hf.data.columns import column_value
+from flip_hf.data.decode import RefusedSample
 from flip_hf.data.positions import Piece, SourcePosition, whole_epoch
 from flip_hf.data.reading import Place, Reader, read_rows, row_bytes
 from flip_hf.data.refusals import BadDataError, Refusals
-from flip_hf.data.sources import Source, column_value
+from flip_hf.data.sources import Source
 from flip_hf.redaction import shown
 
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
@@ -35,7 +36,7 @@ class SourceReader:
     """One reader's endless samples of one source, and its position.
 
     Args:
-        source: the data; `target_column` holds captions, or is None if none are wanted.
+        source: the data; its `target_column` is None if no captions are wanted.
         transform: maps (encoded image, generator, S) to a uint8 tensor (3, S, S).
         reader: the reader whose rows are read.
         position: the position to begin at.
@@ -162,7 +163,7 @@ class SourceReader:
             return None
         try:
             wanted = self.source.target_column is not None
-            caption = choose_caption(self.source.target(row), rng) if wanted else None
+            caption = self.source.caption(row, rng) if wanted else None
             return self.transform(self.source.image(row), rng, self.image_size), caption
         except RefusedSample as refused:
             self.refusals.add(self.source.name, refused.reason, f"sample {sample_key(row, self.source)}")

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel
 
 from flip_hf.data import scenes, shapes
-from flip_hf.data.decode import RefusedSample
+from flip_hf.data.captions import CaptionColumn, Prompts, Table, all_texts, draw_caption, feature_at, open_column
+from flip_hf.data.columns import column_value, has_weights, is_among, read_weights
+from flip_hf.data.decode import RefusedSample, choose_caption
 from flip_hf.data.files import MAX_FILE_BYTES, fill_in_variables, is_remote, list_files
 from flip_hf.data.holdout import is_held_out
 from flip_hf.data.lists import ListShards
@@ -26,7 +29,7 @@ from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.paths import FilePolicy, FilesBelow, permitted
 from flip_hf.data.reading import DatasetShards, Reader, Shards, read_rows, take_rows
 from flip_hf.data.tar import TarShards
-from flip_hf.data.texts import read_json
+from flip_hf.data.targets import Captions
 from flip_hf.redaction import shown
 
 EMBEDDED = {data.name: data for data in (shapes.DATA, scenes.DATA)}
@@ -48,6 +51,8 @@ class Source:
         files: the files that image paths may name; None if images are bytes.
         has_text_targets: whether `target_column` holds texts, judging by the first rows.
         holdout: the fraction of its images that is held out; see `holdout.py`.
+        captions: the columns that captions are drawn from, if there are several or they hold labels; empty if
+            `target_column` holds the captions themselves.
     """
 
     shards: Shards
@@ -58,6 +63,12 @@ class Source:
     files: FilePolicy | None = None
     has_text_targets: bool = False
     holdout: float = 0.0
+    captions: tuple[CaptionColumn, ...] = ()
+
+    @property
+    def captions_from_labels(self) -> bool:
+        """True if every caption is made of a label, so that many samples have equal ones."""
+        return bool(self.captions) and all(column.labels is not None for column in self.captions)
 
     def image(self, row: dict) -> Any:
         """Returns the encoded image of a row, see [`column_value`], or its file.
@@ -70,6 +81,22 @@ class Source:
     def target(self, row: dict) -> Any:
         """Returns the caption or label of a row, see [`column_value`], or None for images alone."""
         return None if self.target_column is None else column_value(row, self.target_column)
+
+    def caption(self, row: dict, rng: np.random.Generator) -> str:
+        """Draws the caption of a row; see [`choose_caption`] and [`draw_caption`].
+
+        Raises:
+            RefusedSample: it has none that can be used.
+        """
+        return draw_caption(row, self.captions, rng) if self.captions else choose_caption(self.target(row), rng)
+
+    def texts(self, row: dict) -> list[str]:
+        """Returns all captions that a row has as texts; see [`Captions`] and [`all_texts`].
+
+        Raises:
+            RefusedSample: it has none that can be used.
+        """
+        return all_texts(row, self.captions) if self.captions else Captions()(self.target(row))
 
     def is_held_out(self, row: dict) -> bool:
         """Returns whether a row is held out; False for a row without a usable image."""
@@ -84,36 +111,6 @@ class Source:
         """Yields all readable rows that are not held out, in their own order."""
         rows = read_rows(self.shards, Reader(0, 1), epoch=0, seed=None, report=lambda reason, detail: None)
         return (row for _, row in rows if not self.is_held_out(row))
-
-
-def column_value(row: dict, column: str) -> Any:
-    """Returns the value under a column name, or None if there is none.
-
-    Dots lead into nested dictionaries and JSON texts; of alternatives (`jpg;png`) the first existing one is used.
-
-    Raises:
-        RefusedSample: the value was too large to be read, or is in a text that is not JSON or too large.
-    """
-    for name in column.split(";"):
-        value = _nested_value(row, name)
-        if isinstance(value, RefusedSample):
-            raise value
-        if value is not None:
-            return value
-    return None
-
-
-def _nested_value(row: dict, column: str) -> Any:
-    if column in row:
-        return row[column]
-    value: Any = row
-    for part in column.split("."):
-        if isinstance(value, RefusedSample):
-            return value
-        if isinstance(value, (bytes, str)):
-            value = read_json(value)
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def _has_texts(rows: list[dict], column: str, kinds: tuple[type, ...] = (str, bytes)) -> bool:
@@ -152,7 +149,7 @@ def _find_column(columns: list[str], usual: tuple[str, ...], wanted: str | None,
     found = [name for name in usual if name in columns]
     if wanted is None and found:
         return found[0]
-    if wanted is None or not any(part in columns or part.split(".")[0] in columns for part in wanted.split(";")):
+    if wanted is None or not is_among(wanted, columns):
         named = f"has no {kind} column {wanted!r}" if wanted else f"has no {kind} column with a usual name"
         listed = sorted(columns)
         more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
@@ -167,8 +164,13 @@ def _what_is_missing(columns: list[str], kind: str) -> str:
     """Advises what to do about a column that was not found."""
     if kind == "image" and "url" in columns:
         return "Pictures are not downloaded from URLs: download them first, with img2dataset or a similar tool."
+    labels = next((name for name in USUAL_COLUMNS["label"] if name in columns), None)
+    prompts = f"To make captions of the labels, give --caption_column {labels}."
     if kind == "caption" and set(columns) <= {"image", "label"}:
-        return "Put a text beside each picture, a.txt beside a.jpg, or describe them in a metadata.jsonl."
+        texts = "Put a text beside each picture, a.txt beside a.jpg, or describe them in a metadata.jsonl."
+        return texts if labels is None else f"{texts} {prompts}"
+    if kind == "caption" and labels is not None:
+        return f"Name the right one with --caption_column. {prompts}"
     return f"Name the right one with --{kind}_column."
 
 
@@ -182,9 +184,19 @@ def _find_columns(columns: list[str], wanted: Wanted, listed: bool, data: str) -
         data: the data set's name for messages.
     """
     usual = LISTED_COLUMNS if listed else USUAL_COLUMNS
-    kind = _label_or_caption(columns, usual, data) if wanted.kind == EITHER else wanted.kind
-    target = None if kind == "image" else _find_column(columns, usual[kind], wanted.target, kind, data)
+    target = None if wanted.kind == "image" else _find_target(columns, wanted, usual, data)
     return target, _find_column(columns, usual["image"], wanted.image, "image", data)
+
+
+def _find_target(columns: list[str], wanted: Wanted, usual: dict[str, tuple[str, ...]], data: str) -> str:
+    """Finds the column of the caption or label; columns with weights become alternatives."""
+    if wanted.target is None and wanted.likely is not None and is_among(wanted.likely, columns):
+        return wanted.likely
+    kind = _label_or_caption(columns, usual, data) if wanted.kind == EITHER else wanted.kind
+    if wanted.weighted and wanted.target is not None and has_weights(wanted.target, columns):
+        names = [name for name, _ in read_weights(wanted.target)]
+        return ";".join(_find_column(columns, (), name, kind, data) for name in names)
+    return _find_column(columns, usual[kind], wanted.target, kind, data)
 
 
 def _label_or_caption(columns: list[str], usual: dict[str, tuple[str, ...]], data: str) -> str:
@@ -278,6 +290,8 @@ def open_source(
     image_column: str | None = None,
     target_column: str | None = None,
     kind: str = "caption",
+    prompts: Prompts | None = None,
+    likely_column: str | None = None,
 ) -> Source:
     """Opens a data set for streaming.
 
@@ -293,30 +307,31 @@ def open_source(
         target_column: column of the caption or label; by default found by its usual names.
         kind: content of `target_column`: `caption`, `label`, or `either` of them, whichever exists; `image` opens
             images alone, without a target.
+        prompts: how labels become captions, in training: `target_column` may then hold labels, or be several columns
+            with weights, `caption:3 alt_text:1`. By default it is not looked into.
+        likely_column: a column of labels that, if it exists, is taken before those with usual names.
 
     Raises:
         FileNotFoundError: the data do not exist.
         ValueError: the format is not supported, the split or the configuration is unknown, there is no sample, or a
-            column is missing; the message lists what exists.
+            column is missing or holds something else; the message lists what exists.
     """
     name = shown(data) if isinstance(data, str) else f"{shown(data[0])} and {len(data) - 1} more"
     data = fill_in_variables(data) if isinstance(data, str) else [fill_in_variables(each) for each in data]
-    wanted = Wanted(kind, image_column, target_column)
-    if isinstance(data, str) and data in EMBEDDED:
-        shards = DatasetShards(EMBEDDED[data].load(split or "train"), remote=False)
-    elif isinstance(data, str):
-        shards = open_shards(data, config, split, wanted)
-    else:
-        shards = open_files([file for pattern in data for file in list_files(pattern)])
-    find = _with_columns_of_tar if isinstance(shards, TarShards) else _with_columns
-    shards, image, target, rows = find(shards, wanted, name, split)  # pyright: ignore[reportArgumentType]
+    wanted = Wanted(kind, image_column, target_column, prompts is not None, likely_column)
+    opened = _open(data, config, split, wanted)
+    find = _with_columns_of_tar if isinstance(opened, TarShards) else _with_columns
+    shards, image, target, rows = find(opened, wanted, name, split)  # pyright: ignore[reportArgumentType]
     if isinstance(shards, ListShards):
         shards.check_pictures(rows, name)
-    features = _features(shards)
-    feature = features.get(target) if features and target else None
     files = shards.files if isinstance(shards, (DatasetShards, ParquetShards)) else None
     if image_column is not None and isinstance(shards, (DatasetShards, ParquetShards)):
         files = files or _named_paths(rows, image, data)
+    captions = ()
+    if prompts is not None and target is not None:
+        columns = getattr(opened, "columns", None) or list(dict.fromkeys(column for row in rows for column in row))
+        captions = _captions(Table(name, columns, _features(opened), rows), target_column, target, prompts)
+    feature = feature_at(_features(shards) or {}, target or "")
     return Source(
         shards=shards,
         image_column=image,
@@ -325,4 +340,31 @@ def open_source(
         class_names=tuple(feature.names) if isinstance(feature, ClassLabel) else None,
         files=files,
         has_text_targets=target is not None and _has_texts(rows, target),
+        captions=captions,
     )
+
+
+def _open(data: str | Sequence[str], config: str | None, split: str | None, wanted: Wanted) -> Shards:
+    if isinstance(data, str) and data in EMBEDDED:
+        return DatasetShards(EMBEDDED[data].load(split or "train"), remote=False)
+    if isinstance(data, str):
+        return open_shards(data, config, split, wanted)
+    return open_files([file for pattern in data for file in list_files(pattern)])
+
+
+def _captions(table: Table, asked: str | None, target: str, prompts: Prompts) -> tuple[CaptionColumn, ...]:
+    """Returns the columns that captions are drawn from; none where one column holds the captions themselves.
+
+    Args:
+        table: what is known of the data set.
+        asked: the column or columns that the user named, if any.
+        target: the columns found.
+        prompts: how labels become captions.
+
+    Raises:
+        ValueError: a column holds neither text nor labels, or the class names given do not fit the labels.
+    """
+    weighted = asked is not None and has_weights(asked, table.columns)
+    named = read_weights(asked) if asked is not None and weighted else ((target, 1.0),)
+    columns = tuple(open_column(table, name, weight, prompts) for name, weight in named)
+    return columns if len(columns) > 1 or any(column.labels is not None for column in columns) else ()

@@ -20,12 +20,14 @@ from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.registry import DataSet
 
 
-def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Reads class names from a file, one a line, in the order of the labels.
+def read_classes(path: str | Path) -> tuple[tuple[str, ...], ...]:
+    """Reads the names of classes from a file, one class a line, in the order of the labels.
+
+    Synonyms follow the usual name after semicolons: `airplane; aeroplane; jet`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no names, or cannot be read (see `read_text`).
+        ValueError: it has no names, one is missing, or it cannot be read (see `read_text`).
     """
     lines = [line.strip() for line in read_text(path, "class names").rstrip().splitlines()]
     if not lines:
@@ -36,7 +38,19 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
             f"{path} has no name in line {number}, so the names below may belong to other labels: write one a line, in "
             "the order of the labels."
         )
-    return tuple(lines)
+    classes = [tuple(name.strip() for name in line.split(";")) for line in lines]
+    for number, names in enumerate(classes, start=1):
+        if not all(names):
+            raise ValueError(
+                f"{path} has an empty name between semicolons in line {number}: write synonyms as in "
+                "'airplane; aeroplane; jet'."
+            )
+    return tuple(classes)
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Reads the usual name of each class from a file, without synonyms; see [`read_classes`]."""
+    return tuple(names[0] for names in read_classes(path))
 
 
 def _local_copy(data_set: DataSet, split: str, data_dir: str) -> tuple[str, str | None]:

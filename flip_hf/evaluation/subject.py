@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
+from flip_hf.data.class_names import spoken
 from flip_hf.data.decode import decode_image
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.sources import Source
@@ -152,7 +153,7 @@ class Subject:
     def _prompted(self, template: str) -> torch.Tensor:
         model = self.encoder.model
         tokenizer = self.encoder.processor.tokenizer
-        return prompt_embeddings(model, tokenizer, self.class_names, template, model.device)
+        return prompt_embeddings(model, tokenizer, list(map(spoken, self.class_names)), template, model.device)
 
 
 def make_result(

@@ -4,6 +4,9 @@ import string
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
+
+from flip_hf.console.files import read_text
 
 PROMPT_SETS = ("clip_1", "clip_7", "clip_80")
 
@@ -11,8 +14,12 @@ PROMPT_SETS = ("clip_1", "clip_7", "clip_80")
 @cache
 def prompt_set(name: str) -> tuple[str, ...]:
     """Reads the templates of a named set: `clip_1`, `clip_7` or `clip_80`."""
-    text = (resources.files("flip_hf.evaluation") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-    return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+    return _lines((resources.files("flip_hf.evaluation") / "prompts" / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    """Returns the templates of a file, one a line; empty lines and those that begin with `#` are left out."""
+    return tuple(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
 def fault_of(template: str) -> str | None:
@@ -50,6 +57,35 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     if not templates:
         raise ValueError("Give at least one template.")
     return tuple(templates)
+
+
+def read_templates(given: Sequence[str]) -> tuple[str, ...]:
+    """Reads the templates that an option names: sets by name, files with one a line, and templates themselves.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no template, or one does not have exactly one `{}` for the label; or a name is neither a
+            set's nor a file's.
+    """
+    found: list[str] = []
+    for each in given:
+        if each in PROMPT_SETS:
+            found += prompt_set(each)
+        elif "{" not in each and "}" not in each and _is_path(each):
+            lines = _lines(read_text(each, "prompt templates"))
+            if not lines:
+                raise ValueError(f"{each} has no templates: write one a line, with {{}} for the label.")
+            found += lines
+        else:
+            found.append(each)
+    return resolve_templates(found)
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return text.endswith(".txt") or Path(text).is_file()
+    except OSError:  # too long for a path
+        return False
 
 
 def check_labels(labels: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from flip_hf.console.fields import OptionError, check_options, option, require
 from flip_hf.console.parsers import nearest
 from flip_hf.console.ranges import POSITIVE, SEED, integer, number
 from flip_hf.data.rendering import Colour, read_colour
-from flip_hf.evaluation.templates import fault_of
+from flip_hf.evaluation.templates import PROMPT_SETS, read_templates
 from flip_hf.redaction import redacted
 
 # ImageNet's statistics, which the official FLIP normalises with.
@@ -181,6 +181,10 @@ class ObjectiveArguments:
     def __post_init__(self):
         check_options(self)
         self.decoder_fields()  # raises on bad JSON
+        require(
+            self.positives is None or self.contrasts,
+            f"--positives {self.positives} is about texts, and --objective reconstruction reads none. Leave it out.",
+        )
 
     @property
     def contrasts(self) -> bool:
@@ -217,7 +221,14 @@ class DataArguments:
         None, "image column, one or one for each data; found by its usual names if not given"
     )
     caption_column: list[str] | None = option(
-        None, "caption column, one or one for each data (json.caption looks into JSON); found if not given"
+        None,
+        "column of captions or labels, one or one for each data; json.caption looks into JSON, and 'caption:3 alt:1' "
+        "draws by weight; found if not given",
+    )
+    caption_templates: list[str] | None = option(
+        None,
+        f"prompts that make captions of labels: {', '.join(PROMPT_SETS)}, a file, or templates with {{}} for the "
+        f"class; {GENERIC_TEMPLATE!r} if not given",
     )
     max_bad_fraction: float = option(
         0.5,
@@ -257,8 +268,12 @@ class DataArguments:
     eval_pairs: int = option(
         1000, "maximum number of held-out images to evaluate, with their captions", integer(2, 2**20)
     )
-    class_names: str | None = option(None, "file with one class name a line, if the data set does not name them")
-    templates: list[str] = option([GENERIC_TEMPLATE], "prompt templates, averaged; {} is the class name")
+    class_names: str | None = option(
+        None, "file with one class a line, synonyms after semicolons, for labels that the data do not name"
+    )
+    templates: list[str] = option(
+        [GENERIC_TEMPLATE], "prompts of the evaluation, averaged, as --caption_templates, which are taken if given"
+    )
     eval_batch_size: int = option(256, "evaluation batch size of each process", integer(1, 2**20))
 
     def __post_init__(self):
@@ -272,9 +287,15 @@ class DataArguments:
             f"--crop_area needs two fractions, 0 < smallest <= largest <= 1, got {self.crop_area}.",
         )
         self.background_colour()  # raises on a bad colour
-        for template in self.templates:
-            fault = fault_of(template)
-            require(fault is None, f"--templates: {template!r} {fault}")
+        self.read_prompts("templates")  # raises on a bad template
+        self.read_prompts("caption_templates")
+
+    def read_prompts(self, option: str) -> tuple[str, ...]:
+        """Reads the templates of `templates` or `caption_templates`; the generic one where none are given."""
+        try:
+            return read_templates(getattr(self, option) or [GENERIC_TEMPLATE])
+        except (ValueError, FileNotFoundError) as error:
+            raise OptionError(f"--{option}: {error}") from None
 
     def background_colour(self) -> Colour:
         """Returns red, green and blue of `background`."""
@@ -284,7 +305,8 @@ class DataArguments:
             raise OptionError(f"--background: {error}") from None
 
     def _check_evaluation(self) -> None:
-        labelled = self.label_column or self.class_names
+        # Labels of the training data are in a column that is named.
+        labelled = self.label_column or (self.class_names and not self.caption_column)
         require(
             not (labelled and self.eval_caption_column),
             "--label_column and --class_names are for labelled --eval_data, --eval_caption_column for pairs; give one "

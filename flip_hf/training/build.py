@@ -56,7 +56,8 @@ def _build(arguments: Arguments) -> Trainer:
     config = models.make_config(arguments.model, objective)
     check_publishing(arguments.hub, arguments.objective, config)
     sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
-    evaluation = inputs.open_evaluation_data(arguments.data, labels=objective.contrasts)
+    likely = inputs.label_column(sources)
+    evaluation = inputs.open_evaluation_data(arguments.data, labels=objective.contrasts, likely=likely)
     inputs.check_evaluation(arguments, evaluation)
 
     accelerator = make_accelerator(arguments.run)
@@ -65,6 +66,11 @@ def _build(arguments: Arguments) -> Trainer:
     if checkpoint is None:
         check_output(output_dir)
     start_trackers(accelerator, arguments)
+    if accelerator.is_main_process:
+        for sentence in inputs.captions_in_words(sources):
+            print(sentence)
+        if objective.contrasts and inputs.positives(objective, sources) == "caption":
+            print("Positives: all texts of the batch that equal an image's own.")
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     pusher = begin_pushing(arguments.hub, arguments.run, accelerator)
     context_length = config.get_text_config().max_position_embeddings

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from flip_hf.data.class_names import check_class_names
+from flip_hf.data.captions import Prompts, in_words
+from flip_hf.data.class_names import check_class_count, check_class_names
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import has_extension
 from flip_hf.data.loader import TrainLoader, make_loader
@@ -20,11 +22,11 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.sources import EMBEDDED, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
 from flip_hf.data.transforms import EvalTransform, TrainTransform
-from flip_hf.evaluation.loading import read_class_names
+from flip_hf.evaluation.loading import read_class_names, read_classes
 from flip_hf.modeling import FlipConfig, FlipVisionConfig
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.redaction import shown, shown_apart
-from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments
+from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments, ObjectiveArguments
 from flip_hf.training.hardware import num_workers
 from flip_hf.training.optimization import plan_phases
 from flip_hf.training.packing import Tokenize
@@ -52,6 +54,10 @@ def open_training_data(data: DataArguments, captions: bool = True) -> list[Sourc
     """Opens the training data's sources, images alone without `captions`; raises what [`open_source`] raises.
 
     Several shard files of one kind without weights are one source: a shell expands an unquoted `*.tar` like that.
+
+    Raises:
+        ValueError: an option about labels is given and no caption is made of labels, or pictures with such captions are
+            to be held out; see also [`open_source`].
     """
     names = data.train_data or []  # never empty: the arguments require it
     options = (data.train_config or [None], data.image_column or [None], data.caption_column or [None])
@@ -59,6 +65,8 @@ def open_training_data(data: DataArguments, captions: bool = True) -> list[Sourc
     groups = [names] if len(names) > 1 and one_kind and data.train_weights is None else names
     configs, images, targets = (values * len(groups) if len(values) == 1 else values for values in options)
     kind = "caption" if captions else "image"
+    classes = read_classes(data.class_names) if captions and data.class_names is not None else None
+    prompts = Prompts(data.read_prompts("caption_templates"), classes, data.caption_templates is not None)
     sources = [
         open_source(
             name,
@@ -67,17 +75,56 @@ def open_training_data(data: DataArguments, captions: bool = True) -> list[Sourc
             image_column=image,
             target_column=target if captions else None,
             kind=kind,
+            prompts=prompts if captions else None,
         )
         for name, config, image, target in zip(groups, configs, images, targets, strict=False)
     ]
+    if captions:
+        _check_labels(data, sources)
     sources = [replace(source, holdout=data.holdout) for source in sources]
     if len(sources) == 1:
         return sources
     return [replace(source, name=name) for source, name in zip(sources, shown_apart(names), strict=True)]
 
 
-def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation:
+def _check_labels(data: DataArguments, sources: list[Source]) -> None:
+    """Checks the options about labels against what the training data hold.
+
+    Raises:
+        ValueError: they are given and no caption is made of a label, or such captions are to be held out.
+    """
+    with_labels = [source for source in sources if any(column.labels is not None for column in source.captions)]
+    if not with_labels and data.caption_templates is not None:
+        columns = ", ".join(f"{source.target_column!r} of {source.name!r}" for source in sources)
+        raise ValueError(
+            f"--caption_templates makes captions of labels, and {columns} holds captions. Leave it out, or name a "
+            "column of labels with --caption_column; if these are names, as texts, give them all in --class_names FILE."
+        )
+    if not with_labels and data.class_names is not None and data.eval_caption_column is not None:
+        raise ValueError("--class_names names labels, and neither the training data nor the evaluation data hold any.")
+    alone = next((source.name for source in with_labels if source.captions_from_labels), None)
+    if alone is not None and data.holdout:
+        raise ValueError(
+            f"--holdout compares held-out pictures with their captions, and those of {alone!r} are made of labels, "
+            "equal for all pictures of a class. Evaluate on labelled pictures: --eval_data."
+        )
+
+
+def label_column(sources: list[Source]) -> str | None:
+    """Returns the column of labels that captions of the training data are made of, or None."""
+    found = (column.name for source in sources for column in source.captions if column.labels is not None)
+    return next(found, None)
+
+
+def captions_in_words(sources: list[Source]) -> list[str]:
+    """Describes, a sentence for each source, the captions that are made of labels or drawn from several columns."""
+    return [f"Captions of {source.name}: {in_words(source.captions)}." for source in sources if source.captions]
+
+
+def open_evaluation_data(data: DataArguments, labels: bool = True, likely: str | None = None) -> Evaluation:
     """Opens the evaluation data, images alone without `labels`; by default the embedded data's own test split.
+
+    `likely` is a column of labels that is taken, if it exists, before those with usual names.
 
     Raises:
         ValueError: the class names are unknown, or fewer than the labels; the data have both labels and captions and
@@ -86,7 +133,7 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     name = _evaluated(data)
     if name is None:
         return Evaluation()
-    kind = _kind_of_target(data, name) if labels else "image"
+    kind = _kind_of_target(data, name, likely) if labels else "image"
     try:
         source = open_source(
             name,
@@ -95,6 +142,7 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
             image_column=data.eval_image_column,
             target_column=(data.eval_caption_column or data.label_column) if labels else None,
             kind=kind,
+            likely_column=likely if labels and kind == EITHER else None,
         )
     except ValueError as error:  # it names the options of the training data
         message = str(error).replace("--image_column", "--eval_image_column")
@@ -102,7 +150,8 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
     if not labels:
         return Evaluation(source, key=source.name)
     found = (source.target_column or "").split(";")[0]
-    if kind == "caption" or (kind == EITHER and found in LISTED_COLUMNS["caption"]):
+    is_likely = likely is not None and source.target_column == likely
+    if kind == "caption" or (kind == EITHER and found in LISTED_COLUMNS["caption"] and not is_likely):
         if data.holdout:
             raise ValueError(
                 f"--eval_data {shown(name)} holds pairs, and --holdout takes others from the training data to validate "
@@ -115,15 +164,19 @@ def open_evaluation_data(data: DataArguments, labels: bool = True) -> Evaluation
             f"The data set {shown(name)!r} does not name its classes in {source.target_column!r}. Give "
             "--class_names FILE, one name a line in the order of the labels."
         )
+    if source.class_names is not None:
+        check_class_count(source.name, source.target_column, source.class_names, class_names)
     check_class_names(source, class_names, None, "Write the labels as numbers, or the names in words.")
     return Evaluation(source, class_names, key=source.name)
 
 
-def _kind_of_target(data: DataArguments, name: str) -> str:
+def _kind_of_target(data: DataArguments, name: str, likely: str | None) -> str:
     """Returns the kind of target that options give the evaluation data: `label`, `caption` or `either`."""
     if data.eval_caption_column is not None:
         return "caption"
-    return "label" if name in EMBEDDED or data.label_column or data.class_names else EITHER
+    # Where training is on labels, the class names may be for them alone.
+    named = data.class_names is not None and likely is None
+    return "label" if name in EMBEDDED or data.label_column or named else EITHER
 
 
 def check_evaluation(arguments: Arguments, evaluation: Evaluation) -> None:
@@ -193,9 +246,18 @@ def _evaluated(data: DataArguments) -> str | None:
 
 
 def templates(data: DataArguments) -> list[str]:
-    """Returns the prompts of the evaluation; the embedded data's own where none are given."""
+    """Returns the prompts of the evaluation: those given, the embedded data's own, or those of training."""
     embedded = EMBEDDED.get(_evaluated(data) or "")
-    return list(embedded.templates) if embedded and data.templates == [GENERIC_TEMPLATE] else data.templates
+    if data.templates != [GENERIC_TEMPLATE]:
+        return list(data.read_prompts("templates"))
+    return list(embedded.templates if embedded else data.read_prompts("caption_templates"))
+
+
+def positives(objective: ObjectiveArguments, sources: list[Source]) -> Literal["pair", "caption"]:
+    """Returns the positives of the contrast: where captions are made of labels, all equal ones if not configured."""
+    if objective.positives is not None:
+        return objective.positives
+    return "caption" if any(source.captions_from_labels for source in sources) else "pair"
 
 
 def make_train_loader(
@@ -215,7 +277,12 @@ def make_train_loader(
     objective = arguments.objective
     tokenize = None
     if objective.contrasts and tokenizer is not None:
-        tokenize = Tokenize(tokenizer, config.text_config, arguments.model.text_mask_ratio)
+        tokenize = Tokenize(
+            tokenizer,
+            config.text_config,
+            arguments.model.text_mask_ratio,
+            compares_captions=positives(objective, sources) == "caption",
+        )
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
         partial(cut_patches, patch_size=config.vision_config.patch_size),

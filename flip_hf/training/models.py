@@ -17,8 +17,9 @@ from flip_hf.console.fields import OptionError
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.loading import load_complete, loading
 from flip_hf.conversion.clip import load_clip
+from flip_hf.data.captions import prompts_of
 from flip_hf.data.coverage import measure_coverage
-from flip_hf.data.decode import RefusedSample, choose_caption
+from flip_hf.data.decode import RefusedSample
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import check_pooling, check_vocabulary, load_tokenizer, train_wordpiece
@@ -57,9 +58,12 @@ UNUSED_TEXT = {
 def _read_captions(sources: list[Source], limit: int) -> Iterator[str]:
     rng = np.random.default_rng(0)
     for source in sources:
+        if source.captions_from_labels:  # all that there can be, known without reading a row
+            yield from itertools.islice(prompts_of(source.captions), limit // len(sources))
+            continue
         for row in itertools.islice(source.rows(), limit // len(sources)):
             try:
-                yield choose_caption(source.target(row), rng)
+                yield source.caption(row, rng)
             except RefusedSample:
                 continue  # counted when training reads it
 

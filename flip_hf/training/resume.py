@@ -166,7 +166,9 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[ob
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{checkpoint / RECIPE} cannot be read: {error!r}.") from None
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
-    names = [name for name in {**here, **there} if name not in HARMLESS | STARTING]
+    # In a column that is named there may be labels, whose captions are made of the class names.
+    harmless = HARMLESS - {"class_names"} if arguments.data.caption_column else HARMLESS
+    names = [name for name in {**here, **there} if name not in harmless | STARTING]
     return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
 
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from flip_hf.data.class_names import spoken
 from flip_hf.data.sources import Source
 from flip_hf.data.targets import Captions, ClassIndex, nothing
 from flip_hf.evaluation.features import Features, extract, extract_texts
@@ -53,6 +54,7 @@ class Validator:
         self.tokenizer = tokenizer
         self.normalize = normalize
         self.accelerator = accelerator
+        self.prompts = inputs.templates(arguments.data)  # read once: their file may be gone later
 
     def __call__(self, encoder: PairEncoder) -> dict[str, float]:
         """Evaluates a model.
@@ -101,9 +103,8 @@ class Validator:
 
     def _classify(self, encoder: PairEncoder, source: Source) -> dict[str, float]:
         names = self.evaluation.class_names
-        prompts = inputs.templates(self.arguments.data)
         device = self.accelerator.device
-        weights = class_embeddings(encoder, self.tokenizer, names, prompts, device)
+        weights = class_embeddings(encoder, self.tokenizer, list(map(spoken, names)), self.prompts, device)
         features = self._features(encoder, source, ClassIndex(names), "zero-shot")
         if not features.targets:
             return {"images": 0.0}

@@ -119,7 +119,7 @@ def test_a_recipe_is_planned_from_the_command_line(tmp_path):
 def test_mistakes_are_named_with_the_known_values():
     for argv, message in [
         (["shapes", "--gpu", "H300"], "no GPU 'H300' in the table"),
-        (["vit_z"], "one of: mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16, vit_h14"),
+        (["vit_z"], "one of: cifar10, mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16, vit_h14"),
         (["shapes", "--mfu", "fast"], "--mfu 'fast' is no number and no file"),
     ]:
         done = run_program(PLAN, *argv)

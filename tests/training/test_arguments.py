@@ -42,14 +42,14 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
     assert parse(str(tmp_path / "recipe.yaml")) == arguments
 
 
-def is_embedded(recipe: str) -> bool:
-    """Whether a recipe trains on data that come with the package."""
-    return recipe.endswith("shapes") or recipe.startswith("scenes")
+def names_data(recipe: str) -> bool:
+    """Whether a recipe says what it trains on."""
+    return recipe.endswith("shapes") or recipe.startswith(("scenes", "cifar"))
 
 
 def of_recipe(recipe: str, folder: Path, monkeypatch):
     """A recipe's arguments, in a folder that has the model it starts from."""
-    arguments = parse(recipe, *([] if is_embedded(recipe) else ["--train_data", "x"]))
+    arguments = parse(recipe, *([] if names_data(recipe) else ["--train_data", "x"]))
     if arguments.model.model_name_or_path is not None:
         # It starts from the model that another recipe leaves.
         source = Path(arguments.model.model_name_or_path)
@@ -59,14 +59,14 @@ def of_recipe(recipe: str, folder: Path, monkeypatch):
 
 
 ALL_RECIPES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-PAPERS_RECIPES = [recipe for recipe in ALL_RECIPES if not is_embedded(recipe)]
+PAPERS_RECIPES = [recipe for recipe in ALL_RECIPES if not names_data(recipe)]
 
 
 @pytest.mark.parametrize("recipe", ALL_RECIPES)
 def test_every_recipe_masks_as_its_name_says(recipe, tmp_path, monkeypatch):
     arguments = of_recipe(recipe, tmp_path, monkeypatch)
     config = make_config(arguments.model, arguments.objective)
-    dropped = 0.75 if "mask75" in recipe or recipe.startswith("mae") else 0.5
+    dropped = 0.75 if "mask75" in recipe or recipe.startswith(("mae", "cifar")) else 0.5
     assert arguments.model.mask_ratio == config.mask_ratio == dropped
 
 
@@ -162,7 +162,7 @@ def test_a_recipe_with_an_unknown_key_suggests_the_right_one(tmp_path):
     with pytest.raises(ValueError, match="no option 'mask_ration'. Did you mean 'mask_ratio'"):
         parse(str(tmp_path / "r.yaml"))
     with pytest.raises(
-        FileNotFoundError, match="one of: mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16"
+        FileNotFoundError, match="one of: cifar10, mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16"
     ):
         parse("vit_b17")
 
@@ -206,7 +206,7 @@ def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
 
 def test_options_are_the_frozen_set():
     """Each option doubles the untested space: add one only in a commit that says why."""
-    assert len(option_names()) == len(set(option_names())) == 81
+    assert len(option_names()) == len(set(option_names())) == 82
 
 
 def test_learning_rate_warms_up_in_samples_and_falls_as_a_cosine():
