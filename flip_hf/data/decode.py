@@ -173,7 +173,9 @@ def decode_crop(image: Image.Image, box: Box, side: int, background: Colour = WH
         scale = next(n for n in (8, 4, 2, 1) if n == 1 or _fits(scaled_box(box, n), side))
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
-    return _decoded(image, background).crop(scaled_box(box, scale))
+    decoded = _decoded(image, background)
+    part = scaled_box(box, scale)
+    return decoded if part == (0, 0, *decoded.size) else decoded.crop(part)
 
 
 def scaled_box(box: Box, scale: int) -> Box:

@@ -18,6 +18,9 @@ from flip_hf.data.refusals import BadDataError, Refusals
 from flip_hf.data.samples import MAX_BLOCK_BYTES, SourceReader, Transform
 from flip_hf.data.sources import Source
 
+# Images are collected up to this size before their patches are cut: a call for each costs as much as its copying where
+# images are small, and larger pieces leave the processor's cache.
+_CUT_BYTES = 2**20
 _DRAWS = 1024  # numbers drawn at once, as making a generator costs more than drawing
 _MASKS = 1  # distinguishes the seeds of masks from others made of the same numbers
 
@@ -168,14 +171,19 @@ class _Worker:
                 reader.image_size = view.image_size
             patches = []
             captions = []
-            for i in range(stream.batch_size):
+            images = []  # whose patches are not cut yet
+            for number in range(1, stream.batch_size + 1):
                 image, caption = next(samples[self._draw()])
-                mask = None if ids_keep is None or stream.plan.whole else ids_keep[i : i + 1]
-                patches.append(stream.plan.cut(image[None], ids_keep=mask)[0])
+                images.append(image)
                 captions.append(caption)
+                if number == stream.batch_size or len(images) * image.nbytes >= _CUT_BYTES:
+                    masked = ids_keep is not None and not stream.plan.whole
+                    mask = ids_keep[number - len(images) : number] if masked else None
+                    patches.append(stream.plan.cut(torch.stack(images), ids_keep=mask))
+                    images = []
             masks = {"ids_keep": ids_keep} if ids_keep is not None else {}
             texts = stream.tokenize(captions) if stream.tokenize is not None else {}
-            yield {"patches": torch.stack(patches), **masks, **texts}
+            yield {"patches": torch.cat(patches), **masks, **texts}
 
     def _draw_mask(self, view: View) -> torch.Tensor | None:
         """Draws the kept patches (B, K), determined by the seed, the reader and the number of draws before."""

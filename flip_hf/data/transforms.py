@@ -18,8 +18,10 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
 
 def resize(pixels: torch.Tensor, side: int) -> torch.Tensor:
     """Resizes (3, height, width) to (3, side, side), uint8, antialiased bicubic: within one grey level of Pillow's, in
-    a quarter of the time if the processor has AVX2.
+    a quarter of the time if the processor has AVX2. Pixels of that size are returned as they are.
     """
+    if pixels.shape[1:] == (side, side):  # the filter would copy every pixel
+        return pixels
     size = (side, side)
     return torch.nn.functional.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
 

@@ -115,3 +115,13 @@ def test_a_mirrored_sample_is_the_mirrored_crop(picture):
         TrainTransform((0.5, 1.0), flip=flip)(jpeg(picture), np.random.default_rng(3), 64) for flip in (0.0, 1.0)
     )
     assert torch.equal(kept, mirrored.flip(2)) and not torch.equal(kept, mirrored)
+
+
+@pytest.mark.parametrize("side", [32, 64, 100])
+def test_pixels_of_the_right_size_are_what_the_filter_makes_of_them(side):
+    """So they need not be filtered."""
+    noise = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
+    extremes = 255 * (noise > 127).to(torch.uint8)
+    for pixels in (noise, extremes):
+        filtered = torch.nn.functional.interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0]
+        assert torch.equal(resize(pixels, side), filtered)

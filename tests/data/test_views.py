@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from flip_hf.data import stream
 from flip_hf.data.reading import Reader
 from flip_hf.data.stream import View
 from flip_hf.modeling.masking_flip import cut_patches, draw_mask
@@ -35,6 +36,24 @@ def test_patches_are_those_of_the_whole_image(tar_folder):
         assert everything["patches"].shape == (8, 16, 192) and "ids_keep" not in everything
         rows = torch.arange(8)[:, None]
         assert torch.equal(masked["patches"], everything["patches"][rows, masked["ids_keep"]])
+
+
+@pytest.mark.parametrize("view_at", [half_masked, whole])
+@pytest.mark.parametrize("size", [1, 8000, 2**20], ids=["one by one", "in threes", "at once"])
+def test_patches_do_not_depend_on_how_many_images_are_cut_at_once(tar_folder, monkeypatch, view_at, size):
+    batches = list(itertools.islice(make_train_loader(tar_folder, view_at=view_at), 5))
+    monkeypatch.setattr(stream, "_CUT_BYTES", size)
+    cuts = []
+
+    def counted(images, **options):
+        cuts.append(len(images))
+        return cut_patches(images, patch_size=PATCH_SIZE, **options)
+
+    loader = make_train_loader(tar_folder, view_at=view_at)
+    loader._stream.plan = replace(loader._stream.plan, cut=counted)
+    for batch, again in zip(batches, loader, strict=False):
+        assert torch.equal(batch["patches"], again["patches"])
+    assert cuts[:8] == {1: [1] * 8, 8000: [3, 3, 2] * 2 + [3, 3], 2**20: [8] * 8}[size][: len(cuts)]
 
 
 def test_patches_are_in_the_models_order(tar_folder):
