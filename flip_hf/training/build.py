@@ -67,10 +67,8 @@ def _build(arguments: Arguments) -> Trainer:
         check_output(output_dir)
     start_trackers(accelerator, arguments)
     if accelerator.is_main_process:
-        for sentence in inputs.captions_in_words(sources):
+        for sentence in inputs.captions_in_words(objective, sources):
             print(sentence)
-        if objective.contrasts and inputs.positives(objective, sources) == "caption":
-            print("Positives: all texts of the batch that equal an image's own.")
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     pusher = begin_pushing(arguments.hub, arguments.run, accelerator)
     context_length = config.get_text_config().max_position_embeddings

@@ -116,9 +116,12 @@ def label_column(sources: list[Source]) -> str | None:
     return next(found, None)
 
 
-def captions_in_words(sources: list[Source]) -> list[str]:
-    """Describes, a sentence for each source, the captions that are made of labels or drawn from several columns."""
-    return [f"Captions of {source.name}: {in_words(source.captions)}." for source in sources if source.captions]
+def captions_in_words(objective: ObjectiveArguments, sources: list[Source]) -> list[str]:
+    """Describes, a sentence each, captions that are made of labels or drawn from several columns, and positives."""
+    described = [f"Captions of {source.name}: {in_words(source.captions)}." for source in sources if source.captions]
+    if objective.contrasts and positives(objective, sources) == "caption":
+        described.append("Positives of an image: all texts of the batch that equal its own.")
+    return described
 
 
 def open_evaluation_data(data: DataArguments, labels: bool = True, likely: str | None = None) -> Evaluation:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from flip_hf.data.drawing import encode
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.training.conftest import ROOT, SHORT, TINY, pretrain
+from tests.helpers.pretraining import SHORT, TINY, pretrain
+from tests.helpers.programs import ROOT
 
 COLOURS = {"red_square": (220, 40, 40), "green_square": (40, 200, 60), "blue_square": (50, 80, 230)}
 FEATURES = Features({"img": Image(), "fine_label": ClassLabel(names=list(COLOURS))})
@@ -93,3 +94,17 @@ def test_mistakes_about_labels_end_before_training(labelled_run, tmp_path):
         with pytest.raises(MISTAKES, match=message):
             build_trainer(parse_arguments(words, ROOT / "flip_hf" / "recipes", "shapes"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("options", "compared"), [([], True), (["--positives", "pair"], False)])
+def test_equal_captions_of_labels_are_positives_unless_configured(labelled_run, tmp_path, options, compared):
+    argv, _, printed = labelled_run
+    assert "Positives of an image: all texts of the batch that equal its own." in printed
+    words = [*argv, "--output_dir", str(tmp_path), "--num_workers", "0", *options]
+    trainer = build_trainer(parse_arguments(words, ROOT / "flip_hf" / "recipes", "shapes"))
+    batch = next(iter(trainer.loader))
+    assert ("caption_ids" in batch) == compared
+    if compared:  # three classes, three prompts
+        assert len(batch["caption_ids"].unique()) <= 9 < len(batch["caption_ids"])
+    result = trainer._step(trainer.phases[0], [batch])
+    assert torch.isfinite(result.batch.loss)
