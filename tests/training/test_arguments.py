@@ -43,7 +43,7 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
 
 
 def is_embedded(recipe: str) -> bool:
-    """Whether a recipe trains on data that come with the package."""
+    """Tells whether a recipe trains on data that come with the package."""
     return recipe.endswith("shapes") or recipe.startswith("scenes")
 
 
