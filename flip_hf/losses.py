@@ -258,4 +258,4 @@ def contrastive_loss(
         )
     image_embeds, text_embeds, logit_scale = map(at_least_float32, (image_embeds, text_embeds, logit_scale))
     with torch.autocast(image_embeds.device.type, enabled=False):
-        return _ContrastiveLoss.apply(image_embeds, text_embeds, logit_scale, caption_ids, tile_size)  # pyright: ignore
+        return _ContrastiveLoss.apply(image_embeds, text_embeds, logit_scale, caption_ids, tile_size)

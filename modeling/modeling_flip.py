@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -31,7 +32,7 @@ from transformers.utils.generic import (
 )
 from transformers.utils.output_capturing import capture_outputs
 
-from .clip_flip import CLIPModel, flip_config_from_clip, flip_tensors, load_clip, make_clip
+from .clip_flip import flip_config_from_clip, flip_tensors, load_clip, make_clip
 from .configuration_flip import BlockConfig, FlipConfig, FlipTextConfig, FlipVisionConfig
 from .masking_flip import check_ids_keep, cut_patches, draw_mask, num_kept, pooled_token
 from .resizing_flip import FlipSincosPositions, Resizable, resize_patch_kernel, sincos_positions

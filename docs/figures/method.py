@@ -45,7 +45,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> N
 
 def note(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
     """A line of explanation, centred below a point."""
-    axes.text(x, y, text, **{"ha": "center", "va": "top", "color": GREY, "fontsize": 9, **style})  # pyright: ignore
+    axes.text(x, y, text, **{"ha": "center", "va": "top", "color": GREY, "fontsize": 9, **style})
 
 
 def draw_patches(axes: Axes, image: np.ndarray, corner: tuple[float, float], side: float, kept: set[int]) -> None:

@@ -33,11 +33,11 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from flip_hf.benchmarks.names import ARCHITECTURES, PEERS
 from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_file
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
 from flip_hf.console.ranges import FRACTION, integer, number
@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[..., str]]:
+def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], JsonObject], Callable[..., str]]:
     """The functions that measure a question and write the result as Markdown."""
     name = question.replace("-", "_")
     module = import_module(f"flip_hf.benchmarks.{name}")

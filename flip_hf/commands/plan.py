@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from flip_hf.console.endings import end_with
 from flip_hf.console.fields import require as _require
 from flip_hf.console.files import read_text, try_file
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
 from flip_hf.console.ranges import FRACTION, integer, number
@@ -96,7 +97,7 @@ def read_mfu(text: str | None) -> tuple[dict[float, float], str]:
         raise ValueError(f"--mfu {text} is no result of `flip-hf benchmark step`.") from None
 
 
-def measured_mfu(result: dict[str, Any], text: str) -> tuple[dict[float, float], str]:
+def measured_mfu(result: JsonObject, text: str) -> tuple[dict[float, float], str]:
     """MFU by mask ratio of a result of `flip-hf benchmark step`, and where it is from; `text` names its file.
 
     Raises:
@@ -203,7 +204,7 @@ def check(options: argparse.Namespace, command: str) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hardware = device_name(device)
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     for step in tqdm(CUDA_STEPS if device == "cuda" else CPU_STEPS, unit="configuration", file=sys.stderr):
         planned = planned_bytes(FlipConfig(), step)
         measured = measure(FlipConfig(), step, device)
@@ -253,12 +254,12 @@ def write(stem: str | None, report: dict, page: str) -> None:
         Path(f"{stem}.md").write_text(page, encoding="utf-8")
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(report: JsonObject, path: Path) -> None:
     """Days on either data set, and the chosen step's memory, over mask ratios."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    days, memory = figure.subplots(1, 2)  # pyright: ignore
+    days, memory = figure.subplots(1, 2)
     masks = [mask for mask in report["masks"] if mask["chosen"]]
     names = [f"{mask['mask_ratio']:.0%}" for mask in masks]
     for name in masks[0]["data_sets"] if masks else ():

@@ -1,18 +1,21 @@
-"""Reproduces the paper's Figure 1 and Table 1 at a small scale, on embedded data.
+"""Reproduces the paper's Figure 1 and Table 1 at a small scale, on embedded data or photographs.
 
     flip-hf reproduce                     # on two CPU cores: hours; --budget 20 for a look in minutes
     flip-hf reproduce --figures_only      # figures and tables again, from the JSON files alone
     flip-hf reproduce --only mask75-half  # some of the runs
+    flip-hf reproduce --set photos        # Figure 1, masks and positives on labelled photographs, CIFAR-10
 
 --budget is the training time of the longest run without masks, in seconds; all other runs are in the paper's
 proportions to its number of samples, which is measured once and kept. Finished runs are not repeated: the same command
 resumes the set. A point's JSON file gives the command that runs it alone.
 
-A GPU needs a model that keeps it busy: --recipe scenes_s16 --budget 150 is for an hour or two on one.
+--recipe, --train_data and --eval_data take any data that `flip-hf pretrain` takes; with --set photos, labelled ones. A
+GPU needs a model that keeps it busy: --recipe scenes_s16 --budget 150 is for an hour or two on one.
 """
 
 import argparse
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -20,20 +23,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_folder
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import SEED, number
 from flip_hf.redaction import install
-from flip_hf.reproduction.plan import SEEDS, Experiment, Scale, planned_runs, words_of
+from flip_hf.reproduction.plan import SEEDS, SETS, Experiment, Scale, planned_runs, words_of
 from flip_hf.training.recipes import RECIPES, recipe_options
 
 if TYPE_CHECKING:
     from flip_hf.reproduction.running import Point, Points
 
-FOLDER = Path("runs/reproduce")
+RECIPE_OF = dict(zip(SETS, ("scenes", "cifar10"), strict=True))
+FOLDER_OF = dict(zip(SETS, (Path("runs/reproduce"), Path("runs/reproduce_photos")), strict=True))
+
+
+SETTINGS = ("recipe", "budget", "set", "data")  # of `plan.json`: what all runs of a folder share
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,8 +55,15 @@ def make_parser() -> argparse.ArgumentParser:
         default=240,
         help="seconds of training of the longest unmasked run",
     )
-    parser.add_argument("--recipe", default="scenes", help="of every run; one that trains on `scenes`")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of points, models, logs and figures")
+    parser.add_argument(
+        "--set", choices=SETS, default=SETS[0], help="runs: the paper's tables, or those on photographs"
+    )
+    parser.add_argument("--recipe", help="of every run; scenes, or cifar10 for photographs, if not given")
+    parser.add_argument("--train_data", nargs="+", help="training data, over the recipe's; see `flip-hf pretrain`")
+    parser.add_argument("--eval_data", help="labelled test data, over the recipe's")
+    parser.add_argument(
+        "--folder", type=Path, help="of points, models, logs and figures; runs/reproduce or runs/reproduce_photos"
+    )
     parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="of the runs; 0 1 2 if not given")
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
     parser.add_argument("--figures_only", action="store_true", help="draw from what has been run")
@@ -56,7 +71,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def scale_for(budget: float, points: "Points") -> Scale:
+def data_words(options: argparse.Namespace) -> list[str]:
+    """Returns the options of `flip-hf pretrain` that every run gets over the recipe's: the data."""
+    train = ["--train_data", *options.train_data] if options.train_data else []
+    return [*train, *(["--eval_data", options.eval_data] if options.eval_data else [])]
+
+
+def scale_for(budget: float, points: "Points", which: str) -> Scale:
     """The samples of the longest run are measured once, on the unmasked model, and kept in `plan.json`.
 
     Raises:
@@ -69,11 +90,12 @@ def scale_for(budget: float, points: "Points") -> Scale:
     path = points.folder / "plan.json"
     scale = Scale.of_recipe(points.recipe, 0)
     options = recipe_options(points.recipe, RECIPES)
+    settings = dict(zip(SETTINGS, (points.recipe, budget, which, points.extra), strict=True))
     where = environment()
     if points.read():
         plan = read_plan(points.folder)
-        made = {**plan["options"], **plan["environment"], "recipe": plan["recipe"], "budget": plan["budget"]}
-        asked = {**options, **where, "recipe": points.recipe, "budget": budget}
+        made = {**plan["options"], **plan["environment"], **{name: plan.get(name) for name in SETTINGS}}
+        asked = {**options, **where, **settings}
         names = sorted((made.keys() | asked.keys()) - {"commit", "torch", "transformers"})
         other = [
             f"{name} {made.get(name)}, not {asked.get(name)}" for name in names if made.get(name) != asked.get(name)
@@ -84,17 +106,17 @@ def scale_for(budget: float, points: "Points") -> Scale:
     (points.folder / "points").mkdir(parents=True, exist_ok=True)
     trial = points.folder / "trial"
     count = {"train_samples": 24 * scale.batch, "log_samples": 4 * scale.batch}
-    words = [points.recipe, *words_of({"mask_ratio": 0, **count, "output_dir": trial})]
+    words = [points.recipe, *points.extra, *words_of({"mask_ratio": 0, **count, "output_dir": trial})]
     run_command("pretrain", words, points.folder / "logs" / "trial.txt")
     rate = training_rate(trial / "log.jsonl")
     shutil.rmtree(trial)
     scale = replace(scale, samples=max(64, round(budget * rate / scale.batch)) * scale.batch)
-    plan = {"recipe": points.recipe, "budget": budget, "samples": scale.samples, "samples_per_second": rate}
+    plan = {**settings, "samples": scale.samples, "samples_per_second": rate}
     path.write_text(json.dumps({**plan, "options": options, "environment": where}, indent=1) + "\n")
     return scale
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+def read_plan(folder: Path) -> JsonObject:
     """Returns the settings that all points of a folder share.
 
     Raises:
@@ -104,7 +126,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise ValueError(f"there are no points in {folder}/points; leave out --figures_only to make them.")
     if not (folder / "plan.json").is_file():
         raise ValueError(f"{folder} has points and no plan.json, which says what they are of; give another --folder.")
-    return json.loads((folder / "plan.json").read_text())
+    return {"set": SETS[0], "data": [], **json.loads((folder / "plan.json").read_text())}
 
 
 def chosen(runs: list[Experiment], parts: list[str]) -> list[Experiment]:
@@ -148,44 +170,50 @@ def main(argv: Sequence[str]) -> None:
     from flip_hf.reproduction.speedup import steady
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run under way ends, too
-    points = Points(options.folder, options.recipe)
+    recipe = options.recipe or RECIPE_OF[options.set]
+    folder = options.folder or FOLDER_OF[options.set]
+    points = Points(folder, recipe, data_words(options))
     try:
-        try_folder(options.folder, "--folder")
+        try_folder(folder, "--folder")
         if not options.figures_only:
-            chosen(planned_runs(Scale.of_recipe(options.recipe, 10**6)), options.only)  # names, before anything is run
-            runs = chosen(planned_runs(scale_for(options.budget, points)), options.only)
+            # Names are checked before anything is run.
+            chosen(planned_runs(Scale.of_recipe(recipe, 10**6), options.set), options.only)
+            scale = scale_for(options.budget, points, options.set)
+            runs = chosen(planned_runs(scale, options.set), options.only)
             if options.list:
                 for run in runs:
                     print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")
                 return
             run_all(points, runs, options.seeds)
-        plan = read_plan(options.folder)
+        plan = read_plan(folder)
     except (ValueError, OSError, RunFailed) as error:
         end_with(error)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command resumes the set; with --figures_only it draws the finished runs.")
     found = steady(points.read())
-    write_report(found, options.folder, about(points, plan))
-    print(summary(found))
-    print(f"Figures and tables of {len(found)} points: {options.folder / 'README.md'}")
+    write_report(found, folder, about(points, plan), plan["set"])
+    print(summary(found, plan["set"]))
+    print(f"Figures and tables of {len(found)} points: {folder / 'README.md'}")
 
 
-def summary(found: "list[Point]") -> str:
+def summary(found: "list[Point]", which: str) -> str:
     """The headline, and how many findings came out how."""
     from flip_hf.reproduction.figures import speed_table
     from flip_hf.reproduction.findings import findings
 
-    verdicts = Counter(finding.verdict for finding in findings(found))
+    verdicts = Counter(finding.verdict for finding in findings(found, which))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return f"{speed_table(found)}\n\nThe paper's findings here: {counts}.\n"
 
 
-def about(points: "Points", plan: dict[str, Any]) -> str:
+def about(points: "Points", plan: JsonObject) -> str:
     """By which commands and on what the points were made."""
     made = [json.loads(path.read_text())["environment"] for path in (points.folder / "points").glob("*.json")]
     where = {f"{each['hardware']}, torch {each['torch']}, transformers {each['transformers']}" for each in made}
     commits = ", ".join(sorted({str(each["commit"]) for each in made}))
-    command = f"flip-hf reproduce --recipe {plan['recipe']} --budget {plan['budget']:g}"
+    which = "" if plan["set"] == SETS[0] else f"--set {plan['set']} "
+    command = shlex.join(["flip-hf", "reproduce", *plan["data"]])
+    command = f"{command} {which}--recipe {plan['recipe']} --budget {plan['budget']:g}"
     return (
         f"`{command}`; {'; '.join(sorted(where))}; commit {commits}. The longest unmasked run sees "
         f"{plan['samples']:,} pairs. Mean ± standard deviation over the seeds. Times are those of training "

@@ -57,14 +57,18 @@ class ScriptParser(argparse.ArgumentParser):
             kwargs.setdefault("metavar", "N")
         return super().add_argument(*names, **kwargs)
 
-    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Parses as `ArgumentParser` does, and takes all forms of negative numbers and dashes in names of options."""
         try:
             return super().parse_known_args(self._marked(sys.argv[1:] if args is None else args), namespace)
         except argparse.ArgumentError as error:
             self.error(self._in_words(error))
 
-    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Parses all arguments; an unknown one is an error."""
         found, rest = self.parse_known_args(args, namespace)
         self.refuse(rest)
@@ -213,7 +217,9 @@ class OptionsParser(ScriptParser):
 def _add_option(section: argparse._ArgumentGroup, field: dataclasses.Field, hint: Any) -> None:
     """Adds a field's option to a group of a parser; a switch that is on by default also gets a `--no_` form."""
     kind = kind_of(hint)
-    default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # pyright: ignore
+    default = field.default
+    if default is dataclasses.MISSING:
+        default = field.default_factory()  # pyright: ignore[reportCallIssue]
     # Options that are not given stay out of the namespace: the dataclass has the default.
     shared: dict[str, Any] = {
         "dest": field.name,

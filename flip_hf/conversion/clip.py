@@ -1,7 +1,5 @@
 """Convert folders of Transformers' CLIPModel to Flip folders and back, with `FlipModel.from_clip` and `to_clip`."""
 
-from typing import Any
-
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from flip_hf.conversion.errors import ConversionError
@@ -26,7 +24,7 @@ def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
     clip = load_clip(source)
     with configuring(source):
         flip = FlipModel.from_clip(clip, mask_ratio=mask_ratio)
-    text: Any = flip.config.text_config
+    text = flip.config.text_config
     return Converted(
         model=flip,
         processor=join(find_image_processor(source), find_tokenizer(source, text.max_position_embeddings)),
@@ -76,7 +74,7 @@ def convert_to_clip(source: str) -> Converted:
         raise ConversionError(
             f"{source} has an image processor that Transformers does not have, {type(image_processor).__name__}."
         )
-    tokenizer = find_tokenizer(source, flip.config.get_text_config().max_position_embeddings)
+    tokenizer = find_tokenizer(source, flip.config.text_config.max_position_embeddings)
     return Converted(
         model=clip,
         processor=join(image_processor, tokenizer, CLIPProcessor),

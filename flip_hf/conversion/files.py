@@ -10,8 +10,9 @@ import os
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import NoReturn
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError, reason
 
 # Far above any configuration or index: the largest index of weights on the Hub has some 10 MB.
@@ -86,11 +87,11 @@ def read_file(path: Path, limit: int, *, root: Path | None = None) -> bytes:
         raise ConversionError(f"{path} cannot be read: {reason(error)}.") from error
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     """Returns the nesting depth of objects and arrays."""
     depth = 0
     level = [value]
@@ -100,7 +101,7 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def parse_json(data: bytes, what: str) -> dict[str, Any]:
+def parse_json(data: bytes, what: str) -> JsonObject:
     """Parses a small JSON file that holds an object.
 
     Raises:
@@ -117,7 +118,7 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, *, root: Path | None = None) -> dict[str, Any]:
+def read_json(path: Path, *, root: Path | None = None) -> JsonObject:
     """Reads the object in a JSON file; see [`read_file`] and [`parse_json`]."""
     return parse_json(read_file(path, MAX_JSON_BYTES, root=root), str(path))
 

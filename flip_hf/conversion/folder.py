@@ -11,6 +11,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.lineage import base_model_of
@@ -31,8 +33,8 @@ class Converted:
         data: the card's metadata.
     """
 
-    model: Any
-    processor: Any
+    model: PreTrainedModel
+    processor: ProcessorMixin | BaseImageProcessor | PreTrainedTokenizerBase | None
     title: str
     about: str
     data: ModelCardData

@@ -41,6 +41,6 @@ def _of_card(folder: Path) -> str | None:
         return None
 
 
-def _hub_id(value: Any) -> str | None:
+def _hub_id(value: object) -> str | None:
     first = value[0] if isinstance(value, list) and value else value
     return first if isinstance(first, str) and is_hub_id(first) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.folder import Converted, card_data
 from flip_hf.conversion.pretrained import load_pretrained, local_folder, read_config
 from flip_hf.conversion.processors import find_image_processor
@@ -60,7 +61,7 @@ _FIELDS = (
 )
 
 
-def vision_fields(config: ViTMAEConfig) -> dict[str, Any]:
+def vision_fields(config: ViTMAEConfig) -> JsonObject:
     """Returns the fields of the Flip vision tower, without its mask ratio.
 
     Raises:

@@ -265,8 +265,8 @@ def convert_official(path: str | Path, vocab: str, **options: Any) -> Converted:
         vocab: the vocabulary's file, or a Hub repository with a `vocab.txt`.
     """
     model = read_official(path, **options)
-    text: Any = model.config.text_config
-    vision: Any = model.config.vision_config
+    text = model.config.text_config
+    vision = model.config.vision_config
     sizes = vision.num_hidden_layers, vision.hidden_size, text.num_hidden_layers, text.hidden_size
     name, *_ = RELEASED.get(sizes, (None,))
     pieces = official_pieces(vocab, text.vocab_size, released=name is not None)

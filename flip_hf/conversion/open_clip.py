@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.clip import load_flip
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.files import read_json, regular_file
@@ -37,7 +38,7 @@ from flip_hf.conversion.tables import (
     to_ours,
     to_theirs,
 )
-from flip_hf.modeling import FlipModel
+from flip_hf.modeling import FlipConfig, FlipModel
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -83,7 +84,7 @@ NO_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def entries_of(config: Any) -> list[Entry]:
+def entries_of(config: FlipConfig) -> list[Entry]:
     """Returns the table for a FlipConfig that open_clip can express."""
     return [
         *VISION,
@@ -130,7 +131,7 @@ def read_state_dict(path: Path, *, root: Path | None = None) -> dict[str, Tensor
     return state_dict
 
 
-def open_clip_to_flip(state_dict: dict[str, Tensor], model_cfg: dict[str, Any], mask_ratio: float = 0.5) -> FlipModel:
+def open_clip_to_flip(state_dict: dict[str, Tensor], model_cfg: JsonObject, mask_ratio: float = 0.5) -> FlipModel:
     """Converts an open_clip model to a FlipModel with its weights.
 
     Args:
@@ -147,7 +148,7 @@ def open_clip_to_flip(state_dict: dict[str, Tensor], model_cfg: dict[str, Any], 
     return load(FlipModel, config, tensors)
 
 
-def flip_to_open_clip(flip: FlipModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flip_to_open_clip(flip: FlipModel) -> tuple[dict[str, Tensor], JsonObject]:
     """Converts a FlipModel to the state dict and the configuration of an open_clip model.
 
     Raises:
@@ -194,7 +195,7 @@ def _find_files(source: str, model_config: str | None) -> tuple[Path, Path]:
         ) from error
 
 
-def _read_config(path: Path, root: Path | None) -> dict[str, Any]:
+def _read_config(path: Path, root: Path | None) -> JsonObject:
     config = read_json(path, root=root)
     config = config if "model_cfg" in config else {"model_cfg": config}
     for name in ("model_cfg", "preprocess_cfg"):
@@ -225,10 +226,10 @@ def convert_from_open_clip(
     root = Path(source) if Path(source).is_dir() else None
     config = _read_config(config_file, root)
     flip = open_clip_to_flip(read_state_dict(weights, root=root), config["model_cfg"], mask_ratio)
-    text: Any = flip.config.text_config
-    vision: Any = flip.config.vision_config
-    image_processor = image_processor_from_open_clip(config.get("preprocess_cfg", {}), vision.image_size)
-    found = find_tokenizer(source if tokenizer is None else tokenizer, text.max_position_embeddings)
+    size = flip.config.vision_config.image_size
+    image_processor = image_processor_from_open_clip(config.get("preprocess_cfg", {}), size)
+    length = flip.config.text_config.max_position_embeddings
+    found = find_tokenizer(source if tokenizer is None else tokenizer, length)
     if tokenizer is not None and found is None:
         raise ConversionError(f"--tokenizer {tokenizer} has no tokenizer.")
     return Converted(
@@ -250,12 +251,12 @@ def write_open_clip(source: str, folder: Path) -> None:
     """
     flip = load_flip(source)
     state_dict, model_cfg = flip_to_open_clip(flip)
-    config: dict[str, Any] = {"model_cfg": model_cfg}
+    config: JsonObject = {"model_cfg": model_cfg}
     image_processor = find_image_processor(source)
     if image_processor is not None:
-        size = flip.config.vision_config.image_size  # pyright: ignore
+        size = flip.config.vision_config.image_size
         config["preprocess_cfg"] = image_processor_to_open_clip(image_processor, size)
-    tokenizer = find_tokenizer(source, flip.config.get_text_config().max_position_embeddings)
+    tokenizer = find_tokenizer(source, flip.config.text_config.max_position_embeddings)
     if tokenizer is not None and "CLIPTokenizer" not in type(tokenizer).__name__:
         tokenizer.save_pretrained(folder)
         model_cfg["text_cfg"]["hf_tokenizer_name"] = "."  # the folder itself, when open_clip loads it as local-dir

@@ -1,8 +1,8 @@
 """Convert open_clip's model configuration to FlipConfig and back."""
 
-from collections.abc import Mapping
 from typing import Any
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.sizes import check_fields, configuring, number, whole_number
 from flip_hf.modeling import FlipConfig
@@ -39,7 +39,7 @@ _OBJECTS = ("act_kwargs", "norm_kwargs")
 MAX_MLP_RATIO = 64
 
 
-def _check_tower(part: str, fields: Mapping[str, Any]) -> None:
+def _check_tower(part: str, fields: JsonObject) -> None:
     """Checks types and ranges of the fields of a tower that are read."""
     for name, value in fields.items():
         where = f"This open_clip model's {part}.{name}"
@@ -55,7 +55,7 @@ def _check_tower(part: str, fields: Mapping[str, Any]) -> None:
             raise ConversionError(f"{where} must be an object, got {value!r:.80}.")
 
 
-def _refuse_unknown(part: str, fields: Mapping[str, Any]) -> None:
+def _refuse_unknown(part: str, fields: JsonObject) -> None:
     for name, value in fields.items():
         if name not in _READ[part] and value and value != _OFF.get(name):
             raise ConversionError(
@@ -64,12 +64,12 @@ def _refuse_unknown(part: str, fields: Mapping[str, Any]) -> None:
             )
 
 
-def _activation(quick_gelu: bool, fields: Mapping[str, Any]) -> str:
+def _activation(quick_gelu: bool, fields: JsonObject) -> str:
     approximate = (fields.get("act_kwargs") or {}).get("approximate", "none")
     return "quick_gelu" if quick_gelu else "gelu_pytorch_tanh" if approximate == "tanh" else "gelu"
 
 
-def _tower(fields: Mapping[str, Any], *, width: int, layers: int, quick_gelu: bool) -> dict[str, Any]:
+def _tower(fields: JsonObject, *, width: int, layers: int, quick_gelu: bool) -> JsonObject:
     width = fields.get("width", width)
     layers = fields.get("layers", layers)
     return {
@@ -81,7 +81,7 @@ def _tower(fields: Mapping[str, Any], *, width: int, layers: int, quick_gelu: bo
     }
 
 
-def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5) -> FlipConfig:
+def config_from_open_clip(model_cfg: JsonObject, mask_ratio: float = 0.5) -> FlipConfig:
     """Converts an open_clip model configuration to a FlipConfig; absent fields have open_clip's defaults.
 
     Raises:
@@ -137,7 +137,7 @@ def config_from_open_clip(model_cfg: Mapping[str, Any], mask_ratio: float = 0.5)
         return FlipConfig(**fields)
 
 
-def _tower_cfg(tower: Any) -> dict[str, Any]:
+def _tower_cfg(tower: Any) -> JsonObject:
     cfg = {
         "layers": tower.num_hidden_layers,
         "width": tower.hidden_size,
@@ -150,14 +150,14 @@ def _tower_cfg(tower: Any) -> dict[str, Any]:
     return cfg
 
 
-def config_to_open_clip(config: FlipConfig) -> dict[str, Any]:
+def config_to_open_clip(config: FlipConfig) -> JsonObject:
     """Returns the open_clip model configuration of the same computation.
 
     Raises:
         ConversionError: open_clip has no such model; the message names the options in the way.
     """
-    text: Any = config.text_config
-    vision: Any = config.vision_config
+    text = config.text_config
+    vision = config.vision_config
     ratios = [int(t.hidden_size * (t.intermediate_size / t.hidden_size)) == t.intermediate_size for t in (text, vision)]
     conditions = {
         "vision_config.pooling_type must be 'cls'": vision.pooling_type == "cls",

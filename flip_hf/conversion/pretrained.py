@@ -11,11 +11,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.files import read_json, regular_file
-from flip_hf.conversion.sizes import make_config
-from flip_hf.conversion.tables import check_dtypes, check_finite, check_names, shapes_of
+from flip_hf.conversion.sizes import ConfigT, make_config
+from flip_hf.conversion.tables import ModelT, check_dtypes, check_finite, check_names, shapes_of
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -77,7 +78,7 @@ def _safetensors_revision(repo: str) -> str | None:
     return None
 
 
-def read_config(folder: Path, config_class: Any, *, model: str) -> Any:
+def read_config(folder: Path, config_class: type[ConfigT], *, model: str) -> ConfigT:
     """Reads the configuration in a folder's `config.json`.
 
     Args:
@@ -156,7 +157,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_amount(model_class: Any, config: Any, tensors: Mapping[str, Tensor], what: str) -> None:
+def _check_amount(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, tensors: Mapping[str, Tensor], what: str
+) -> None:
     """Refuses a configuration whose model is much larger than its weights, before memory is allocated for it."""
     # Smaller amounts of missing weights are reported after loading.
     needed = sum(shape.numel() for shape in shapes_of(model_class, config).values())
@@ -168,7 +171,9 @@ def _check_amount(model_class: Any, config: Any, tensors: Mapping[str, Tensor], 
         )
 
 
-def load_pretrained(model_class: Any, source: Path, config: Any, *, may_stay: tuple[str, ...] = ()) -> Any:
+def load_pretrained(
+    model_class: type[ModelT], source: Path, config: PreTrainedConfig, *, may_stay: tuple[str, ...] = ()
+) -> ModelT:
     """Loads a complete model from a folder, in evaluation mode.
 
     Args:
@@ -183,11 +188,12 @@ def load_pretrained(model_class: Any, source: Path, config: Any, *, may_stay: tu
     tensors = read_weights(source)
     _check_amount(model_class, config, tensors, str(source))
     try:
-        model, report = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # tensors and configuration are untrusted; the model's code raises many types
         raise ConversionError(f"{source} cannot be loaded as a {model_class.__name__}: {reason(error)}.") from error
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     unexpected = (name for name in report["unexpected_keys"] if not name.endswith("position_ids"))
     surplus = sorted(name for name in unexpected if not name.startswith(may_stay))

@@ -2,17 +2,18 @@
 
 import logging
 import os
-from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import PILImageResampling  # pyright: ignore[reportPrivateImportUsage]
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.files import check_file, parse_json, read_file
 from flip_hf.conversion.pretrained import local_folder
@@ -58,7 +59,9 @@ def _check_files(folder: Path) -> None:
             check_file(path, MAX_FILE_BYTES, root=folder)
 
 
-def _found(kind: str, auto_class: Any, source: str, files: tuple[str, ...]) -> Any:
+def _found(
+    kind: str, auto_class: type[AutoTokenizer] | type[AutoImageProcessor], source: str, files: tuple[str, ...]
+) -> Any:
     """Returns the source's image processor or tokenizer, or None with a warning.
 
     Raises:
@@ -84,7 +87,7 @@ def _found(kind: str, auto_class: Any, source: str, files: tuple[str, ...]) -> A
     return found
 
 
-def find_tokenizer(source: str, context_length: int) -> Any:
+def find_tokenizer(source: str, context_length: int) -> PreTrainedTokenizerBase | None:
     """Loads the tokenizer of a folder or Hub id, limited to the model's context; None with a warning if there is none.
 
     Raises:
@@ -111,7 +114,7 @@ def find_image_processor(source: str) -> Any:
     return found
 
 
-def _check_image_processor(found: Any, what: str) -> None:
+def _check_image_processor(found: object, what: str) -> None:
     """Checks the values of an image processor.
 
     Raises:
@@ -131,7 +134,7 @@ def _check_image_processor(found: Any, what: str) -> None:
         _check_switch(f"{what} {name}", name, value)
 
 
-def _check_switch(where: str, name: str, value: Any) -> None:
+def _check_switch(where: str, name: str, value: object) -> None:
     if value is None:
         return
     if name.startswith("do_") and type(value) is not bool:
@@ -142,14 +145,18 @@ def _check_switch(where: str, name: str, value: Any) -> None:
         whole_number(where, int(value) if isinstance(value, IntEnum) else value, 5, least=0)
 
 
-def join(image_processor: Any, tokenizer: Any, processor_class: Any = FlipProcessor) -> Any:
+def join(
+    image_processor: BaseImageProcessor | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    processor_class: type[ProcessorMixin] = FlipProcessor,
+) -> ProcessorMixin | BaseImageProcessor | PreTrainedTokenizerBase | None:
     """Returns a processor of both, or the one that exists, or None."""
     if image_processor is not None and tokenizer is not None:
         return processor_class(image_processor, tokenizer)
     return image_processor if image_processor is not None else tokenizer
 
 
-def image_processor_from_open_clip(preprocess: Mapping[str, Any], image_size: int) -> CLIPImageProcessorPil:
+def image_processor_from_open_clip(preprocess: JsonObject, image_size: int) -> CLIPImageProcessorPil:
     """Converts open_clip's `preprocess_cfg` to an image processor.
 
     Raises:
@@ -180,7 +187,7 @@ def image_processor_from_open_clip(preprocess: Mapping[str, Any], image_size: in
     )
 
 
-def image_processor_to_open_clip(image_processor: Any, image_size: int) -> dict[str, Any]:
+def image_processor_to_open_clip(image_processor: Any, image_size: int) -> JsonObject:
     """Converts an image processor of CLIP's kind to open_clip's `preprocess_cfg`.
 
     Raises:

@@ -1,13 +1,17 @@
 """Check the numbers that describe a model against their ranges, before memory of that size is allocated."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError, reason
+
+ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 
 # Largest values, several times those of the largest vision-language models. Decoders have the same fields with the
 # prefix `decoder_`.
@@ -39,7 +43,7 @@ _OTHER_WEIGHTS = ("quantization_config", "fusion_config", "kernel_config", "tran
 _NOT_OF_THE_MODEL = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation")
 
 
-def whole_number(name: str, value: Any, most: int, *, least: int = 1) -> int:
+def whole_number(name: str, value: object, most: int, *, least: int = 1) -> int:
     """Checks and returns a whole number in a range.
 
     Raises:
@@ -74,7 +78,7 @@ def check_mask_ratio(value: Any) -> None:
         )
 
 
-def check_fields(fields: Mapping[str, Any], what: str) -> None:
+def check_fields(fields: JsonObject, what: str) -> None:
     """Checks the numbers in a configuration and in those of its towers.
 
     Args:
@@ -118,7 +122,7 @@ def configuring(what: str) -> Iterator[None]:
         raise ConversionError(f"{what} cannot be a Flip model: {reason(error)}.") from error
 
 
-def make_config(config_class: Any, fields: Mapping[str, Any], what: str) -> Any:
+def make_config(config_class: type[ConfigT], fields: JsonObject, what: str) -> ConfigT:
     """Makes a configuration of checked fields.
 
     Raises:
@@ -132,7 +136,7 @@ def make_config(config_class: Any, fields: Mapping[str, Any], what: str) -> Any:
         raise ConversionError(f"{what} does not describe a {config_class.__name__}: {reason(error)}.") from error
 
 
-def _of_the_model(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _of_the_model(fields: JsonObject, what: str) -> JsonObject:
     """Returns the fields, also of the towers, without those that name code or a way to compute."""
     others = [name for name in _OTHER_WEIGHTS if fields.get(name)]
     if others:

@@ -146,7 +146,7 @@ def _join_chunks(leaf: Mapping[str, Any], name: str) -> Tensor:
         raise ConversionError(f"the pieces of {name} do not form one array ({reason(error)})") from error
 
 
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor | None]]:
+def _leaves(tree: Mapping[str, object], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor | None]]:
     """Yields the tree's arrays by their names joined by "/", with None for values in a zarr array."""
     for key, value in tree.items():
         name = "/".join((*path, key))
@@ -164,7 +164,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
             raise ConversionError(f"{name} is neither an array nor a description of one: {value!r:.80}")
 
 
-def _target(walk: _Walk) -> Any:
+def _target(walk: _Walk) -> object:
     """Returns the value at `optimizer`, `target`, or None if there is none."""
     target = None
     for key in walk.keys():

@@ -10,11 +10,11 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.files import Files, open_files, parse_json
 from flip_hf.conversion.structure import read_structure
@@ -82,7 +82,7 @@ class ZarrArray:
         self.compressed = meta["compressor"] is not None
         self._check_size({name: size for name, size in members.items() if name != ".zarray"})
 
-    def _metadata(self, size: int) -> dict[str, Any]:
+    def _metadata(self, size: int) -> JsonObject:
         name = f"{self.folder}/.zarray"
         if not 0 < size <= MAX_ZARRAY_BYTES:
             raise ConversionError(f"{name}, the description of an array, is missing, empty or too large.")

@@ -8,16 +8,18 @@ fails, and the error lists what is missing and what is left over.
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from flip_hf.conversion.errors import ConversionError, reason
 
 __all__ = ["ConversionError", "Entry", "Layout", "blocks", "check_names", "load", "shapes_of", "to_ours", "to_theirs"]
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 SHOWN = 8
 
@@ -104,7 +106,7 @@ def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> Non
         )
 
 
-def shapes_of(model_class: Any, config: PreTrainedConfig) -> dict[str, torch.Size]:
+def shapes_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, torch.Size]:
     """Returns names and shapes of a model's saved tensors without allocating them.
 
     Raises:
@@ -234,16 +236,17 @@ def to_theirs(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[s
     return {e.theirs: e.layout.to_theirs(*(tensors[name] for name in e.targets)).contiguous() for e in entries}
 
 
-def load(model_class: Any, config: PreTrainedConfig, tensors: dict[str, Tensor]) -> Any:
+def load(model_class: type[ModelT], config: PreTrainedConfig, tensors: dict[str, Tensor]) -> ModelT:
     """Makes a model in evaluation mode of exactly these tensors, not copied, in the dtype that holds all of theirs.
 
     Raises:
         ConversionError: a tensor is missing or left over.
     """
     dtype = functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
-    model, report = model_class.from_pretrained(
+    loaded: Any = model_class.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )
+    model, report = loaded
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ConversionError(f"The tensors do not match a {model_class.__name__}: {report}.")
     return model.eval()

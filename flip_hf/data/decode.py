@@ -45,7 +45,7 @@ _TURNS = {
 }
 
 
-def image_bytes(value: Any) -> bytes:
+def image_bytes(value: object) -> bytes:
     """Returns the encoded image from an undecoded image column of `datasets`, from bytes, or from a file.
 
     Raises:
@@ -99,7 +99,7 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def open_image(value: object, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Opens an image; a JPEG is not decoded yet.
 
     Args:
@@ -138,7 +138,7 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
-def decode_image(value: Any, background: Colour = WHITE, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def decode_image(value: object, background: Colour = WHITE, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Decodes an image to RGB as a viewer shows it (see `rendering.py`), turned upright by its EXIF tag.
 
     Args:
@@ -250,7 +250,7 @@ def open_picture(picture: str | Image.Image, background: Colour = WHITE) -> Imag
         raise ValueError(f"{name} is not an image." if is_none else f"{name} cannot be used: {error.reason}.") from None
 
 
-def choose_caption(value: Any, rng: np.random.Generator) -> str:
+def choose_caption(value: object, rng: np.random.Generator) -> str:
     """Chooses the caption of a row: if there are several, a random usable one; see [`read_caption`].
 
     Raises:

@@ -34,7 +34,7 @@ class EvalStream(IterableDataset):
         self,
         source: Source,
         transform: Callable[[Image.Image], torch.Tensor],
-        read_target: Callable[[Any], Any],
+        read_target: Callable[[object], object],
         *,
         batch_size: int,
         process: Reader,
@@ -53,7 +53,7 @@ class EvalStream(IterableDataset):
         reader = Reader(self.process.index * workers + worker, self.process.count * workers)
         order, _ = epoch_shards(self.source.shards.num_shards, reader, 0, None)
         refused: Counter[str] = Counter()
-        samples: list[tuple[torch.Tensor, Any, tuple[int, int]]] = []
+        samples: list[tuple[torch.Tensor, object, tuple[int, int]]] = []
         rows = read_rows(
             self.source.shards, reader, epoch=0, seed=None, report=lambda reason, detail: refused.update([reason])
         )
@@ -72,7 +72,7 @@ class EvalStream(IterableDataset):
             yield _batch(samples, refused)
 
 
-def _batch(samples: list[tuple[torch.Tensor, Any, tuple[int, int]]], refused: Counter[str]) -> dict[str, Any]:
+def _batch(samples: list[tuple[torch.Tensor, object, tuple[int, int]]], refused: Counter[str]) -> dict[str, Any]:
     images, targets, places = (list(values) for values in zip(*samples, strict=True)) if samples else ([], [], [])
     stacked = torch.stack(images) if images else torch.empty(0)
     return {"images": stacked, "targets": targets, "places": places, "refused": dict(refused)}

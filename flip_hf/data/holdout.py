@@ -6,7 +6,6 @@ picture are on the same side; and a larger fraction holds out everything that a 
 """
 
 import hashlib
-from typing import Any
 
 from flip_hf.data.files import StoredFile
 
@@ -14,7 +13,7 @@ from flip_hf.data.files import StoredFile
 _HASHED_BYTES = 2**16
 
 
-def image_key(image: Any) -> str | None:
+def image_key(image: object) -> str | None:
     """Returns a key that identifies an encoded picture, or None if there is no picture.
 
     Args:
@@ -31,7 +30,7 @@ def image_key(image: Any) -> str | None:
     return hashed.hexdigest()
 
 
-def is_held_out(image: Any, share: float) -> bool:
+def is_held_out(image: object, share: float) -> bool:
     """Returns whether a picture belongs to the held-out fraction of all pictures."""
     key = image_key(image) if share else None
     return key is not None and int(key, 16) < share * 2**64

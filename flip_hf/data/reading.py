@@ -139,7 +139,7 @@ def _as_stored(feature: Any) -> Any:
     return replace(feature, decode=False) if isinstance(feature, (Image, Audio, Video)) else feature
 
 
-def row_bytes(row: Any) -> int:
+def row_bytes(row: object) -> int:
     """Estimates the memory that a row takes: its encoded bytes and texts, and a little for every other value."""
     total = 0
     values = [row]

@@ -45,7 +45,7 @@ def read_colour(text: str) -> Colour:
     return colour
 
 
-def background_of(image_processor: Any) -> Colour:
+def background_of(image_processor: object) -> Colour:
     """Returns the colour behind transparent pictures for a model: its image processor's `background`, or white.
 
     Raises:

@@ -49,7 +49,7 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def read_caption(value: Any) -> str:
+def read_caption(value: object) -> str:
     """Reads one caption from text or UTF-8 bytes and truncates it (see [`bound_text`]); line breaks are white space.
 
     Raises:
@@ -74,7 +74,7 @@ def read_caption(value: Any) -> str:
     return value
 
 
-def usable_captions(values: Sequence[Any]) -> list[str]:
+def usable_captions(values: Sequence[object]) -> list[str]:
     """Returns the captions that [`read_caption`] can read."""
     usable = []
     for value in values:

@@ -11,7 +11,7 @@ schön becomes schon, がき かき, and Hindi and Thai lose their vowels.
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Protocol
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -77,7 +77,7 @@ def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_
         vocab_size: maximum number of pieces, but never fewer than the captions have different characters.
         context_length: the model's context in tokens; the tokenizer's `model_max_length`.
     """
-    model = models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS)  # pyright: ignore
+    model = models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS)
     backend = Tokenizer(model)
     backend.normalizer = _normalizer()  # pyright: ignore[reportAttributeAccessIssue]
     backend.pre_tokenizer = _pre_tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
@@ -143,7 +143,17 @@ def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bo
     return tokenizer
 
 
-def check_pooling(tokenizer: PreTrainedTokenizerBase, text_config: Any) -> None:
+class Pooling(Protocol):
+    """What a text tower's configuration says of the token from which a text's feature is pooled."""
+
+    @property
+    def pooling_type(self) -> str: ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+
+def check_pooling(tokenizer: PreTrainedTokenizerBase, text_config: Pooling) -> None:
     """Checks that the tokenizer gives every text the token from which its feature is pooled.
 
     Args:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ class TrainTransform:
     flip: float = 0.5
     background: Colour = WHITE
 
-    def __call__(self, value: Any, rng: np.random.Generator, image_size: int) -> torch.Tensor:
+    def __call__(self, value: object, rng: np.random.Generator, image_size: int) -> torch.Tensor:
         """Transforms an encoded image (see `open_image`) to (3, image_size, image_size), uint8.
 
         Raises:

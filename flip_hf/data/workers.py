@@ -8,12 +8,15 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import util
+from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.multiprocessing
 
 from flip_hf.data.waits import waiting
+
+T = TypeVar("T")
 
 # Seconds in which all workers together must end by themselves.
 GRACE_SECONDS = 5.0
@@ -52,7 +55,7 @@ def start_worker(worker_id: int) -> None:
 
 
 @contextmanager
-def open_batches(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
+def open_batches(loader: Iterable[T]) -> Iterator[Iterator[T]]:
     """Opens an iterator over a DataLoader's batches, whose workers end with the block, however it ends.
 
     A signal can end each wait for a batch (see waits.py). Garbage collection would not suffice: the traceback of an
@@ -68,7 +71,7 @@ def open_batches(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
         _shut_down(iterator)
 
 
-def _waited_for(iterator: Iterator[Any]) -> Iterator[Any]:
+def _waited_for(iterator: Iterator[T]) -> Iterator[T]:
     while True:
         with waiting():
             try:
@@ -92,7 +95,7 @@ def _shut_down(iterator: Any) -> None:
     _kill(workers)
 
 
-def _kill(processes: Any) -> None:
+def _kill(processes: Iterable[BaseProcess]) -> None:
     for process in processes:
         if process.is_alive():
             process.kill()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoConfig
+from transformers.image_processing_utils import BaseImageProcessor
 
 from flip_hf.console.loading import loading
 from flip_hf.data.texts import bound_text
@@ -37,7 +38,11 @@ class DemoModel:
     """
 
     def __init__(
-        self, title: str, encoder: Encoder | None, pretraining: FlipForPreTraining | None, image_processor: Any
+        self,
+        title: str,
+        encoder: Encoder | None,
+        pretraining: FlipForPreTraining | None,
+        image_processor: BaseImageProcessor,
     ):
         if encoder is not None:
             check_alternatives(encoder.model)
@@ -87,7 +92,7 @@ class DemoModel:
     @property
     def model(self) -> Any:
         """The whole model, including its decoder if it has one."""
-        return self.encoder.model if self.pretraining is None else self.pretraining  # pyright: ignore
+        return self._texts_encoder().model if self.pretraining is None else self.pretraining
 
     @property
     def knows_masks(self) -> bool:

@@ -71,7 +71,7 @@ def make_page(model: DemoModel, pictures: Sequence[Picture]) -> gr.Blocks:
     return page
 
 
-def serve(page: gr.Blocks, **options: Any) -> Any:
+def serve(page: gr.Blocks, **options: Any) -> object:
     """Serves the page until it is interrupted; it requests nothing from other hosts, not even fonts.
 
     Args:
@@ -115,7 +115,9 @@ def _labels_tab(page: gr.Blocks, model: DemoModel, examples: list[Example]) -> N
             masked, seed = mask_inputs(visible=model.knows_masks, value=50 if model.knows_masks else 0)
             table = gr.HTML(visible=model.knows_masks, label="The answer under masks")
 
-    def classify(image: Image.Image | None, labels: str, prompt: str, percent: float | None, seed: float | None) -> Any:
+    def classify(
+        image: Image.Image | None, labels: str, prompt: str, percent: float | None, seed: float | None
+    ) -> Sequence[object]:
         picture = _given(image)
         names = read_labels(labels)
         checked = read_prompt(prompt)
@@ -151,7 +153,10 @@ def _search_tab(search: ImageSearch, examples: list[Example]) -> None:
     status = gr.Markdown(f"{len(search.pictures):,} pictures, which the first search encodes.")
     gallery = gr.Gallery(show_label=False, columns=6, height="auto", format="png", buttons=[])
 
-    def find(text: str | None, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008 (how Gradio finds it)
+    def find(
+        text: str | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio finds it)
+    ) -> Sequence[object]:
         wanted = read_query(text)
         _warn_of_cuts(search.model, [wanted])
         embeds = search.encode(lambda done, total: progress((done, total), desc="Encoding pictures", unit="pictures"))
@@ -178,7 +183,7 @@ def _reconstruction_tab(page: gr.Blocks, model: DemoModel, examples: list[Exampl
                 "mean and the contrast of the original, as in MAE's demo."
             )
 
-    def reconstruct(image: Image.Image | None, percent: float, seed: float | None) -> Any:
+    def reconstruct(image: Image.Image | None, percent: float, seed: float | None) -> Sequence[object]:
         return [fit_to_show(found) for found in model.reconstruct(_given(image), percent / 100, int(seed or 0))]
 
     answer_image(page, reconstruct, [image, masked, seed], shown, [ask.click, masked.change, seed.change], at_once=True)

@@ -4,7 +4,7 @@ import functools
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 from PIL import Image
@@ -13,6 +13,9 @@ from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.files import StoredFile
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.demo.search import Picture, fit_to_show
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_EXAMPLES = 6
 MAX_MASK = 90  # percent
@@ -91,10 +94,10 @@ def mask_inputs(*, visible: bool, value: int, minimum: int = 0) -> tuple[gr.Slid
 
 def answer_image(
     page: gr.Blocks,
-    function: Callable[..., Any],
+    function: Callable[..., Sequence[object]],
     inputs: list[Any],
     outputs: list[Any],
-    triggers: list[Any],
+    triggers: list[Callable],
     *,
     at_once: bool,
 ) -> None:
@@ -114,20 +117,20 @@ def answer_image(
         triggers = [page.load, *triggers]
     gr.on(triggers, call, inputs, outputs, api_name=function.__name__, **options)
 
-    def see(given: Image.Image | None, *others: Any) -> Any:
+    def see(given: Image.Image | None, *others: object) -> Sequence[object]:
         # Removing the image removes the answer, without an error message.
         return [None] * len(outputs) if given is None else call(given, *others)
 
     image.change(see, inputs, outputs, api_visibility="private", **options)
 
 
-def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
+def in_words(function: Callable[P, T]) -> Callable[P, T]:
     """Wraps a function so that errors in its input (ValueError) are shown on the page."""
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         except ValueError as error:
             raise as_told(str(error)) from None
 

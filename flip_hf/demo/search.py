@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -33,7 +32,7 @@ class Picture:
         label: its class, if known.
     """
 
-    value: dict[str, Any] | StoredFile
+    value: dict[str, object] | StoredFile
     name: str
     label: str | None = None
 
@@ -93,7 +92,7 @@ class ImageSearch:
         self._usable: list[Picture] = []
         self._embeds: torch.Tensor | None = None  # (N, E)
 
-    def encode(self, progress: Callable[[int, int], Any] = lambda done, total: None) -> torch.Tensor:
+    def encode(self, progress: Callable[[int, int], object] = lambda done, total: None) -> torch.Tensor:
         """Encodes the pictures, skips and counts those that cannot be used, and caches the result.
 
         Args:
@@ -110,7 +109,7 @@ class ImageSearch:
                 self._embeds = self._encode(progress)
             return self._embeds
 
-    def _encode(self, progress: Callable[[int, int], Any]) -> torch.Tensor:
+    def _encode(self, progress: Callable[[int, int], object]) -> torch.Tensor:
         self.refused.clear()
         self._usable = []
         found = []

@@ -8,8 +8,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,6 +23,16 @@ from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings
 from flip_hf.evaluation.templates import check_labels, resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
+
+# A PIL image, an array (H, W, C), a path or a URL.
+ImageSource = Image.Image | np.ndarray | str | Path
+
+
+class LabelScore(TypedDict):
+    """A label and its probability."""
+
+    label: str
+    score: float
 
 
 class ZeroShotClassifier:
@@ -44,7 +55,14 @@ class ZeroShotClassifier:
     ```
     """
 
-    def __init__(self, model: Any, processor: Any, *, device: Any = None, cache_dir: str | Path | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        device: torch.device | str | None = None,
+        cache_dir: str | Path | None = None,
+    ):
         check_alternatives(model)
         self.model = model.eval() if device is None else model.eval().to(device)
         self.processor = processor
@@ -54,7 +72,12 @@ class ZeroShotClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, device: Any = None, cache_dir: str | Path | None = None, **kwargs: Any
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        cache_dir: str | Path | None = None,
+        **kwargs: Any,
     ) -> "ZeroShotClassifier":
         """Loads model and processor from a folder or Hub id.
 
@@ -67,7 +90,7 @@ class ZeroShotClassifier:
             ModelUnreadable: there is no such model, or it is damaged or has no processor.
         """
         # Without trust_remote_code, Transformers asks at the terminal whether to run code.
-        options: Any = {"trust_remote_code": False, "use_safetensors": True, **kwargs, "output_loading_info": True}
+        options = {"trust_remote_code": False, "use_safetensors": True, **kwargs, "output_loading_info": True}
         shared = {name: options[name] for name in ("revision", "token", "trust_remote_code") if name in options}
         with loading(name_or_path):
             model, report = AutoModelForZeroShotImageClassification.from_pretrained(name_or_path, **options)
@@ -155,7 +178,7 @@ class ZeroShotClassifier:
     # -- images -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def scores(self, images: Sequence[Any], weights: Tensor) -> Tensor:
+    def scores(self, images: Sequence[ImageSource], weights: Tensor) -> Tensor:
         """Returns probabilities (B, C) of labels (C, E) for a batch of B PIL images, arrays, paths or URLs.
 
         Raises:
@@ -167,19 +190,19 @@ class ZeroShotClassifier:
         embeds = normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)  # (B, E)
         return label_probabilities(self.model, embeds, weights)
 
-    def _opened(self, image: Any) -> Any:
+    def _opened(self, image: ImageSource) -> Image.Image | np.ndarray:
         """Opens a path or URL; returns anything else as it is."""
         return open_picture(str(image), self.transform.background) if isinstance(image, (str, Path)) else image
 
     def __call__(
         self,
-        images: Any,
+        images: ImageSource | Iterable[ImageSource],
         labels: "Sequence[str] | LabelEmbeddings",
         templates: str | Sequence[str] = "clip_1",
         *,
         top_k: int | None = None,
         batch_size: int = 64,
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    ) -> list[LabelScore] | list[list[LabelScore]]:
         """Classifies images.
 
         Args:
@@ -195,8 +218,8 @@ class ZeroShotClassifier:
         names = labels.labels if isinstance(labels, LabelEmbeddings) else tuple(labels)
         weights = self._weights(labels, templates)
         one = isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) == 3
-        several: Iterable[Any] = [images] if one else images  # pyright: ignore[reportAssignmentType]
-        answers = []
+        several: Iterable[ImageSource] = [images] if one else images  # pyright: ignore[reportAssignmentType]
+        answers: list[list[LabelScore]] = []
         for batch in _batches(several, batch_size):
             best = self.scores(batch, weights).topk(min(top_k or len(names), len(names)), dim=1)
             for scores, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
@@ -204,8 +227,8 @@ class ZeroShotClassifier:
         return answers[0] if one else answers
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
-    batch = []
+def _batches(items: Iterable[ImageSource], size: int) -> Iterable[list[ImageSource]]:
+    batch: list[ImageSource] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:

@@ -14,7 +14,8 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from flip_hf.evaluation.encoder import Encoder, ImageTransform
 from flip_hf.evaluation.zero_shot import TextInputs
 from flip_hf.redaction import install
+
+T = TypeVar("T")
 
 MODEL_TYPE = "flip_hf"
 # CLIP_benchmark's default of --pretrained: a name in open_clip, not a revision.
@@ -70,7 +73,7 @@ def load_flip(
     return BenchmarkModel(encoder.model), encoder.transform, encoder.text_inputs
 
 
-def _run(run: Callable[[Namespace], Any], args: Namespace) -> Any:
+def _run(run: Callable[[Namespace], T], args: Namespace) -> T:
     """Runs one evaluation, of one model on one data set, with no slash of the model's name in that of the result file.
 
     CLIP_benchmark would otherwise look for a folder `DATASET_main_runs/`, after the last image.
@@ -83,7 +86,7 @@ def _run(run: Callable[[Namespace], Any], args: Namespace) -> Any:
     return run(args)
 
 
-def register() -> Any:
+def register() -> ModuleType:
     """Registers the model type `flip_hf` in CLIP_benchmark, for this process; a second call changes nothing.
 
     Returns:

@@ -2,13 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.files import try_folder
+from flip_hf.console.json_types import JsonObject
 from flip_hf.data.processes import make_accelerator
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.evaluate import check_tasks, evaluate
@@ -28,9 +28,7 @@ def results_folder(model: str, options: EvaluationOptions) -> Path:
     return folder / "evaluation" if folder.is_dir() else Path("runs") / "evaluation" / folder.name
 
 
-def _report(
-    report: dict[str, Any], options: EvaluationOptions, data_sets: list[DataSet], results: list[Result]
-) -> None:
+def _report(report: JsonObject, options: EvaluationOptions, data_sets: list[DataSet], results: list[Result]) -> None:
     """Prints the results, then writes them, so that a full disk does not lose them."""
     model = report["model"]
     skipped = report["skipped"]

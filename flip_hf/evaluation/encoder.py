@@ -1,6 +1,6 @@
 """Encoders for evaluation, from images and texts to features: any model like CLIP, or a vision tower alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,12 @@ from flip_hf.modeling import (
 )
 from flip_hf.modeling.masking_flip import num_kept
 
+# Places of images in their data set: (shard, row) of each.
+Places = list[tuple[int, int]]
+EncodeImages = Callable[[torch.Tensor, Places], torch.Tensor]
 
-def keeps_aspect(image_processor: Any) -> bool:
+
+def keeps_aspect(image_processor: object) -> bool:
     """Returns whether an image processor resizes the short side to a given length, whatever the long side becomes."""
     size = getattr(image_processor, "size", None)
     if size is None:  # another library's: its pictures may have any shape
@@ -50,7 +54,7 @@ class ImageTransform:
         self.image_processor = image_processor
         self.background = background_of(image_processor)
 
-    def __call__(self, image: Any) -> torch.Tensor:
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         if isinstance(image, Image.Image):
             image = open_picture(image, self.background)
         if keeps_aspect(self.image_processor) and isinstance(image, (Image.Image, np.ndarray)):
@@ -104,7 +108,12 @@ class Encoder:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, device: Any = "cpu", dtype: Any = torch.float32, **kwargs: Any
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+        **kwargs: Any,
     ) -> "Encoder":
         """Loads model and processor from a folder or Hub id; of a FlipForPreTraining, only the vision tower.
 
@@ -119,11 +128,12 @@ class Encoder:
                 take plain images.
         """
         kwargs.setdefault("trust_remote_code", False)  # or Transformers asks at the terminal
-        weights: Any = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        weights = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         with loading(name_or_path):
             config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-            model_class: Any = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else AutoModel
-            model, report = model_class.from_pretrained(name_or_path, **weights, **kwargs)
+            model_class = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else AutoModel
+            loaded: Any = model_class.from_pretrained(name_or_path, **weights, **kwargs)
+        model, report = loaded
         check_loaded(name_or_path, model, report)
         if isinstance(model, FlipForPreTraining):
             model = model.flip.vision_model
@@ -132,7 +142,8 @@ class Encoder:
         processor_class = AutoImageProcessor if isinstance(model, FlipVisionModel) else AutoProcessor
         with loading(name_or_path, "processor"):
             processor = processor_class.from_pretrained(name_or_path, **kwargs)
-        return cls(model.to(device), processor, str(name_or_path))
+        model = model.to(device)  # pyright: ignore[reportArgumentType]
+        return cls(model, processor, str(name_or_path))
 
     @property
     def knows_masks(self) -> bool:
@@ -149,12 +160,12 @@ class Encoder:
         """Number of patches of an image."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
-    def images(self, pixel_values: torch.Tensor, places: Any = None, **masking: Any) -> torch.Tensor:
+    def images(self, pixel_values: torch.Tensor, places: object = None, **masking: Any) -> torch.Tensor:
         """Returns normalised features (B, E) of images (B, 3, S, S); `masking` is passed to FlipModel."""
         pixel_values = pixel_values.to(self.model.dtype)
         return normalized(self.model.get_image_features(pixel_values=pixel_values, **masking).pooler_output)
 
-    def trunk(self, pixel_values: torch.Tensor, places: Any = None) -> torch.Tensor:
+    def trunk(self, pixel_values: torch.Tensor, places: object = None) -> torch.Tensor:
         """Returns features (B, D) of images before the projection, for linear probes as in CLIP's paper, section 3.2.
 
         They are pooled as the tower pools. For a tower trained by MAE that is FLIP's mean over all tokens: MAE's
@@ -187,7 +198,7 @@ class Encoder:
 # -- masked inference (FLIP, Table 1d) ---------------------------------------------------------------------------------
 
 
-def complementary_masks(places: list[tuple[int, int]], num_patches: int, mask_ratio: float, seed: int) -> torch.Tensor:
+def complementary_masks(places: Places, num_patches: int, mask_ratio: float, seed: int) -> torch.Tensor:
     """Draws patch indices (V, B, K) of the V disjoint views that cover an image: 2 at mask ratio 0.5, 4 at 0.75.
 
     Views are drawn for each image from the seed and its place, so that processes and batches do not matter. Where V
@@ -207,7 +218,7 @@ def complementary_masks(places: list[tuple[int, int]], num_patches: int, mask_ra
     return ids.sort(dim=2).values.transpose(0, 1)
 
 
-def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: int = 0) -> Any:
+def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: int = 0) -> EncodeImages:
     """Makes the encoding of FLIP's Table 1d: one masked view of each image, or the mean over complementary views.
 
     Args:
@@ -225,7 +236,7 @@ def masked_images(encoder: Encoder, mask_ratio: float, *, ensemble: bool, seed: 
     if not encoder.knows_masks:
         raise ValueError(f"{type(encoder.model).__name__} encodes whole images only; convert it by `flip-hf convert`.")
 
-    def encode(pixel_values: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+    def encode(pixel_values: torch.Tensor, places: Places) -> torch.Tensor:
         masks = complementary_masks(places, encoder.num_patches, mask_ratio, seed).to(pixel_values.device)
         views = [encoder.images(pixel_values, ids_keep=ids) for ids in (masks if ensemble else masks[:1])]
         return nn.functional.normalize(torch.stack(views).mean(dim=0), dim=-1)

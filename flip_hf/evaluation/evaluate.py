@@ -1,6 +1,7 @@
 """Every task on every data set, one after the other; what cannot be measured is reported and skipped."""
 
 import logging
+from collections.abc import Sequence
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 PROBLEMS = (ValueError, OSError, BadDataError, ImportError)
 
 
-def check_tasks(encoder: Encoder, tasks: list[str]) -> None:
+def check_tasks(encoder: Encoder, tasks: Sequence[str]) -> None:
     """Checks that a vision tower alone is not asked for tasks that need texts.
 
     Raises:

@@ -1,9 +1,7 @@
 """Opening a described data set: from the Hub, from a local copy, or a user's own data."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from huggingface_hub import hf_hub_download
@@ -126,7 +124,7 @@ def named_classes(data_set: DataSet, source: Source, data_dir: str | None) -> Da
     return replace(data_set, class_names=names)
 
 
-def target_reader(data_set: DataSet) -> Callable[[Any], Any]:
+def target_reader(data_set: DataSet) -> Captions | ClassVector | ClassIndex:
     """Makes the function from a value of the target column to a target."""
     if data_set.task == "retrieval":
         return Captions(data_set.caption_form)

@@ -10,6 +10,7 @@ from typing import Any
 import evaluate
 import numpy as np
 from datasets import Features, List, Value
+from numpy.typing import ArrayLike
 
 from flip_hf.evaluation.scoring import (
     map_11_points,
@@ -39,7 +40,9 @@ class ArrayMetric(evaluate.Metric):
         description = inspect.getdoc(type(self)) or ""
         return evaluate.MetricInfo(description=description, citation="", features=self.inputs)
 
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, float] | None:
+    def compute(
+        self, *, predictions: ArrayLike | None = None, references: ArrayLike | None = None, **kwargs: Any
+    ) -> dict[str, float] | None:
         """Computes the metric, in [0, 1].
 
         Args:
@@ -50,7 +53,9 @@ class ArrayMetric(evaluate.Metric):
             return super().compute(predictions=predictions, references=references, **kwargs)
         return self._compute(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: ArrayLike | None = None, references: ArrayLike | None = None, **kwargs: Any
+    ) -> dict[str, float]:
         return self.measure(np.asarray(predictions), np.asarray(references), **kwargs)
 
     def measure(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

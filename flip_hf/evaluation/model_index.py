@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.evaluation.registry import DataSet, all_data_sets, data_set
 from flip_hf.evaluation.result import Result
 
@@ -46,7 +47,7 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
     return entries
 
 
-def read_eval_results(report: dict[str, Any]) -> list[EvalResult]:
+def read_eval_results(report: JsonObject) -> list[EvalResult]:
     """Makes the entries of a model-index from a written report; unregistered data sets lack their split."""
     results = [Result(**each) for each in report["results"]]
     names = {result.data_set for result in results} & set(all_data_sets())

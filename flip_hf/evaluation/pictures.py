@@ -6,6 +6,7 @@ from typing import Any
 
 from flip_hf.evaluation.papers import published
 from flip_hf.evaluation.plots import (
+    Cell,
     Sweep,
     plot_confusion_matrix,
     plot_probe_curves,
@@ -68,7 +69,7 @@ def _draw_probes(results: list[Result], path: Path) -> None:
     plot_probe_curves(sweep, shots, zero_shot.value if zero_shot is not None else None, path, shots_on)
 
 
-def _retrieved(material: dict[str, Any]) -> dict[str, tuple[list[Any], list[list[tuple[Any, bool]]]]]:
+def _retrieved(material: dict[str, Any]) -> dict[str, tuple[list[Cell], list[list[tuple[Cell, bool]]]]]:
     """Collects queries of each kind and their best answers, evenly from the whole data set."""
     pictures = material["pictures"]
     captions = material["captions"]

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +20,10 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
 from flip_hf.console.files import try_file
+
+KeyT = TypeVar("KeyT")
+# What a cell of a grid shows: a text or an image, PIL's or an array (H, W, 3).
+Cell = str | Image.Image | np.ndarray
 
 DPI = 120
 MARKERS = "osD^vP*X"
@@ -45,7 +49,7 @@ def try_picture(path: str | Path, option: str) -> None:
     try_file(path, option)
 
 
-def _percent(what: str, values: Mapping[Any, float]) -> dict[Any, float]:
+def _percent(what: str, values: Mapping[KeyT, float]) -> dict[KeyT, float]:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{what} are shares in [0, 1]; {name} has {value}.")
@@ -168,7 +172,7 @@ def _number_cells(axes: Axes, shares: np.ndarray) -> None:
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
-def _draw_cell(axes: Axes, content: Any, right: bool | None) -> None:
+def _draw_cell(axes: Axes, content: Cell, right: bool | None) -> None:
     """Draws an image or a text in a square frame: none for a query (None), thick with a tick for a right answer."""
     axes.set_axis_off()
     if isinstance(content, str):
@@ -191,7 +195,7 @@ def _draw_cell(axes: Axes, content: Any, right: bool | None) -> None:
 
 
 def plot_retrieval_grid(
-    queries: Sequence[Any], results: Sequence[Sequence[tuple[Any, bool]]], path: str | Path
+    queries: Sequence[Cell], results: Sequence[Sequence[tuple[Cell, bool]]], path: str | Path
 ) -> Figure:
     """Draws queries and their answers, one row per query; right answers have a thick frame and a tick.
 

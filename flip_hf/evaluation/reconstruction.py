@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from transformers import AutoConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from flip_hf.console.loading import check_loaded, loading
+from flip_hf.console.loading import load_complete, loading
 from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.plots import DPI
 from flip_hf.evaluation.reconstruction_error import draw_masks, fill_in, target_scale
@@ -33,11 +34,7 @@ def load_pretraining(name_or_path: str | Path) -> tuple[FlipForPreTraining, Any]
             f"{name_or_path} is a checkpoint of type {config.model_type!r}, which has no decoder; expected a "
             "FlipForPreTraining."
         )
-    with loading(name_or_path):
-        options: Any = {"use_safetensors": True, "output_loading_info": True}
-        loaded: Any = FlipForPreTraining.from_pretrained(name_or_path, **options)
-    model, report = loaded
-    check_loaded(name_or_path, model, report)
+    model = load_complete(FlipForPreTraining, name_or_path)
     with loading(name_or_path, "image processor"):
         return model.eval(), AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
 
@@ -159,7 +156,7 @@ def _draw_grid(columns: dict[str, torch.Tensor], path: str | Path) -> Figure:
 def plot_reconstructions(
     model: FlipForPreTraining,
     image_processor: Any,
-    images: Sequence[Any],
+    images: Sequence[Image.Image],
     mask_ratios: Sequence[float],
     path: str | Path,
     **options: Any,

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.evaluation.model_index import task_name
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.result import Result
@@ -15,7 +15,7 @@ from flip_hf.redaction import redact, redacted
 
 def to_json(
     model: str, options: EvaluationOptions, results: list[Result], skipped: dict[str, str], command: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """Builds the whole report.
 
     Args:
@@ -55,7 +55,7 @@ def table(results: list[Result], skipped: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(folder: Path, report: dict[str, Any], markdown: str) -> None:
+def write_report(folder: Path, report: JsonObject, markdown: str) -> None:
     """Writes `results.json` and `results.md`, without credentials from the command line or URLs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(redacted(report), indent=2) + "\n", encoding="utf-8")

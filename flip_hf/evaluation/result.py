@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from flip_hf.console.json_types import JsonObject
+
 
 @dataclass
 class Result:
@@ -28,7 +30,7 @@ class Result:
     metrics: dict[str, float]
     samples: int
     refused: dict[str, int]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
     material: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
 

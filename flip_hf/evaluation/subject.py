@@ -16,7 +16,7 @@ from flip_hf.data.decode import decode_image
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.sources import Source
 from flip_hf.data.workers import default_workers
-from flip_hf.evaluation.encoder import Encoder, masked_images
+from flip_hf.evaluation.encoder import EncodeImages, Encoder, masked_images
 from flip_hf.evaluation.features import Features, extract, extract_texts
 from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
 from flip_hf.evaluation.options import EvaluationOptions
@@ -89,7 +89,7 @@ class Subject:
             self._features[split, kind] = features
         return self._features[split, kind]
 
-    def _encode(self, kind: str):
+    def _encode(self, kind: str) -> EncodeImages:
         if kind in ("view", "views"):
             options = self.options
             return masked_images(self.encoder, options.mask_ratio, ensemble=kind == "views", seed=options.seed)

@@ -1,10 +1,10 @@
 """The evaluation tasks, one function each, of a model on a data set."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.evaluation.labelled import Labelled
 from flip_hf.evaluation.metrics import METRICS
 from flip_hf.evaluation.probes.linear import few_shot, linear_probe
@@ -38,7 +38,7 @@ def zero_shot(subject: Subject) -> Result:
     scores = features.values @ subject.class_weights.T
     labels = subject.labels("test")
     names = subject.class_names
-    details: dict[str, Any] = {"classes": len(names), "templates": len(subject.templates)}
+    details: JsonObject = {"classes": len(names), "templates": len(subject.templates)}
     material = {}
     if labels.ndim == 1:
         found = np.bincount(labels, minlength=len(names))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from flip_hf.data.texts import bound_text
 
@@ -17,7 +18,7 @@ def normalized(embeds: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(embeds.float(), dim=-1)
 
 
-def check_alternatives(model: Any) -> None:
+def check_alternatives(model: object) -> None:
     """Checks that a model's labels are alternatives, as CLIP's are.
 
     Raises:
@@ -52,7 +53,7 @@ class TextInputs:
         config: the model's configuration, if available.
     """
 
-    def __init__(self, tokenizer: Any, config: Any = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Any = None):
         self.tokenizer = tokenizer
         context = config.get_text_config().max_position_embeddings if config is not None else tokenizer.model_max_length
         # A tokenizer without a maximum length has 10^30, which no tensor can hold.
@@ -60,7 +61,7 @@ class TextInputs:
         # SigLIP reads the last position, padding or not, and was trained on full rows.
         self.padding = "max_length" if "siglip" in getattr(config, "model_type", "") else "longest"
 
-    def __call__(self, texts: Sequence[str]) -> Any:
+    def __call__(self, texts: Sequence[str]) -> BatchEncoding:
         return self.tokenizer(
             list(map(bound_text, texts)),
             padding=self.padding,
@@ -72,7 +73,7 @@ class TextInputs:
 
 @torch.no_grad()
 def prompt_embeddings(
-    model: Any, tokenizer: Any, class_names: Sequence[str], template: str, device: torch.device
+    model: Any, tokenizer: PreTrainedTokenizerBase, class_names: Sequence[str], template: str, device: torch.device
 ) -> torch.Tensor:
     """Encodes one prompt per class to embeddings (C, E), normalised, float32; see [`class_embeddings`]."""
     pieces = []
@@ -84,7 +85,11 @@ def prompt_embeddings(
 
 
 def class_embeddings(
-    model: Any, tokenizer: Any, class_names: Sequence[str], templates: Iterable[str], device: torch.device
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    class_names: Sequence[str],
+    templates: Iterable[str],
+    device: torch.device,
 ) -> torch.Tensor:
     """Computes one embedding per class, the normalised mean of its normalised prompts, as CLIP and FLIP do.
 

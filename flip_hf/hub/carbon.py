@@ -4,7 +4,8 @@ The formula is that of Lacoste et al. 2019 (https://arxiv.org/abs/1910.09700).
 """
 
 from dataclasses import dataclass
-from typing import Any
+
+from flip_hf.console.json_types import JsonObject
 
 # World average for electricity in 2023, in kg per kWh: Ember, Global Electricity Review 2024.
 GRID = 0.48
@@ -28,7 +29,7 @@ class Compute:
     watts: float | None
 
     @classmethod
-    def from_results(cls, results: dict[str, Any]) -> "Compute | None":
+    def from_results(cls, results: JsonObject) -> "Compute | None":
         """Makes a `Compute` from a run's `results.json`, or returns None if it has no training time."""
         if "seconds" not in results:
             return None

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from flip_hf.console.names import is_hub_id, short_name
 from flip_hf.conversion.folder import card_data
@@ -80,12 +80,12 @@ def _read(path: Path) -> Any:
     return ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else None
 
 
-def _is_ours(card: Any) -> bool:
+def _is_ours(card: ModelCard) -> bool:
     """Returns whether a card's text may be rewritten: it is this module's, or only a title (evaluate.py --card)."""
     return MARK in card.text or all(line.startswith("#") for line in card.text.strip().splitlines())
 
 
-def _metadata(run: PublishedRun, old: Any, repo_id: str | None, license: str | None) -> Any:
+def _metadata(run: PublishedRun, old: Any, repo_id: str | None, license: str | None) -> ModelCardData:
     """Makes the metadata for the Hub: the old card's, updated with the run's own."""
     made: Any = card_data(
         run.base_model,

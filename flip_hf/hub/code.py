@@ -4,7 +4,6 @@ import importlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -18,7 +17,7 @@ NAMES = frozenset(path.name for path in PACKAGE.glob("*_flip.py"))
 _MAX_BYTES = 2**20
 
 
-def named_classes(value: Any) -> Iterator[str]:
+def named_classes(value: object) -> Iterator[str]:
     """Yields every `module.Class` that a configuration names under `auto_map` or `custom_pipelines`, at any depth."""
     if isinstance(value, dict):
         for name, entry in value.items():
@@ -31,7 +30,7 @@ def named_classes(value: Any) -> Iterator[str]:
             yield from named_classes(entry)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

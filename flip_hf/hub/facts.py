@@ -1,10 +1,10 @@
 """Write the paragraphs and tables of a model card from the files of a run."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from huggingface_hub import EvalResult
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.names import is_hub_id, short_name
 from flip_hf.data import scenes, shapes
 from flip_hf.hub.carbon import Compute
@@ -134,7 +134,7 @@ def _origin(run: PublishedRun) -> str:
     return origin if run.recipe.get("model_name_or_path") else f"a new model with the image tower of {origin}"
 
 
-def _masking(recipe: dict[str, Any], ratio: str, strategy: str) -> str:
+def _masking(recipe: JsonObject, ratio: str, strategy: str) -> str:
     if not recipe[ratio]:
         return "none"
     end = recipe.get(f"{ratio}_end")
@@ -167,7 +167,7 @@ def evaluation(run: PublishedRun, entries: list[EvalResult]) -> str:
     return "\n".join([*lines, *(["", error] if error else [])])
 
 
-def _reconstruction(results: dict[str, Any]) -> str:
+def _reconstruction(results: JsonObject) -> str:
     """Describes the error at the run's end, and baselines without learning."""
     if "reconstruction_error" not in results:
         return ""

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.clip import convert_to_clip
 from flip_hf.hub.card import forget_text, write_card
 from flip_hf.hub.code import is_ours, named_classes, write_code
@@ -184,13 +184,13 @@ def _check_classes(classes: set[str], folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _json(files: RegularFiles, name: str) -> dict[str, Any]:
+def _json(files: RegularFiles, name: str) -> JsonObject:
     """Reads a JSON object of the model; empty if there is no such file."""
     data = _model_file(files, name, CONFIGURATION[name])
     return {} if data is None else _parsed(data, files.root / name)
 
 
-def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+def _parsed(data: bytes, path: Path) -> JsonObject:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -104,7 +103,11 @@ def _without_paths(data: bytes, path: Path) -> bytes:
     return data if clean == text else clean.encode("utf-8")
 
 
-def _clean_json(text: str, cleaned: Callable[[Any], Any]) -> str:
+# Takes secrets or paths out of the texts of a parsed value.
+Clean = Callable[[object], object]
+
+
+def _clean_json(text: str, cleaned: Clean) -> str:
     """Cleans JSON of what shows only when it is parsed: secrets behind escapes or under a telling key, and paths."""
     try:
         value = json.loads(text)
@@ -114,7 +117,7 @@ def _clean_json(text: str, cleaned: Callable[[Any], Any]) -> str:
     return text if clean == value else json.dumps(clean, indent=2) + "\n"
 
 
-def _clean_json_lines(text: str, cleaned: Callable[[Any], Any]) -> str:
+def _clean_json_lines(text: str, cleaned: Clean) -> str:
     def clean(line: str) -> str:
         found = _clean_json(line, cleaned)
         return line if found == line else json.dumps(json.loads(found)) + "\n"
@@ -123,7 +126,7 @@ def _clean_json_lines(text: str, cleaned: Callable[[Any], Any]) -> str:
     return "".join(clean(line) if "\\" in line or "/" in line else line for line in text.splitlines(keepends=True))
 
 
-def _clean_yaml(text: str, cleaned: Callable[[Any], Any]) -> str:
+def _clean_yaml(text: str, cleaned: Clean) -> str:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):

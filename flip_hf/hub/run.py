@@ -11,6 +11,7 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.names import is_hub_id
 from flip_hf.conversion.lineage import base_model_of
 
@@ -27,8 +28,8 @@ class PublishedRun:
     """
 
     folder: Path
-    recipe: dict[str, Any]
-    results: dict[str, Any]
+    recipe: JsonObject
+    results: JsonObject
     config: Any
 
     @classmethod

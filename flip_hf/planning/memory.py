@@ -103,7 +103,7 @@ def make_trained_model(config: FlipConfig, step: TracedStep, attention: str) -> 
 
 def make_micro_batch(config: FlipConfig, step: TracedStep) -> dict[str, Any]:
     """Makes a micro-batch as the engine prepares it: float patches, their indices, token ids; values are arbitrary."""
-    vision: Any = config.vision_config
+    vision = config.vision_config
     size = step.micro_batch_size
     kept = num_kept(vision.num_patches, step.mask_ratio)
     batch: dict[str, Any] = {
@@ -181,7 +181,8 @@ def model_bytes(config: FlipConfig) -> ModelBytes:
     with torch.device("meta"):
         model = FlipModel._from_config(config)
     parameters = list(model.parameters())
-    blocks = [m for m in model.modules() if type(m).__name__ in model._no_split_modules]  # pyright: ignore
+    names = model._no_split_modules or ()
+    blocks = [m for m in model.modules() if type(m).__name__ in names]
     return ModelBytes(
         weights=sum(t.nbytes for t in (*parameters, *model.buffers())),
         trainable=sum(p.nbytes for p in parameters if p.requires_grad),

@@ -1,8 +1,8 @@
 """The plan as JSON and as Markdown, with everything that it assumes."""
 
 from dataclasses import asdict
-from typing import Any
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.planning.cost import schedule
 from flip_hf.planning.plan import (
     CONTEXT_BYTES,
@@ -28,9 +28,7 @@ PAPER = (
 )
 
 
-def make_report(
-    run: PlannedRun, cluster: Cluster, mask_ratios: list[float], describe: dict[str, Any]
-) -> dict[str, Any]:
+def make_report(run: PlannedRun, cluster: Cluster, mask_ratios: list[float], describe: JsonObject) -> JsonObject:
     """Plans every mask ratio.
 
     Args:
@@ -57,12 +55,12 @@ def make_report(
     return {**describe, "masks": masks, "paper_mfu_if_this_were_its_model": paper_mfu}
 
 
-def _choice_row(choice: Choice) -> dict[str, Any]:
+def _choice_row(choice: Choice) -> JsonObject:
     row = {"strategy": choice.strategy, "checkpointing": choice.checkpointing, "micro_batch_size": choice.micro}
     return {**row, "fits": choice.fits, "bytes": choice.parts, "total": choice.total}
 
 
-def _fastest(memory: MemoryModel, cluster: Cluster, fitting: list[Choice], mask_ratio: float) -> dict[str, Any]:
+def _fastest(memory: MemoryModel, cluster: Cluster, fitting: list[Choice], mask_ratio: float) -> JsonObject:
     """Returns time and cost of the choice that executes the fewest FLOPs; of equal ones, the simplest strategy."""
     if not fitting:
         return {"chosen": None}
@@ -81,7 +79,7 @@ def _table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
     return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
 
 
-def _memory_table(mask: dict[str, Any]) -> list[str]:
+def _memory_table(mask: JsonObject) -> list[str]:
     rows = []
     for choice in mask["memory"]:
         cells = (f"{choice['bytes'][part] / 1e9:.1f}" for part in PARTS)
@@ -91,7 +89,7 @@ def _memory_table(mask: dict[str, Any]) -> list[str]:
     return _table(("strategy", "checkpointing", "micro-batch", *PARTS, "total"), rows)
 
 
-def _time_table(report: dict[str, Any]) -> list[str]:
+def _time_table(report: JsonObject) -> list[str]:
     head = (
         *("mask", "chosen", "GFLOP a pair", "executed", "samples/s", "step, s", "MFU"),
         *("loader cores", "storage MB/s", "network GB a step", "GB/s"),
@@ -118,7 +116,7 @@ def _time_table(report: dict[str, Any]) -> list[str]:
     return _table(head, rows)
 
 
-def to_markdown(report: dict[str, Any], run: PlannedRun, cluster: Cluster) -> str:
+def to_markdown(report: JsonObject, run: PlannedRun, cluster: Cluster) -> str:
     """Renders the report as a Markdown page."""
     lines = [f"# Plan of {report['recipe']}", "", report["model"], "", report["hardware"], ""]
     for mask in report["masks"]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from flip_hf.reproduction.findings import findings
-from flip_hf.reproduction.plan import BEST_STRATEGY
+from flip_hf.reproduction.plan import BEST_STRATEGY, SETS
 from flip_hf.reproduction.running import Point
 from flip_hf.reproduction.speedup import (
     BASELINES,
@@ -111,9 +111,9 @@ def draw_over_time(points: Sequence[Point], path: Path) -> Figure:
     return figure
 
 
-def draw_findings(points: Sequence[Point], path: Path) -> Figure:
-    """Draws every claim's difference here, with its spread, beside the paper's."""
-    found = [each for each in findings(points) if each.first and each.second]
+def draw_findings(points: Sequence[Point], path: Path, which: str = SETS[0]) -> Figure:
+    """Draws the difference of every claim of a set here, with its spread, beside the paper's."""
+    found = [each for each in findings(points, which) if each.first and each.second]
     figure = Figure(figsize=(8.5, 0.34 * len(found) + 1.4), layout="constrained")
     axes = figure.subplots()
     rows = range(len(found))
@@ -142,10 +142,10 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f}{spread}" if values else "-"
 
 
-def findings_table(points: Sequence[Point]) -> str:
-    """Makes a Markdown table of each claim, the paper's difference, ours, and the verdict."""
+def findings_table(points: Sequence[Point], which: str = SETS[0]) -> str:
+    """Makes a Markdown table of each claim of a set, the paper's difference, ours, and the verdict."""
     lines = ["| table | claim | paper | here | accuracies here, % | p | |", "|---|---|---|---|---|---|---|"]
-    for each in findings(points):
+    for each in findings(points, which):
         claim = each.claim
         paper = f"{claim.paper:+.1f}"
         if not each.first or not each.second:
@@ -194,14 +194,14 @@ def time_table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def write_report(points: Sequence[Point], folder: Path, about: str) -> None:
+def write_report(points: Sequence[Point], folder: Path, about: str, which: str = SETS[0]) -> None:
     """Writes the figures and `README.md` of a reproduction."""
     draw_over_time(points, folder / "accuracy_over_time.png")
-    draw_findings(points, folder / "findings.png")
+    draw_findings(points, folder / "findings.png", which)
     parts = [
         "# The paper's claims at a small scale\n", about,
         "![Accuracy over training time and pairs seen](accuracy_over_time.png)\n",
-        "## How much sooner\n", speed_table(points), "\n## Finding by finding\n", findings_table(points),
+        "## How much sooner\n", speed_table(points), "\n## Finding by finding\n", findings_table(points, which),
         "\n![Differences here and in the paper](findings.png)\n", "## All runs\n", time_table(points),
     ]  # fmt: skip
     (folder / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind, ttest_rel
 
-from flip_hf.reproduction.plan import MAIN, MASKS
+from flip_hf.reproduction.plan import MAIN, MASKS, PAIRS, SETS, Scale, planned_runs
 from flip_hf.reproduction.running import Point
 
 SIGNIFICANT = 0.05
@@ -147,6 +147,11 @@ def _claims() -> list[Claim]:
         Claim("CLIPA", "a block beats random patches", f"{m75}-block", m75, 0.9, 1),
         Claim("CLIPA", "a grid makes no difference", f"{m75}-grid", m75, -0.3, 0),
         Claim("CLIPA", "nor after twice as many pairs", f"{long75}-grid", long75, -0.3, 0),
+        *(
+            # The paper's value is its mean gain over a cross-entropy, on other data.
+            Claim("UniCL", f"equal captions as positives help, {mask} % masked", name, f"{name}-{PAIRS}", 9.2, 1)
+            for mask, name in zip(MASKS, (m0, m50, m75), strict=True)
+        ),
         Claim("GLIP", "patches near the centre beat random ones", f"{m75}-gaussian", m75, 1.9, 1),
     ]
 
@@ -164,11 +169,21 @@ def accuracies(points: Sequence[Point]) -> dict[str, dict[int, float]]:
     return found
 
 
-def findings(points: Sequence[Point]) -> list[Finding]:
-    """Joins every claim with its accuracies, by seed; only seeds that both sides have where it is paired."""
+def claims_of(which: str) -> list[Claim]:
+    """Lists the claims about runs of one of `SETS`."""
+    planned = {run.name for run in planned_runs(Scale(samples=64, batch=4, base_lr=1.0, decoder={}), which)}
+    return [claim for claim in CLAIMS if {_run(claim.first), _run(claim.second)} <= planned]
+
+
+def _run(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def findings(points: Sequence[Point], which: str = SETS[0]) -> list[Finding]:
+    """Joins every claim of a set with its accuracies, by seed; only seeds that both sides have where it is paired."""
     by_name = accuracies(points)
     found = []
-    for claim in CLAIMS:
+    for claim in claims_of(which):
         first = by_name.get(claim.first, {})
         second = by_name.get(claim.second, {})
         if claim.paired:

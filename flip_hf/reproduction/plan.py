@@ -18,6 +18,9 @@ LENGTHS = {"quarter": 0.25, "half": 0.5, "full": 1, "double": 2, "quadruple": 4}
 MAIN = "half"  # the length of Table 1
 TUNING = 0.05  # of a run's samples: the paper tunes for 0.32 epochs after 6.4
 TUNING_LR = 0.3  # factor on the recipe's: does well on the embedded data
+# Sets of runs: all claims on captioned data; Figure 1, masks and positives on labelled data.
+SETS = ("paper", "photos")
+PAIRS = "pairs"  # runs without equal captions as positives
 STRATEGIES = ("block", "gaussian", "resize")
 BEST_STRATEGY = "grid"  # on the embedded data, so that it is run at every length too
 
@@ -101,9 +104,9 @@ def _tuned(run: Experiment, scale: Scale) -> Experiment:
     return Experiment(f"{run.name}-tuned", {**options, "base_lr": TUNING_LR * scale.base_lr}, start=run.name)
 
 
-def planned_runs(scale: Scale) -> list[Experiment]:
-    """Lists all runs, those that others start from first."""
-    return [*_over_time(scale), *_table(scale)]
+def planned_runs(scale: Scale, which: str = "paper") -> list[Experiment]:
+    """Lists the runs of one of `SETS`, those that others start from first."""
+    return [*_over_time(scale), *(_table(scale) if which == "paper" else _labelled(scale))]
 
 
 def _over_time(scale: Scale) -> Iterator[Experiment]:
@@ -143,6 +146,15 @@ def _table(scale: Scale) -> Iterator[Experiment]:
         yield _training(f"mask75-{MAIN}-text-{strategy}", samples, 75, batch, **text)
     for strategy in STRATEGIES:
         yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, batch, mask_strategy=strategy)
+
+
+def _labelled(scale: Scale) -> Iterator[Experiment]:
+    """Plans, at the main length, other masks, and runs in which an equal caption of another image is a negative."""
+    samples = scale.samples * LENGTHS[MAIN]
+    for strategy in STRATEGIES:
+        yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, scale.batch, mask_strategy=strategy)
+    for mask in MASKS:
+        yield _training(f"mask{mask}-{MAIN}-{PAIRS}", samples, mask, scale.batch, positives="pair")
 
 
 def words_of(options: dict[str, Any]) -> list[str]:

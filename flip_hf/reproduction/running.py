@@ -11,11 +11,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.program import PROGRAM, command_line
 from flip_hf.data import scenes
 from flip_hf.data.embedded import EmbeddedData
@@ -97,10 +97,10 @@ class Points:
         partial.write_text(json.dumps(point, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)  # so that a point is complete, or absent
 
-    def _train(self, run: Experiment, seed: int) -> dict[str, Any]:
+    def _train(self, run: Experiment, seed: int) -> JsonObject:
         output = self.model(run.name, seed)
         shutil.rmtree(output, ignore_errors=True)
-        options: dict[str, Any] = {**run.options, "seed": seed, "output_dir": output}
+        options: JsonObject = {**run.options, "seed": seed, "output_dir": output}
         if run.start is not None:
             options |= {"model_name_or_path": self.model(run.start, seed), "vision_config": "", "text_config": ""}
         words = [self.recipe, *self.extra, *words_of(options)]
@@ -116,7 +116,7 @@ class Points:
             "top1": results["top1"],
         }
 
-    def _infer(self, run: Experiment, seed: int) -> dict[str, Any]:
+    def _infer(self, run: Experiment, seed: int) -> JsonObject:
         assert run.start is not None
         output = self.folder / "inference" / f"{run.name}-seed{seed}"
         model = str(self.model(run.start, seed))
@@ -128,7 +128,7 @@ class Points:
         return {"command": command_line("evaluate", words), "inference": ways, "top1": ways["whole"]}
 
 
-def _empty(run: Experiment, seed: int) -> dict[str, Any]:
+def _empty(run: Experiment, seed: int) -> JsonObject:
     return {"name": run.name, "seed": seed, "start": run.start, "samples": 0, "seconds": 0.0, "inference": {}}
 
 
@@ -149,7 +149,7 @@ def _commit() -> str | None:
     return subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """Describes the hardware and code that made a point."""
     return {
         "commit": _commit(),

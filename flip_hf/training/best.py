@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.training.agreement import from_main
 from flip_hf.training.checkpoint import SET_ASIDE, TrainState, free_name
 
@@ -111,7 +111,7 @@ class Best:
             f"(--early_stopping_patience {self.patience})"
         )
 
-    def kept(self) -> dict[str, Any] | None:
+    def kept(self) -> JsonObject | None:
         """Reads the folder's record: `metric`, `value`, `samples` and `compared_on`; None without one."""
         try:
             found = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))

@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.data.workers import cores_per_process
-from flip_hf.training.arguments import Arguments
+from flip_hf.training.arguments import Arguments, DataArguments
 from flip_hf.training.hardware import autocast_dtype, num_workers
 
 # A loader that keeps up has the next batch ready; waiting beyond this share is the data's fault.
@@ -21,9 +22,7 @@ def longest_wait(data_wait: float, accelerator: Accelerator) -> float:
     return waits.max().item()
 
 
-def bottleneck(
-    records: list[dict[str, Any]], arguments: Arguments, accelerator: Accelerator
-) -> tuple[float | None, str]:
+def bottleneck(records: list[JsonObject], arguments: Arguments, accelerator: Accelerator) -> tuple[float | None, str]:
     """Finds the bottleneck of a run.
 
     Args:
@@ -40,13 +39,13 @@ def bottleneck(
         return None, "unknown: no step was logged"
     data_wait = statistics.median(shares)
     if data_wait > DATA_BOUND:
-        return data_wait, f"data: steps waited for it {data_wait:.0%} of the time; {_faster_data(arguments)}"
+        return data_wait, f"data: steps waited for it {data_wait:.0%} of the time; {_faster_data(arguments.data)}"
     advice = ", ".join(_faster_steps(arguments, accelerator))
     return data_wait, f"compute: steps waited for data {data_wait:.0%} of the time; faster with {advice}"
 
 
-def _faster_data(arguments: Arguments) -> str:
-    workers = num_workers(arguments.data)
+def _faster_data(data: DataArguments) -> str:
+    workers = num_workers(data)
     cores = cores_per_process()
     if workers < cores - 1:
         return f"try --num_workers {cores - 1}, now {workers}"

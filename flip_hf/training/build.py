@@ -18,7 +18,7 @@ from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.hub.push import HubRefused
 from flip_hf.training import inputs, models
 from flip_hf.training.agreement import from_main
-from flip_hf.training.arguments import Arguments
+from flip_hf.training.arguments import Arguments, OptimizationArguments, RunArguments
 from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
@@ -54,22 +54,22 @@ def _build(arguments: Arguments) -> Trainer:
     try_folder(output_dir, "--output_dir")
     check_finished(arguments)
     config = models.make_config(arguments.model, objective)
-    check_publishing(arguments, config)
+    check_publishing(arguments.hub, arguments.objective, config)
     sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
     evaluation = inputs.open_evaluation_data(arguments.data, labels=objective.contrasts)
     inputs.check_evaluation(arguments, evaluation)
 
-    accelerator = make_accelerator(arguments, output_dir)
+    accelerator = make_accelerator(arguments.run)
     take_folder(accelerator, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     if checkpoint is None:
         check_output(output_dir)
     start_trackers(accelerator, arguments)
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
-    pusher = begin_pushing(arguments, accelerator)
+    pusher = begin_pushing(arguments.hub, arguments.run, accelerator)
     context_length = config.get_text_config().max_position_embeddings
     tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
-    micro_batch_size, num_micro = split_batch(arguments, accelerator.num_processes)
+    micro_batch_size, num_micro = split_batch(arguments.optimization, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
     if accelerator.is_main_process and models.is_clip(arguments.model):
@@ -169,10 +169,12 @@ def take_folder(accelerator: Accelerator, output_dir: Path) -> None:
     from_main(accelerator, take)
 
 
-def make_accelerator(arguments: Arguments, output_dir: Path) -> Accelerator:
+def make_accelerator(run: RunArguments) -> Accelerator:
     """Makes Accelerate's process layer; the encoder handles precision itself."""
-    trackers = [name for name in arguments.run.report_to if name != "none"]
-    return processes.make_accelerator(mixed_precision="no", log_with=trackers or None, project_dir=str(output_dir))
+    trackers = [name for name in run.report_to if name != "none"]
+    return processes.make_accelerator(
+        mixed_precision="no", log_with=trackers or None, project_dir=str(Path(run.output_dir))
+    )
 
 
 def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:
@@ -182,14 +184,14 @@ def start_trackers(accelerator: Accelerator, arguments: Arguments) -> None:
         accelerator.init_trackers("logs", config=plain)
 
 
-def split_batch(arguments: Arguments, num_processes: int) -> tuple[int, int]:
+def split_batch(options: OptimizationArguments, num_processes: int) -> tuple[int, int]:
     """Returns the size and the number of each process's micro-batches.
 
     Raises:
         ValueError: the batch cannot be divided; the message names a size that can.
     """
-    batch_size = arguments.optimization.batch_size
-    micro = arguments.optimization.micro_batch_size
+    batch_size = options.batch_size
+    micro = options.micro_batch_size
     unit = num_processes * (micro or 1)
     if batch_size % unit != 0:
         nearest = max(1, round(batch_size / unit)) * unit

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from transformers import AutoConfig, ViTMAEConfig
+from transformers import AutoConfig, PreTrainedConfig, ViTMAEConfig
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.console.loading import loading
 from flip_hf.conversion.mae import convert_from_mae, vision_fields
 from flip_hf.conversion.processors import find_image_processor
@@ -11,6 +12,7 @@ from flip_hf.modeling import (
     FlipConfig,
     FlipForPreTraining,
     FlipModel,
+    FlipPreTrainedModel,
     FlipPreTrainingConfig,
     FlipVisionConfig,
     FlipVisionModel,
@@ -26,7 +28,7 @@ _FIELDS = (
 )
 
 
-def tower_fields(source: str) -> dict[str, Any]:
+def tower_fields(source: str) -> JsonObject:
     """Reads the fields of the source's vision tower, for a `vision_config`.
 
     Raises:
@@ -36,7 +38,7 @@ def tower_fields(source: str) -> dict[str, Any]:
     if isinstance(config, ViTMAEConfig):
         return vision_fields(config)
     if isinstance(config, FlipPreTrainingConfig):
-        config: Any = config.flip_config
+        config = config.flip_config
     if isinstance(config, FlipConfig):
         config = config.vision_config
     if not isinstance(config, FlipVisionConfig):
@@ -47,7 +49,7 @@ def tower_fields(source: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _FIELDS}
 
 
-def _read_config(source: str) -> Any:
+def _read_config(source: str) -> PreTrainedConfig:
     with loading(source, "model of --init_vision_from"):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
@@ -61,11 +63,15 @@ def _read_tower(source: str) -> FlipVisionModel:
     config = _read_config(source)
     if isinstance(config, ViTMAEConfig):
         with loading(source, "model of --init_vision_from"):
-            return convert_from_mae(source).model
-    classes = {FlipVisionConfig: FlipVisionModel, FlipPreTrainingConfig: FlipForPreTraining}
-    model_class: Any = classes.get(type(config), FlipModel)
+            return convert_from_mae(source).model  # pyright: ignore[reportReturnType] (without the decoder)
+    classes: dict[type, type[FlipPreTrainedModel]] = {
+        FlipVisionConfig: FlipVisionModel,
+        FlipPreTrainingConfig: FlipForPreTraining,
+    }
+    model_class = classes.get(type(config), FlipModel)
     with loading(source, "model of --init_vision_from"):
-        model, report = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    model, report = loaded
     if isinstance(model, FlipVisionModel):
         tower = model
         missing = sorted(report["missing_keys"])

@@ -12,7 +12,6 @@ Letters: D width, S tokens with the class token, K kept patches, T text tokens, 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -91,8 +90,8 @@ def sample_flops(
     Raises:
         ValueError: the mask keeps no patch.
     """
-    vision: Any = config.vision_config
-    text = config.get_text_config()
+    vision = config.vision_config
+    text = config.text_config
     kept = kept_patches or num_kept(vision.num_patches, mask_ratio)
     images = (vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers)
     texts = (text.hidden_size, text.intermediate_size, text.num_hidden_layers)
@@ -116,8 +115,8 @@ def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patch
         config: configuration of the model with its decoder.
         kept_patches: K.
     """
-    decoder: Any = config.decoder_config
-    vision: Any = config.flip_config.vision_config  # pyright: ignore
+    decoder = config.decoder_config
+    vision = config.flip_config.vision_config
     pixels = vision.num_channels * vision.patch_size**2
     linear = 2 * decoder.hidden_size * ((kept_patches + 1) * vision.hidden_size + vision.num_patches * pixels)
     size = (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers)
@@ -127,10 +126,11 @@ def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patch
 
 def step_flops(config: FlipConfig | FlipPreTrainingConfig, kept_patches: int, text_tokens: int, batch_size: int) -> int:
     """Counts forward and backward FLOPs per sample of a training step; see [`sample_flops`], [`with_decoder`]."""
-    whole = isinstance(config, FlipPreTrainingConfig)
-    flip: Any = config.flip_config if whole else config
+    flip = config.flip_config if isinstance(config, FlipPreTrainingConfig) else config
     counted = sample_flops(flip, 0, text_tokens, batch_size, kept_patches=kept_patches)
-    return (with_decoder(counted, config, kept_patches) if whole else counted).training
+    if isinstance(config, FlipPreTrainingConfig):
+        counted = with_decoder(counted, config, kept_patches)
+    return counted.training
 
 
 def utilization(

@@ -3,11 +3,11 @@
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.data.workers import default_workers
 from flip_hf.training.accelerators import find_accelerator
 from flip_hf.training.arguments import DataArguments
@@ -45,7 +45,7 @@ def device_name(device: str) -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
-def describe(accelerator: Accelerator) -> dict[str, Any]:
+def describe(accelerator: Accelerator) -> JsonObject:
     """Describes the hardware for a run's results: name and number of devices, and maximum power of one (W)."""
     name = device_name(accelerator.device.type)
     known = find_accelerator(name)

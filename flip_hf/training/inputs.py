@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
 
 from flip_hf.data.class_names import check_class_names
 from flip_hf.data.eval_stream import EvalStream
@@ -21,7 +21,7 @@ from flip_hf.data.sources import EMBEDDED, Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream
 from flip_hf.data.transforms import EvalTransform, TrainTransform
 from flip_hf.evaluation.loading import read_class_names
-from flip_hf.modeling import FlipConfig
+from flip_hf.modeling import FlipConfig, FlipVisionConfig
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.redaction import shown, shown_apart
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments
@@ -201,7 +201,7 @@ def templates(data: DataArguments) -> list[str]:
 def make_train_loader(
     arguments: Arguments,
     sources: list[Source],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
     accelerator: Accelerator,
     config: FlipConfig,
     micro_batches: tuple[int, int],
@@ -213,10 +213,12 @@ def make_train_loader(
     """
     data = arguments.data
     objective = arguments.objective
-    tokenize = Tokenize(tokenizer, config.get_text_config(), arguments.model.text_mask_ratio)
+    tokenize = None
+    if objective.contrasts and tokenizer is not None:
+        tokenize = Tokenize(tokenizer, config.text_config, arguments.model.text_mask_ratio)
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
-        partial(cut_patches, patch_size=config.vision_config.patch_size),  # pyright: ignore
+        partial(cut_patches, patch_size=config.vision_config.patch_size),
         Views(arguments.model.mask_strategy, config.vision_config, plan_phases(arguments)),
         micro_batches[1],
         whole=objective.reconstructs,
@@ -224,7 +226,7 @@ def make_train_loader(
     stream = TrainStream(
         sources,
         plan,
-        tokenize if objective.contrasts else None,
+        tokenize,
         batch_size=micro_batches[0],
         process=Reader(accelerator.process_index, accelerator.num_processes),
         seed=arguments.run.seed,
@@ -243,8 +245,8 @@ def _whole_patches(transform: EvalTransform, patch_size: int, image: Image.Image
 def make_eval_loader(
     data: DataArguments,
     source: Source,
-    read_target: Callable[[Any], Any],
-    vision_config: Any,
+    read_target: Callable[[object], object],
+    vision_config: FlipVisionConfig,
     accelerator: Accelerator,
 ) -> torch.utils.data.DataLoader:
     """Makes one pass over this process's part of the evaluation data: all patches (B, L, 3 * P * P) of its images.

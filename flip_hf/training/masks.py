@@ -1,9 +1,10 @@
 """Text masks, and the check that a run's masks fit its model; image masks are in patches.py."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
+from flip_hf.modeling import FlipTextConfig
 from flip_hf.modeling.masking_flip import mask_text, num_kept, pooled_token
 from flip_hf.training.arguments import ModelArguments
 from flip_hf.training.optimization import Phase
@@ -14,7 +15,7 @@ def kept_tokens(context: int, text_mask_ratio: float) -> int:
     return int(context * (1 - text_mask_ratio))
 
 
-def check_masks(options: ModelArguments, text_config: Any, num_patches: int) -> None:
+def check_masks(options: ModelArguments, text_config: FlipTextConfig, num_patches: int) -> None:
     """Checks the masks against the model.
 
     Raises:
@@ -45,11 +46,11 @@ class TextMasks:
         text_config: the model's text configuration.
     """
 
-    def __init__(self, strategy: str, text_config: Any):
+    def __init__(self, strategy: str, text_config: FlipTextConfig):
         self.strategy = strategy
         self.text = text_config
 
-    def __call__(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
+    def __call__(self, batch: Mapping[str, torch.Tensor], phase: Phase) -> dict[str, torch.Tensor]:
         """Draws the replacements of a batch's `input_ids` and `attention_mask` (B, T), on their device."""
         if phase.text_mask_ratio == 0:
             return {}

@@ -1,7 +1,6 @@
 """A check that a model can fit into this machine's memory at all, before it is allocated."""
 
 import os
-from typing import Any
 
 from flip_hf.modeling import FlipConfig
 
@@ -9,14 +8,13 @@ from flip_hf.modeling import FlipConfig
 def parameters_at_least(config: FlipConfig) -> int:
     """Counts the parameters of blocks and tables, which are nearly all, from the configuration alone."""
     total = 0
-    for tower in (config.get_text_config(), config.vision_config):
-        tower: Any
+    for tower in (config.text_config, config.vision_config):
         block = 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
         total += tower.num_hidden_layers * block + tower.hidden_size * tower.projection_dim
-    text = config.get_text_config()
+    text = config.text_config
     vision = config.vision_config
-    positions = text.max_position_embeddings * text.hidden_size + vision.num_patches * vision.hidden_size  # pyright: ignore
-    patches = vision.num_channels * vision.patch_size**2 * vision.hidden_size  # pyright: ignore
+    positions = text.max_position_embeddings * text.hidden_size + vision.num_patches * vision.hidden_size
+    patches = vision.num_channels * vision.patch_size**2 * vision.hidden_size
     return total + text.vocab_size * text.hidden_size + positions + patches
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf.console.endings import one_line
 from flip_hf.console.fields import OptionError
-from flip_hf.console.loading import check_loaded, loading
+from flip_hf.console.json_types import JsonObject
+from flip_hf.console.loading import load_complete, loading
 from flip_hf.conversion.clip import load_clip
 from flip_hf.data.coverage import measure_coverage
 from flip_hf.data.decode import RefusedSample, choose_caption
@@ -127,11 +129,11 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
         config.mask_ratio = model.mask_ratio
         config.mask_strategy = model.drawn_strategy
     sizes = new_sizes(model, config)
-    check_masks(model, config.get_text_config(), (sizes["image_size"] // sizes["patch_size"]) ** 2)
+    check_masks(model, config.text_config, (sizes["image_size"] // sizes["patch_size"]) ** 2)
     return config
 
 
-def _check_fields(option: str, config_class: Any, fields: dict[str, Any]) -> None:
+def _check_fields(option: str, config_class: type[PreTrainedConfig], fields: JsonObject) -> None:
     """Validates fields by making a configuration of them alone, so that an error can name the option.
 
     Raises:
@@ -189,7 +191,7 @@ def make_model(
     model = arguments.model
     objective = arguments.objective
     if tokenizer is not None:
-        _fit_vocabulary(model, config.get_text_config(), tokenizer)
+        _fit_vocabulary(model, config.text_config, tokenizer)
     check_memory(config)
     if model.model_name_or_path is None:
         flip = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
@@ -214,7 +216,7 @@ def make_model(
     return made.train()
 
 
-def _fit_vocabulary(model: ModelArguments, text_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def _fit_vocabulary(model: ModelArguments, text_config: FlipTextConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Gives a new model's token table the tokenizer's size unless the recipe sets one, and checks that they fit."""
     if model.model_name_or_path is None:
         if "vocab_size" not in model.tower_configs()["text_config"]:
@@ -238,19 +240,11 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         made = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
         made.load_state_dict(FlipModel.from_clip(load_clip(name)).state_dict())
         return made
-    options: Any = {
-        "attn_implementation": model.attn_implementation,
-        "dtype": torch.float32,
-        "use_safetensors": True,
-        "output_loading_info": True,
-    }
+    options = {"attn_implementation": model.attn_implementation, "dtype": torch.float32}
     with loading(name):
         saved = PreTrainedConfig.get_config_dict(name)[0]
     if not arguments.objective.reconstructs or saved.get("model_type") != FlipPreTrainingConfig.model_type:
-        with loading(name):
-            loaded: Any = FlipModel.from_pretrained(name, config=config, **options)
-        check_loaded(name, *loaded)
-        return loaded[0]
+        return load_complete(FlipModel, name, config=config, **options)
     new_shape = [n for n in ("decoder_config", "image_size", "patch_size") if _given(arguments, n)]
     if new_shape:
         raise ValueError(
@@ -259,9 +253,7 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
         )
     with loading(name):
         whole = FlipPreTrainingConfig.from_pretrained(name, flip_config=config)
-        loaded: Any = FlipForPreTraining.from_pretrained(name, config=whole, **options)
-    check_loaded(name, *loaded)
-    return loaded[0]
+    return load_complete(FlipForPreTraining, name, config=whole, **options)
 
 
 def _given(arguments: Arguments, name: str) -> bool:
@@ -279,8 +271,11 @@ def _freeze_texts(flip: FlipModel) -> None:
 
 
 def make_processor(
-    config: FlipConfig, tokenizer: Any, model: ModelArguments | None = None, background: Colour = WHITE
-) -> Any:
+    config: FlipConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    model: ModelArguments | None = None,
+    background: Colour = WHITE,
+) -> FlipProcessor | BaseImageProcessor:
     """Makes the processor that is saved beside the weights, for users' images and texts.
 
     It is saved with the PIL backend; where torchvision is installed, Transformers picks its own at loading.
@@ -298,7 +293,7 @@ def make_processor(
     Raises:
         ValueError: the starting model has no image processor.
     """
-    size = config.vision_config.image_size  # pyright: ignore
+    size = config.vision_config.image_size
     if model is not None and model.model_name_or_path is not None:
         image_processor: Any = resized_image_processor(_saved_image_processor(model.model_name_or_path), size)
     else:
@@ -314,11 +309,11 @@ def make_processor(
     return image_processor if tokenizer is None else FlipProcessor(image_processor, tokenizer)
 
 
-def _saved_image_processor(name: str) -> Any:
+def _saved_image_processor(name: str) -> BaseImageProcessor:
     with loading(name, "image processor"):
         return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
 
 
-def image_processor_of(processor: Any) -> Any:
+def image_processor_of(processor: ProcessorMixin | BaseImageProcessor) -> Any:
     """Returns the image processor of what [`make_processor`] makes."""
     return getattr(processor, "image_processor", processor)

@@ -7,11 +7,11 @@ Letters: B texts, T their padded length, R rows, W places of a row: the model's 
 """
 
 import hashlib
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from flip_hf.modeling import FlipTextConfig
 from flip_hf.modeling.masking_flip import pooled_token
 
 # The number of rows is a multiple of batch / 64, so that batches have few shapes: torch.compile compiles each.
@@ -20,7 +20,7 @@ STEPS = 64
 CAPTION_IDS = "caption_ids"  # of a batch: equal where captions are, for a loss that counts those as positives
 
 
-def can_pack(text_config: Any, text_mask_ratio: float) -> bool:
+def can_pack(text_config: FlipTextConfig, text_mask_ratio: float) -> bool:
     """Returns whether a run may pack its texts.
 
     It may not where the model attends to padding or averages over tokens, nor where the training step shortens texts
@@ -56,7 +56,9 @@ def _place(lengths: list[int], width: int) -> tuple[list[int], int]:
     return starts, num_rows
 
 
-def pack_texts(input_ids: torch.Tensor, attention_mask: torch.Tensor, text_config: Any) -> dict[str, torch.Tensor]:
+def pack_texts(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, text_config: FlipTextConfig
+) -> dict[str, torch.Tensor]:
     """Packs texts into rows; on the CPU.
 
     Args:
@@ -123,7 +125,7 @@ class Tokenize:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        text_config: Any,
+        text_config: FlipTextConfig,
         text_mask_ratio: float,
         compares_captions: bool = False,
     ):

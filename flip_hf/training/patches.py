@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from flip_hf.data.stream import View
+from flip_hf.modeling import FlipVisionConfig
 from flip_hf.modeling.masking_flip import draw_mask, num_kept
 from flip_hf.training.optimization import Phase, phase_at
 
@@ -53,7 +53,7 @@ class Views:
         phases: the run's phases.
     """
 
-    def __init__(self, strategy: str, vision_config: Any, phases: list[Phase]):
+    def __init__(self, strategy: str, vision_config: FlipVisionConfig, phases: list[Phase]):
         self.strategy = strategy
         self.vision = vision_config
         self.phases = phases
@@ -67,5 +67,5 @@ class Views:
             return View(image_size)
         if self.strategy == "resize":
             return View(resized_side(self.vision.num_patches, mask_ratio) * patch_size)
-        grid = (image_size // patch_size,) * 2
+        grid = (image_size // patch_size, image_size // patch_size)
         return View(image_size, partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.training.checkpoint import SET_ASIDE
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Progress:
     def close(self) -> None:
         self._bar.close()
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[JsonObject]:
         """Returns all records of the run so far, skipping damaged lines."""
         return [record for line in _lines(self.log_path) if (record := _record(line)) is not None]
 
@@ -105,7 +106,7 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def _record(line: str) -> JsonObject | None:
     """Parses a line of the log; None where it is damaged, because the run was killed or the disk full mid-line."""
     try:
         record = json.loads(line)
@@ -143,7 +144,7 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 }
 
 
-def plot_curves(records: list[dict[str, Any]], boundary: int | None, path: Path) -> "Figure":
+def plot_curves(records: list[JsonObject], boundary: int | None, path: Path) -> "Figure":
     """Plots losses, accuracies, reconstruction errors and temperature, as recorded, over samples; returns the figure.
 
     Args:

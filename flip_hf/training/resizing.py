@@ -1,6 +1,6 @@
 """Continuing from a saved model at another image or patch size: 224 to 336, or the paper's L/14 from its L/16."""
 
-from typing import Any
+from transformers.image_processing_utils import BaseImageProcessor
 
 from flip_hf.modeling import FlipConfig, FlipVisionConfig
 from flip_hf.training.arguments import ModelArguments
@@ -17,7 +17,7 @@ def new_sizes(model: ModelArguments, config: FlipConfig) -> dict[str, int]:
     return sizes
 
 
-def resized_image_processor(image_processor: Any, image_size: int) -> Any:
+def resized_image_processor(image_processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
     """Returns the image processor for images of this size; the same object if it already fits.
 
     If it resizes the short side to more than the crop, it still does, in proportion.
@@ -29,4 +29,5 @@ def resized_image_processor(image_processor: Any, image_size: int) -> Any:
     square = {"height": image_size, "width": image_size}
     edge = fields["size"].get("shortest_edge")
     size = square if edge is None else {"shortest_edge": round(edge * image_size / old)}
-    return type(image_processor).from_dict(fields, size=size, crop_size=square)
+    resized = type(image_processor).from_dict(fields, size=size, crop_size=square)
+    return resized  # pyright: ignore[reportReturnType] (a tuple only with return_unused_kwargs)

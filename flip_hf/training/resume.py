@@ -4,7 +4,6 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 from accelerate import Accelerator
@@ -155,7 +154,7 @@ def _check_files(accelerator: Accelerator, checkpoint: Path, averaged: bool) -> 
         )
 
 
-def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
+def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[object, object]]:
     """Finds options that change a run's course and differ from the checkpoint's recipe: `{name: (there, here)}`.
 
     Raises:
@@ -171,11 +170,11 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[An
     return {name: (there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)}
 
 
-def _in_words(changes: dict[str, tuple[Any, Any]]) -> str:
+def _in_words(changes: dict[str, tuple[object, object]]) -> str:
     return ", ".join(f"{name} was {there}, is {here}" for name, (there, here) in changes.items())
 
 
-def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[Any, Any]]) -> None:
+def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[object, object]]) -> None:
     found = difference(shapes_of(checkpoint / WEIGHTS), shapes_in(model.state_dict()))
     if found is not None:
         options = f" {_in_words(changes)}." if changes else ""

@@ -5,8 +5,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import torch.multiprocessing
 
@@ -29,7 +29,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: str | None = None
         self._first = 0.0
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
         self._process = os.getpid()
 
     def __enter__(self) -> "StopSignals":

@@ -39,7 +39,7 @@ def random_states_file(rank: int) -> str:
     return f"random_states_{rank}.safetensors"
 
 
-def whole(value: Any) -> torch.Tensor:
+def whole(value: torch.Tensor) -> torch.Tensor:
     """Gathers a tensor that may be sharded; every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 

@@ -7,8 +7,18 @@ import numpy as np
 import pytest
 
 from flip_hf.reproduction.figures import findings_table, speed_table, write_report
-from flip_hf.reproduction.findings import AGREES, CLAIMS, DISAGREES, MISSING, NOISE, Claim, Finding, findings
-from flip_hf.reproduction.plan import Scale, planned_runs, words_of
+from flip_hf.reproduction.findings import (
+    AGREES,
+    CLAIMS,
+    DISAGREES,
+    MISSING,
+    NOISE,
+    Claim,
+    Finding,
+    claims_of,
+    findings,
+)
+from flip_hf.reproduction.plan import SETS, Scale, planned_runs, words_of
 from flip_hf.reproduction.running import Point, training_rate
 from flip_hf.reproduction.speedup import SpeedUp, best_recipe, speed_up, steady, summary
 from flip_hf.training.recipes import parse_arguments
@@ -37,11 +47,20 @@ def test_every_run_is_one_that_the_trainer_takes_and_starts_from_one_before_it()
     assert len(seen) == len(planned_runs(Scale.of_recipe("scenes", 64 * 128)))
 
 
-def test_every_claim_is_about_runs_that_are_planned():
+def test_every_claim_is_about_runs_of_a_set():
+    runs = {run.name: run for which in SETS for run in planned_runs(Scale.of_recipe("scenes", 64 * 128), which)}
     for claim in CLAIMS:
         for name in (claim.first, claim.second):
             run, _, way = name.partition(":")
-            assert run in RUNS and bool(way) == (RUNS[run].kind == "inference")
+            assert run in runs and bool(way) == (runs[run].kind == "inference")
+    assert {claim.text for which in SETS for claim in claims_of(which)} == {claim.text for claim in CLAIMS}
+
+
+def test_photographs_are_trained_with_and_without_equal_captions_as_positives():
+    runs = {run.name: run for run in planned_runs(Scale.of_recipe("scenes", 64 * 128), "photos")}
+    assert runs["mask75-half-pairs"].options == {**runs["mask75-half"].options, "positives": "pair"}
+    assert {"mask75-half", "mask75-half-grid", "mask75-half-tuned", "mask75-quadruple"} <= runs.keys()
+    assert "UniCL" in {claim.table for claim in claims_of("photos")} - {claim.table for claim in claims_of("paper")}
 
 
 def test_sizes_are_in_the_papers_proportions():

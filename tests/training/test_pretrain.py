@@ -208,6 +208,6 @@ def test_a_mistake_ends_the_script_in_one_line():
 
 def test_batches_are_split_over_processes_and_micro_batches():
     arguments = parse_arguments(["--batch_size", "64", "--micro_batch_size", "8"], ROOT / "flip_hf/recipes", "shapes")
-    assert split_batch(arguments, 2) == (8, 4)
+    assert split_batch(arguments.optimization, 2) == (8, 4)
     with pytest.raises(ValueError, match="use 72"):
-        split_batch(arguments, 3)
+        split_batch(arguments.optimization, 3)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +15,29 @@ from flip_hf.evaluation.finetuning.recipe import FineTuneOptions
 
 # isort: split
 # After the import whose error says what to install.
+from collections.abc import Sized
+from typing import Protocol
+
+from accelerate.data_loader import DataLoaderShard
 from torchvision.transforms import v2  # pyright: ignore[reportMissingImports]
 
 BICUBIC = v2.InterpolationMode.BICUBIC
-Transform = Callable[[Any], torch.Tensor]
+Transform = Callable[[Image.Image], torch.Tensor]
+# An image, PIL's or encoded, and its label.
+Sample = tuple[object, int]
+
+
+class MapData(Protocol):
+    """A map-style data set, or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+Data = MapData | IterableDataset
+
+Mixing = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Transforms
@@ -67,7 +85,7 @@ def eval_transform(side: int, options: FineTuneOptions, mean: Sequence[float], s
     return v2.Compose([shape, v2.Resize(short_side, BICUBIC), v2.CenterCrop(side), *_normalize(mean, std)])
 
 
-def make_mixing(options: FineTuneOptions, num_classes: int) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+def make_mixing(options: FineTuneOptions, num_classes: int) -> Mixing:
     """Makes a function from images (B, C, H, W) and labels (B) to mixed images and targets (B, classes) that sum to 1.
 
     Each batch uses mixup or CutMix, drawn at random. Without both, images and labels stay as they are.
@@ -89,19 +107,17 @@ class _Examples:
     """Transforms samples (image, label) into (tensor, label).
 
     Args:
-        data: the samples; images are PIL's or encoded.
         transform: transform of an RGB image.
         num_labels: number of labels; each is below it.
         background: colour behind transparent parts.
     """
 
-    def __init__(self, data: Any, transform: Transform, num_labels: int, background: Colour):
-        self.data = data
+    def __init__(self, transform: Transform, num_labels: int, background: Colour):
         self.transform = transform
         self.num_labels = num_labels
         self.background = background
 
-    def example(self, sample: Any, number: int) -> tuple[torch.Tensor, int]:
+    def example(self, sample: Sample, number: int) -> tuple[torch.Tensor, int]:
         """Transforms a sample; a ValueError names its number if it is not an image with a label."""
         image, label = sample
         if not 0 <= int(label) < self.num_labels:
@@ -109,8 +125,10 @@ class _Examples:
                 f"Sample {number} has the label {label}; the model's are 0 to {self.num_labels - 1} (num_labels)."
             )
         try:
-            opened = open_picture if isinstance(image, Image.Image) else decode_image
-            rgb = opened(image, self.background)
+            if isinstance(image, Image.Image):
+                rgb = open_picture(image, self.background)
+            else:
+                rgb = decode_image(image, self.background)
         except (RefusedSample, ValueError) as error:
             raise ValueError(
                 f"The image of sample {number} cannot be used ({error}). Leave it out or fix it."
@@ -119,6 +137,10 @@ class _Examples:
 
 
 class _MapExamples(_Examples, Dataset):
+    def __init__(self, data: MapData, transform: Transform, num_labels: int, background: Colour):
+        super().__init__(transform, num_labels, background)
+        self.data = data
+
     def __len__(self) -> int:
         return len(self.data)
 
@@ -130,28 +152,36 @@ class _IterableExamples(_Examples, IterableDataset):
     """The samples at `start`, `start + step`, ..."""
 
     def __init__(
-        self, data: Any, transform: Transform, num_labels: int, background: Colour, start: int = 0, step: int = 1
+        self,
+        data: IterableDataset,
+        transform: Transform,
+        num_labels: int,
+        background: Colour,
+        start: int = 0,
+        step: int = 1,
     ):
-        super().__init__(data, transform, num_labels, background)
+        super().__init__(transform, num_labels, background)
+        self.data = data
         self.start = start
         self.step = step
 
     def set_epoch(self, epoch: int) -> None:
-        if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(epoch)
+        set_epoch = getattr(self.data, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
         for number, sample in itertools.islice(enumerate(self.data), self.start, None, self.step):
             yield self.example(sample, number)
 
 
-def count_samples(data: Any, options: FineTuneOptions) -> int:
+def count_samples(data: Data, options: FineTuneOptions) -> int:
     """Counts the samples of whole batches in an epoch.
 
     Raises:
         ValueError: they are fewer than one batch, or their number is unknown.
     """
-    samples = options.samples_per_epoch or (len(data) if hasattr(data, "__len__") else None)
+    samples = options.samples_per_epoch or (len(data) if isinstance(data, Sized) else None)
     if samples is None:
         raise ValueError("The training data have no length. Give samples_per_epoch, which the schedule needs.")
     if samples < options.batch_size:
@@ -160,8 +190,8 @@ def count_samples(data: Any, options: FineTuneOptions) -> int:
 
 
 def make_train_loader(
-    data: Any, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
-) -> Any:
+    data: Data, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
+) -> DataLoaderShard:
     """Makes the loader of this process's part of each batch, on its device; the last, smaller batch is dropped.
 
     Every process has the same batches and takes its slice. Map-style data are shuffled, iterable data keep their order.
@@ -174,7 +204,7 @@ def make_train_loader(
             f"batch_size ({options.batch_size}) must be a multiple of the number of processes "
             f"({accelerator.num_processes})."
         )
-    dataset: Any
+    dataset: Dataset
     if isinstance(data, IterableDataset):
         dataset = _IterableExamples(data, transform, num_labels, options.background)
         sampler = None
@@ -190,7 +220,7 @@ def make_train_loader(
         num_workers=options.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    return prepare_data_loader(
+    loader = prepare_data_loader(
         loader,
         accelerator.device,
         accelerator.num_processes,
@@ -199,15 +229,16 @@ def make_train_loader(
         put_on_device=True,
         dispatch_batches=False,
     )
+    return loader  # pyright: ignore[reportReturnType] (a shard, since the main process does not dispatch)
 
 
 def make_test_loader(
-    data: Any, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
+    data: Data, transform: Transform, num_labels: int, options: FineTuneOptions, accelerator: Accelerator
 ) -> DataLoader:
     """Makes the loader of every `num_processes`-th sample, each once over all processes; on the CPU."""
     first = accelerator.process_index
     processes = accelerator.num_processes
-    dataset: Any
+    dataset: Dataset
     if isinstance(data, IterableDataset):
         dataset = _IterableExamples(data, transform, num_labels, options.background, first, processes)
     else:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
 from flip_hf.evaluation.finetuning.images import (
+    Data,
     count_samples,
     eval_transform,
     make_mixing,
@@ -96,7 +98,7 @@ class _FineTuning:
         self.options = options
         self.accelerator = accelerator
         self.samples = samples
-        vision: Any = model.config.vision_config
+        vision = model.config.vision_config
         if vision.pooling_type == "cls":
             # It serves only the class token, and DistributedDataParallel refuses parameters without a gradient.
             model.vision_model.post_layernorm.requires_grad_(False)
@@ -104,7 +106,7 @@ class _FineTuning:
         self.network, self.optimizer = accelerator.prepare(_Logits(model, options.mask_ratio), optimizer)
         self.mix = make_mixing(options, model.num_labels)
 
-    def train(self, epoch: int, loader: Any, bar: tqdm) -> None:
+    def train(self, epoch: int, loader: DataLoaderShard, bar: tqdm) -> None:
         """Trains one epoch.
 
         Raises:
@@ -156,8 +158,8 @@ class _FineTuning:
 
 def fine_tune(
     model: FlipForImageClassification,
-    train: Any,
-    test: Any,
+    train: Data,
+    test: Data,
     options: FineTuneOptions,
     accelerator: Accelerator,
     *,
@@ -190,7 +192,7 @@ def fine_tune(
     """
     _check(model, accelerator)
     started = time.perf_counter()
-    vision: Any = model.config.vision_config
+    vision = model.config.vision_config
     samples = count_samples(train, options)
     side = vision.image_size
     # One seed per process, so that no two augment, drop or mix alike.

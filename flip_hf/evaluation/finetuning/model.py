@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, CLIPConfig
+from transformers import AutoConfig, CLIPConfig, PreTrainedConfig
 
 from flip_hf.console.loading import loading
 from flip_hf.modeling import (
@@ -22,16 +22,17 @@ from flip_hf.modeling import (
 HEAD_STD = 2e-5
 
 
-def _load_tower(name: str, config: Any) -> FlipVisionModel:
+def _load_tower(name: str, config: PreTrainedConfig) -> FlipVisionModel:
     """Loads the vision tower of any kind of FLIP folder, and nothing else of it.
 
     Raises:
         ValueError: the tower is not complete.
     """
     model_class = FlipForPreTraining if isinstance(config, FlipPreTrainingConfig) else FlipVisionModel
-    options: Any = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     with loading(name):
-        loaded: Any = model_class.from_pretrained(name, **options)
+        loaded: Any = model_class.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     model, report = loaded
     missing = report["missing_keys"]
     if isinstance(model, FlipForPreTraining):
@@ -59,7 +60,7 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
     """
     name = str(name_or_path)
     with loading(name):
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if isinstance(config, CLIPConfig):
         with loading(name):
             flip = FlipModel.from_clip(name, dtype=torch.float32)
@@ -78,7 +79,8 @@ def make_classifier(name_or_path: str | Path, num_labels: int) -> FlipForImageCl
     config.mask_ratio = 0.0
     model = FlipForImageClassification._from_config(config, dtype=torch.float32)
     model.vision_model.load_state_dict(tower.state_dict())
-    head: Any = model.classifier
-    nn.init.trunc_normal_(head.weight, std=HEAD_STD)
-    nn.init.zeros_(head.bias)
+    head = model.classifier
+    if isinstance(head, nn.Linear):  # there are labels
+        nn.init.trunc_normal_(head.weight, std=HEAD_STD)
+        nn.init.zeros_(head.bias)
     return model

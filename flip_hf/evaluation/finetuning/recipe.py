@@ -135,7 +135,7 @@ def layer_of(name: str, num_layers: int) -> int:
 
 def layer_groups(model: FlipForImageClassification, options: FineTuneOptions) -> list[dict[str, Any]]:
     """Makes AdamW's groups of the parameters that require a gradient, each with the `lr_scale` of its layer."""
-    vision: Any = model.config.vision_config
+    vision = model.config.vision_config
     head = vision.num_hidden_layers + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -157,7 +157,7 @@ def layer_groups(model: FlipForImageClassification, options: FineTuneOptions) ->
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _drop(rate: float, branch: nn.Module, _: Any, output: Any) -> Any:
+def _drop(rate: float, branch: nn.Module, _: object, output: Any) -> Any:
     """Forward hook that drops a branch's output per sample at this rate, and otherwise divides it by 1 - rate."""
     if isinstance(output, tuple):  # attention: (B, T, D) and its weights
         return _drop(rate, branch, _, output[0]), *output[1:]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -10,6 +9,7 @@ from tqdm.auto import tqdm
 from flip_hf.data.decode import RefusedSample, decode_image
 from flip_hf.data.reading import Reader, read_rows
 from flip_hf.data.workers import default_workers
+from flip_hf.evaluation.finetuning.images import Sample
 from flip_hf.evaluation.finetuning.loop import fine_tune
 from flip_hf.evaluation.finetuning.model import make_classifier
 from flip_hf.evaluation.finetuning.recipe import RECIPES, FineTuneOptions
@@ -17,7 +17,7 @@ from flip_hf.evaluation.loading import target_reader
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject, make_result
 
-Samples = list[tuple[Any, int]]
+Samples = list[Sample]
 
 
 def recipe_for(width: int, knows_texts: bool) -> str:

@@ -21,15 +21,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object, set_seed
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.finetuning.images import (
     count_samples,
@@ -100,7 +102,9 @@ def make_head(width: int, num_classes: int, seed: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm1d(width, eps=1e-6, momentum=None, affine=False), linear)
 
 
-def _batches(loader: Any, encode: Encode, share: int, accelerator: Accelerator) -> Iterator[list[torch.Tensor]]:
+def _batches(
+    loader: DataLoaderShard, encode: Encode, share: int, accelerator: Accelerator
+) -> Iterator[list[torch.Tensor]]:
     """Yields features (B, D), float32, and labels (B) of whole batches over all processes, the same on each.
 
     Args:
@@ -114,12 +118,18 @@ def _batches(loader: Any, encode: Encode, share: int, accelerator: Accelerator) 
         with torch.no_grad():
             parts.append((encode(pixel_values).float(), labels))
         if len(parts) * len(labels) == share:
-            yield [accelerator.gather(torch.cat(tensors)) for tensors in zip(*parts, strict=True)]  # pyright: ignore
+            gathered = [accelerator.gather(torch.cat(tensors)) for tensors in zip(*parts, strict=True)]
+            yield gathered  # pyright: ignore[reportReturnType]
             parts = []
 
 
 def train_head(
-    head: nn.Module, encode: Encode, loader: Any, samples: int, options: FineTuneOptions, accelerator: Accelerator
+    head: nn.Module,
+    encode: Encode,
+    loader: DataLoaderShard,
+    samples: int,
+    options: FineTuneOptions,
+    accelerator: Accelerator,
 ) -> float:
     """Trains the head, the same on each process with all features, and returns the last epoch's mean loss.
 
@@ -162,7 +172,7 @@ def train_head(
 
 
 @torch.no_grad()
-def score(head: nn.Module, encode: Encode, loader: Any, count: int, accelerator: Accelerator) -> np.ndarray:
+def score(head: nn.Module, encode: Encode, loader: DataLoader, count: int, accelerator: Accelerator) -> np.ndarray:
     """Computes logits (N, C) of all samples, in their order, on every process.
 
     Args:
@@ -195,7 +205,7 @@ class MaeProbe:
     scores: np.ndarray
     labels: np.ndarray
     refused: Counter[str]
-    details: dict[str, Any]
+    details: JsonObject
 
 
 def _check_reach(options: FineTuneOptions, samples: int) -> None:
