@@ -24,7 +24,7 @@ pretrain: $(VENV)/train.installed
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(TESTS)
 
-# Launchers that are killed, whole programs in a row: tests that take half a minute or more each.
+# Launchers that are killed, whole programs in a row, exporters: tests that take many seconds each, of parts that others test.
 test-long: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -m long $(TESTS)
 

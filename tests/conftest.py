@@ -1,4 +1,4 @@
-"""How the suite runs: its processes' environment, the order of its files, and where its fixtures are."""
+"""The environment of the suite's processes, the order of its files, and the place of its fixtures."""
 
 import os
 from pathlib import Path

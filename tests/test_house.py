@@ -127,7 +127,7 @@ def test_pictures_are_opened_in_one_place():
 
 
 def test_tests_share_helpers_and_not_each_other():
-    """What several tests use is in `tests/helpers`; scripts in strings, which tests run in other processes, too."""
+    """Shared code is in `tests/helpers`; scripts in strings, which tests run in other processes, count, too."""
     for path in TESTS:
         text = path.read_text(encoding="utf-8")
         for module, name in re.findall(r"^\s*(?:from|import) (tests\b[\w.]*)(?: import (\w+))?", text, re.MULTILINE):
@@ -157,7 +157,7 @@ def test_a_test_has_few_assertions():
 
 
 def is_assertion(node: ast.AST) -> bool:
-    """Whether a node is an `assert`, or a call of `pytest.raises`."""
+    """Tells whether a node is an `assert`, or a call of `pytest.raises`."""
     return isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.raises")
 
 

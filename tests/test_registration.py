@@ -1,4 +1,4 @@
-"""What `import flip_hf` does to Transformers' Auto classes, and what it leaves alone."""
+"""The registration of FLIP in Transformers' Auto classes by `import flip_hf`."""
 
 import subprocess
 import sys
@@ -23,7 +23,11 @@ assert not {{"torch", "transformers"}} & sys.modules.keys()
 for name in [name for name in sys.modules if name.split(".")[0] == "flip_hf"]:
     del sys.modules[name]
 del sys.meta_path[0]
-import torch  # which takes longest, and has no part in this
+import torch
+for library in ("sklearn.metrics", "torchao"):  # what Transformers imports, too, takes longest, and has no part in this
+    if find_spec(library.split(".")[0]):
+        __import__(library)
+assert "transformers" not in sys.modules
 orders = {orders!r}
 children = []
 for order in orders:  # each in an interpreter of its own that has imported neither

@@ -46,7 +46,7 @@ def test_workflows_call_existing_targets(path):
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_may_only_read(path):
-    """What a job may do beyond that is said in the job, and no job may change the code."""
+    """Further permissions are given in the job that needs them, and no job may change the code."""
     workflow = read_workflow(path)
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():

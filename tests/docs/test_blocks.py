@@ -1,4 +1,4 @@
-"""What reads and runs the documents' blocks: it fails where a document is wrong, and says where."""
+"""The reader and runner of the documents' blocks: it fails where a document is wrong, and names the line."""
 
 import re
 

@@ -210,6 +210,7 @@ def test_siglip_reads_texts_padded_to_its_context(tokenizer, processor):
     assert encoder.trunk(pixels).shape == encoder.images(pixels).shape == (2, 32)
 
 
+@pytest.mark.long
 def test_digits_from_captions_to_figures_by_one_command_each(tmp_path):
     """scikit-learn's scanned digits: FLIP trained on captions, then zero-shot, linear-probe and few-shot figures."""
     write_digits(tmp_path / "digits")

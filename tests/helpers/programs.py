@@ -98,7 +98,7 @@ def run_program(script: Path | str, *argv: object, processes: int = 1, **options
 
 
 def _ranks(processes: int) -> list[dict[str, str]]:
-    """What torchrun tells each process."""
+    """The variables that torchrun sets for each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}

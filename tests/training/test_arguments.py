@@ -43,7 +43,7 @@ def test_a_written_recipe_reproduces_the_run(tmp_path):
 
 
 def names_data(recipe: str) -> bool:
-    """Whether a recipe says what it trains on."""
+    """Tells whether a recipe says what it trains on."""
     return recipe.endswith("shapes") or recipe.startswith(("scenes", "cifar"))
 
 

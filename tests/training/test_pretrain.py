@@ -71,8 +71,7 @@ def test_the_run_leaves_a_model_folder_curves_and_its_recipe(trained):
 # -- a user's own data ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("kind", ["tar_folder", "image_folder"])
+@pytest.mark.parametrize(("kind", "processes"), [("tar_folder", 2), ("image_folder", 1)])
 def test_own_data_trains_in_one_process_and_in_two(kind, processes, request, tmp_path):
     data = request.getfixturevalue(kind)
     run = pretrain(

@@ -18,7 +18,7 @@ SHOWN = ("text", "bibtex")
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two fences.
+    """The text between two fences.
 
     Attributes:
         path: of the document.

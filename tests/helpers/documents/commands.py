@@ -1,4 +1,4 @@
-"""What a document's commands come to here: which program, what makes it small, and what is not run at all.
+"""Runs of a document's commands: their programs, the options that make them small, and those that are not run.
 
 A command runs as printed. Where that would take a data set of the world or a GPU, options are added behind the printed
 ones, which they win over: those are still parsed and checked, and, of the programs with options of their own making,
@@ -41,7 +41,7 @@ SYSTEM = ("cp",)
 
 @dataclass(frozen=True)
 class Script:
-    """How a script of this repository is run.
+    """The way that a script of this repository is run.
 
     Attributes:
         smaller: words to add, made from the printed ones and the folder that they are about; it may check those.
@@ -209,7 +209,7 @@ def _program_that_starts(launched: Namespace) -> tuple[str, list[str]]:
 
 
 def _launched(words: list[str]) -> Namespace:
-    """What Accelerate makes of the words behind `accelerate launch`; its options are checked, and its file is read."""
+    """Parses as Accelerate does the words behind `accelerate launch`; its options are checked, and its file is read."""
     try:
         launched = launch_command_parser().parse_args(words)
     except SystemExit:

@@ -1,4 +1,4 @@
-"""What happens in a program's process before its first line: the Hub is on this machine, and benchmarks are small."""
+"""Preparations in a program's process before its first line: the Hub is on this machine, and benchmarks are small."""
 
 import os
 import sys

@@ -59,7 +59,7 @@ class Workspace:
 
 
 def _fits(path: Path, pattern: str) -> bool:
-    """Whether a whole path fits; a pattern without `/` is one of the last part."""
+    """Tells whether a whole path fits; a pattern without `/` is one of the last part."""
     return path.match(pattern) and ("/" not in pattern or len(path.parts) == pattern.count("/") + 1)
 
 
