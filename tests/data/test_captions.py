@@ -24,7 +24,7 @@ from flip_hf.data.stream import PatchPlan, TrainStream, View
 from flip_hf.data.transforms import TrainTransform
 from flip_hf.training.arguments import DataArguments
 from flip_hf.training.inputs import open_evaluation_data, open_training_data, templates
-from tests.data.loading import ALONE, saved
+from tests.helpers.loading import ALONE, saved
 
 NAMES = ["hot_dog", "cat", "acoustic  guitar"]
 SPOKEN = ["hot dog", "cat", "acoustic guitar"]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from flip_hf.data.drawing import encode
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
-from tests.training.conftest import ROOT, SHORT, TINY, pretrain
+from tests.helpers.pretraining import SHORT, TINY, pretrain
+from tests.helpers.programs import ROOT
 
 COLOURS = {"red_square": (220, 40, 40), "green_square": (40, 200, 60), "blue_square": (50, 80, 230)}
 FEATURES = Features({"img": Image(), "fine_label": ClassLabel(names=list(COLOURS))})
