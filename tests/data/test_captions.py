@@ -420,7 +420,8 @@ def test_one_column_of_texts_draws_as_it_did(several):
         source = open_source(several, target_column=column, prompts=Prompts(TEMPLATES))
         assert source.captions == ()
         for row in list(source.rows())[2:]:
-            ours, theirs = np.random.default_rng(7), np.random.default_rng(7)
+            ours = np.random.default_rng(7)
+            theirs = np.random.default_rng(7)
             assert source.caption(row, ours) == choose_caption(source.target(row), theirs)
             assert ours.bit_generator.state == theirs.bit_generator.state
 

@@ -75,10 +75,9 @@ def url(space, log):
         command = [sys.executable, "-S", "-c", APP]
         app = subprocess.Popen(command, cwd=space, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        for _ in range(1200):
-            assert app.poll() is None, log.read_text()
-            if "Running on local URL" in log.read_text():
-                break
+        deadline = time.monotonic() + 300  # for a loaded machine; the imports take ten seconds on an idle one
+        while "Running on local URL" not in log.read_text():
+            assert app.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}"
     finally:
