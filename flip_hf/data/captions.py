@@ -147,16 +147,16 @@ def all_texts(row: dict, columns: Sequence[CaptionColumn]) -> list[str]:
 
 def in_words(columns: Sequence[CaptionColumn]) -> str:
     """Describes for the log what captions are drawn from."""
-    told: list[str] = []
+    found: list[str] = []
     for column in columns:
         times = f"{column.weight:g} x " if len(columns) > 1 else ""
         labels = column.labels
         if labels is None:
-            told.append(f"{times}texts in {column.name!r}")
+            found.append(f"{times}texts in {column.name!r}")
         else:
             counts = f"{len(labels.classes):,} classes, prompts: {len(labels.templates):,}"
-            told.append(f"{times}labels in {column.name!r} ({counts})")
-    return ", ".join(told)
+            found.append(f"{times}labels in {column.name!r} ({counts})")
+    return ", ".join(found)
 
 
 def prompts_of(columns: Sequence[CaptionColumn]) -> Iterator[str]:
@@ -302,16 +302,16 @@ def _described(feature: Any, values: list[Any]) -> str:
 
 def _neither(table: Table, column: str, what: str, advice: str = "") -> ValueError:
     """Makes the error for a column that holds neither text nor labels, with the columns that could be meant."""
-    told = f"The column {column!r} of {table.data!r} holds {what}: neither text nor labels with names.{advice}"
+    problem = f"The column {column!r} of {table.data!r} holds {what}: neither text nor labels with names.{advice}"
     if table.features is None:
         others = sorted(set(table.columns) - {column, *_INTERNAL})
-        return ValueError(f"{told} Its other columns are: {_listed(others)}. Name one with --caption_column.")
+        return ValueError(f"{problem} Its other columns are: {_listed(others)}. Name one with --caption_column.")
     texts = sorted(name for name, each in table.features.items() if each is not None and _holds_text(each, []))
     labels = sorted(name for name, each in table.features.items() if isinstance(each, ClassLabel))
     found = [f"{kind}: {_listed(names)}" for kind, names in (("text", texts), ("labels", labels)) if names]
     if not found:
-        return ValueError(f"{told} It has no columns of text or labels.")
-    return ValueError(f"{told} Columns of {'; of '.join(found)}. Name one with --caption_column.")
+        return ValueError(f"{problem} It has no columns of text or labels.")
+    return ValueError(f"{problem} Columns of {'; of '.join(found)}. Name one with --caption_column.")
 
 
 def _listed(names: list[str]) -> str:
