@@ -177,8 +177,8 @@ class _Worker:
                 images.append(image)
                 captions.append(caption)
                 if number == stream.batch_size or len(images) * image.nbytes >= _CUT_BYTES:
-                    masked = ids_keep is not None and not stream.plan.whole
-                    mask = ids_keep[number - len(images) : number] if masked else None
+                    part = slice(number - len(images), number)
+                    mask = None if ids_keep is None or stream.plan.whole else ids_keep[part]
                     patches.append(stream.plan.cut(torch.stack(images), ids_keep=mask))
                     images = []
             masks = {"ids_keep": ids_keep} if ids_keep is not None else {}
