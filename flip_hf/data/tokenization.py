@@ -71,22 +71,45 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 def train_wordpiece(captions: Iterable[str], *, vocab_size: int = 4096, context_length: int = 32):
     """Learns a lower-cased word-piece tokenizer from captions; padding is id 0 and no special token is added.
 
+    The same captions give the same tokenizer. `tokenizers` alone numbers the letters inside words in the random order
+    of a hash table, and breaks ties between pieces by these numbers; here they are given to it, sorted.
+
     Args:
         captions: texts to learn from; only the first [`MAX_VOCABULARY_CHARACTERS`] characters are used, without words
             longer than [`MAX_WORD_CHARACTERS`].
         vocab_size: maximum number of pieces, but never fewer than the captions have different characters.
         context_length: the model's context in tokens; the tokenizer's `model_max_length`.
     """
-    model = models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS)
+    texts = list(_learnable(captions))
+    first = [PAD, UNKNOWN, *_inner_letters(texts)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=first, show_progress=False, min_frequency=2
+    )
+    learning = _backend({})
+    learning.train_from_iterator(texts, trainer=trainer)
+    backend = _backend(learning.get_vocab())  # in which letters are not special tokens
+    backend.add_special_tokens([PAD, UNKNOWN])
+    return _wrap(backend, context_length)
+
+
+def _backend(vocabulary: dict[str, int]) -> Tokenizer:
+    model = models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=MAX_WORD_CHARACTERS)
     backend = Tokenizer(model)
     backend.normalizer = _normalizer()  # pyright: ignore[reportAttributeAccessIssue]
     backend.pre_tokenizer = _pre_tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     backend.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN], show_progress=False, min_frequency=2
-    )
-    backend.train_from_iterator(_learnable(captions), trainer=trainer)
-    return _wrap(backend, context_length)
+    return backend
+
+
+def _inner_letters(texts: list[str]) -> list[str]:
+    """Lists the pieces of one letter that continue a word of the texts, `##a`, sorted."""
+    normalizer = _normalizer()
+    pre_tokenizer = _pre_tokenizer()
+    found: set[str] = set()
+    for text in texts:
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
+            found.update(word[1:])
+    return [f"##{letter}" for letter in sorted(found)]
 
 
 def _learnable(captions: Iterable[str]) -> Iterator[str]:

@@ -108,3 +108,20 @@ def test_special_tokens_are_no_part_of_it():
     assert tokenizer("a red circle")["input_ids"].count(tokenizer.unk_token_id) == 2
     coverage = measure_coverage(tokenizer, ["a red circle", "a blue square circle"])
     assert (coverage.unknown, coverage.confused, coverage.cut) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("vocab_size", [60, 1024])
+def test_the_same_captions_give_the_same_vocabulary(vocab_size):
+    """With many ties: a learner that breaks them at random gives another one each time."""
+    captions = [
+        f"{first} {second}" for first in ("aubergine", "lemon", "melon") for second in ("crate", "trace", "react")
+    ]
+    first = train_wordpiece(captions, vocab_size=vocab_size).get_vocab()
+    assert all(train_wordpiece(captions, vocab_size=vocab_size).get_vocab() == first for _ in range(4))
+    assert first["[PAD]"] == 0
+
+
+def test_letters_are_not_special_tokens():
+    tokenizer = train_wordpiece(["a red circle"] * 3)
+    assert tokenizer.all_special_tokens == ["[UNK]", "[PAD]"]
+    assert tokenizer.decode(tokenizer("a red circle")["input_ids"], skip_special_tokens=True) == "a red circle"
