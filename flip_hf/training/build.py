@@ -110,7 +110,7 @@ def shared_tokenizer(
 ) -> PreTrainedTokenizerBase | None:
     """Makes one tokenizer for all processes and the whole of a resumed run; None where no text is read.
 
-    Learning word pieces twice may number them differently, so the main process learns them once for all.
+    Word pieces are learned once, by the main process.
 
     Raises:
         ValueError: the checkpoint has no tokenizer.

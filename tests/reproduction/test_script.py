@@ -8,9 +8,11 @@ import pytest
 
 from flip_hf.commands.reproduce import main
 from flip_hf.data import shapes
+from flip_hf.reproduction.figures import write_report
 from flip_hf.reproduction.plan import Scale, planned_runs
 from flip_hf.reproduction.running import Points, RunFailed
 from flip_hf.training.recipes import RECIPES, recipe_options
+from tests.helpers.labelled import labelled_pictures
 from tests.helpers.programs import ROOT
 
 SCALE = Scale.of_recipe("scenes", 512)
@@ -67,6 +69,21 @@ def test_runs_of_every_kind_make_points(trained):
     assert 0 < found["mask0-full"].data_wait < 1
     saved = json.loads(points.path("mask50-half", 0).read_text())
     assert saved["command"].startswith("flip-hf pretrain scenes") and saved["environment"]["commit"]
+
+
+def test_photographs_with_labels_make_a_point_and_their_own_report(tmp_path):
+    labelled_pictures(96).to_parquet(str(tmp_path / "train.parquet"))
+    labelled_pictures(30).to_parquet(str(tmp_path / "test.parquet"))
+    data = ["--train_data", str(tmp_path / "train.parquet"), "--eval_data", str(tmp_path / "test.parquet")]
+    points = Points(tmp_path / "made", "cifar10", extra=[*TINY[2:], *data, "--caption_column", "fine_label"])
+    for name in ("mask75-half", "mask75-half-pairs"):
+        points.make({run.name: run for run in planned_runs(SCALE, "photos")}[name], seed=0)
+    found = points.read()
+    write_report(found, tmp_path, "about", "photos")
+    report = (tmp_path / "README.md").read_text()
+    assert "equal captions as positives help, 75 % masked" in report and "1d" not in report
+    logs = [(points.folder / "logs" / f"{each.name}-seed0.txt").read_text() for each in found]
+    assert ["Positives of an image" in log for log in logs] == [True, False]
 
 
 def test_the_report_is_made_of_the_points_alone(made, reproduce):

@@ -4,35 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PILImage
 from safetensors.torch import load_file
 
-from flip_hf.data.drawing import encode
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.recipes import parse_arguments
+from tests.helpers.labelled import labelled_pictures
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.programs import ROOT
 
-COLOURS = {"red_square": (220, 40, 40), "green_square": (40, 200, 60), "blue_square": (50, 80, 230)}
-FEATURES = Features({"img": Image(), "fine_label": ClassLabel(names=list(COLOURS))})
 RUN = [*TINY, *SHORT, "--train_samples", "480", "--unmasked_samples", "0", "--num_workers", "2", "--seed", "1"]
 RUN += ["--checkpoint_samples", "224", "--keep_checkpoints", "3", "--tokenizer_vocab_size", "200", "--flip", "0"]
-
-
-def labelled_pictures(count: int) -> Dataset:
-    """Noise on the colour of each class."""
-    rng = np.random.default_rng(count)
-    rows = {"img": [], "fine_label": []}
-    for number in range(count):
-        colour = list(COLOURS.values())[number % 3]
-        pixels = (np.array(colour) + rng.integers(-40, 41, (32, 32, 3))).clip(0, 255).astype(np.uint8)
-        rows["img"].append({"bytes": encode(PILImage.fromarray(pixels)), "path": None})
-        rows["fine_label"].append(number % 3)
-    return Dataset.from_dict(rows, features=FEATURES)
 
 
 @pytest.fixture(scope="module")
