@@ -120,6 +120,7 @@ def test_checkpointing_compiles():
     assert_same(plain, step(compiled(model)), near)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 def test_generated_kernels_give_the_same_output():
     """The default backend, once: it is slow to build, so one block and one tower."""

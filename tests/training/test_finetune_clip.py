@@ -60,8 +60,8 @@ def test_a_clip_is_fine_tuned_masked_and_shipped_as_a_clip(tmp_path):
 
     trained = pretrain(
         *("--model_name_or_path", str(tmp_path / "flip"), "--mask_ratio", "0.5", "--output_dir", str(tmp_path / "run")),
-        *("--train_data", str(tmp_path / "pairs"), "--train_samples", "2000", "--unmasked_samples", "0"),
-        *("--batch_size", "40", "--base_lr", "0.02", "--warmup_samples", "200", "--log_samples", "200"),
+        *("--train_data", str(tmp_path / "pairs"), "--train_samples", "4000", "--unmasked_samples", "0"),
+        *("--batch_size", "40", "--base_lr", "0.02", "--warmup_samples", "400", "--log_samples", "200"),
         *("--report_to", "none", "--precision", "fp32", "--shuffle_block", "16"),
     )
     assert trained.returncode == 0, trained.stderr[-3000:]
