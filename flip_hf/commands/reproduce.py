@@ -81,8 +81,8 @@ def scale_for(budget: float, points: "Points", which: str) -> Scale:
     """The samples of the longest run are measured once, on the unmasked model, and kept in `plan.json`.
 
     Raises:
-        ValueError: the folder holds runs of another recipe, of this one before it was changed, of another budget, or
-            of another machine.
+        ValueError: the folder holds runs of another recipe or set, of this recipe before it was changed, on other data,
+            of another budget, or of another machine.
         FileNotFoundError: there is no such recipe.
     """
     from flip_hf.reproduction.running import environment, run_command, training_rate

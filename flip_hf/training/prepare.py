@@ -48,7 +48,10 @@ class PrepareBatch:
         return inputs
 
     def encoded_lengths(self, batch: Batch, phase: Phase) -> tuple[int, int]:
-        """Returns the patches encoded per image, and the tokens per text, padding included, of a micro-batch."""
+        """Returns the patches encoded per image of a micro-batch, and the tokens per text, padding included.
+
+        Tokens are 0 where no text is read; of packed texts, (R, W) tokens are shared among the B texts.
+        """
         patches = batch["ids_keep"] if "ids_keep" in batch else batch["patches"]
         if not self.objective.contrasts:
             return patches.shape[1], 0
