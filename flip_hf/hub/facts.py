@@ -89,6 +89,17 @@ def data(run: PublishedRun) -> str:
     return "\n".join(lines)
 
 
+def _optimizer(recipe: JsonObject) -> str:
+    peak = recipe["base_lr"] * recipe["batch_size"] / 256
+    adamw = (
+        f"AdamW, peak learning rate {peak:.3g}, weight decay {recipe['weight_decay']:g}, "
+        f"betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}"
+    )
+    if recipe.get("optimizer") != "muon":
+        return adamw
+    return f"Muon for the blocks' matrices, {recipe['muon_lr_scale']:g} times the learning rate; else {adamw}"
+
+
 def training(run: PublishedRun) -> str:
     """Makes a table of the recipe's main values."""
     if not run.recipe:
@@ -102,11 +113,7 @@ def training(run: PublishedRun) -> str:
         (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} per step{contrasted}"),
         ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
         ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
-        (
-            "optimizer",
-            f"AdamW, peak learning rate {recipe['base_lr'] * scale:.3g}, weight decay {recipe['weight_decay']:g}, "
-            f"betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}",
-        ),
+        ("optimizer", _optimizer(recipe)),
         ("schedule", f"{recipe['warmup_samples']:,} samples of warm-up, then a cosine"),
     ]
     if recipe["unmasked_samples"]:

@@ -172,7 +172,7 @@ class ModelBytes:
 
     @property
     def optimizer(self) -> int:
-        """Bytes of AdamW's two moments, float32."""
+        """Bytes of AdamW's two moments, float32; Muon keeps one of its matrices, so less."""
         return 2 * self.trainable
 
 

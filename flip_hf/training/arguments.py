@@ -353,6 +353,12 @@ class OptimizationArguments:
         None, "samples a process encodes at once; saves memory, and the gradient stays exact", integer(1, 2**30)
     )
     base_lr: float = option(4e-6, "peak learning rate for 256 samples a step; scaled with the batch", _LEARNING_RATE)
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "adamw, or muon for the matrices of the Transformer blocks and adamw for the rest"
+    )
+    muon_lr_scale: float = option(
+        1.0, "factor on the learning rate of muon's matrices; 1: updates as large as adamw's", _LEARNING_RATE
+    )
     weight_decay: float = option(0.2, "decoupled weight decay", number(0, 1000))
     adam_beta1: float = option(0.9, "AdamW's first momentum", _BETA)
     adam_beta2: float = option(0.95, "AdamW's second momentum", _BETA)

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.muon import MuonWithAdamW
 
 MAX_GRAPHS = 64
 
@@ -50,7 +51,13 @@ class Distribution:
             self._compile(encoder, compiler)
         if self.is_deepspeed:
             self._configure_deepspeed()
-        self.model, self.optimizer = accelerator.prepare(encoder, make_optimizer(encoder))
+        optimizer = make_optimizer(encoder)
+        if self.is_deepspeed and isinstance(optimizer, MuonWithAdamW):
+            raise ValueError(
+                "--optimizer muon needs whole matrices, and DeepSpeed flattens them. Leave it out, or launch with "
+                "--use_fsdp --fsdp_version 2 or --multi_gpu."
+            )
+        self.model, self.optimizer = accelerator.prepare(encoder, optimizer)
         if self.is_deepspeed:
             # Skips the step, on all processes, where a gradient is not finite; off by default in float32.
             self.model.optimizer.check_grad_overflow = True

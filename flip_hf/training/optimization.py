@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from flip_hf.modeling.modeling_flip import FlipEncoderLayer
 from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationArguments
+from flip_hf.training.muon import MuonWithAdamW
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,28 @@ def is_decayed(name: str) -> bool:
     return not (name.endswith(".bias") or "norm" in name or "position_embedding" in name)
 
 
-def make_optimizer(model: nn.Module, options: OptimizationArguments) -> torch.optim.AdamW:
-    """Makes AdamW for the parameters that require a gradient, in two groups; each step sets the learning rate."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def _matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Lists the weight matrices of the Transformer blocks that require a gradient."""
+    blocks = [module for module in model.modules() if isinstance(module, FlipEncoderLayer)]
+    layers = [module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
+    return [layer.weight for layer in layers if layer.weight.requires_grad]
+
+
+def make_optimizer(model: nn.Module, options: OptimizationArguments) -> torch.optim.Optimizer:
+    """Makes the optimizer of the parameters that require a gradient; each step sets the learning rate of its groups.
+
+    AdamW has two groups, with and without weight decay; Muon's matrices are a group before them. A group's learning
+    rate is that of the step times its `lr_scale`.
+    """
+    matrices = _matrices(model) if options.optimizer == "muon" else []
+    of_muon = {id(parameter) for parameter in matrices}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in of_muon]
     groups = [
-        {"params": [p for name, p in named if is_decayed(name)], "weight_decay": options.weight_decay},
-        {"params": [p for name, p in named if not is_decayed(name)], "weight_decay": 0.0},
+        {"params": [p for name, p in named if is_decayed(name)], "weight_decay": options.weight_decay, "lr_scale": 1.0},
+        {"params": [p for name, p in named if not is_decayed(name)], "weight_decay": 0.0, "lr_scale": 1.0},
     ]
     betas = (options.adam_beta1, options.adam_beta2)
+    if options.optimizer == "muon":
+        group = {"params": matrices, "weight_decay": options.weight_decay, "lr_scale": options.muon_lr_scale}
+        return MuonWithAdamW([group], groups, betas=betas, eps=options.adam_epsilon)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=options.adam_epsilon, fused=True)

@@ -113,8 +113,8 @@ def check_fit(
         averaged: the run keeps an average of the weights.
 
     Raises:
-        ValueError: the checkpoint's model has other shapes, its average is missing or not wanted, or another kind of
-            distribution wrote it.
+        ValueError: the checkpoint's model has other shapes, its average is missing or not wanted, or another optimizer
+            or kind of distribution wrote it.
     """
     changes = recipe_changes(arguments, checkpoint)
     if "holdout" in changes:
@@ -122,6 +122,12 @@ def check_fit(
         raise ValueError(
             f"{checkpoint} was trained with --holdout {there}, not {here}: what would be held out now, it may have "
             "been trained on. Resume it with its own --holdout, or start a new run."
+        )
+    if "optimizer" in changes:
+        there, here = changes["optimizer"]
+        raise ValueError(
+            f"{checkpoint} was trained with --optimizer {there}, whose moments are of no use to {here}. Resume it with "
+            f"--optimizer {there}, or start a new run from its weights: --model_name_or_path {checkpoint}."
         )
     _check_shapes(model, checkpoint, changes)
     _check_files(accelerator, checkpoint, averaged)
@@ -165,6 +171,7 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[ob
         there = {name: redacted(read.value) for name, read in read_yaml(text, str(checkpoint / RECIPE)).items()}
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{checkpoint / RECIPE} cannot be read: {error!r}.") from None
+    there.setdefault("optimizer", "adamw")  # of checkpoints older than the option
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
     # In a column that is named there may be labels, whose captions are made of the class names.
     harmless = HARMLESS - {"class_names"} if arguments.data.caption_column else HARMLESS

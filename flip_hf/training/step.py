@@ -119,12 +119,12 @@ def train_step(
         distribution: the prepared model and optimizer.
         micro_batches: this process's part of the batch.
         prepare: moves a micro-batch to the device and makes the model's inputs of it.
-        learning_rate: the learning rate of the step.
+        learning_rate: the learning rate of the step, which each group multiplies by its `lr_scale`.
         reconstruction_weight: weight of the reconstruction loss where there is one beside the contrastive one.
     """
     optimizer = distribution.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_scale"]
     batch = accumulate_gradients(distribution, micro_batches, prepare, reconstruction_weight)
     grad_norm = distribution.clip_and_norm()
     if math.isfinite(grad_norm):

@@ -1,5 +1,7 @@
 """Two steps of one process, and the script that takes them in several."""
 
+from typing import Literal
+
 import torch
 
 from flip_hf.training.arguments import OptimizationArguments
@@ -38,7 +40,7 @@ if kind == "fsdp2":
         cpu_ram_efficient_loading=False, reshard_after_forward=True,
     )
 model = make_model() if kind != "zero2" else make_model().float()
-options = OptimizationArguments(base_lr=1.0)
+options = OptimizationArguments(base_lr=1.0, optimizer=sys.argv[5])
 def optimizer(module):
     made = make_optimizer(module, options)
     for group in made.param_groups:
@@ -66,7 +68,8 @@ if accelerator.is_main_process:  # one process alone: nothing here may wait for 
 if compiler:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # with and without gradients
 distribution.reset_moments()
-moments = [v for state in distribution.optimizer.state.values() for name, v in state.items() if name.startswith("exp")]
+states = distribution.optimizer.state.values()
+moments = [v for state in states for name, v in state.items() if name.startswith(("exp", "momentum"))]
 assert moments and all(float(moment.abs().sum()) == 0 for moment in moments)
 weights = distribution.state_dict()
 if accelerator.is_main_process:
@@ -78,10 +81,12 @@ if kind == "ddp":  # gloo's threads would abort the process now and then
 """
 
 
-def one_process(max_norm: float | None = None) -> dict[str, torch.Tensor]:
+def one_process(
+    max_norm: float | None = None, optimizer_name: Literal["adamw", "muon"] = "adamw"
+) -> dict[str, torch.Tensor]:
     """Two plain steps on the whole batch."""
     model = make_model()
-    optimizer = make_optimizer(model, OptimizationArguments())
+    optimizer = make_optimizer(model, OptimizationArguments(optimizer=optimizer_name))
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     losses = []

@@ -12,9 +12,11 @@ from tests.helpers.two_steps import RUN, one_process
 ROOT = Path(__file__).parents[2]
 
 
-def run_two(kind: str, pieces: int, folder: Path, max_norm: float = 0.0, processes: int = 2) -> dict[str, torch.Tensor]:
+def run_two(
+    kind: str, pieces: int, folder: Path, max_norm: float = 0.0, processes: int = 2, optimizer: str = "adamw"
+) -> dict[str, torch.Tensor]:
     (folder / "run.py").write_text(RUN)
-    arguments = (kind, pieces, folder / "out.pt", max_norm)
+    arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer)
     run = run_program(folder / "run.py", *arguments, processes=processes, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(folder / "out.pt", weights_only=True)
@@ -29,6 +31,25 @@ def test_two_processes_take_the_step_of_one(kind, pieces, max_norm, tmp_path):
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
+
+
+@pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("fsdp2", 3)])
+def test_two_processes_take_muons_step_of_one(kind, pieces, tmp_path):
+    """To the precision of float32, in which matrices are orthogonalised."""
+    ours = run_two(kind, pieces, tmp_path, optimizer="muon")
+    expected = one_process(optimizer_name="muon")
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (ours[name].double() - value.double()).abs().max() < 1e-6 * max(1, value.abs().max()), name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_zero2_refuses_muon(tmp_path):
+    (tmp_path / "run.py").write_text(RUN)
+    environment = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "false"}
+    arguments = ("zero2", 1, tmp_path / "out.pt", 0.0, "muon")
+    run = run_program(tmp_path / "run.py", *arguments, processes=2, environment=environment)
+    assert run.returncode != 0 and "muon needs whole matrices, and DeepSpeed flattens them" in run.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")

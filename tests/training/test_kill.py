@@ -320,6 +320,8 @@ def test_a_run_that_does_not_fit_its_checkpoint_is_refused_with_the_reason(strai
     check_fit(accelerator, other, model, checkpoint)
     (record,) = caplog.records
     assert "batch_size was 8, is 16, seed was 0, is 7, processes was 2, is 1" in record.message
+    with pytest.raises(ValueError, match="was trained with --optimizer adamw, whose moments are of no use to muon"):
+        check_fit(accelerator, arguments_of(straight, "--optimizer", "muon"), model, checkpoint)
     config = FlipConfig.from_pretrained(checkpoint)
     config.vision_config.intermediate_size = 48
     with pytest.raises(ValueError, match=r"vision_model.*weight is \(64, 32\) there and \(48, 32\) here"):

@@ -80,15 +80,17 @@ def test_deepspeed_reads_its_own_and_runs_nothing(tmp_path):
     write = write.replace("distribution.optimizer.state.clear()\n", "").replace("distribution.end()", ATTACK)
     (tmp_path / "run.py").write_text(head + write)
     environment = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "false"}
-    run = run_program(tmp_path / "run.py", "zero2", 1, tmp_path / "out.pt", 0.0, processes=2, environment=environment)
+    run = run_program(
+        tmp_path / "run.py", "zero2", 1, tmp_path / "out.pt", 0.0, "adamw", processes=2, environment=environment
+    )
     assert run.returncode == 0, run.stderr[-3000:]
 
 
-def run_and_write(kind: str, folder: Path) -> Path:
+def run_and_write(kind: str, folder: Path, optimizer: str = "adamw") -> Path:
     head, _, _ = RUN.partition("encoder = distribution.whole_encoder()")
     (folder / "run.py").write_text(head + WRITE)
     run = run_program(
-        *(folder / "run.py", kind, 1, folder / "out.pt", 0.0),
+        *(folder / "run.py", kind, 1, folder / "out.pt", 0.0, optimizer),
         processes=2,
         environment={"CUDA_VISIBLE_DEVICES": ""},
     )
@@ -114,6 +116,18 @@ def test_a_checkpoint_of_two_processes_is_read_by_one(kind, tmp_path):
     assert {float(value) for name, value in moments.items() if name.endswith("/step")} == {2.0}
     # Options are this run's, not the checkpoint's.
     assert [group["weight_decay"] for group in optimizer.param_groups] == [options.weight_decay, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_muons_moments_of_two_processes_are_read_by_one(kind, tmp_path):
+    checkpoint = run_and_write(kind, tmp_path, optimizer="muon")
+    model = make_model()
+    optimizer = make_optimizer(PairEncoder(model), OptimizationArguments(optimizer="muon"))
+    states.load_optimizer(checkpoint / states.OPTIMIZER, model, optimizer)
+    matrices = optimizer.param_groups[0]["params"]
+    assert len(matrices) == 24 and all(list(optimizer.state[p]) == ["momentum_buffer"] for p in matrices)
+    assert len(optimizer.state) == len(list(model.parameters()))
+    assert optimizer.state[matrices[0]]["momentum_buffer"].abs().sum() > 0
 
 
 def test_nothing_is_copied_where_something_differs(tmp_path):
