@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="of the runs; 0 1 2 if not given")
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
+    parser.add_argument("--skip", nargs="+", default=[], help="parts of the names of runs to leave out")
     parser.add_argument("--figures_only", action="store_true", help="draw from what has been run")
     parser.add_argument("--list", action="store_true", help="name the runs and their samples, and stop there")
     return parser
@@ -129,16 +130,22 @@ def read_plan(folder: Path) -> JsonObject:
     return {"set": SETS[0], "data": [], **json.loads((folder / "plan.json").read_text())}
 
 
-def chosen(runs: list[Experiment], parts: list[str]) -> list[Experiment]:
-    """Runs with one of the parts in their name, and those that they start from; all where no part is given.
+def chosen(runs: list[Experiment], parts: list[str], skipped: Sequence[str] = ()) -> list[Experiment]:
+    """Selects the runs with one of the parts in their name, and those that they start from; all where no part is given.
+
+    Args:
+        runs: all runs of a set.
+        parts: parts of names to select.
+        skipped: parts of names to leave out, of runs that no selected one starts from.
 
     Raises:
         ValueError: a part is in no name.
     """
-    for part in parts:
+    for part in (*parts, *skipped):
         if not any(part in run.name for run in runs):
             raise ValueError(f"no run has {part!r} in its name: {', '.join(run.name for run in runs)}")
     names = {run.name for run in runs if not parts or any(part in run.name for part in parts)}
+    names = {name for name in names if not any(part in name for part in skipped)}
     for run in reversed(runs):
         if run.name in names and run.start is not None:
             names.add(run.start)
@@ -177,9 +184,9 @@ def main(argv: Sequence[str]) -> None:
         try_folder(folder, "--folder")
         if not options.figures_only:
             # Names are checked before anything is run.
-            chosen(planned_runs(Scale.of_recipe(recipe, 10**6), options.set), options.only)
+            chosen(planned_runs(Scale.of_recipe(recipe, 10**6), options.set), options.only, options.skip)
             scale = scale_for(options.budget, points, options.set)
-            runs = chosen(planned_runs(scale, options.set), options.only)
+            runs = chosen(planned_runs(scale, options.set), options.only, options.skip)
             if options.list:
                 for run in runs:
                     print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")
