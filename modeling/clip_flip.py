@@ -36,19 +36,20 @@ _CLIP_HAS = {
     "text_config.causal": (True,),
     "text_config.pooling_type": ("eos", "argmax"),
     "vision_config.pooling_type": ("cls",),
+    "vision_config.use_projection": (True,),
     "vision_config.use_pre_layernorm": (True,),
     "vision_config.patch_embedding_bias": (False,),
     "projection_bias": (False,),
 }
 
 
-def _fields(config: object, names: tuple[str, ...]) -> dict[str, Any]:
+def read_fields(config: object, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
 def flip_config_from_clip(config: CLIPConfig, mask_ratio: float = 0.5) -> FlipConfig:
     """Makes the FlipConfig of exactly the computation of a `CLIPConfig`, plus a mask ratio for training."""
-    text = _fields(config.text_config, _TEXT)
+    text = read_fields(config.text_config, _TEXT)
     return FlipConfig(
         text_config={
             **text,
@@ -56,16 +57,34 @@ def flip_config_from_clip(config: CLIPConfig, mask_ratio: float = 0.5) -> FlipCo
             "pooling_type": "argmax" if text["eos_token_id"] == _LEGACY_EOS else "eos",
         },
         vision_config={
-            **_fields(config.vision_config, _VISION),
+            **read_fields(config.vision_config, _VISION),
             "mask_ratio": mask_ratio,
             "pooling_type": "cls",
             "position_embedding_type": "learned",
             "use_pre_layernorm": True,
             "patch_embedding_bias": False,
         },
-        **_fields(config, ("projection_dim", "logit_scale_init_value", "initializer_factor")),
+        **read_fields(config, ("projection_dim", "logit_scale_init_value", "initializer_factor")),
         max_logit_scale=None,
     )
+
+
+def in_the_way(config: FlipConfig, needed: dict[str, tuple[object, ...]], whose: str) -> list[str]:
+    """Lists the switches of a configuration that do not have one of the values that another model always has.
+
+    Args:
+        config: the configuration.
+        needed: the other model's values, by names such as `vision_config.pooling_type`.
+        whose: the other model's name in the genitive, for messages.
+    """
+    found = []
+    for name, allowed in needed.items():
+        value: object = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value not in allowed:
+            found.append(f"{name} is {value!r}, {whose} is {' or '.join(map(repr, allowed))}")
+    return found
 
 
 def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
@@ -75,26 +94,20 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
         ValueError: CLIPModel cannot compute it; the message names the switches in the way.
     """
     text = config.text_config
-    in_the_way = []
-    for name, allowed in _CLIP_HAS.items():
-        value: object = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        if value not in allowed:
-            in_the_way.append(f"{name} is {value!r}, CLIP's is {' or '.join(map(repr, allowed))}")
+    obstacles = in_the_way(config, _CLIP_HAS, "CLIP's")
     if text.pooling_type == "eos" and text.eos_token_id == _LEGACY_EOS:
-        in_the_way.append(f"text_config.eos_token_id is {_LEGACY_EOS}, which CLIPModel takes for an old checkpoint")
-    if in_the_way:
+        obstacles.append(f"text_config.eos_token_id is {_LEGACY_EOS}, which CLIPModel takes for an old checkpoint")
+    if obstacles:
         raise ValueError(
-            f"A CLIPModel cannot compute what this FlipModel does: {'; '.join(in_the_way)}. Models that start as CLIP "
+            f"A CLIPModel cannot compute what this FlipModel does: {'; '.join(obstacles)}. Models that start as CLIP "
             "(FlipModel.from_clip) or are configured like it can be exported; this one is used as a FlipModel."
         )
-    text_fields = _fields(text, (*_TEXT, "projection_dim"))
+    text_fields = read_fields(text, (*_TEXT, "projection_dim"))
     if text.pooling_type == "argmax":
         text_fields["eos_token_id"] = _LEGACY_EOS
     return CLIPConfig(
         text_config=text_fields,
-        vision_config=_fields(config.vision_config, (*_VISION, "projection_dim")),
+        vision_config=read_fields(config.vision_config, (*_VISION, "projection_dim")),
         projection_dim=config.projection_dim,
         logit_scale_init_value=float(config.logit_scale_init_value),
         initializer_factor=float(config.initializer_factor),
@@ -102,7 +115,7 @@ def clip_config_from_flip(config: FlipConfig) -> CLIPConfig:
 
 
 # Options that locate a checkpoint, for reading its configuration.
-_WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
+CHECKPOINT_OPTIONS = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
 def load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
@@ -111,7 +124,7 @@ def load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
     Raises:
         ValueError: the checkpoint has another architecture, or tensors are missing or left over.
     """
-    found = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in _WHERE})
+    found = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in CHECKPOINT_OPTIONS})
     if not isinstance(found, CLIPConfig):
         raise ValueError(
             f"{name_or_path} is a checkpoint of type {found.model_type!r}; from_clip takes CLIPModel checkpoints, "

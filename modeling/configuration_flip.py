@@ -173,8 +173,9 @@ class FlipTextConfig(FlipTowerConfig):
         pooling_type: the position of the sentence's feature. `"first"`: the first token (FLIP; its tokenizer adds no
             special token, so this is the first word piece). `"mean"`: the mean over tokens. `"eos"`: the first
             `eos_token_id` (CLIP). `"argmax"`: the highest token id (CLIP checkpoints whose `eos_token_id` is 2).
-        attend_to_padding: reproduces the official model, which pads every text to the full context and attends to the
-            padding. By default padding is never attended to.
+            `"last"`: the last position of the context, padding or not (SigLIP, CLIPA); needs `attend_to_padding`.
+        attend_to_padding: reproduces the official model, SigLIP and CLIPA, which pad every text to the full context and
+            attend to the padding. By default padding is never attended to.
         pad_token_id: id of the padding token. With bidirectional attention, a call without `attention_mask` treats
             these ids as padding.
         bos_token_id: id of the begin-of-sequence token, where the tokenizer has one.
@@ -201,7 +202,7 @@ class FlipTextConfig(FlipTowerConfig):
     initializer_range: float = 0.02
     initializer_factor: int | float = 1.0
     causal: bool = False
-    pooling_type: Literal["first", "mean", "eos", "argmax"] = "first"
+    pooling_type: Literal["first", "mean", "eos", "argmax", "last"] = "first"
     attend_to_padding: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
@@ -219,6 +220,8 @@ class FlipTextConfig(FlipTowerConfig):
             raise ValueError('pooling_type="eos" needs eos_token_id.')
         if self.attend_to_padding and (self.causal or self.pad_token_id is None):
             raise ValueError("attend_to_padding needs bidirectional attention (causal=False) and a pad_token_id.")
+        if self.pooling_type == "last" and not self.attend_to_padding:
+            raise ValueError('pooling_type="last" needs attend_to_padding=True: a text ends where its context does.')
 
 
 @strict
@@ -230,11 +233,15 @@ class FlipVisionConfig(FlipTowerConfig):
         intermediate_size: width of the MLP's hidden layer.
         projection_dim: length of the embedding shared with texts.
         projection_bias: whether the projection to that embedding has a bias.
+        use_projection: whether there is a projection. SigLIP has none: its pooled feature is the embedding, so that
+            `hidden_size` must be `projection_dim`.
         num_hidden_layers: number of Transformer blocks.
         num_attention_heads: number of attention heads; must divide `hidden_size`.
         num_channels: channels of the image.
         image_size: side of the square image, in pixels; a multiple of `patch_size`.
         patch_size: side of a patch, in pixels.
+        ignore_remainder: whether `image_size` need not be a multiple of `patch_size`: the last pixels of each row and
+            column are not seen then, as in SigLIP so400m/14 at 384 pixels.
         hidden_act: activation of the MLP (the official code uses the tanh approximation of GELU; CLIP `quick_gelu`).
         layer_norm_eps: epsilon of all LayerNorms.
         attention_dropout: dropout on attention weights.
@@ -245,7 +252,10 @@ class FlipVisionConfig(FlipTowerConfig):
         mask_strategy: the patches that are kept: `"random"` (FLIP), `"block"` (one block), `"grid"` (a regular pattern)
             or `"gaussian"` (more often near the centre); see `masking_flip.py`.
         pooling_type: `"mean"`: mean over all tokens, the class token included, after the last LayerNorm (FLIP's code).
-            `"cls"`: the class token (CLIP).
+            `"cls"`: the class token (CLIP). `"patch_mean"`: mean over the patches, then the last LayerNorm (CLIPA, and
+            MAE's global pool). `"attention"`: a learned query attends to all tokens after the last LayerNorm, followed
+            by an MLP (SigLIP).
+        use_class_token: whether a class token precedes the patches. SigLIP has none.
         position_embedding_type: `"sincos2d"`: a fixed table (FLIP, MAE). `"learned"`: a trained one (CLIP).
         use_pre_layernorm: whether a LayerNorm follows the patch embedding, as in CLIP.
         patch_embedding_bias: whether the patch projection has a bias. FLIP's does, CLIP's does not.
@@ -261,11 +271,13 @@ class FlipVisionConfig(FlipTowerConfig):
     intermediate_size: int = 3072
     projection_dim: int = 512
     projection_bias: bool = False
+    use_projection: bool = True
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     num_channels: int = 3
     image_size: int = 224
     patch_size: int = 16
+    ignore_remainder: bool = False
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     attention_dropout: int | float = 0.0
@@ -273,7 +285,8 @@ class FlipVisionConfig(FlipTowerConfig):
     initializer_factor: int | float = 1.0
     mask_ratio: int | float = mask_ratio_field(default=0.5)
     mask_strategy: MaskStrategy = "random"
-    pooling_type: Literal["mean", "cls"] = "mean"
+    pooling_type: Literal["mean", "cls", "patch_mean", "attention"] = "mean"
+    use_class_token: bool = True
     position_embedding_type: Literal["sincos2d", "learned"] = "sincos2d"
     use_pre_layernorm: bool = False
     patch_embedding_bias: bool = True
@@ -283,6 +296,16 @@ class FlipVisionConfig(FlipTowerConfig):
         """Number of patches of an image of `image_size`, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_positions(self) -> int:
+        """Number of tokens of a whole image: its patches and, if there is one, the class token."""
+        return self.num_patches + self.use_class_token
+
+    @property
+    def normalizes_tokens(self) -> bool:
+        """Whether the last LayerNorm is applied to all tokens before they are pooled, or else to the pooled feature."""
+        return self.pooling_type in ("mean", "attention")
+
     def validate_architecture(self):
         """Checks that the fields fit together; part of `@strict`.
 
@@ -291,7 +314,7 @@ class FlipVisionConfig(FlipTowerConfig):
         """
         check_numbers(self)
         check_heads(self.hidden_size, self.num_attention_heads)
-        if self.image_size % self.patch_size != 0:
+        if self.image_size % self.patch_size != 0 and not self.ignore_remainder:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}); the nearest are "
                 f"{self.image_size // self.patch_size * self.patch_size} and "
@@ -302,6 +325,8 @@ class FlipVisionConfig(FlipTowerConfig):
                 f"image_size ({self.image_size}) and patch_size ({self.patch_size}) make {self.num_patches:,} "
                 f"patches of an image; at most {MAX_PATCHES:,} are possible."
             )
+        if self.pooling_type == "cls" and not self.use_class_token:
+            raise ValueError('pooling_type="cls" needs use_class_token=True.')
         if self.position_embedding_type == "sincos2d" and self.hidden_size % 4 != 0:
             raise ValueError(f"2D sin-cos positions need a hidden_size divisible by 4, got {self.hidden_size}.")
         num_kept(self.num_patches, self.mask_ratio)
@@ -391,6 +416,13 @@ class FlipConfig(PreTrainedConfig):
             ValueError: one is out of range; the message names it.
         """
         check_numbers(self)
+        vision = self.vision_config
+        if isinstance(vision, FlipVisionConfig) and not vision.use_projection:
+            if vision.hidden_size != self.projection_dim:
+                raise ValueError(
+                    f"Without a vision projection, projection_dim ({self.projection_dim}) must be the vision tower's "
+                    f"hidden_size ({vision.hidden_size})."
+                )
 
     @overload
     def get_text_config(self, decoder: Literal[True] | None = None, encoder: None = None) -> FlipTextConfig: ...

@@ -9,19 +9,16 @@ Letters: B samples, L patches, K kept patches, T tokens, D width, A heads, E len
 
 # No `from __future__ import annotations` here: Transformers reads the `config` annotations as types.
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPModel, SiglipModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack  # pyright: ignore[reportAttributeAccessIssue]
 from transformers.utils.generic import (
     ModelOutput,
@@ -32,10 +29,12 @@ from transformers.utils.generic import (
 )
 from transformers.utils.output_capturing import capture_outputs
 
+from .blocks_flip import FlipAttention, FlipAttentionPooling, FlipEncoder, FlipEncoderLayer, FlipQueryKeyValue
 from .clip_flip import flip_config_from_clip, flip_tensors, load_clip, make_clip
-from .configuration_flip import BlockConfig, FlipConfig, FlipTextConfig, FlipVisionConfig
+from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
 from .masking_flip import check_ids_keep, cut_patches, draw_mask, num_kept, pooled_token
 from .resizing_flip import FlipSincosPositions, Resizable, resize_patch_kernel, sincos_positions
+from .siglip_flip import flip_config_from_siglip, flip_tensors_of_siglip, load_siglip, make_siglip
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Outputs
@@ -142,20 +141,19 @@ class FlipPatchEmbedding(nn.Module):
 
 
 class FlipVisionEmbeddings(nn.Module):
-    """Embeds visible patches and the class token, with their positions."""
+    """Embeds visible patches and, if there is one, the class token, with their positions."""
 
     def __init__(self, config: FlipVisionConfig):
         super().__init__()
         self.config = config
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.use_class_token else None
         self.patch_embedding = FlipPatchEmbedding(config)
-        num_positions = config.num_patches + 1
         if config.position_embedding_type == "learned":
-            self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
+            self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
         else:
             side = config.image_size // config.patch_size
-            self.position_embedding = FlipSincosPositions(side, config.hidden_size)
-        self.position_ids = nn.Buffer(torch.arange(num_positions), persistent=False)
+            self.position_embedding = FlipSincosPositions(side, config.hidden_size, config.use_class_token)
+        self.position_ids = nn.Buffer(torch.arange(config.num_positions), persistent=False)
 
     def grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """Returns the rows and columns of patches in these images.
@@ -184,7 +182,7 @@ class FlipVisionEmbeddings(nn.Module):
             return
         module: Any = self.position_embedding
         learned = self.config.position_embedding_type == "learned"
-        table = self.positions(side, side) if learned else sincos_positions(side, self.config.hidden_size)
+        table = self.positions(side, side) if learned else _fixed_positions(side, self.config)
         # New tensors, not new values: the shape changes. An optimizer must be made after this.
         table = table.to(module.weight)
         module.weight = nn.Parameter(table) if learned else nn.Buffer(table)
@@ -198,14 +196,18 @@ class FlipVisionEmbeddings(nn.Module):
         self.config.image_size = side * patch_size
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
-        """Returns the position table (1 + rows * columns, D), interpolated if the grid is not the model's own."""
-        table = self.position_embedding(self.position_ids)  # (1 + L, D)
+        """Returns the position table, interpolated if the grid is not the model's own.
+
+        It has a row for each patch, (rows * columns, D), after that of the class token, if there is one.
+        """
+        table = self.position_embedding(self.position_ids)  # (L, D) or (1 + L, D)
         side = self.config.image_size // self.config.patch_size
         if (rows, columns) == (side, side):
             return table
-        grid = table[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
+        first = int(self.config.use_class_token)
+        grid = table[first:].reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
         grid = nn.functional.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-        return torch.cat([table[:1], grid.flatten(2)[0].T])  # (1 + rows * columns, D)
+        return torch.cat([table[:first], grid.flatten(2)[0].T])
 
     def patch_grid(
         self, patches: torch.Tensor, ids_keep: torch.Tensor | None, interpolate_pos_encoding: bool
@@ -241,14 +243,21 @@ class FlipVisionEmbeddings(nn.Module):
     def forward(
         self, patches: torch.Tensor, ids_keep: torch.Tensor | None = None, grid: tuple[int, int] | None = None
     ) -> torch.Tensor:
-        """Embeds patches (B, K, C * P * P) of images with this grid (the model's own if None) as (B, 1 + K, D)."""
+        """Embeds patches (B, K, C * P * P) of images with this grid (the model's own if None).
+
+        Returns:
+            (B, 1 + K, D), the class token first; (B, K, D) where there is none.
+        """
         side = self.config.image_size // self.config.patch_size
         positions = self.positions(*(grid or (side, side)))
+        of_patches = positions[int(self.config.use_class_token) :]
         embeds = self.patch_embedding(patches)  # (B, K, D)
         if ids_keep is None:
-            embeds = embeds + positions[1:]
+            embeds = embeds + of_patches
         else:
-            embeds = embeds + nn.functional.embedding(ids_keep, positions[1:])
+            embeds = embeds + nn.functional.embedding(ids_keep, of_patches)
+        if self.class_embedding is None:
+            return embeds
         class_token = self.class_embedding + positions[0]  # (D), FLIP's row 0 is zero
         return torch.cat([class_token.expand(embeds.shape[0], 1, -1), embeds], dim=1)
 
@@ -281,131 +290,6 @@ class FlipTextEmbeddings(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Transformer, shared by both towers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes plain attention on (B, A, T, D / A); returns (B, T, A, D / A) and the weights (B, A, T, T)."""
-    scores = query @ key.transpose(-1, -2) * scaling  # (B, A, T, T)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class FlipQueryKeyValue(nn.Linear):
-    """One of attention's three input projections; initialised as a third of one fused matrix."""
-
-
-class FlipAttention(nn.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        # Some attention functions read it from the module; the text tower passes its own value in every call.
-        self.is_causal = False
-        self.q_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
-        self.k_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
-        self.v_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps (B, T, D) to (B, T, D); also returns the weights where the implementation has them."""
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)  # (B, T, A, D / A)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation or "eager", eager_attention_forward
-        )
-        output, weights = attend(
-            self,
-            self.q_proj(hidden_states).view(heads).transpose(1, 2),
-            self.k_proj(hidden_states).view(heads).transpose(1, 2),
-            self.v_proj(hidden_states).view(heads).transpose(1, 2),
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.out_proj(output.reshape(hidden_states.shape).contiguous()), weights
-
-
-class FlipMLP(nn.Module):
-    """Two linear layers with an activation between them."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Maps (B, T, D) to (B, T, D)."""
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
-class FlipEncoderLayer(GradientCheckpointingLayer):
-    """A pre-LayerNorm Transformer block."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = FlipAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = FlipMLP(config)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """Maps (B, T, D) to (B, T, D)."""
-        residual = hidden_states
-        hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, **kwargs)
-        hidden_states = residual + hidden_states
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
-
-
-class FlipEncoder(nn.Module):
-    """The stack of blocks."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__()
-        self.layers = nn.ModuleList([FlipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
-        self.gradient_checkpointing = False
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """Maps (B, T, D) to (B, T, D)."""
-        for layer in self.layers:
-            # Positional: the recorder of hidden states and reentrant checkpointing both read the first argument.
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return hidden_states
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Initialisation
 # ---------------------------------------------------------------------------------------------------------------------
 # Outside of Transformers itself, `_init_weights` is not called for a module without its own parameters (it counts as
@@ -418,20 +302,25 @@ def _xavier(weight: torch.Tensor, fan_in: int, fan_out: int, factor: float) -> N
     init.uniform_(weight, -bound, bound)
 
 
+def _fixed_positions(side: int, config: FlipVisionConfig) -> torch.Tensor:
+    return sincos_positions(side, config.hidden_size, config.use_class_token)
+
+
 def _init_vision_embeddings(module: FlipVisionEmbeddings) -> None:
     config = module.config
     patch_embedding = module.patch_embedding
     std = config.initializer_range * config.initializer_factor
-    init.normal_(module.class_embedding, std=std)
+    if module.class_embedding is not None:
+        init.normal_(module.class_embedding, std=std)
     _xavier(patch_embedding.weight, patch_embedding.weight[0].numel(), config.hidden_size, config.initializer_factor)
     if patch_embedding.bias is not None:
         init.zeros_(patch_embedding.bias)
     if config.position_embedding_type == "sincos2d":
-        table = sincos_positions(config.image_size // config.patch_size, config.hidden_size)
+        table = _fixed_positions(config.image_size // config.patch_size, config)
         init.copy_(module.position_embedding.weight, table)
     else:
         init.normal_(module.position_embedding.weight, std=std)
-    init.copy_(module.position_ids, torch.arange(config.num_patches + 1))
+    init.copy_(module.position_ids, torch.arange(config.num_positions))
 
 
 class FlipPreTrainedModel(Resizable, PreTrainedModel):
@@ -472,6 +361,9 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
                 _xavier(module.weight, module.in_features, fused * module.out_features, factor)
         elif isinstance(module, FlipVisionEmbeddings):
             _init_vision_embeddings(module)
+        elif isinstance(module, FlipAttentionPooling):
+            width = module.probe.shape[-1]
+            _xavier(module.probe, width, width, factor)
         elif isinstance(module, FlipTextEmbeddings):
             std = self.config.get_text_config().initializer_range * factor
             init.normal_(module.token_embedding.weight, std=std)
@@ -541,6 +433,8 @@ class FlipTextModel(FlipPreTrainedModel):
         pooling_type = self.config.pooling_type
         if pooling_type == "first":
             return hidden_states[:, 0]
+        if pooling_type == "last":
+            return hidden_states[:, -1]
         if pooling_type == "mean":
             if visible is None or visible.ndim != 2:
                 return hidden_states.mean(dim=1)
@@ -638,7 +532,26 @@ class FlipVisionModel(FlipPreTrainedModel):
             self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = FlipEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.head = FlipAttentionPooling(config) if config.pooling_type == "attention" else None
         self.post_init()
+
+    def _pool(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pools the last block's output (B, S, D).
+
+        Returns:
+            The features of the tokens (B, S, D), normalised where the pooling reads them normalised, and that of the
+            image (B, D).
+        """
+        if self.config.pooling_type == "cls":
+            return hidden_states, self.post_layernorm(hidden_states[:, 0])
+        if self.config.pooling_type == "patch_mean":
+            return hidden_states, self.post_layernorm(self.patch_tokens(hidden_states).mean(dim=1))
+        hidden_states = self.post_layernorm(hidden_states)
+        return hidden_states, hidden_states.mean(dim=1) if self.head is None else self.head(hidden_states)
+
+    def patch_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns the features of the patches (B, K, D), without that of the class token, if there is one."""
+        return hidden_states[:, int(self.config.use_class_token) :]
 
     def _choose_patches(
         self, pixel_values: torch.Tensor, grid: tuple[int, int], mask_ratio: float | None
@@ -660,7 +573,9 @@ class FlipVisionModel(FlipPreTrainedModel):
         mask_ratio: float | None,
         ids_keep: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Makes the first block's input (B, 1 + K, D), and the patches in it: (B, K), or None for all."""
+        """Makes the first block's input, (B, 1 + K, D) with a class token, and the patches in it, (B, K) or None for
+        all.
+        """
         pixels = check_image_inputs(pixel_values, patches, mask_ratio, ids_keep)
         if patches is None:
             grid = self.embeddings.grid(pixels, interpolate_pos_encoding)
@@ -706,17 +621,20 @@ class FlipVisionModel(FlipPreTrainedModel):
             hidden_states = self.pre_layernorm(hidden_states)
         hidden_states = self.encoder(hidden_states, None, **kwargs)
 
-        if self.config.pooling_type == "mean":
-            hidden_states = self.post_layernorm(hidden_states)
-            pooled = hidden_states.mean(dim=1)  # (B, D), class token included
-        else:
-            pooled = self.post_layernorm(hidden_states[:, 0])  # (B, D)
+        hidden_states, pooled = self._pool(hidden_states)
         return FlipVisionOutput(last_hidden_state=hidden_states, pooler_output=pooled, ids_keep=ids_keep)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_visual_projection(config: FlipVisionConfig) -> nn.Module:
+    """Makes the projection of pooled image features to the shared embedding, which SigLIP leaves as they are."""
+    if not config.use_projection:
+        return nn.Identity()
+    return nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
 
 
 def image_text_contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
@@ -746,8 +664,7 @@ class FlipModel(FlipPreTrainedModel):
         super().__init__(config)
         self.text_model = FlipTextModel._from_config(config.text_config)
         self.vision_model = FlipVisionModel._from_config(config.vision_config)
-        width = config.vision_config.hidden_size
-        self.visual_projection = nn.Linear(width, config.projection_dim, bias=config.projection_bias)
+        self.visual_projection = make_visual_projection(config.vision_config)
         width = config.text_config.hidden_size
         self.text_projection = nn.Linear(width, config.projection_dim, bias=config.projection_bias)
         # Of shape (1,), as in the official checkpoints: FSDP2 refuses parameters without dimensions.
@@ -804,6 +721,45 @@ class FlipModel(FlipPreTrainedModel):
         tensors = {**self.state_dict(), "logit_scale": self.clipped_logit_scale()}
         clip = make_clip(self.config, tensors, self.dtype)
         return clip.to(self.device).eval()  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_siglip(cls, siglip: SiglipModel | str, mask_ratio: float = 0.5, **kwargs: Any) -> "FlipModel":
+        r"""Makes a FlipModel with the weights of SigLIP, or of SigLIP 2 at a fixed resolution.
+
+        It computes the same numbers on whole images, for texts that are padded to the context as SigLIP needs them.
+        Shorter ones are padded here with `text_config.pad_token_id`, which must be the tokenizer's: the checkpoints of
+        SigLIP 2 do not say that theirs is 0.
+
+        Args:
+            siglip: a SiglipModel, or the folder or Hub id of one (safetensors only). The weights are copied.
+            mask_ratio: fraction of the patches dropped in training.
+            kwargs: with a folder or id: `revision`, `subfolder`, `token`, ... for `SiglipModel.from_pretrained`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: the checkpoint is not a complete SiglipModel, or one for images of any shape (NaFlex).
+        """
+        if not isinstance(siglip, SiglipModel):
+            siglip = load_siglip(siglip, **kwargs)
+        flip = cls._from_config(
+            flip_config_from_siglip(siglip.config, mask_ratio),
+            dtype=siglip.dtype,
+            attn_implementation=siglip.config._attn_implementation,
+        )
+        flip.load_state_dict(flip_tensors_of_siglip(siglip))
+        return flip.to(siglip.device).eval()  # pyright: ignore[reportArgumentType]
+
+    def to_siglip(self) -> SiglipModel:
+        """Makes a stock SiglipModel that computes the same numbers, in evaluation mode; the weights are copied.
+
+        Raises:
+            ValueError: SiglipModel does not have this architecture; the message names the switches in the way.
+        """
+        tensors = {**self.state_dict(), "logit_scale": self.clipped_logit_scale()}
+        siglip = make_siglip(self.config, tensors, self.dtype)
+        return siglip.to(self.device).eval()  # pyright: ignore[reportArgumentType]
 
     def _clipped(self) -> torch.Tensor:
         if self.config.max_logit_scale is None:
@@ -1009,7 +965,7 @@ class FlipVisionModelWithProjection(FlipPreTrainedModel):
     def __init__(self, config: FlipVisionConfig):
         super().__init__(config)
         self.vision_model = FlipVisionModel._from_config(config)
-        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=config.projection_bias)
+        self.visual_projection = make_visual_projection(config)
         self.post_init()
 
     @can_return_tuple
@@ -1088,7 +1044,8 @@ class FlipForImageClassification(FlipPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits = self.classifier(outputs.last_hidden_state[:, 1:].mean(dim=1))  # (B, labels)
+        patches = self.vision_model.patch_tokens(outputs.last_hidden_state)
+        logits = self.classifier(patches.mean(dim=1))  # (B, labels)
         loss = self.loss_function(labels, logits, self.config) if labels is not None else None
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -119,7 +119,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         """Predicts all patches of images from the visible ones.
 
         Args:
-            last_hidden_state: (B, 1 + K, D), from the vision tower.
+            last_hidden_state: (B, 1 + K, D), from the vision tower; (B, K, D) without a class token.
             ids_keep: (B, K), the patches that it encodes.
 
         Returns:
@@ -135,7 +135,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 f"{self.decoder.side**2} was made. Make a new one with FlipForPreTraining.from_flip."
             )
         ids_keep = _check_dropped(ids_keep, tower.config.num_patches)
-        if tower.config.pooling_type == "cls":  # these tokens have not been normalised yet
+        if not tower.config.normalizes_tokens:
             last_hidden_state = tower.post_layernorm(last_hidden_state)
         return self.decoder(last_hidden_state, ids_keep)
 

@@ -9,8 +9,10 @@ from torch import nn
 from .configuration_flip import FlipVisionConfig
 
 
-def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
+def sincos_positions(grid_size: int, width: int, class_token: bool = True) -> torch.Tensor:
     """Makes the fixed 2D table of FLIP and MAE: (1 + grid_size^2, width), float32, with the class token's row zero.
+
+    Without a class token, the table has no row for it.
 
     Half of the channels encode the column, then half the row; each half is sines, then cosines, of the integer
     coordinate times 10000^(-i / (width / 4)).
@@ -21,7 +23,7 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
     columns = axis[None].expand(grid_size, -1, -1)  # (H, W, D / 2), varies along W
     rows = axis[:, None].expand(-1, grid_size, -1)  # (H, W, D / 2), varies along H
     table = torch.cat([columns, rows], dim=2).flatten(0, 1)  # (L, D)
-    return torch.cat([torch.zeros(1, width, dtype=table.dtype), table]).float()  # (1 + L, D)
+    return torch.cat([torch.zeros(int(class_token), width, dtype=table.dtype), table]).float()  # (1 + L, D)
 
 
 class FlipSincosPositions(nn.Module):
@@ -32,13 +34,14 @@ class FlipSincosPositions(nn.Module):
     Args:
         side: patches in a row of an image.
         width: channels of a position; divisible by 4.
+        class_token: the first row is that of a class token.
     """
 
-    def __init__(self, side: int, width: int):
+    def __init__(self, side: int, width: int, class_token: bool = True):
         super().__init__()
         # Computed here as well as by `_init_weights`: a model may be built without initialising its weights. On the
         # meta device there are no values yet, and `_init_weights` fills in what the checkpoint lacks.
-        self.weight = nn.Buffer(sincos_positions(side, width).to(torch.get_default_dtype()))
+        self.weight = nn.Buffer(sincos_positions(side, width, class_token).to(torch.get_default_dtype()))
 
     def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Looks up positions (...) as (..., D)."""
@@ -105,19 +108,20 @@ class Resizable:
         Learned positions are interpolated (bicubic), fixed ones computed, as the official code does.
 
         Args:
-            new_num_position_embeddings: (image side // patch side)^2 + 1, with the class token's.
+            new_num_position_embeddings: (image side // patch side)^2, plus 1 for the class token if there is one.
 
         Raises:
-            ValueError: that is not a square of patches and a class token.
+            ValueError: that is not a square of patches, with the class token if there is one.
             NotImplementedError: the model has no vision tower.
         """
-        side = math.isqrt(max(new_num_position_embeddings - 1, 0))
-        if side < 1 or side * side + 1 != new_num_position_embeddings:
-            raise ValueError(
-                f"{new_num_position_embeddings} is not the number of positions of a square image: (side in patches)^2 "
-                "+ 1."
-            )
         tower = self._vision_tower()
+        first = int(tower.config.use_class_token)
+        side = math.isqrt(max(new_num_position_embeddings - first, 0))
+        if side < 1 or side * side + first != new_num_position_embeddings:
+            raise ValueError(
+                f"{new_num_position_embeddings} is not the number of positions of a square image: (side in patches)^2"
+                f"{' + 1' if first else ''}."
+            )
         tower.embeddings.resize(side, tower.config.patch_size)
 
     def resize_patch_embeddings(self, patch_size: int, image_size: int | None = None) -> None:

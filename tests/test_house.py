@@ -56,8 +56,9 @@ MAY_IMPORT = {
     "scripts": {"commands"},
 }
 MAX_FUNCTION_LINES = 60
-MAX_FILE_LINES = {"modeling_flip.py": 1106}
+MAX_FILE_LINES = {"modeling_flip.py": 1080}
 PUBLISHED = [
+    "blocks_flip.py",
     "clip_flip.py",
     "configuration_flip.py",
     "configuration_pretraining_flip.py",
@@ -68,6 +69,7 @@ PUBLISHED = [
     "pretraining_flip.py",
     "processing_flip.py",
     "resizing_flip.py",
+    "siglip_flip.py",
 ]
 
 

@@ -179,14 +179,16 @@ class Encoder:
         Raises:
             ValueError: the tower has no class token.
         """
-        if not hasattr(self.vision_model.embeddings, "class_embedding"):
+        if getattr(self.vision_model.embeddings, "class_embedding", None) is None:
             raise ValueError(
                 f"{type(self.model).__name__} has no class token, which MAE's probe needs; use --probe flip."
             )
         outputs = self.vision_model(pixel_values=pixel_values.to(self.model.dtype))
-        if getattr(self.vision_config, "pooling_type", "cls") == "mean":  # FLIP normalises all tokens
+        if getattr(self.vision_config, "normalizes_tokens", False):
             return outputs.last_hidden_state[:, 0]
-        return outputs.pooler_output
+        if getattr(self.vision_config, "pooling_type", "cls") == "cls":
+            return outputs.pooler_output
+        return self.vision_model.post_layernorm(outputs.last_hidden_state[:, 0])
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:

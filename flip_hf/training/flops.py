@@ -8,14 +8,15 @@ backward pass, as the mathematics needs them, over the hardware's peak in that t
 save memory (activation checkpointing, the first pass of gradient caching, flash attention's scores in backward, tiles
 of the loss) takes time but does not count.
 
-Letters: D width, S tokens with the class token, K kept patches, T text tokens, E shared embedding, N pairs per step.
+Letters: D width, S tokens with the class token, if there is one, K kept patches, T text tokens, E shared embedding,
+N pairs per step.
 """
 
 from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
 
-from flip_hf.modeling import FlipConfig, FlipPreTrainingConfig
+from flip_hf.modeling import FlipConfig, FlipPreTrainingConfig, FlipVisionConfig
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.accelerators import peak_flops
 
@@ -75,6 +76,14 @@ def _blocks(width: int, hidden: int, blocks: int, tokens: int) -> int:
     return blocks * tokens * linear + _attention(width, blocks, tokens)
 
 
+def _pooling(vision: FlipVisionConfig, tokens: int) -> int:
+    """Counts the FLOPs of attention pooling: keys and values of all tokens, one query, its MLP."""
+    if vision.pooling_type != "attention":
+        return 0
+    width = vision.hidden_size
+    return 4 * tokens * width**2 + 4 * width**2 + 4 * tokens * width + 4 * width * vision.intermediate_size
+
+
 def sample_flops(
     config: FlipConfig, mask_ratio: float, text_tokens: int, batch_size: int, *, kept_patches: int | None = None
 ) -> SampleFlops:
@@ -97,12 +106,13 @@ def sample_flops(
     texts = (text.hidden_size, text.intermediate_size, text.num_hidden_layers)
     tokens = text.max_position_embeddings if text.attend_to_padding else text_tokens
     pixels = vision.num_channels * vision.patch_size**2
+    image_tokens = kept + vision.use_class_token
     return SampleFlops(
-        vision_blocks=_blocks(*images, kept + 1),
+        vision_blocks=_blocks(*images, image_tokens) + _pooling(vision, image_tokens),
         text_blocks=_blocks(*texts, tokens),
-        attention=_attention(images[0], images[2], kept + 1) + _attention(texts[0], texts[2], tokens),
+        attention=_attention(images[0], images[2], image_tokens) + _attention(texts[0], texts[2], tokens),
         patch_embedding=2 * kept * pixels * images[0],
-        projections=2 * config.projection_dim * (images[0] + texts[0]),
+        projections=2 * config.projection_dim * (vision.use_projection * images[0] + texts[0]),
         loss=2 * batch_size * config.projection_dim,
     )
 
@@ -118,9 +128,10 @@ def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patch
     decoder = config.decoder_config
     vision = config.flip_config.vision_config
     pixels = vision.num_channels * vision.patch_size**2
-    linear = 2 * decoder.hidden_size * ((kept_patches + 1) * vision.hidden_size + vision.num_patches * pixels)
+    tokens = kept_patches + vision.use_class_token
+    linear = 2 * decoder.hidden_size * (tokens * vision.hidden_size + vision.num_patches * pixels)
     size = (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers)
-    counted = replace(counted, decoder=linear + _blocks(*size, vision.num_patches + 1))
+    counted = replace(counted, decoder=linear + _blocks(*size, vision.num_positions))
     return replace(counted, projections=0, loss=0) if config.objective == "reconstruction" else counted
 
 

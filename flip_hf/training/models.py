@@ -266,8 +266,9 @@ def _given(arguments: Arguments, name: str) -> bool:
 
 def _freeze_texts(flip: FlipModel) -> None:
     """Freezes the parts that a reconstruction does not reach: a wrapper would wait for their gradients."""
-    for part in (flip.text_model, flip.text_projection, flip.visual_projection):
-        part.requires_grad_(False)
+    for part in (flip.text_model, flip.text_projection, flip.visual_projection, flip.vision_model.head):
+        if part is not None:
+            part.requires_grad_(False)
     flip.logit_scale.requires_grad_(False)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from flip_hf.modeling.modeling_flip import FlipEncoderLayer
+from flip_hf.modeling.blocks_flip import FlipEncoderLayer
 from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationArguments
 from flip_hf.training.muon import MuonWithAdamW
 

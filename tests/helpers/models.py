@@ -1,7 +1,7 @@
 """Tiny models."""
 
 import torch
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from flip_hf import FlipConfig
 
@@ -39,6 +39,16 @@ def tiny_clip(eos_token_id: int) -> CLIPModel:
         projection_dim=40,
     )
     return randomize(CLIPModel(config), std=0.05).eval()
+
+
+def tiny_siglip(image_size: int = 48, attention: str = "sdpa") -> SiglipModel:
+    """Towers of 3 and 2 blocks, a context of 12 tokens, patches of 16 pixels."""
+    size = {"hidden_size": 40, "intermediate_size": 96, "num_attention_heads": 4}
+    text = {"vocab_size": 100, "num_hidden_layers": 2, "max_position_embeddings": 12, "projection_size": 64}
+    vision = {**size, "hidden_size": 64, "num_hidden_layers": 3, "image_size": image_size, "patch_size": 16}
+    config = SiglipConfig(text_config={**size, **text}, vision_config=vision)
+    config._attn_implementation = attention
+    return randomize(SiglipModel(config), std=0.05).eval()
 
 
 DECODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

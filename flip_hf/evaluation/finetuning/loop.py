@@ -99,9 +99,11 @@ class _FineTuning:
         self.accelerator = accelerator
         self.samples = samples
         vision = model.config.vision_config
-        if vision.pooling_type == "cls":
-            # It serves only the class token, and DistributedDataParallel refuses parameters without a gradient.
+        # DistributedDataParallel refuses parameters without a gradient, and the classifier pools the patches itself.
+        if not vision.normalizes_tokens:
             model.vision_model.post_layernorm.requires_grad_(False)
+        if model.vision_model.head is not None:
+            model.vision_model.head.requires_grad_(False)
         optimizer = torch.optim.AdamW(layer_groups(model, options), lr=0.0, betas=options.betas, fused=True)
         self.network, self.optimizer = accelerator.prepare(_Logits(model, options.mask_ratio), optimizer)
         self.mix = make_mixing(options, model.num_labels)
