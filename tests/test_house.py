@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "scripts": {"commands"},
 }
 MAX_FUNCTION_LINES = 60
-MAX_FILE_LINES = {"modeling_flip.py": 1106}
+MAX_FILE_LINES = {"modeling_flip.py": 1125}
 PUBLISHED = [
     "clip_flip.py",
     "configuration_flip.py",
