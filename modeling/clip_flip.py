@@ -40,6 +40,7 @@ _CLIP_HAS = {
     "vision_config.use_pre_layernorm": (True,),
     "vision_config.patch_embedding_bias": (False,),
     "projection_bias": (False,),
+    "logit_bias_init_value": (None,),
 }
 
 

@@ -42,6 +42,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eos_token_id": (0, 2**31),
     "logit_scale_init_value": (-80, 80),  # its exponential fits into float32
     "max_logit_scale": (1, 1e30),
+    "logit_bias_init_value": (-1e3, 1e3),
     "reconstruction_weight": (0, 1e6),
 }
 # Patches of an image, 512 on a side.
@@ -344,6 +345,8 @@ class FlipConfig(PreTrainedConfig):
         logit_scale_init_value: start value of the logarithm of the inverse temperature.
         max_logit_scale: the factor on cosine similarities is clipped to [1, max_logit_scale] in the forward pass, as
             the official code does. `None`: not clipped, as `CLIPModel`.
+        logit_bias_init_value: start value of the bias that SigLIP (Zhai et al. 2023) adds to the logits, -10 there.
+            `None`: there is no bias. A model with one computes SigLIP's sigmoid loss instead of CLIP's softmax loss.
         initializer_factor: multiplies the random initialisers of the projections and the classifier.
 
     `mask_ratio` and `mask_strategy` are aliases of those in `vision_config`: they may be passed to the constructor and
@@ -378,6 +381,7 @@ class FlipConfig(PreTrainedConfig):
         vision_config: dict | FlipVisionConfig | None = None
     logit_scale_init_value: int | float = LOGIT_SCALE_INIT
     max_logit_scale: int | float | None = 100.0
+    logit_bias_init_value: int | float | None = None
     initializer_factor: int | float = 1.0
 
     @classmethod

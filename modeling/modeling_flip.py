@@ -96,7 +96,8 @@ class FlipOutput(ModelOutput):
 
     Args:
         loss: scalar, the contrastive loss of this batch; with `return_loss=True`.
-        logits_per_image: (images, texts), float32, cosine similarities times the clipped `exp(logit_scale)`.
+        logits_per_image: (images, texts), float32, cosine similarities times the clipped `exp(logit_scale)`, plus the
+            `logit_bias` of a model that has one.
         logits_per_text: (texts, images), its transpose.
         text_embeds: (texts, E), projected and normalised.
         image_embeds: (images, E), projected and normalised.
@@ -371,6 +372,8 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
         elif isinstance(module, FlipModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
     def save_pretrained(self, *args, **kwargs):
         """Saves like `PreTrainedModel`; a published folder names every auto class that can load it.
@@ -401,7 +404,7 @@ class FlipTextModel(FlipPreTrainedModel):
     input_modalities = ("text",)
     _published_as = {"AutoModel": "FlipTextModel", "AutoModelForTextEncoding": "FlipTextModel"}
     _input_embed_layer = "token_embedding"
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"_projection\.", r"^logit_scale$", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"_projection\.", r"^logit_", r"^classifier\."]
 
     def __init__(self, config: FlipTextConfig):
         super().__init__(config)
@@ -523,7 +526,7 @@ class FlipVisionModel(FlipPreTrainedModel):
     input_modalities = ("image",)
     _published_as = {"AutoModel": "FlipVisionModel"}
     _input_embed_layer = "patch_embedding"
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_scale$", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_", r"^classifier\."]
 
     def __init__(self, config: FlipVisionConfig):
         super().__init__(config)
@@ -645,13 +648,22 @@ def image_text_contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
     ) / 2
 
 
+def image_text_sigmoid_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
+    """Computes SigLIP's loss of matched rows and columns (N, N): every cell is a decision, yes on the diagonal."""
+    signs = 2 * torch.eye(logits_per_text.shape[0], device=logits_per_text.device) - 1
+    return -nn.functional.logsigmoid(signs * logits_per_text).sum(dim=-1).mean()
+
+
 def normalize(embeds: torch.Tensor) -> torch.Tensor:
     """Divides embeddings (B, E) by their length, plus the official code's 1e-8."""
     return embeds / (embeds.pow(2).sum(dim=-1, keepdim=True).sqrt() + 1e-8)
 
 
 class FlipModel(FlipPreTrainedModel):
-    """Both towers, their projections and the learned temperature: CLIPModel's interface, and a mask."""
+    """Both towers, their projections and the learned temperature: CLIPModel's interface, and a mask.
+
+    With `config.logit_bias_init_value` it has SigLIP's bias as well, and SigLIP's loss.
+    """
 
     _published_as = {
         "AutoModel": "FlipModel",
@@ -669,6 +681,8 @@ class FlipModel(FlipPreTrainedModel):
         self.text_projection = nn.Linear(width, config.projection_dim, bias=config.projection_bias)
         # Of shape (1,), as in the official checkpoints: FSDP2 refuses parameters without dimensions.
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -778,11 +792,16 @@ class FlipModel(FlipPreTrainedModel):
         return self._clipped().exp()
 
     def _logits_per_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Scales cosine similarities (texts, images), in float32: bfloat16 at a scale of 100 is off by up to 0.1."""
+        """Makes logits (texts, images) of cosines, in float32: bfloat16 at a scale of 100 is off by up to 0.1."""
         device = text_embeds.device  # the towers may be on two devices
         with maybe_autocast(device.type, enabled=False):
             cosines = text_embeds.float() @ image_embeds.float().T.to(device)
-            return cosines * self.get_logit_scale().float().to(device)
+            logits = cosines * self.get_logit_scale().float().to(device)
+            return logits if self.logit_bias is None else logits + self.logit_bias.float().to(device)
+
+    def _loss(self, logits_per_text: torch.Tensor) -> torch.Tensor:
+        compute_loss = image_text_contrastive_loss if self.logit_bias is None else image_text_sigmoid_loss
+        return compute_loss(logits_per_text)
 
     @can_return_tuple
     def get_text_features(
@@ -868,7 +887,7 @@ class FlipModel(FlipPreTrainedModel):
         Args:
             input_ids, attention_mask, position_ids, token_type_ids: see [`FlipTextModel`].
             pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep, patches: see [`FlipVisionModel`].
-            return_loss: also return the contrastive loss; needs as many texts as images, paired.
+            return_loss: also return the loss, SigLIP's where there is a bias; needs as many texts as images, paired.
 
         Example:
 
@@ -900,7 +919,7 @@ class FlipModel(FlipPreTrainedModel):
         text_embeds = normalize(text_outputs.pooler_output)  # (texts, E)
         logits_per_text = self._logits_per_text(text_embeds, image_embeds)
         return FlipOutput(
-            loss=image_text_contrastive_loss(logits_per_text) if return_loss else None,
+            loss=self._loss(logits_per_text) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
@@ -918,7 +937,7 @@ class FlipTextModelWithProjection(FlipPreTrainedModel):
     base_model_prefix = "text_model"
     input_modalities = ("text",)
     _published_as = {"AutoModel": "FlipTextModelWithProjection", "AutoModelForTextEncoding": "FlipTextModel"}
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_"]
 
     def __init__(self, config: FlipTextConfig):
         super().__init__(config)
@@ -960,7 +979,7 @@ class FlipVisionModelWithProjection(FlipPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _published_as = {"AutoModel": "FlipVisionModelWithProjection"}
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_"]
 
     def __init__(self, config: FlipVisionConfig):
         super().__init__(config)
@@ -1008,7 +1027,7 @@ class FlipForImageClassification(FlipPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _published_as = {"AutoModelForImageClassification": "FlipForImageClassification"}
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_"]
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)

@@ -139,7 +139,7 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
     _require(
         not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
     )
-    config = make_config(arguments.model)
+    config = make_config(arguments.model, arguments.objective)
     options = arguments.optimization
     text: Any = config.get_text_config()
     learned = arguments.data.tokenizer is None and arguments.model.model_name_or_path is None

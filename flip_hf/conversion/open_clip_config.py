@@ -166,6 +166,7 @@ def config_to_open_clip(config: FlipConfig) -> JsonObject:
         "text_config.pooling_type must be 'first', 'argmax' or 'eos'": text.pooling_type != "mean",
         "text_config.causal or text_config.attend_to_padding must be True": text.causal or text.attend_to_padding,
         "projection_bias must be False": not config.projection_bias,
+        "logit_bias_init_value must be None": config.logit_bias_init_value is None,
         "hidden_act must be one of quick_gelu, gelu, gelu_pytorch_tanh": {text.hidden_act, vision.hidden_act}
         <= _ACTIVATIONS.keys(),
         "quick_gelu must be in both towers or in none": "quick_gelu" not in {text.hidden_act, vision.hidden_act}

@@ -24,7 +24,8 @@ def check_alternatives(model: object) -> None:
     Raises:
         ValueError: the model is like SigLIP.
     """
-    if getattr(model, "logit_bias", None) is not None:
+    # A FlipModel's bias only belongs to its loss: as an addend of all logits alike, it changes no softmax.
+    if getattr(model, "logit_bias", None) is not None and not hasattr(model, "get_logit_scale"):
         raise ValueError(
             f"{type(model).__name__} gives each label an independent probability (SigLIP); use a model like CLIP, "
             "whose labels are alternatives."
@@ -32,7 +33,7 @@ def check_alternatives(model: object) -> None:
 
 
 def label_probabilities(model: Any, image_embeds: torch.Tensor, label_embeds: torch.Tensor) -> torch.Tensor:
-    """Returns probabilities (B, C), float32, of labels that are alternatives.
+    """Returns probabilities (B, C), float32, of labels that are alternatives; a bias of all logits would change none.
 
     Args:
         model: the model, for its temperature.

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flip_hf.losses import contrastive_loss
+from flip_hf.losses import contrastive_loss, sigmoid_loss
 from flip_hf.modeling import FlipConfig, FlipModel
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.encoder import PairEncoder, recompute_activations
@@ -147,12 +147,20 @@ def trace_step(config: FlipConfig, step: TracedStep, attention: str = "sdpa") ->
 
 
 @lru_cache
-def trace_loss(pairs: int, width: int) -> int:
-    """Traces the bytes that loss and backward add to the embeddings of this many pairs, with their gradients."""
+def trace_loss(pairs: int, width: int, sigmoid: bool = False) -> int:
+    """Traces the bytes that loss and backward add to the embeddings of this many pairs, with their gradients.
+
+    Args:
+        pairs: number of pairs.
+        width: length of an embedding.
+        sigmoid: trace the loss of a model with a bias, else the softmax loss.
+    """
     with FakeTensorMode(), StorageMeter() as meter:
         embeds = [torch.zeros(pairs, width, requires_grad=True) for _ in range(2)]
         before = meter.live.total()
-        loss, _ = contrastive_loss(embeds[0], embeds[1], torch.ones(1, requires_grad=True))
+        of_logits = [torch.ones(1, requires_grad=True) for _ in range(1 + sigmoid)]
+        compute_loss = sigmoid_loss if sigmoid else contrastive_loss
+        loss, _ = compute_loss(*embeds, *of_logits)
         loss.backward()
     return meter.peak.total() - before
 

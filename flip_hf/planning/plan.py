@@ -107,13 +107,14 @@ class MemoryModel:
     def loss(self, local: int, total: int) -> float:
         """Returns the loss's bytes: local rows, tiles of similarities, all processes' texts and their gradients."""
         width = self.run.config.projection_dim
+        sigmoid = self.run.config.logit_bias_init_value is not None
         few = 3 * TILE_SIZE
         many = 4 * TILE_SIZE
         if local <= many:
-            alone = trace_loss(local, width)
+            alone = trace_loss(local, width, sigmoid)
         else:  # linear once tiles are whole
-            slope = (trace_loss(many, width) - trace_loss(few, width)) / (many - few)
-            alone = trace_loss(many, width) + slope * (local - many)
+            slope = (trace_loss(many, width, sigmoid) - trace_loss(few, width, sigmoid)) / (many - few)
+            alone = trace_loss(many, width, sigmoid) + slope * (local - many)
         side = min(TILE_SIZE, local)
         wider_tiles = 2 * 4 * side * (min(TILE_SIZE, total) - side)
         return alone + wider_tiles + (total - local) * width * 2 * 4

@@ -88,8 +88,10 @@ class ModelArguments:
         None, "FlipVisionConfig fields, as JSON; the paper's B/16 if not given", json=True
     )
     projection_dim: int = option(512, "length of the shared embedding", integer(1, 2**16))
-    logit_scale_init_value: float = option(
-        2.6592600369, "start value of log(1 / temperature)", number(0, _MAX_LOGIT_SCALE)
+    logit_scale_init_value: float | None = option(
+        None,
+        "start value of log(1 / temperature) of a new model; 2.6593 if not given, 2.3026 for --loss sigmoid",
+        number(0, _MAX_LOGIT_SCALE),
     )
     image_size: int | None = option(None, "image size to continue training the starting model at", _SIDE)
     patch_size: int | None = option(None, "patch size to continue at, as the paper made L/14 from L/16", _SIDE)
@@ -163,6 +165,11 @@ class ObjectiveArguments:
         "weight of the reconstruction loss where it is added to the contrastive one",
         number(0, 1_000_000, open_low=True),
     )
+    loss: Literal["softmax", "sigmoid"] | None = option(
+        None,
+        "how images are compared with texts: by softmax (CLIP) or sigmoid (SigLIP); if not given, as the starting "
+        "model was, and softmax for a new one",
+    )
     positives: Literal["pair", "caption"] | None = option(
         None,
         "texts that an image is drawn to: its own (pair), or all of the batch that equal it (caption); if not given, "
@@ -181,10 +188,12 @@ class ObjectiveArguments:
     def __post_init__(self):
         check_options(self)
         self.decoder_fields()  # raises on bad JSON
-        require(
-            self.positives is None or self.contrasts,
-            f"--positives {self.positives} is about texts, and --objective reconstruction reads none. Leave it out.",
-        )
+        for name in ("loss", "positives"):
+            value = getattr(self, name)
+            require(
+                value is None or self.contrasts,
+                f"--{name} {value} is about texts, and --objective reconstruction reads none. Leave it out.",
+            )
 
     @property
     def contrasts(self) -> bool:

@@ -23,6 +23,7 @@ from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
 from flip_hf.training.lock import lock_folder, unlock_folder
+from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 
@@ -76,10 +77,8 @@ def _build(arguments: Arguments) -> Trainer:
     micro_batch_size, num_micro = split_batch(arguments.optimization, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
-    if accelerator.is_main_process and models.is_clip(arguments.model):
-        print(
-            f"{arguments.model.model_name_or_path} is a CLIPModel; training continues as a FlipModel with its weights"
-        )
+    if accelerator.is_main_process:
+        say_start(arguments)
     config = flip_of(model).config  # its sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
@@ -103,6 +102,17 @@ def _build(arguments: Arguments) -> Trainer:
     if accelerator.is_main_process:
         tidy(output_dir, trainer.state.samples)
     return trainer
+
+
+def say_start(arguments: Arguments) -> None:
+    """Prints what the run changes in the model that it starts with: its class, its loss."""
+    name = arguments.model.model_name_or_path
+    if models.is_clip(arguments.model):
+        print(f"{name} is a CLIPModel; training continues as a FlipModel with its weights")
+    saved = None if name is None else models.saved_config(arguments.model)
+    said = change_in_words(name, saved, arguments.objective.loss)
+    if said is not None:
+        print(said)
 
 
 def shared_tokenizer(

@@ -1,8 +1,8 @@
 """The model as training calls it: a micro-batch in, the inputs of its losses out.
 
 One module with one forward pass, so that every wrapper that gathers or reduces parameters around `forward`
-(DistributedDataParallel, FSDP2, DeepSpeed) sees all of them used, including the temperature. `FlipModel.forward` would
-also compute the similarities of the micro-batch, which the loss over all processes does not need.
+(DistributedDataParallel, FSDP2, DeepSpeed) sees all of them used, including temperature and bias. `FlipModel.forward`
+would also compute the similarities of the micro-batch, which the loss over all processes does not need.
 """
 
 from typing import Any, NamedTuple
@@ -19,11 +19,15 @@ IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolat
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of images and texts (B, E) and the factor on their cosines (1,), or the gradients of all three."""
+    """Embeddings of images and texts (B, E), the factor on their cosines and the bias (1,), or the gradients of all.
+
+    The bias is None for the softmax loss, and there for the sigmoid loss.
+    """
 
     images: torch.Tensor
     texts: torch.Tensor
     logit_scale: torch.Tensor
+    logit_bias: torch.Tensor | None = None
 
 
 class Encoded(NamedTuple):
@@ -32,19 +36,21 @@ class Encoded(NamedTuple):
     Attributes:
         image_embeds, text_embeds: (B, E), normalised, float32 or wider; None where nothing is contrasted.
         logit_scale: the factor on their cosines, (1,); None where nothing is contrasted.
+        logit_bias: added to the scaled cosines, (1,); None where nothing is contrasted, or by a softmax.
         reconstruction_loss: mean over the images, a scalar; None where nothing is reconstructed.
     """
 
     image_embeds: torch.Tensor | None
     text_embeds: torch.Tensor | None
     logit_scale: torch.Tensor | None
+    logit_bias: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
 
     @property
     def embeddings(self) -> Embeddings:
         """What is contrasted, of a micro-batch with texts."""
         assert self.image_embeds is not None and self.text_embeds is not None and self.logit_scale is not None
-        return Embeddings(self.image_embeds, self.text_embeds, self.logit_scale)
+        return Embeddings(self.image_embeds, self.text_embeds, self.logit_scale, self.logit_bias)
 
 
 class PairEncoder(nn.Module):
@@ -84,10 +90,13 @@ class PairEncoder(nn.Module):
         if "input_ids" not in batch:
             with self.autocast():
                 vision = self.flip.vision_model(**images)
-            return Encoded(None, None, None, self._reconstruct(vision, target_patches))
+            return Encoded(None, None, None, reconstruction_loss=self._reconstruct(vision, target_patches))
         vision = self.get_image_features(**images)
         texts = self.get_text_features(**batch)
-        embeds = (_unit(vision.pooler_output), _unit(texts.pooler_output), self.flip.get_logit_scale())
+        bias = self.flip.logit_bias
+        # A copy: a wrapper that shards may free the parameter itself after the forward pass.
+        bias = None if bias is None else bias.clone()
+        embeds = (_unit(vision.pooler_output), _unit(texts.pooler_output), self.flip.get_logit_scale(), bias)
         # Last, so that a pass without it draws the same dropout up to here.
         return Encoded(*embeds, None if target_patches is None else self._reconstruct(vision, target_patches))
 

@@ -339,7 +339,7 @@ class Trainer:
         lengths = {"kept_patches": kept_patches, "text_tokens": text_tokens}
         values = {**step.values(self.accelerator), **lengths, **speed}
         self.progress.log(self.state.samples, phase=phase.name, skipped_steps=self.state.skipped_steps, **values)
-        names = {"loss": "loss", "accuracy": "acc", "logit_scale": "scale", "learning_rate": "lr"}
+        names = {"loss": "loss", "accuracy": "acc", "logit_scale": "scale", "logit_bias": "bias", "learning_rate": "lr"}
         self.progress.show(**{short: values[name] for name, short in names.items() if name in values})
 
     def _encoder(self) -> PairEncoder:

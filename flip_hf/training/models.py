@@ -34,9 +34,11 @@ from flip_hf.modeling import (
     FlipVisionConfig,
 )
 from flip_hf.modeling.clip_flip import flip_config_from_clip
+from flip_hf.modeling.configuration_flip import LOGIT_SCALE_INIT
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
 from flip_hf.training.encoder import flip_of, recompute_activations
+from flip_hf.training.logit_bias import SIGMOID_LOGIT_SCALE_INIT, Loss, fit_bias, set_loss
 from flip_hf.training.masks import check_masks
 from flip_hf.training.memory_limit import check_memory
 from flip_hf.training.resizing import new_sizes, resized_image_processor
@@ -114,8 +116,9 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
     """
     if objective is not None and objective.reconstructs:
         _check_fields("decoder_config", FlipDecoderConfig, objective.decoder_fields())
+    loss = None if objective is None else objective.loss
     if model.model_name_or_path is not None:
-        config = _saved_config(model)
+        config = saved_config(model)
     else:
         towers = model.tower_configs()
         tower = tower_fields(model.init_vision_from) if model.init_vision_from is not None else {}
@@ -128,13 +131,21 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
             text_config=text_config,
             vision_config=vision_config,
             projection_dim=model.projection_dim,
-            logit_scale_init_value=model.logit_scale_init_value,
+            logit_scale_init_value=_start_of_scale(model, loss),
         )
         config.mask_ratio = model.mask_ratio
         config.mask_strategy = model.drawn_strategy
+    set_loss(config, loss)
     sizes = new_sizes(model, config)
     check_masks(model, config.text_config, (sizes["image_size"] // sizes["patch_size"]) ** 2)
     return config
+
+
+def _start_of_scale(model: ModelArguments, loss: Loss | None) -> float:
+    """Returns the start of a new model's logarithm of the inverse temperature; the loss's own if not configured."""
+    if model.logit_scale_init_value is not None:
+        return model.logit_scale_init_value
+    return SIGMOID_LOGIT_SCALE_INIT if loss == "sigmoid" else LOGIT_SCALE_INIT
 
 
 def _check_fields(option: str, config_class: type[PreTrainedConfig], fields: JsonObject) -> None:
@@ -149,8 +160,8 @@ def _check_fields(option: str, config_class: type[PreTrainedConfig], fields: Jso
         raise OptionError(f"--{option}: {one_line(error)}") from error
 
 
-def _saved_config(model: ModelArguments) -> FlipConfig:
-    """Reads the configuration of the starting model, with the run's masks.
+def saved_config(model: ModelArguments) -> FlipConfig:
+    """Reads the configuration of the starting model, with the run's masks and its own loss.
 
     Raises:
         ModelUnreadable: it cannot be read.
@@ -203,7 +214,8 @@ def make_model(
             load_tower(flip, model.init_vision_from)
         made: FlipModel | FlipForPreTraining = flip
     else:
-        made = _load(arguments, config)
+        made = _load(arguments, saved_config(model))
+        fit_bias(flip_of(made), config)
     flip = flip_of(made)
     sizes = new_sizes(model, config)
     if sizes != {name: getattr(config.vision_config, name) for name in sizes}:
@@ -232,7 +244,7 @@ def _fit_vocabulary(model: ModelArguments, text_config: FlipTextConfig, tokenize
 
 
 def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTraining:
-    """Loads the saved model, with its decoder where it has one and the objective needs it.
+    """Loads the saved model, of this configuration, with its decoder where it has one and the objective needs it.
 
     Raises:
         ValueError: options ask for a decoder of another shape.
@@ -270,6 +282,8 @@ def _freeze_texts(flip: FlipModel) -> None:
         if part is not None:
             part.requires_grad_(False)
     flip.logit_scale.requires_grad_(False)
+    if flip.logit_bias is not None:
+        flip.logit_bias.requires_grad_(False)
 
 
 # -- the processor -----------------------------------------------------------------------------------------------------

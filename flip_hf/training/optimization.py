@@ -89,9 +89,10 @@ def is_decayed(name: str) -> bool:
     """Returns whether weight decay applies to a parameter of this name.
 
     As in the official code: everything but biases, LayerNorms and position tables. Class token, token table and
-    temperature are decayed.
+    temperature are decayed. The bias of the logits is a bias: decay would pull it from its -10 to 0, where most
+    decisions of the sigmoid loss are wrong.
     """
-    return not (name.endswith(".bias") or "norm" in name or "position_embedding" in name)
+    return not (name.endswith((".bias", "logit_bias")) or "norm" in name or "position_embedding" in name)
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:

@@ -141,11 +141,12 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("nearest_patch_error", "the nearest visible patch", {**_GREY, "linestyle": ":"}),
     ],
     "logit scale (1 / temperature)": [("logit_scale", "logit scale", _LINE)],
+    "logit bias": [("logit_bias", "logit bias", _LINE)],
 }
 
 
 def plot_curves(records: list[JsonObject], boundary: int | None, path: Path) -> "Figure":
-    """Plots losses, accuracies, reconstruction errors and temperature, as recorded, over samples; returns the figure.
+    """Plots losses, accuracies, errors, temperature and bias, as recorded, over samples; returns the figure.
 
     Args:
         records: the output of [`Progress.records`].

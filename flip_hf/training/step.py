@@ -10,13 +10,13 @@ another objective; for a reconstruction loss, a mean over images, it is exact.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 
-from flip_hf.losses import at_least_float32, contrastive_loss
+from flip_hf.losses import at_least_float32, contrastive_loss, sigmoid_loss
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import Embeddings, Encoded
 from flip_hf.training.generators import generator_state, restored_generators
@@ -64,12 +64,14 @@ class BatchLoss:
         loss: the loss whose gradient was taken.
         accuracy: fraction of images whose most similar text is a positive; None where nothing is contrasted.
         logit_scale: the factor on cosine similarities (1,); None where nothing is contrasted.
+        logit_bias: added to the scaled similarities (1,); None where nothing is contrasted, or by a softmax.
         contrastive_loss, reconstruction_loss: the two terms of `loss`, unweighted; None unless there are both.
     """
 
     loss: torch.Tensor
     accuracy: torch.Tensor | None = None
     logit_scale: torch.Tensor | None = None
+    logit_bias: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     reconstruction_loss: torch.Tensor | None = None
 
@@ -96,10 +98,10 @@ class StepResult:
         present = {name: value for name, value in losses.items() if value is not None}
         means = accelerator.reduce(torch.stack(list(present.values())), "mean")
         assert isinstance(means, torch.Tensor)
-        scale = {} if batch.logit_scale is None else {"logit_scale": batch.logit_scale.item()}
+        of_logits = {"logit_scale": batch.logit_scale, "logit_bias": batch.logit_bias}
         return {
             **dict(zip(present, means.tolist(), strict=True)),
-            **scale,
+            **{name: value.item() for name, value in of_logits.items() if value is not None},
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
         }
@@ -166,22 +168,29 @@ def _caption_ids(micro_batches: list[Batch], device: torch.device) -> torch.Tens
     return torch.cat([batch[CAPTION_IDS] for batch in micro_batches]).to(device, non_blocking=True)
 
 
+def _loss_of(embeddings: Embeddings, caption_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns loss and accuracy: those of the sigmoid loss for logits with a bias, else of the softmax loss."""
+    images, texts, scale, bias = embeddings
+    if bias is None:
+        return contrastive_loss(images, texts, scale, caption_ids=caption_ids)
+    return sigmoid_loss(images, texts, scale, bias, caption_ids=caption_ids)
+
+
 def _contrast(trained: Trained, batch: Batch, prepare: Prepare, weight: float) -> BatchLoss:
     """Contrasts a batch in one piece."""
     encoded = trained.model(**prepare(batch))  # a name for the inputs would keep them through the backward pass
     caption_ids = _caption_ids([batch], trained.device)
-    contrastive, accuracy = contrastive_loss(*encoded.embeddings, caption_ids=caption_ids)
+    contrastive, accuracy = _loss_of(encoded.embeddings, caption_ids)
     reconstruction = encoded.reconstruction_loss
     trained.backward(contrastive if reconstruction is None else contrastive + weight * reconstruction)
-    return _batch_loss(contrastive, accuracy, encoded.embeddings.logit_scale, reconstruction, weight)
+    return _with_reconstruction(_batch_loss(contrastive, accuracy, encoded.embeddings), reconstruction, weight)
 
 
 def _contrast_in_pieces(trained: Trained, micro_batches: list[Batch], prepare: Prepare, weight: float) -> BatchLoss:
     """Contrasts all micro-batches with each other; both passes draw the same masks and dropout."""
     embedded, sizes, states = _embed(trained, micro_batches, prepare)
     caption_ids = _caption_ids(micro_batches, trained.device)
-    contrastive, accuracy, gradients = _differentiate(embedded, caption_ids)
-    logit_scale = embedded.logit_scale
+    contrast, gradients = _differentiate(embedded, caption_ids)
     del embedded
     image_grads = gradients.images.split(sizes)
     text_grads = gradients.texts.split(sizes)
@@ -193,16 +202,18 @@ def _contrast_in_pieces(trained: Trained, micro_batches: list[Batch], prepare: P
             with restored_generators(state, trained.device):
                 encoded = trained.model(**prepare(micro_batch))
             # The gradient of this sum is the gradient of the loss through this micro-batch.
-            images, texts, scale = encoded.embeddings
+            images, texts, scale, bias = encoded.embeddings
             surrogate = (images * image_grads[i]).sum() + (texts * text_grads[i]).sum()
-            if is_last:  # the temperature's gradient travels with the one synchronised backward
+            if is_last:  # gradients of temperature and bias travel with the one synchronised backward
                 surrogate = surrogate + (scale * gradients.logit_scale).sum()
+            if is_last and bias is not None:
+                surrogate = surrogate + (bias * gradients.logit_bias).sum()
             if encoded.reconstruction_loss is not None:  # a mean over images: all pieces weigh the same
                 surrogate = surrogate + weight * encoded.reconstruction_loss / pieces
                 reconstructions.append(encoded.reconstruction_loss.detach())
             trained.backward(surrogate)
     reconstruction = torch.stack(reconstructions).mean() if reconstructions else None
-    return _batch_loss(contrastive, accuracy, logit_scale, reconstruction, weight)
+    return _with_reconstruction(contrast, reconstruction, weight)
 
 
 def _embed(
@@ -211,7 +222,7 @@ def _embed(
     """Embeds all micro-batches without a graph.
 
     Returns:
-        All embeddings, (n, E) each, and the scale; each micro-batch's size; the generators' state before each.
+        All embeddings, (n, E) each, scale and bias; each micro-batch's size; the generators' state before each.
     """
     states = []
     pieces = []
@@ -220,32 +231,39 @@ def _embed(
             states.append(generator_state(trained.device))
             # Without targets the decoder is left out; it comes last, so that the same is drawn up to the embeddings.
             pieces.append(trained.model(**{**prepare(micro_batch), "target_patches": None}).embeddings)
-    images, texts, scales = zip(*pieces, strict=True)
-    return Embeddings(torch.cat(images), torch.cat(texts), scales[0]), [len(image) for image in images], states
+    images, texts, scales, biases = zip(*pieces, strict=True)
+    embedded = Embeddings(torch.cat(images), torch.cat(texts), scales[0], biases[0])
+    return embedded, [len(image) for image in images], states
 
 
-def _differentiate(
-    embedded: Embeddings, caption_ids: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, Embeddings]:
-    """Returns loss, accuracy, and the gradients of the loss with respect to the embeddings and the scale."""
-    inputs = [at_least_float32(value).detach().requires_grad_() for value in embedded]
-    loss, accuracy = contrastive_loss(*inputs, caption_ids=caption_ids)
-    return loss.detach(), accuracy, Embeddings(*torch.autograd.grad(loss, inputs))
+def _differentiate(embedded: Embeddings, caption_ids: torch.Tensor | None) -> tuple[BatchLoss, Embeddings]:
+    """Returns the loss, and its gradients with respect to the embeddings, the scale and, if there is one, the bias."""
+    inputs = [at_least_float32(value).detach().requires_grad_() for value in embedded if value is not None]
+    loss, accuracy = _loss_of(Embeddings(*inputs), caption_ids)
+    return _batch_loss(loss, accuracy, embedded), Embeddings(*torch.autograd.grad(loss, inputs))
 
 
-def _batch_loss(
-    contrastive: torch.Tensor,
-    accuracy: torch.Tensor,
-    logit_scale: torch.Tensor,
-    reconstruction: torch.Tensor | None,
-    weight: float,
-) -> BatchLoss:
-    contrastive = contrastive.detach()
-    logit_scale = logit_scale.detach()
+def _batch_loss(contrastive: torch.Tensor, accuracy: torch.Tensor, embeddings: Embeddings) -> BatchLoss:
+    bias = embeddings.logit_bias
+    return BatchLoss(
+        contrastive.detach(),
+        accuracy,
+        embeddings.logit_scale.detach(),
+        None if bias is None else bias.detach(),
+    )
+
+
+def _with_reconstruction(contrast: BatchLoss, reconstruction: torch.Tensor | None, weight: float) -> BatchLoss:
+    """Adds the reconstruction's loss, where there is one, to the contrastive one."""
     if reconstruction is None:
-        return BatchLoss(contrastive, accuracy, logit_scale)
+        return contrast
     reconstruction = reconstruction.detach()
-    return BatchLoss(contrastive + weight * reconstruction, accuracy, logit_scale, contrastive, reconstruction)
+    return replace(
+        contrast,
+        loss=contrast.loss + weight * reconstruction,
+        contrastive_loss=contrast.loss,
+        reconstruction_loss=reconstruction,
+    )
 
 
 def _reconstruct(trained: Trained, micro_batches: list[Batch], prepare: Prepare) -> BatchLoss:

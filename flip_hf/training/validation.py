@@ -16,6 +16,7 @@ from flip_hf.evaluation.features import Features, extract, extract_texts
 from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 from flip_hf.evaluation.scoring import recall_at, retrieval_ranks, top_k_accuracy
 from flip_hf.evaluation.zero_shot import class_embeddings, normalized, prompt_embeddings
+from flip_hf.modeling.modeling_flip import image_text_sigmoid_loss
 from flip_hf.training import inputs
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.encoder import PairEncoder
@@ -125,13 +126,20 @@ class Validator:
 
         values = extract_texts(encode, texts, self.accelerator, _TEXTS)
         scale = float(encoder.flip.get_logit_scale().detach())
+        bias = encoder.flip.logit_bias
+        bias = None if bias is None else float(bias.detach())
         batch_size = self.arguments.optimization.batch_size
-        measured = measure_pairs(features.values, values, np.array(counts), scale, batch_size)
+        measured = measure_pairs(features.values, values, np.array(counts), scale, batch_size, bias)
         return {**measured, "pairs": float(len(counts)), "captions": float(len(texts))}
 
 
 def measure_pairs(
-    images: np.ndarray, texts: np.ndarray, counts: np.ndarray, scale: float, batch_size: int
+    images: np.ndarray,
+    texts: np.ndarray,
+    counts: np.ndarray,
+    scale: float,
+    batch_size: int,
+    bias: float | None = None,
 ) -> dict[str, float]:
     """Measures loss and retrieval on pairs.
 
@@ -142,17 +150,19 @@ def measure_pairs(
         scale: the factor on the cosines.
         batch_size: the run's. The loss is computed on consecutive batches of about this size, each image with its first
             text, so that it is comparable with the training loss; on a single batch where there are fewer.
+        bias: added to the scaled cosines, for the sigmoid loss; None for the softmax loss.
 
     Returns:
         `validation_loss`; the six recalls of retrieval among all images and all texts, where any of an image's texts is
         a hit; and their mean, `mean_recall`. Empty where a number is not finite.
     """
-    if not (np.isfinite(images).all() and np.isfinite(texts).all() and np.isfinite(scale)):
+    of_logits = [scale] if bias is None else [scale, bias]
+    if not all(np.isfinite(values).all() for values in (images, texts, of_logits)):
         return {}
     image_of_text = np.repeat(np.arange(len(images)), counts)
     first_texts = texts[np.cumsum(counts) - counts]  # (I, E)
     pieces = np.array_split(np.arange(len(images)), max(1, round(len(images) / batch_size)))
-    losses = [len(piece) * _loss(images[piece], first_texts[piece], scale) for piece in pieces]
+    losses = [len(piece) * _loss(images[piece], first_texts[piece], scale, bias) for piece in pieces]
     of_images, of_texts = retrieval_ranks(images, texts, image_of_text)
     recalls = {
         f"{what}_retrieval_recall@{k}": recall_at(ranks, k)
@@ -163,9 +173,11 @@ def measure_pairs(
     return {"validation_loss": sum(losses) / len(images), "mean_recall": mean_recall, **recalls}
 
 
-def _loss(images: np.ndarray, texts: np.ndarray, scale: float) -> float:
+def _loss(images: np.ndarray, texts: np.ndarray, scale: float, bias: float | None) -> float:
     """Computes the contrastive loss of a batch of images (B, E) and their texts (B, E)."""
     logits = scale * torch.from_numpy(images) @ torch.from_numpy(texts).T  # (B, B)
+    if bias is not None:
+        return float(image_text_sigmoid_loss(logits + bias))
     labels = torch.arange(len(logits))
     losses = nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)
     return float(losses) / 2

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor, SiglipConfig, SiglipModel, pipeline
 
-from flip_hf import FlipModel, ZeroShotClassifier
+from flip_hf import FlipConfig, FlipModel, ZeroShotClassifier
 from flip_hf.evaluation.labels import LabelEmbeddings
 from flip_hf.evaluation.templates import prompt_set, resolve_templates
 from tests.helpers.hostile_pictures import EPS
@@ -66,6 +66,20 @@ def test_one_template_gives_the_pipelines_answers(classifier, saved, pictures, t
         assert by_label(classifier(image, LABELS, template)) == pytest.approx(by_label(answers[0]), abs=1e-6)
     best = classifier(iter(pictures), LABELS, template, top_k=2)[1]
     assert [entry["label"] for entry in best] == [entry["label"] for entry in answers[1][:2]]
+
+
+def test_a_bias_of_all_logits_changes_no_answer(classifier, saved, pictures, tmp_path):
+    """Of a FlipModel trained with the sigmoid loss; the pipeline, too, takes its labels for alternatives."""
+    config = FlipConfig.from_pretrained(saved, logit_bias_init_value=-10)
+    FlipModel.from_pretrained(saved, config=config).save_pretrained(tmp_path / "biased")
+    classifier.processor.save_pretrained(tmp_path / "biased")
+    biased = ZeroShotClassifier.from_pretrained(tmp_path / "biased")
+    assert biased.model.logit_bias.item() == -10
+    expected = by_label(classifier(pictures[0], LABELS, "{}"))
+    assert by_label(biased(pictures[0], LABELS, "{}")) == pytest.approx(expected, abs=1e-6)
+    stock = pipeline("zero-shot-image-classification", model=str(tmp_path / "biased"))
+    answer = stock(pictures[0], candidate_labels=LABELS, hypothesis_template="{}")
+    assert by_label(answer) == pytest.approx(expected, abs=1e-6)
 
 
 def test_templates_are_averaged_as_clip_does(classifier):

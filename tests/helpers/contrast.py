@@ -11,6 +11,7 @@ from tests.helpers.models import tiny_config
 
 PAIRS = 12
 PIECES = (1, 3)
+BIASES = {"softmax": None, "sigmoid": -3.0}  # of the logits, by loss
 CAPTION_IDS = torch.arange(PAIRS) * 5 % 4  # equal ones lie in different processes and micro-batches
 CASES = ((1, 2048), (1, 1), (3, 2), (5, 2048))  # pairs a process, tile size
 
@@ -27,11 +28,12 @@ def make_batch() -> dict[str, torch.Tensor]:
     }
 
 
-def make_model(dropout: float = 0.0, mask_ratio: float = 0.0) -> FlipModel:
+def make_model(dropout: float = 0.0, mask_ratio: float = 0.0, bias: float | None = None) -> FlipModel:
     """The generator's state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = FlipModel(tiny_config(text={"attention_dropout": dropout}, vision={"mask_ratio": mask_ratio}))
+        of_towers = {"text": {"attention_dropout": dropout}, "vision": {"mask_ratio": mask_ratio}}
+        model = FlipModel(tiny_config(**of_towers, logit_bias_init_value=bias))
     return model.double().train()
 
 
@@ -44,7 +46,7 @@ def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[s
 
     def encode(target_patches=None, **batch):
         outputs = model(**batch)
-        return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale())
+        return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale(), model.logit_bias)
 
     loss = accumulate_gradients(OneProcess(encode), micro_batches)
     return loss.loss.item(), {name: p.grad for name, p in model.named_parameters()}
@@ -56,13 +58,16 @@ def assert_same(ours: torch.Tensor, expected: torch.Tensor, name: str) -> None:
     assert (ours - expected).abs().max() < 1e-10, name
 
 
-def make_embeds(pairs: int, scale: float, dtype=torch.float64, device="cpu") -> list[torch.Tensor]:
-    """Images, texts that resemble them, and the scale."""
+def make_embeds(
+    pairs: int, scale: float, dtype=torch.float64, device="cpu", bias: float | None = None
+) -> list[torch.Tensor]:
+    """Images, texts that resemble them, the scale and, if given, the bias."""
     torch.manual_seed(pairs)
     images = torch.randn(pairs, 8, dtype=torch.float64)
     texts = images + torch.randn(pairs, 8, dtype=torch.float64)
     embeds = [functional.normalize(rows, dim=1).to(device, dtype) for rows in (images, texts)]
-    return [x.requires_grad_() for x in (*embeds, torch.tensor([scale], dtype=embeds[0].dtype, device=device))]
+    of_logits = [torch.tensor([x], dtype=embeds[0].dtype, device=device) for x in (scale, bias) if x is not None]
+    return [x.requires_grad_() for x in (*embeds, *of_logits)]
 
 
 def differentiate(loss_function, inputs: list[torch.Tensor], **options) -> list[torch.Tensor]:
@@ -82,11 +87,25 @@ def dense_loss(images, texts, scale, caption_ids=None) -> tuple[torch.Tensor, to
     return loss, equal[torch.arange(len(best)), best].float().mean()
 
 
+def dense_sigmoid_loss(images, texts, scale, bias, caption_ids=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula, with the whole matrix; each pair of equal captions is a yes."""
+    logits = scale * images @ texts.T + bias
+    ids = torch.arange(len(images), device=images.device) if caption_ids is None else caption_ids
+    yes = ids[:, None] == ids
+    loss = functional.binary_cross_entropy_with_logits(logits, yes.to(logits.dtype), reduction="sum") / len(images)
+    best = logits.argmax(dim=1)
+    return loss, yes[torch.arange(len(best)), best].float().mean()
+
+
 def dense_backward(
-    model: FlipModel, batch: dict[str, torch.Tensor], caption_ids: torch.Tensor
+    model: FlipModel, batch: dict[str, torch.Tensor], caption_ids: torch.Tensor | None = None
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and all gradients of one step by the formula."""
     outputs = model(**batch)
-    loss, _ = dense_loss(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale(), caption_ids)
+    embeds = (outputs.image_embeds, outputs.text_embeds, model.get_logit_scale())
+    if model.logit_bias is None:
+        loss, _ = dense_loss(*embeds, caption_ids)
+    else:
+        loss, _ = dense_sigmoid_loss(*embeds, model.logit_bias, caption_ids)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}

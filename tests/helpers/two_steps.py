@@ -6,7 +6,7 @@ import torch
 
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.optimization import make_optimizer
-from tests.helpers.contrast import backward, make_batch, make_model
+from tests.helpers.contrast import BIASES, backward, make_batch, make_model
 
 RUN = """
 import os, sys, torch
@@ -18,7 +18,7 @@ from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.step import train_step
 from flip_hf.training.optimization import make_optimizer
-from tests.helpers.contrast import PAIRS, make_batch, make_model, take
+from tests.helpers.contrast import BIASES, PAIRS, make_batch, make_model, take
 
 kind, pieces, out, max_norm = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]) or None
 if kind == "zero2":
@@ -39,7 +39,8 @@ if kind == "fsdp2":
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["FlipEncoderLayer"],
         cpu_ram_efficient_loading=False, reshard_after_forward=True,
     )
-model = make_model() if kind != "zero2" else make_model().float()
+model = make_model(bias=BIASES[sys.argv[6]])
+model = model.float() if kind == "zero2" else model
 options = OptimizationArguments(base_lr=1.0, optimizer=sys.argv[5])
 def optimizer(module):
     made = make_optimizer(module, options)
@@ -82,10 +83,10 @@ if kind == "ddp":  # gloo's threads would abort the process now and then
 
 
 def one_process(
-    max_norm: float | None = None, optimizer_name: Literal["adamw", "muon"] = "adamw"
+    max_norm: float | None = None, optimizer_name: Literal["adamw", "muon"] = "adamw", loss: str = "softmax"
 ) -> dict[str, torch.Tensor]:
     """Two plain steps on the whole batch."""
-    model = make_model()
+    model = make_model(bias=BIASES[loss])
     optimizer = make_optimizer(model, OptimizationArguments(optimizer=optimizer_name))
     for group in optimizer.param_groups:
         group["lr"] = 0.01

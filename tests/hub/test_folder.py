@@ -19,7 +19,8 @@ from tests.helpers.models import tiny_config
 from tests.helpers.pretraining import SHORT, TINY
 from tests.helpers.programs import ROOT
 
-CODE = {f"{name}_flip.py" for name in ("clip", "configuration", "masking", "modeling", "processing", "resizing")}
+MODULES = ("blocks", "clip", "configuration", "masking", "modeling", "processing", "resizing", "siglip")
+CODE = {f"{name}_flip.py" for name in MODULES}
 DECODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 TOKEN = "hf_" + "Ab1" * 11
 

@@ -1,5 +1,6 @@
 """The paper plan: its memory against what the allocator gave, its arithmetic, its command line."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -88,11 +89,14 @@ def test_time_network_and_loader_follow_from_the_assumptions():
     assert network_bytes(RUN, weights, CLUSTER, plain) == 0.75 * (2 * weights + 3 * 1024 * 24 * 2 * 4)
 
 
-def test_the_losss_memory_is_that_of_the_code():
-    memory = MemoryModel(RUN)
-    width = CONFIG.projection_dim
-    assert memory.loss(4096, 4096) == trace_loss(4096, width)
-    assert memory.loss(16384, 16384) == pytest.approx(trace_loss(16384, width), rel=1e-3)
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_the_losss_memory_is_that_of_the_code(sigmoid):
+    config = copy.deepcopy(CONFIG)
+    config.logit_bias_init_value = -10 if sigmoid else None
+    memory = MemoryModel(replace(RUN, config=config))
+    width = config.projection_dim
+    assert memory.loss(4096, 4096) == trace_loss(4096, width, sigmoid) != trace_loss(4096, width, not sigmoid)
+    assert memory.loss(16384, 16384) == pytest.approx(trace_loss(16384, width, sigmoid), rel=1e-3)
     assert memory.loss(1024, 4096) < memory.loss(4096, 4096)
 
 

@@ -13,21 +13,26 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_two(
-    kind: str, pieces: int, folder: Path, max_norm: float = 0.0, processes: int = 2, optimizer: str = "adamw"
+    kind: str, pieces: int, folder: Path, max_norm: float = 0.0, optimizer: str = "adamw", loss: str = "softmax"
 ) -> dict[str, torch.Tensor]:
     (folder / "run.py").write_text(RUN)
-    arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer)
-    run = run_program(folder / "run.py", *arguments, processes=processes, environment={"CUDA_VISIBLE_DEVICES": ""})
+    arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer, loss)
+    run = run_program(folder / "run.py", *arguments, processes=2, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(folder / "out.pt", weights_only=True)
 
 
 @pytest.mark.parametrize(
-    ("kind", "pieces", "max_norm"), [("ddp", 3, 0.5), ("compiled", 3, 0.5), ("fsdp2", 1, 0.0), ("fsdp2", 3, 0.5)]
+    ("kind", "pieces", "max_norm", "loss"),
+    [
+        *[("ddp", 3, 0.5, "softmax"), ("compiled", 3, 0.5, "softmax")],
+        *[("fsdp2", 1, 0.0, "softmax"), ("fsdp2", 3, 0.5, "softmax")],
+        *[("compiled", 3, 0.5, "sigmoid"), ("fsdp2", 1, 0.0, "sigmoid"), ("fsdp2", 3, 0.5, "sigmoid")],
+    ],
 )
-def test_two_processes_take_the_step_of_one(kind, pieces, max_norm, tmp_path):
-    ours = run_two(kind, pieces, tmp_path, max_norm)
-    expected = one_process(max_norm or None)
+def test_two_processes_take_the_step_of_one(kind, pieces, max_norm, loss, tmp_path):
+    ours = run_two(kind, pieces, tmp_path, max_norm, loss=loss)
+    expected = one_process(max_norm or None, loss=loss)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
@@ -47,7 +52,7 @@ def test_two_processes_take_muons_step_of_one(kind, pieces, tmp_path):
 def test_zero2_refuses_muon(tmp_path):
     (tmp_path / "run.py").write_text(RUN)
     environment = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "false"}
-    arguments = ("zero2", 1, tmp_path / "out.pt", 0.0, "muon")
+    arguments = ("zero2", 1, tmp_path / "out.pt", 0.0, "muon", "softmax")
     run = run_program(tmp_path / "run.py", *arguments, processes=2, environment=environment)
     assert run.returncode != 0 and "muon needs whole matrices, and DeepSpeed flattens them" in run.stderr
 

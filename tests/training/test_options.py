@@ -78,7 +78,7 @@ def test_every_choice_is_one_of_those(group, field):
 def test_the_choices_are_read_from_the_types():
     chosen = {name: kind.choices for (_, name), kind in KINDS.items() if kind.choices}
     assert set(chosen) == {
-        *("mask_strategy", "mask_ratio_schedule", "text_mask_strategy", "objective", "positives"),
+        *("mask_strategy", "mask_ratio_schedule", "text_mask_strategy", "objective", "loss", "positives"),
         *("optimizer", "precision"),
         *("tasks", "caption_form", "text_labels", "metric", "probe", "recipe"),
     }

@@ -23,6 +23,7 @@ from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.validation import in_words, measure_pairs
+from tests.helpers.contrast import dense_sigmoid_loss, make_embeds
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.programs import ROOT
 
@@ -193,6 +194,14 @@ def test_the_loss_is_that_of_batches_as_large_as_in_training():
     pieces = [measure_pairs(each, each, np.ones(16, int), 5.0, 16)["validation_loss"] for each in np.split(texts, 4)]
     assert alone == pytest.approx(np.mean(pieces), abs=1e-5)
     assert alone < measure_pairs(texts, texts, np.ones(64, int), 5.0, 64)["validation_loss"]
+
+
+def test_the_validation_loss_of_a_model_with_a_bias_is_the_sigmoid_loss():
+    images, texts, scale, bias = (x.detach() for x in make_embeds(32, 10.0, torch.float32, bias=-4.0))
+    found = measure_pairs(images.numpy(), texts.numpy(), np.ones(32, int), 10.0, 16, -4.0)["validation_loss"]
+    pieces = [dense_sigmoid_loss(images[i : i + 16], texts[i : i + 16], scale, bias)[0].item() for i in (0, 16)]
+    assert found == pytest.approx(sum(pieces) / 2, rel=1e-5)
+    assert measure_pairs(images.numpy(), texts.numpy(), np.ones(32, int), 10.0, 16, math.nan) == {}
 
 
 def test_numbers_that_are_not_finite_are_never_the_best(tmp_path):
