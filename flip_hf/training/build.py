@@ -16,12 +16,14 @@ from flip_hf.data.pool import FEW
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.hub.push import HubRefused
+from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import inputs, models
 from flip_hf.training.agreement import from_main
-from flip_hf.training.arguments import Arguments, OptimizationArguments, RunArguments
+from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationArguments, RunArguments
 from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
+from flip_hf.training.freezing import in_words, read_frozen
 from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
@@ -76,10 +78,9 @@ def _build(arguments: Arguments) -> Trainer:
     micro_batch_size, num_micro = split_batch(arguments.optimization, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
-    if accelerator.is_main_process and models.is_clip(arguments.model):
-        print(
-            f"{arguments.model.model_name_or_path} is a CLIPModel; training continues as a FlipModel with its weights"
-        )
+    if accelerator.is_main_process:
+        for sentence in start_in_words(arguments.model, model):
+            print(sentence)
     config = flip_of(model).config  # its sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
@@ -103,6 +104,18 @@ def _build(arguments: Arguments) -> Trainer:
     if accelerator.is_main_process:
         tidy(output_dir, trainer.state.samples)
     return trainer
+
+
+def start_in_words(options: ModelArguments, model: FlipModel | FlipForPreTraining) -> list[str]:
+    """Says in sentences what a run does with the model that it starts from."""
+    sentences = []
+    if models.is_clip(options):
+        sentences.append(
+            f"{options.model_name_or_path} is a CLIPModel; training continues as a FlipModel with its weights"
+        )
+    if options.freeze:
+        sentences.append(in_words(flip_of(model), read_frozen(options.freeze)))
+    return sentences
 
 
 def shared_tokenizer(

@@ -369,8 +369,10 @@ class Trainer:
 
     def _draw(self, pictures: ReconstructionPictures) -> None:
         with self.window.pause():
-            model: Any = self._encoder().model
+            encoder = self._encoder()
+            model: Any = encoder.model
             pictures.draw(model, self.state.samples)
+            encoder.train()  # which knows the frozen blocks
 
     def _saver(self) -> Callable[[Path], None]:
         """Gathers the weights that would be saved now, and returns what saves them, once; all must call it."""

@@ -37,6 +37,7 @@ from flip_hf.modeling.clip_flip import flip_config_from_clip
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
 from flip_hf.training.encoder import flip_of, recompute_activations
+from flip_hf.training.freezing import check_depth, freeze, read_frozen
 from flip_hf.training.masks import check_masks
 from flip_hf.training.memory_limit import check_memory
 from flip_hf.training.resizing import new_sizes, resized_image_processor
@@ -134,6 +135,7 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
         config.mask_strategy = model.drawn_strategy
     sizes = new_sizes(model, config)
     check_masks(model, config.text_config, (sizes["image_size"] // sizes["patch_size"]) ** 2)
+    check_depth(read_frozen(model.freeze), config)
     return config
 
 
@@ -215,8 +217,11 @@ def make_model(
             setattr(made.config, name, getattr(objective, name))
     if not objective.contrasts:
         _freeze_texts(flip)
+    freeze(flip, read_frozen(model.freeze), new_projection=model.init_vision_from is not None)
     if model.gradient_checkpointing:
-        recompute_activations(made)
+        recompute_activations(made, {"use_reentrant": False})
+        # Transformers makes the embeddings require a gradient, for the other kind: frozen blocks would keep a graph.
+        made.disable_input_require_grads()
     return made.train()
 
 

@@ -1,10 +1,12 @@
 """Two steps of one process, and the script that takes them in several."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 from flip_hf.training.arguments import OptimizationArguments
+from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.optimization import make_optimizer
 from tests.helpers.contrast import backward, make_batch, make_model
 
@@ -16,6 +18,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.step import train_step
 from flip_hf.training.optimization import make_optimizer
 from tests.helpers.contrast import PAIRS, make_batch, make_model, take
@@ -40,6 +43,7 @@ if kind == "fsdp2":
         cpu_ram_efficient_loading=False, reshard_after_forward=True,
     )
 model = make_model() if kind != "zero2" else make_model().float()
+freeze(model, read_frozen(sys.argv[6:]))
 options = OptimizationArguments(base_lr=1.0, optimizer=sys.argv[5])
 def optimizer(module):
     made = make_optimizer(module, options)
@@ -82,10 +86,11 @@ if kind == "ddp":  # gloo's threads would abort the process now and then
 
 
 def one_process(
-    max_norm: float | None = None, optimizer_name: Literal["adamw", "muon"] = "adamw"
+    max_norm: float | None = None, optimizer_name: Literal["adamw", "muon"] = "adamw", frozen: Sequence[str] = ()
 ) -> dict[str, torch.Tensor]:
     """Two plain steps on the whole batch."""
     model = make_model()
+    freeze(model, read_frozen(frozen))
     optimizer = make_optimizer(model, OptimizationArguments(optimizer=optimizer_name))
     for group in optimizer.param_groups:
         group["lr"] = 0.01
