@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure a model: zero-shot, retrieval, probes, fine-tuning",
     "zero-shot": "classify images by labels of your own",
     "convert": "convert models of CLIP, open_clip, the official FLIP and ViTMAE, and back",
+    "interpolate": "mix a model with what it was fine-tuned to, and measure the models between",
     "reconstruct": "draw what a model with a decoder reconstructs of masked images",
     "push": "publish a model folder on the Hub",
     "demo": "serve a page to try a model on, or write it as a Space",

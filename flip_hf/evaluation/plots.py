@@ -304,3 +304,34 @@ def _draw_shots(panel: Axes, few_shot: Mapping[int, Sequence[float]], zero_shot:
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     panel.set(xlabel="examples a class", title="few-shot probe")
+
+
+def plot_interpolation(curves: Mapping[str, Mapping[float, float]], path: str | Path) -> Figure:
+    """Draws accuracies over the share of the second model; of two data sets also one against the other (WiSE-FT).
+
+    Args:
+        curves: accuracies by alpha, of one or two data sets, by name.
+        path: the picture's file.
+    """
+    shown = {name: _percent("Accuracies", curve) for name, curve in curves.items()}
+    figure = Figure(figsize=(5.4 * len(shown), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for (name, curve), marker, line in zip(shown.items(), MARKERS, ("-", "--"), strict=False):
+        panels[0].plot(list(curve), list(curve.values()), line, color="black", marker=marker, label=name)
+    panels[0].set(xlabel="alpha, the share of the second model", ylabel="accuracy (%), higher is better")
+    for text in (
+        panels[0].legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False).get_texts()
+    ):
+        text.set_parse_math(False)
+    if len(shown) == 2:
+        (tuned, retained) = shown.values()
+        panels[1].plot(list(retained.values()), list(tuned.values()), color="black", marker=MARKERS[0])
+        for alpha, value in tuned.items():
+            panels[1].annotate(f"{alpha:g}", (retained[alpha], value), (4, 4), textcoords="offset points", fontsize=8)
+        first, second = shown
+        panels[1].set_xlabel(f"{second} (%)", parse_math=False)
+        panels[1].set_ylabel(f"{first} (%)", parse_math=False)
+        panels[1].set_title("numbers: alpha", fontsize=8)
+    for panel in panels:
+        panel.grid(color="0.9")
+    return _save(figure, path)

@@ -100,6 +100,12 @@ def _optimizer(recipe: JsonObject) -> str:
     return f"Muon for the blocks' matrices, {recipe['muon_lr_scale']:g} times the learning rate; else {adamw}"
 
 
+def _frozen(part: str) -> str:
+    """Says which part of a tower `--freeze` names."""
+    tower, _, blocks = part.partition(":")
+    return f"the embeddings and the first {blocks} blocks of the {tower} tower" if blocks else f"the {tower} tower"
+
+
 def training(run: PublishedRun) -> str:
     """Makes a table of the recipe's main values."""
     if not run.recipe:
@@ -116,6 +122,8 @@ def training(run: PublishedRun) -> str:
         ("optimizer", _optimizer(recipe)),
         ("schedule", f"{recipe['warmup_samples']:,} samples of warm-up, then a cosine"),
     ]
+    if recipe.get("freeze"):
+        rows.append(("not trained", ", ".join(map(_frozen, recipe["freeze"]))))
     if recipe["unmasked_samples"]:
         peak = recipe["unmasked_base_lr"] * scale
         rows.append(("tuned on whole images", f"{recipe['unmasked_samples']:,} pairs, peak learning rate {peak:.3g}"))

@@ -14,6 +14,7 @@ from flip_hf.console.ranges import POSITIVE, SEED, integer, number
 from flip_hf.data.rendering import Colour, read_colour
 from flip_hf.evaluation.templates import PROMPT_SETS, read_templates
 from flip_hf.redaction import redacted
+from flip_hf.training.freezing import check_trained_parts, read_frozen
 
 # ImageNet's statistics, which the official FLIP normalises with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -24,6 +25,7 @@ GENERIC_TEMPLATE = "a photo of a {}."
 _MAX_LOGIT_SCALE = 4.6052
 _DROPPED = number(0, 1, open_high=True, says="is a fraction dropped, {range}")
 _LEARNING_RATE = number(0, 1000)
+_LR_SCALE = number(0, 1000, open_low=True, note="--freeze keeps a tower as it is")
 _SAMPLES = integer(0)
 _SIDE = integer(1, 2**14, says="counts pixels and must be {range}")
 _BETA = number(0, 1, open_high=True)
@@ -122,9 +124,14 @@ class ModelArguments:
     )
     attn_implementation: str = option("sdpa", "eager, sdpa, flex_attention or flash_attention_2")
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    freeze: list[str] | None = option(
+        None,
+        "parts that are not trained: image, text (a tower with its projection), or image:8 (embeddings and 8 blocks)",
+    )
 
     def __post_init__(self):
         check_options(self)
+        read_frozen(self.freeze)  # raises on an unknown part
         self.tower_configs()  # raises on bad JSON
         both = self.model_name_or_path and (self.text_config or self.vision_config)
         require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
@@ -368,6 +375,11 @@ class OptimizationArguments:
     muon_lr_scale: float = option(
         1.0, "factor on the learning rate of muon's matrices; 1: updates as large as adamw's", _LEARNING_RATE
     )
+    image_lr_scale: float = option(1.0, "factor on the learning rate of the image tower", _LR_SCALE)
+    text_lr_scale: float = option(1.0, "factor on the learning rate of the text tower", _LR_SCALE)
+    layer_decay: float = option(
+        1.0, "factor on the learning rate per layer from a tower's projection down", number(0, 1, open_low=True)
+    )
     weight_decay: float = option(0.2, "decoupled weight decay", number(0, 1000))
     adam_beta1: float = option(0.9, "AdamW's first momentum", _BETA)
     adam_beta2: float = option(0.95, "AdamW's second momentum", _BETA)
@@ -463,6 +475,7 @@ class Arguments:
             "--early_stopping_patience would skip the tuning on whole images. Set --unmasked_samples 0, and tune the "
             f"result afterwards: --model_name_or_path {self.run.output_dir} --mask_ratio 0.",
         )
+        check_trained_parts(self)
         if not self.objective.reconstructs:
             return
         model = self.model

@@ -16,12 +16,14 @@ from flip_hf.data.pool import FEW
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.hub.push import HubRefused
+from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import inputs, models
 from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments, OptimizationArguments, RunArguments
 from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
+from flip_hf.training.freezing import in_words, read_frozen
 from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.publishing import begin_pushing, check_publishing
@@ -78,7 +80,8 @@ def _build(arguments: Arguments) -> Trainer:
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
     if accelerator.is_main_process:
-        say_start(arguments)
+        for sentence in start_in_words(arguments, model):
+            print(sentence)
     config = flip_of(model).config  # its sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
@@ -104,15 +107,20 @@ def _build(arguments: Arguments) -> Trainer:
     return trainer
 
 
-def say_start(arguments: Arguments) -> None:
-    """Prints what the run changes in the model that it starts with: its class, its loss."""
-    name = arguments.model.model_name_or_path
-    if models.is_clip(arguments.model):
-        print(f"{name} is a CLIPModel; training continues as a FlipModel with its weights")
-    saved = None if name is None else models.saved_config(arguments.model)
+def start_in_words(arguments: Arguments, model: FlipModel | FlipForPreTraining) -> list[str]:
+    """Says in sentences what a run does with the model that it starts from: its class, its loss, what is frozen."""
+    options = arguments.model
+    name = options.model_name_or_path
+    sentences = []
+    if models.is_clip(options):
+        sentences.append(f"{name} is a CLIPModel; training continues as a FlipModel with its weights")
+    saved = None if name is None else models.saved_config(options)
     said = change_in_words(name, saved, arguments.objective.loss)
     if said is not None:
-        print(said)
+        sentences.append(said)
+    if options.freeze:
+        sentences.append(in_words(flip_of(model), read_frozen(options.freeze)))
+    return sentences
 
 
 def shared_tokenizer(

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from flip_hf.modeling import FlipForPreTraining, FlipModel
-from flip_hf.modeling.modeling_flip import normalize
+from flip_hf.modeling.modeling_flip import FlipEncoderLayer, normalize
 from flip_hf.training.packing import packed_attention_mask
 
 IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding")
@@ -68,6 +68,15 @@ class PairEncoder(nn.Module):
         self.model = model
         self.autocast_dtype = autocast_dtype
         self._no_split_modules = model._no_split_modules  # where FSDP2 cuts
+        self.train(model.training)
+
+    def train(self, mode: bool = True) -> "PairEncoder":
+        """Sets the mode; frozen blocks stay in evaluation mode, so without dropout: they cannot adapt to it."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, FlipEncoderLayer) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
 
     @property
     def flip(self) -> FlipModel:

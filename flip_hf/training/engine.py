@@ -25,6 +25,7 @@ from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.finish import Report, save_model, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
+from flip_hf.training.freezing import read_frozen
 from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.inputs import Evaluation
@@ -333,7 +334,9 @@ class Trainer:
         speed["data_wait"] = longest_wait(speed["data_wait"], self.accelerator)
         self.state.seconds += speed.pop("seconds")
         kept_patches, text_tokens = self.prepare.encoded_lengths(last, phase)
-        flops = step_flops(self.model.config, kept_patches, text_tokens, self.options.batch_size)
+        options = self.arguments.model
+        parts = (read_frozen(options.freeze), options.init_vision_from is not None)
+        flops = step_flops(self.model.config, kept_patches, text_tokens, self.options.batch_size, *parts)
         self.flops_per_sample[phase.name] = flops
         speed |= utilization(flops, speed["samples_per_second"], self.accelerator, self.autocast_dtype is not None)
         lengths = {"kept_patches": kept_patches, "text_tokens": text_tokens}
@@ -369,8 +372,10 @@ class Trainer:
 
     def _draw(self, pictures: ReconstructionPictures) -> None:
         with self.window.pause():
-            model: Any = self._encoder().model
+            encoder = self._encoder()
+            model: Any = encoder.model
             pictures.draw(model, self.state.samples)
+            encoder.train()  # which knows the frozen blocks
 
     def _saver(self) -> Callable[[Path], None]:
         """Gathers the weights that would be saved now, and returns what saves them, once; all must call it."""

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from flip_hf.modeling import FlipConfig, FlipPreTrainingConfig, FlipVisionConfig
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.accelerators import peak_flops
+from flip_hf.training.freezing import Frozen
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,46 @@ def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patch
     return replace(counted, projections=0, loss=0) if config.objective == "reconstruction" else counted
 
 
-def step_flops(config: FlipConfig | FlipPreTrainingConfig, kept_patches: int, text_tokens: int, batch_size: int) -> int:
-    """Counts forward and backward FLOPs per sample of a training step; see [`sample_flops`], [`with_decoder`]."""
+def spared_flops(counted: SampleFlops, config: FlipConfig, frozen: Frozen, new_projection: bool = False) -> int:
+    """Counts the FLOPs of a pair's backward pass that are not needed where parts are frozen.
+
+    Args:
+        counted: the pair's FLOPs.
+        config: the model's configuration, without a decoder.
+        frozen, new_projection: as for [`freeze`][flip_hf.training.freezing.freeze].
+    """
+    spared = 0
+    for tower, blocks in frozen.items():
+        is_image = tower == "image"
+        part = config.vision_config if is_image else config.text_config
+        depth = part.num_hidden_layers
+        of_blocks = counted.vision_blocks if is_image else counted.text_blocks
+        spared += 2 * of_blocks * (depth if blocks is None else blocks) // depth
+        spared += counted.patch_embedding if is_image else 0
+        if blocks is None:
+            projection = 2 * config.projection_dim * part.hidden_size
+            # A new one has a gradient of its own, and only its input's is spared.
+            spared += projection if is_image and new_projection else 2 * projection + counted.loss
+    return spared
+
+
+def step_flops(
+    config: FlipConfig | FlipPreTrainingConfig,
+    kept_patches: int,
+    text_tokens: int,
+    batch_size: int,
+    frozen: Frozen | None = None,
+    new_projection: bool = False,
+) -> int:
+    """Counts forward and backward FLOPs per sample of a training step.
+
+    The arguments are those of [`sample_flops`], [`with_decoder`] and [`spared_flops`].
+    """
     flip = config.flip_config if isinstance(config, FlipPreTrainingConfig) else config
     counted = sample_flops(flip, 0, text_tokens, batch_size, kept_patches=kept_patches)
     if isinstance(config, FlipPreTrainingConfig):
         counted = with_decoder(counted, config, kept_patches)
-    return counted.training
+    return counted.training - spared_flops(counted, flip, frozen or {}, new_projection)
 
 
 def utilization(

@@ -38,6 +38,7 @@ from flip_hf.modeling.configuration_flip import LOGIT_SCALE_INIT
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
 from flip_hf.training.encoder import flip_of, recompute_activations
+from flip_hf.training.freezing import check_depth, freeze, read_frozen
 from flip_hf.training.logit_bias import SIGMOID_LOGIT_SCALE_INIT, Loss, fit_bias, set_loss
 from flip_hf.training.masks import check_masks
 from flip_hf.training.memory_limit import check_memory
@@ -138,6 +139,7 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
     set_loss(config, loss)
     sizes = new_sizes(model, config)
     check_masks(model, config.text_config, (sizes["image_size"] // sizes["patch_size"]) ** 2)
+    check_depth(read_frozen(model.freeze), config)
     return config
 
 
@@ -227,8 +229,11 @@ def make_model(
             setattr(made.config, name, getattr(objective, name))
     if not objective.contrasts:
         _freeze_texts(flip)
+    freeze(flip, read_frozen(model.freeze), new_projection=model.init_vision_from is not None)
     if model.gradient_checkpointing:
-        recompute_activations(made)
+        recompute_activations(made, {"use_reentrant": False})
+        # Transformers makes the embeddings require a gradient, for the other kind: frozen blocks would keep a graph.
+        made.disable_input_require_grads()
     return made.train()
 
 

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from flip_hf.evaluation.finetuning.layers import layer_of
+from flip_hf.modeling import FlipModel
 from flip_hf.modeling.blocks_flip import FlipEncoderLayer
 from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationArguments
 from flip_hf.training.muon import MuonWithAdamW
@@ -102,21 +105,54 @@ def _matrices(model: nn.Module) -> list[nn.Parameter]:
     return [layer.weight for layer in layers if layer.weight.requires_grad]
 
 
+def _lr_scales(model: nn.Module, options: OptimizationArguments) -> dict[int, float]:
+    """Returns the factors on the learning rate of the towers' parameters, with their projections, by `id`.
+
+    The factor of a layer is its tower's, times `layer_decay` for each layer from the projection down (BEiT, Bao et al.
+    2021, arXiv 2106.08254).
+    """
+    scales = {}
+    for flip in (module for module in model.modules() if isinstance(module, FlipModel)):
+        towers = {
+            ("vision_model.", "visual_projection."): (flip.config.vision_config, options.image_lr_scale),
+            ("text_model.", "text_projection."): (flip.config.text_config, options.text_lr_scale),
+        }
+        for parts, (config, scale) in towers.items():
+            top = config.num_hidden_layers + 1
+            for name, parameter in flip.named_parameters():
+                if name.startswith(parts):
+                    scales[id(parameter)] = scale * options.layer_decay ** (top - layer_of(name, top - 1))
+    return scales
+
+
+def _split(group: dict[str, Any], scales: dict[int, float]) -> list[dict[str, Any]]:
+    """Divides a group by the parameters' factors on the learning rate; with one factor it stays one group."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        by_scale.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+    return [
+        {**group, "params": params, "lr_scale": group["lr_scale"] * scale} for scale, params in by_scale.items()
+    ] or [group]
+
+
 def make_optimizer(model: nn.Module, options: OptimizationArguments) -> torch.optim.Optimizer:
     """Makes the optimizer of the parameters that require a gradient; each step sets the learning rate of its groups.
 
-    AdamW has two groups, with and without weight decay; Muon's matrices are a group before them. A group's learning
-    rate is that of the step times its `lr_scale`.
+    AdamW has two groups, with and without weight decay; Muon's matrices are a group before them. Each is divided where
+    towers or layers have learning rates of their own. A group's learning rate is that of the step times its `lr_scale`.
     """
     matrices = _matrices(model) if options.optimizer == "muon" else []
     of_muon = {id(parameter) for parameter in matrices}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in of_muon]
+    decayed = [p for name, p in named if is_decayed(name)]
+    others = [p for name, p in named if not is_decayed(name)]
+    scales = _lr_scales(model, options)
     groups = [
-        {"params": [p for name, p in named if is_decayed(name)], "weight_decay": options.weight_decay, "lr_scale": 1.0},
-        {"params": [p for name, p in named if not is_decayed(name)], "weight_decay": 0.0, "lr_scale": 1.0},
+        *_split({"params": decayed, "weight_decay": options.weight_decay, "lr_scale": 1.0}, scales),
+        *_split({"params": others, "weight_decay": 0.0, "lr_scale": 1.0}, scales),
     ]
     betas = (options.adam_beta1, options.adam_beta2)
     if options.optimizer == "muon":
         group = {"params": matrices, "weight_decay": options.weight_decay, "lr_scale": options.muon_lr_scale}
-        return MuonWithAdamW([group], groups, betas=betas, eps=options.adam_epsilon)
+        return MuonWithAdamW(_split(group, scales), groups, betas=betas, eps=options.adam_epsilon)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=options.adam_epsilon, fused=True)

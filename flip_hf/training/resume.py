@@ -53,6 +53,11 @@ STARTING = {
     *("model_name_or_path", "init_vision_from"),
     *("tokenizer", "special_tokens", "tokenizer_vocab_size", "tokenizer_samples"),
 }
+# Options that recipes of older checkpoints do not have, and what those trained with.
+ADDED = {
+    **{"optimizer": "adamw", "muon_lr_scale": 1.0},
+    **{"image_lr_scale": 1.0, "text_lr_scale": 1.0, "layer_decay": 1.0},
+}
 
 
 def resolve_checkpoint(wanted: str | None, output_dir: Path, only_good: bool = False) -> Path | None:
@@ -129,6 +134,12 @@ def check_fit(
             f"{checkpoint} was trained with --optimizer {there}, whose moments are of no use to {here}. Resume it with "
             f"--optimizer {there}, or start a new run from its weights: --model_name_or_path {checkpoint}."
         )
+    if "freeze" in changes:
+        there, here = ("nothing" if not parts else " ".join(parts) for parts in changes["freeze"])
+        raise ValueError(
+            f"{checkpoint} was trained with --freeze {there}, not {here}: it has no moments of what was frozen. Resume "
+            f"it with its own --freeze, or start a new run from its weights: --model_name_or_path {checkpoint}."
+        )
     _check_shapes(model, checkpoint, changes)
     _check_files(accelerator, checkpoint, averaged)
     saved = read_state(checkpoint)["environment"]
@@ -171,7 +182,7 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[ob
         there = {name: redacted(read.value) for name, read in read_yaml(text, str(checkpoint / RECIPE)).items()}
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{checkpoint / RECIPE} cannot be read: {error!r}.") from None
-    there.setdefault("optimizer", "adamw")  # of checkpoints older than the option
+    there = ADDED | there
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
     # In a column that is named there may be labels, whose captions are made of the class names.
     harmless = HARMLESS - {"class_names"} if arguments.data.caption_column else HARMLESS

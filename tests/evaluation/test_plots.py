@@ -11,6 +11,7 @@ from flip_hf.evaluation.papers import published
 from flip_hf.evaluation.plots import (
     Sweep,
     plot_confusion_matrix,
+    plot_interpolation,
     plot_probe_curves,
     plot_retrieval_grid,
     plot_zero_shot_bars,
@@ -229,3 +230,21 @@ def test_published_figures_are_the_papers():
     assert all(0 < v < 1 for row in zero_shot.values() for v in row.values())
     with pytest.raises(ValueError, match="there are fine_tuning, image_retrieval"):
         published("zeroshot")
+
+
+# -- interpolation -----------------------------------------------------------------------------------------------------
+
+
+def test_an_interpolation_is_drawn_over_alpha_and_one_data_set_against_the_other(picture):
+    curves = {"mine ($data)": {0.0: 0.2, 0.5: 0.7, 1.0: 0.8}, "other ($retain)": {0.0: 0.9, 0.5: 0.85, 1.0: 0.4}}
+    figure = plot_interpolation(curves, picture)
+    over_alpha, against = figure.axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in over_alpha.lines}
+    assert drawn["mine ($data)"] == ([0, 0.5, 1], pytest.approx([20, 70, 80]))
+    assert drawn["other ($retain)"] == ([0, 0.5, 1], pytest.approx([90, 85, 40]))
+    (path,) = against.lines
+    assert list(path.get_xdata()) == pytest.approx([90, 85, 40]) and list(path.get_ydata()) == pytest.approx(
+        [20, 70, 80]
+    )
+    assert texts_of(against) == ["0", "0.5", "1"] and is_grey(picture)
+    assert len(plot_interpolation({"mine": curves["mine ($data)"]}, picture).axes) == 1

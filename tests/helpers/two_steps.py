@@ -1,10 +1,12 @@
 """Two steps of one process, and the script that takes them in several."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 from flip_hf.training.arguments import OptimizationArguments
+from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.optimization import make_optimizer
 from tests.helpers.contrast import BIASES, backward, make_batch, make_model
 
@@ -16,6 +18,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.step import train_step
 from flip_hf.training.optimization import make_optimizer
 from tests.helpers.contrast import BIASES, PAIRS, make_batch, make_model, take
@@ -41,6 +44,7 @@ if kind == "fsdp2":
     )
 model = make_model(bias=BIASES[sys.argv[6]])
 model = model.float() if kind == "zero2" else model
+freeze(model, read_frozen(sys.argv[7:]))
 options = OptimizationArguments(base_lr=1.0, optimizer=sys.argv[5])
 def optimizer(module):
     made = make_optimizer(module, options)
@@ -83,10 +87,14 @@ if kind == "ddp":  # gloo's threads would abort the process now and then
 
 
 def one_process(
-    max_norm: float | None = None, optimizer_name: Literal["adamw", "muon"] = "adamw", loss: str = "softmax"
+    max_norm: float | None = None,
+    optimizer_name: Literal["adamw", "muon"] = "adamw",
+    loss: str = "softmax",
+    frozen: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Two plain steps on the whole batch."""
     model = make_model(bias=BIASES[loss])
+    freeze(model, read_frozen(frozen))
     optimizer = make_optimizer(model, OptimizationArguments(optimizer=optimizer_name))
     for group in optimizer.param_groups:
         group["lr"] = 0.01

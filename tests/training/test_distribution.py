@@ -1,11 +1,13 @@
 """A step on two processes, plain and sharded, is the step of one; averages, clipping and what is saved, too."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.contrast import make_model
 from tests.helpers.programs import run_program
 from tests.helpers.two_steps import RUN, one_process
 
@@ -13,10 +15,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_two(
-    kind: str, pieces: int, folder: Path, max_norm: float = 0.0, optimizer: str = "adamw", loss: str = "softmax"
+    kind: str,
+    pieces: int,
+    folder: Path,
+    max_norm: float = 0.0,
+    optimizer: str = "adamw",
+    loss: str = "softmax",
+    frozen: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     (folder / "run.py").write_text(RUN)
-    arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer, loss)
+    arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer, loss, *frozen)
     run = run_program(folder / "run.py", *arguments, processes=2, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(folder / "out.pt", weights_only=True)
@@ -36,6 +44,20 @@ def test_two_processes_take_the_step_of_one(kind, pieces, max_norm, loss, tmp_pa
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces", "frozen"), [("ddp", 1, ["image"]), ("ddp", 3, ["image:1", "text"]), ("fsdp2", 3, ["image"])]
+)
+def test_two_processes_take_the_step_of_one_with_frozen_parts(kind, pieces, frozen, tmp_path):
+    ours = run_two(kind, pieces, tmp_path, frozen=frozen)
+    expected = one_process(frozen=frozen)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
+    for name, value in make_model().state_dict().items():
+        if name.startswith(("vision_model.embeddings", "vision_model.encoder.layers.0")):
+            assert torch.equal(ours[name], value), name
 
 
 @pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("fsdp2", 3)])

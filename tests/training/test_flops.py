@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from flip_hf import FlipConfig, FlipModel
 from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_accelerator, peak_flops
 from flip_hf.training.encoder import recompute_activations
-from flip_hf.training.flops import sample_flops, utilization
+from flip_hf.training.flops import sample_flops, step_flops, utilization
+from flip_hf.training.freezing import Frozen, freeze
 from tests.helpers.models import tiny_config
 
 ATEN = torch.ops.aten
@@ -28,10 +29,18 @@ BATCH = 3
 TOKENS = 7
 
 
-def counted(config: FlipConfig, mask_ratio: float, attention: str, checkpointing: bool = False) -> tuple[int, int]:
+def counted(
+    config: FlipConfig,
+    mask_ratio: float,
+    attention: str,
+    checkpointing: bool = False,
+    frozen: Frozen | None = None,
+    new_projection: bool = False,
+) -> tuple[int, int]:
     """FLOPs of a forward pass with its loss, and of that and its backward pass, on tensors without values."""
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         model = FlipModel._from_config(config, attn_implementation=attention).train()
+        freeze(model, frozen or {}, new_projection)
         if checkpointing:
             recompute_activations(model)
         side = config.vision_config.image_size
@@ -55,6 +64,22 @@ def test_flops_are_those_torch_counts(config, attention, mask_ratio):
     scores_again = flops.attention // 2 if attention == "sdpa" else 0
     assert forward == BATCH * flops.forward
     assert both == BATCH * (flops.training + scores_again)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "new_projection"),
+    [
+        ({"image": None}, False),
+        ({"image": None}, True),
+        ({"image": 1}, False),
+        ({"text": None}, False),
+        ({"image": 2, "text": 1}, False),
+    ],
+)
+def test_frozen_parts_have_no_flops_in_backward(frozen, new_projection):
+    config = tiny_config()
+    expected = step_flops(config, 8, TOKENS, BATCH, frozen, new_projection)
+    assert counted(config, 0.5, "eager", frozen=frozen, new_projection=new_projection)[1] == BATCH * expected
 
 
 def test_text_that_is_always_padded_is_counted_in_full():

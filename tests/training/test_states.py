@@ -81,7 +81,15 @@ def test_deepspeed_reads_its_own_and_runs_nothing(tmp_path):
     (tmp_path / "run.py").write_text(head + write)
     environment = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "false"}
     run = run_program(
-        tmp_path / "run.py", "zero2", 1, tmp_path / "out.pt", 0.0, "adamw", processes=2, environment=environment
+        tmp_path / "run.py",
+        "zero2",
+        1,
+        tmp_path / "out.pt",
+        0.0,
+        "adamw",
+        "softmax",
+        processes=2,
+        environment=environment,
     )
     assert run.returncode == 0, run.stderr[-3000:]
 
@@ -90,7 +98,7 @@ def run_and_write(kind: str, folder: Path, optimizer: str = "adamw") -> Path:
     head, _, _ = RUN.partition("encoder = distribution.whole_encoder()")
     (folder / "run.py").write_text(head + WRITE)
     run = run_program(
-        *(folder / "run.py", kind, 1, folder / "out.pt", 0.0, optimizer),
+        *(folder / "run.py", kind, 1, folder / "out.pt", 0.0, optimizer, "softmax"),
         processes=2,
         environment={"CUDA_VISIBLE_DEVICES": ""},
     )

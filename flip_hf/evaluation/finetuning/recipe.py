@@ -5,7 +5,6 @@ from MAE's repository (FINETUNE.md, util/lr_decay.py, util/lr_sched.py). FLIP tu
 """
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from flip_hf.data.rendering import WHITE, Colour
+from flip_hf.evaluation.finetuning.layers import layer_of
 from flip_hf.modeling import FlipForImageClassification
 
 try:
@@ -119,18 +119,6 @@ RECIPES = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Parameter groups
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def layer_of(name: str, num_layers: int) -> int:
-    """Returns the layer of a [`FlipForImageClassification`]'s parameter, counted from the image.
-
-    0: patch embedding, class token, positions and CLIP's LayerNorm after them; 1 to `num_layers`: the blocks; then the
-    last LayerNorm and the head.
-    """
-    block = re.match(r"vision_model\.encoder\.layers\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    return 0 if name.startswith(("vision_model.embeddings.", "vision_model.pre_layernorm.")) else num_layers + 1
 
 
 def layer_groups(model: FlipForImageClassification, options: FineTuneOptions) -> list[dict[str, Any]]:

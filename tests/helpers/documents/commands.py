@@ -66,6 +66,8 @@ def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
         small += ["--micro_batch_size", 16]
     if printed.model.model_name_or_path is None:
         small += TINY
+    if printed.model.freeze:  # of towers of two blocks
+        small += ["--freeze", *(re.sub(r":\d+", ":1", part) for part in printed.model.freeze)]
     if printed.data.tokenizer:
         small += ["--tokenizer", printed.data.tokenizer]  # the recipe's: a name that needs a stand-in, too
     if printed.data.holdout:
@@ -108,6 +110,11 @@ def smaller_benchmark(words: list[str], folder: Path) -> list[str]:
     return small + of_question.get(words[0], [])
 
 
+def smaller_interpolation(words: list[str], folder: Path) -> list[str]:
+    """No loader workers."""
+    return ["--num_workers", "0"] if "--data" in words else []
+
+
 def smaller_plan(words: list[str], folder: Path) -> list[str]:
     """Of towers of one block: tracing takes seconds for each."""
     one_block = json.dumps({"num_hidden_layers": 1})
@@ -123,6 +130,7 @@ SCRIPTS = {
     "pretrain.py": Script(smaller_pretraining, prepare=use_local_hub_to_push),
     "evaluate.py": Script(smaller_evaluation),
     "convert.py": Script(smaller_conversion, outputs=(2,)),
+    "interpolate.py": Script(smaller_interpolation),
     "reconstruct.py": Script(lambda words, folder: ["--samples", "8"]),
     "zero_shot.py": Script(),
     "push_to_hub.py": Script(outputs=(1, "--dry_run"), prepare=use_local_hub),

@@ -201,6 +201,7 @@ STAND_INS: dict[str, Callable[[Workspace, Path], None]] = {
     "*.jpg": picture,
     "classes.txt": class_names,
     "my/images": class_folders,
+    "my/everyday": class_folders,
     "copies": copies,
     "*.tar": shards,
     "...": shard_folder,
