@@ -4,16 +4,15 @@ A bad value is an error before any device is touched.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from flip_hf.console.fields import OptionError, check_options, option, require
-from flip_hf.console.parsers import nearest
 from flip_hf.console.ranges import POSITIVE, SEED, integer, number
 from flip_hf.data.rendering import Colour, read_colour
 from flip_hf.evaluation.templates import PROMPT_SETS, read_templates
 from flip_hf.redaction import redacted
+from flip_hf.training.config_fields import config_fields
 from flip_hf.training.freezing import check_trained_parts, read_frozen
 
 # ImageNet's statistics, which the official FLIP normalises with.
@@ -29,50 +28,6 @@ _LR_SCALE = number(0, 1000, open_low=True, note="--freeze keeps a tower as it is
 _SAMPLES = integer(0)
 _SIDE = integer(1, 2**14, says="counts pixels and must be {range}")
 _BETA = number(0, 1, open_high=True)
-
-# Fields of a tower that are set for the whole model.
-_ELSEWHERE = {
-    "mask_ratio": "--mask_ratio",
-    "mask_strategy": "--mask_strategy",
-    "projection_dim": "--projection_dim",
-    "projection_bias": "FlipConfig",
-}
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError(f"one of {', '.join(fields)} is given twice")
-    return fields
-
-
-def _own_fields(config_class: str) -> list[str]:
-    """Lists the fields of a `flip_hf.modeling` configuration that not every model has."""
-    # Imported here because it imports torch, which parsing options without such fields does not need.
-    from transformers import PreTrainedConfig
-
-    import flip_hf.modeling as modeling
-
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}  # pyright: ignore[reportArgumentType]
-    return [each.name for each in dataclasses.fields(getattr(modeling, config_class)) if each.name not in inherited]
-
-
-def _json_object(text: str | None, name: str, config_class: str) -> dict[str, Any]:
-    """Parses fields of a configuration that are given as JSON.
-
-    Raises:
-        OptionError: it is not a JSON object, or has a key that is not a field or that another option sets.
-    """
-    try:
-        value = json.loads(text or "{}", object_pairs_hook=_refuse_twice)
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--{name} must be JSON such as '{{\"hidden_size\": 512}}': {error}.") from error
-    require(isinstance(value, dict), f"--{name} must be a JSON object, got {text}.")
-    known = _own_fields(config_class) if value else []
-    for key in value:
-        require(key in known, f"--{name} has no field {key!r}.{nearest(key, known)}")
-        require(key not in _ELSEWHERE, f"--{name}: {key} is set by {_ELSEWHERE.get(key)}, for the whole model.")
-    return value
 
 
 @dataclass
@@ -155,8 +110,8 @@ class ModelArguments:
     def tower_configs(self) -> dict[str, dict]:
         """Returns the fields given for the two towers, under `text_config` and `vision_config`."""
         return {
-            "text_config": _json_object(self.text_config, "text_config", "FlipTextConfig"),
-            "vision_config": _json_object(self.vision_config, "vision_config", "FlipVisionConfig"),
+            "text_config": config_fields(self.text_config, "text_config", "FlipTextConfig"),
+            "vision_config": config_fields(self.vision_config, "vision_config", "FlipVisionConfig"),
         }
 
 
@@ -214,7 +169,7 @@ class ObjectiveArguments:
 
     def decoder_fields(self) -> dict[str, Any]:
         """Returns the fields given for the decoder."""
-        return _json_object(self.decoder_config, "decoder_config", "FlipDecoderConfig")
+        return config_fields(self.decoder_config, "decoder_config", "FlipDecoderConfig")
 
 
 @dataclass
