@@ -28,6 +28,13 @@ _TEXT = (*_SHARED, "vocab_size", "max_position_embeddings", "pad_token_id", "bos
 _VISION = (*_SHARED, "num_channels", "image_size", "patch_size")
 # Module names, SiglipModel's and FlipModel's; all others are the same.
 _RENAMED = (("text_model.head.", "text_projection."),)
+# The type of SigLIP 2's other checkpoints, and why they are refused.
+NAFLEX = "siglip2"
+NAFLEX_REFUSED = (
+    "{} is a NaFlex checkpoint of SigLIP 2, which encodes images of any shape as sequences of patches. FlipModel takes "
+    "square images: use the checkpoint of the same size with a fixed resolution, such as "
+    "google/siglip2-base-patch16-256."
+)
 # What a SiglipModel always does; see clip_flip.py for what need not be listed.
 _SIGLIP_HAS = {
     "text_config.causal": (False,),
@@ -117,12 +124,8 @@ def load_siglip(name_or_path: str, **kwargs: Any) -> SiglipModel:
         ValueError: the checkpoint has another architecture, or tensors are missing or left over.
     """
     found = AutoConfig.from_pretrained(name_or_path, **{k: v for k, v in kwargs.items() if k in CHECKPOINT_OPTIONS})
-    if found.model_type == "siglip2":
-        raise ValueError(
-            f"{name_or_path} is a NaFlex checkpoint of SigLIP 2, which encodes images of any shape as sequences of "
-            "patches. FlipModel takes square images: use the checkpoint of the same size with a fixed resolution, such "
-            "as google/siglip2-base-patch16-256."
-        )
+    if found.model_type == NAFLEX:
+        raise ValueError(NAFLEX_REFUSED.format(name_or_path))
     if not isinstance(found, SiglipConfig):
         raise ValueError(
             f"{name_or_path} is a checkpoint of type {found.model_type!r}; from_siglip takes SiglipModel checkpoints, "

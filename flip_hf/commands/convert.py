@@ -20,9 +20,11 @@ from flip_hf.redaction import install
 COMMANDS = {
     "flip-official": ("official FLIP (JAX, T5X) to Flip", "checkpoint folder, or a zip with one in it"),
     "clip": ("Transformers' CLIPModel to Flip", "folder or Hub id"),
+    "siglip": ("Transformers' SiglipModel (SigLIP, SigLIP 2 at a fixed resolution) to Flip", "folder or Hub id"),
     "open-clip": ("open_clip ViT to Flip", "folder or Hub id with open_clip_config.json, or a file of weights"),
     "vit-mae": ("the encoder of Transformers' ViTMAE to a Flip vision tower", "folder or Hub id"),
     "to-clip": ("Flip to a stock CLIPModel", "Flip folder or Hub id"),
+    "to-siglip": ("Flip to a stock SiglipModel", "Flip folder or Hub id"),
     "to-open-clip": ("Flip to open_clip", "Flip folder or Hub id"),
 }
 
@@ -38,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         parsers[name] = command = commands.add_parser(name, help=does, description=does)
         command.add_argument("source", metavar="SOURCE", help=source)
         command.add_argument("output", metavar="OUT", type=Path, help="folder to write; must not exist")
-    for name in ("clip", "open-clip", "vit-mae"):
+    for name in ("clip", "siglip", "open-clip", "vit-mae"):
         parsers[name].add_argument("--mask_ratio", type=FRACTION, default=0.5, help="dropped in training (default 0.5)")
     parsers["vit-mae"].add_argument(
         "--decoder", action="store_true", help="keep the decoder: a FlipForPreTraining with a new text tower"
@@ -63,6 +65,7 @@ def convert(command: str, source: str, folder: Path, options: dict[str, Any]) ->
     from flip_hf.conversion.mae import convert_from_mae
     from flip_hf.conversion.official import convert_official
     from flip_hf.conversion.open_clip import convert_from_open_clip, write_open_clip
+    from flip_hf.conversion.siglip import convert_from_siglip, convert_to_siglip
 
     if command == "to-open-clip":
         write_open_clip(source, folder)
@@ -70,9 +73,11 @@ def convert(command: str, source: str, folder: Path, options: dict[str, Any]) ->
     functions = {
         "flip-official": convert_official,
         "clip": convert_from_clip,
+        "siglip": convert_from_siglip,
         "open-clip": convert_from_open_clip,
         "vit-mae": convert_from_mae,
         "to-clip": convert_to_clip,
+        "to-siglip": convert_to_siglip,
     }
     converted = functions[command](source, **options)
     converted.save(folder)

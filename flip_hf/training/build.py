@@ -112,8 +112,9 @@ def start_in_words(arguments: Arguments, model: FlipModel | FlipForPreTraining) 
     options = arguments.model
     name = options.model_name_or_path
     sentences = []
-    if models.is_clip(options):
-        sentences.append(f"{name} is a CLIPModel; training continues as a FlipModel with its weights")
+    stock = models.stock_class(options)
+    if stock is not None:
+        sentences.append(f"{name} is a {stock}; training continues as a FlipModel with its weights")
     saved = None if name is None else models.saved_config(options)
     said = change_in_words(name, saved, arguments.objective.loss)
     if said is not None:

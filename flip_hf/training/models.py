@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin, SiglipConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -17,6 +17,7 @@ from flip_hf.console.fields import OptionError
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.loading import load_complete, loading
 from flip_hf.conversion.clip import load_clip
+from flip_hf.conversion.siglip import fit_padding, load_siglip
 from flip_hf.data.captions import prompts_of
 from flip_hf.data.coverage import measure_coverage
 from flip_hf.data.decode import RefusedSample
@@ -35,6 +36,7 @@ from flip_hf.modeling import (
 )
 from flip_hf.modeling.clip_flip import flip_config_from_clip
 from flip_hf.modeling.configuration_flip import LOGIT_SCALE_INIT
+from flip_hf.modeling.siglip_flip import NAFLEX, NAFLEX_REFUSED, flip_config_from_siglip
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, Arguments, ModelArguments, ObjectiveArguments
 from flip_hf.training.donor import find_image_processor, load_tower, tower_fields
 from flip_hf.training.encoder import flip_of, recompute_activations
@@ -47,6 +49,7 @@ from flip_hf.training.resizing import new_sizes, resized_image_processor
 # Enough captions to measure what a tokenizer loses.
 MEASURED_CAPTIONS = 1000
 # Model types that `--model_name_or_path` takes as they are.
+STOCK = {CLIPConfig.model_type: "CLIPModel", SiglipConfig.model_type: "SiglipModel"}
 _FLIP_TYPES = (FlipConfig.model_type, FlipPreTrainingConfig.model_type)
 # The text tower of a new model that only reconstructs: nothing trains it, so it is tiny.
 UNUSED_TEXT = {
@@ -175,15 +178,23 @@ def saved_config(model: ModelArguments) -> FlipConfig:
         kind = _kind_of(name)
         if kind in _FLIP_TYPES:
             return FlipConfig.from_pretrained(name, **masking)
-    if kind == CLIPConfig.model_type:
+    if kind in STOCK:
         with loading(name):
-            config = flip_config_from_clip(CLIPConfig.from_pretrained(name), model.mask_ratio)
+            config = _stock_config(name, kind, model.mask_ratio)
         config.mask_strategy = model.drawn_strategy
         return config
+    if kind == NAFLEX:
+        raise ValueError(f"--model_name_or_path: {NAFLEX_REFUSED.format(name)}")
     raise ValueError(
-        f"--model_name_or_path {name} is a model of type {kind!r}, neither a FLIP nor a CLIP. `flip-hf convert` "
-        "converts some others."
+        f"--model_name_or_path {name} is a model of type {kind!r}, neither a FLIP nor a CLIP nor a SigLIP. `flip-hf "
+        "convert` converts some others."
     )
+
+
+def _stock_config(name: str, kind: str, mask_ratio: float) -> FlipConfig:
+    if kind == CLIPConfig.model_type:
+        return flip_config_from_clip(CLIPConfig.from_pretrained(name), mask_ratio)
+    return flip_config_from_siglip(SiglipConfig.from_pretrained(name), mask_ratio)
 
 
 def _kind_of(name: str) -> str | None:
@@ -191,9 +202,9 @@ def _kind_of(name: str) -> str | None:
     return PreTrainedConfig.get_config_dict(name)[0].get("model_type")
 
 
-def is_clip(model: ModelArguments) -> bool:
-    """Returns whether the run starts from a CLIPModel, which becomes a FlipModel."""
-    return model.model_name_or_path is not None and _kind_of(model.model_name_or_path) == CLIPConfig.model_type
+def stock_class(model: ModelArguments) -> str | None:
+    """Returns the name of the class of Transformers' own that the run starts from and makes a FlipModel of, or None."""
+    return None if model.model_name_or_path is None else STOCK.get(str(_kind_of(model.model_name_or_path)))
 
 
 def make_model(
@@ -216,7 +227,7 @@ def make_model(
             load_tower(flip, model.init_vision_from)
         made: FlipModel | FlipForPreTraining = flip
     else:
-        made = _load(arguments, saved_config(model))
+        made = _load(arguments, saved_config(model), tokenizer)
         fit_bias(flip_of(made), config)
     flip = flip_of(made)
     sizes = new_sizes(model, config)
@@ -248,7 +259,26 @@ def _fit_vocabulary(model: ModelArguments, text_config: FlipTextConfig, tokenize
     check_pooling(tokenizer, text_config)
 
 
-def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTraining:
+def _load_stock(name: str, config: FlipConfig, tokenizer: PreTrainedTokenizerBase | None, attention: str) -> FlipModel:
+    """Makes a FlipModel of this configuration with the weights of a CLIPModel or a SiglipModel, in float32.
+
+    Raises:
+        ConversionError: the weights are damaged, or do not match the configuration.
+    """
+    made = FlipModel._from_config(config, attn_implementation=attention)
+    if _kind_of(name) == CLIPConfig.model_type:
+        flip = FlipModel.from_clip(load_clip(name))
+    else:
+        flip = FlipModel.from_siglip(load_siglip(name))
+        if tokenizer is not None:
+            fit_padding(made.config.text_config, tokenizer)
+    made.load_state_dict(flip.state_dict())
+    return made
+
+
+def _load(
+    arguments: Arguments, config: FlipConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> FlipModel | FlipForPreTraining:
     """Loads the saved model, of this configuration, with its decoder where it has one and the objective needs it.
 
     Raises:
@@ -257,10 +287,8 @@ def _load(arguments: Arguments, config: FlipConfig) -> FlipModel | FlipForPreTra
     """
     model = arguments.model
     name = str(arguments.model.model_name_or_path)
-    if is_clip(model):
-        made = FlipModel._from_config(config, attn_implementation=model.attn_implementation)
-        made.load_state_dict(FlipModel.from_clip(load_clip(name)).state_dict())
-        return made
+    if stock_class(model) is not None:
+        return _load_stock(name, config, tokenizer, model.attn_implementation)
     options = {"attn_implementation": model.attn_implementation, "dtype": torch.float32}
     with loading(name):
         saved = PreTrainedConfig.get_config_dict(name)[0]

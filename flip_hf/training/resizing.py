@@ -20,14 +20,17 @@ def new_sizes(model: ModelArguments, config: FlipConfig) -> dict[str, int]:
 def resized_image_processor(image_processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
     """Returns the image processor for images of this size; the same object if it already fits.
 
-    If it resizes the short side to more than the crop, it still does, in proportion.
+    If it resizes the short side to more than the crop, it still does, in proportion. SigLIP's resizes to a square and
+    crops nothing.
     """
     fields = image_processor.to_dict()
-    old = fields["crop_size"]["height"]
+    crop = fields.get("crop_size")
+    old = (crop or fields["size"])["height"]
     if old == image_size:
         return image_processor
     square = {"height": image_size, "width": image_size}
     edge = fields["size"].get("shortest_edge")
     size = square if edge is None else {"shortest_edge": round(edge * image_size / old)}
-    resized = type(image_processor).from_dict(fields, size=size, crop_size=square)
+    sizes = {"size": size} if crop is None else {"size": size, "crop_size": square}
+    resized = type(image_processor).from_dict(fields, **sizes)
     return resized  # pyright: ignore[reportReturnType] (a tuple only with return_unused_kwargs)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import SiglipConfig
+from transformers import BlipConfig
 
 from flip_hf import FlipModel
 from flip_hf.data.sources import open_source
@@ -75,8 +75,8 @@ def test_a_damaged_tokenizer_or_processor_is_named(saved):
 
 
 def test_a_model_of_another_kind_is_not_taken_for_a_flip(tmp_path):
-    SiglipConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a model of type 'siglip', neither a FLIP nor a CLIP. `flip-hf convert`"):
+    BlipConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of type 'blip', neither a FLIP nor a CLIP nor a SigLIP. `flip-hf convert`"):
         make_config(parse("--model_name_or_path", tmp_path).model)
 
 
