@@ -103,8 +103,7 @@ class PairEncoder(nn.Module):
         vision = self.get_image_features(**images)
         texts = self.get_text_features(**batch)
         bias = self.flip.logit_bias
-        # A copy: a wrapper that shards may free the parameter itself after the forward pass.
-        bias = None if bias is None else bias.clone()
+        bias = None if bias is None else bias.clone()  # the parameter itself would be logged after its update
         embeds = (_unit(vision.pooler_output), _unit(texts.pooler_output), self.flip.get_logit_scale(), bias)
         # Last, so that a pass without it draws the same dropout up to here.
         return Encoded(*embeds, None if target_patches is None else self._reconstruct(vision, target_patches))
