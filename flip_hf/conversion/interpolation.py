@@ -38,7 +38,7 @@ _MAY_DIFFER = {
     *("objective", "reconstruction_weight", "norm_pixel_target", "return_dict", "bos_token_id"),
 }
 # Texts that two tokenizers must encode alike: words, case, digits, marks, accents.
-_PROBES = ("a photo of a cat.", "Two DOGS, 12 birds & a café -- isn't it?", "naïve façade; 100% of 3.5 km_h")
+_PROBES: list[str] = ["a photo of a cat.", "Two DOGS, 12 birds & a café -- isn't it?", "naïve façade; 100% of 3.5 km_h"]
 
 
 @dataclass(frozen=True)
@@ -191,17 +191,7 @@ def _shared_processor(names: tuple[str, str], models: list[PreTrainedModel]) -> 
     context = getattr(config, "flip_config", config).text_config.max_position_embeddings
     tokenizers = [find_tokenizer(name, context) for name in names]
     image_processors = [find_image_processor(name) for name in names]
-    without = [name for name, found in zip(names, tokenizers, strict=True) if found is None]
-    if len(without) == 1:
-        raise ConversionError(
-            f"{without[0]} has no tokenizer, so nothing tells whether both models read the same tokens. Put the files "
-            "of its tokenizer into its folder."
-        )
-    if not without and not _agree(*tokenizers):
-        raise ConversionError(
-            f"{names[0]} and {names[1]} have different tokenizers, so their text towers read different tokens. Only a "
-            "model and one that was tuned from it can be interpolated."
-        )
+    _check_tokenizers(names, *tokenizers)
     if None not in image_processors:
         for field in ("image_mean", "image_std"):
             ours, theirs = (list(getattr(found, field, None) or ()) for found in image_processors)
@@ -213,7 +203,25 @@ def _shared_processor(names: tuple[str, str], models: list[PreTrainedModel]) -> 
     return join(image_processors[1], tokenizers[1], processor_class)
 
 
-def _agree(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
-    """Returns whether two tokenizers have the same tokens and split texts alike."""
-    texts = list(_PROBES)
-    return first.get_vocab() == second.get_vocab() and first(texts)["input_ids"] == second(texts)["input_ids"]
+def _check_tokenizers(
+    names: tuple[str, str], first: PreTrainedTokenizerBase | None, second: PreTrainedTokenizerBase | None
+) -> None:
+    """Checks that two tokenizers, which models without texts do not have, split texts alike.
+
+    Raises:
+        ConversionError: they do not, or there is only one.
+    """
+    if first is None and second is None:
+        return
+    if first is None or second is None:
+        without = names[0] if first is None else names[1]
+        raise ConversionError(
+            f"{without} has no tokenizer, so nothing tells whether both models read the "
+            "same tokens. Put the files of its tokenizer into its folder."
+        )
+    encoded = [tokenizer(_PROBES)["input_ids"] for tokenizer in (first, second)]
+    if first.get_vocab() != second.get_vocab() or encoded[0] != encoded[1]:
+        raise ConversionError(
+            f"{names[0]} and {names[1]} have different tokenizers, so their text towers read different tokens. Only a "
+            "model and one that was tuned from it can be interpolated."
+        )

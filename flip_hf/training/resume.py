@@ -135,7 +135,7 @@ def check_fit(
             f"--optimizer {there}, or start a new run from its weights: --model_name_or_path {checkpoint}."
         )
     if "freeze" in changes:
-        there, here = ("nothing" if not parts else " ".join(parts) for parts in changes["freeze"])
+        there, here = (" ".join(parts) if isinstance(parts, list) else "nothing" for parts in changes["freeze"])
         raise ValueError(
             f"{checkpoint} was trained with --freeze {there}, not {here}: it has no moments of what was frozen. Resume "
             f"it with its own --freeze, or start a new run from its weights: --model_name_or_path {checkpoint}."

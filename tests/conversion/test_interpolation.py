@@ -42,8 +42,9 @@ def same_bits(one, other) -> bool:
 
 def test_the_ends_keep_their_bits_and_a_quarter_is_a_quarter(two, tmp_path):
     a, b = map(weights_of, two)
-    a["vision_model.post_layernorm.bias"][0] = -0.0  # which a sum with 0 times something would make 0
-    save_file(a, f"{two[0]}/model.safetensors", {"format": "pt"})
+    for folder, tensors, value in ((two[0], a, -0.0), (two[1], b, 1.0)):  # a sum of -0 and 0 times 1 would be 0
+        tensors["vision_model.post_layernorm.bias"][0] = value
+        save_file(tensors, f"{folder}/model.safetensors", {"format": "pt"})
     ends = load_ends(*two)
     made = {}
     for alpha in (0, 1, 0.25):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from flip_hf.console.fields import OptionError
+from flip_hf.hub.card import write_card
 from flip_hf.training.build import build_trainer
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.freezing import freeze, read_frozen
@@ -167,6 +168,8 @@ def test_a_run_leaves_what_is_frozen_as_it_was_and_trains_the_rest(parts, argv, 
     moments = {name.split("/")[0] for name in load_file(checkpoint / "optimizer.safetensors")}
     assert moments == parameters - frozen_names(parts)
     assert "Frozen: the " in capsys.readouterr().out
+    write_card(tmp_path / "run")
+    assert "| not trained | the " in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_a_run_with_frozen_parts_resumes_to_the_same_bits_and_with_no_others(saved, tar_folder, tmp_path):
