@@ -372,8 +372,9 @@ class FlipPreTrainedModel(Resizable, PreTrainedModel):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
         elif isinstance(module, FlipModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-            if module.logit_bias is not None:
-                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+            bias = self.config.logit_bias_init_value
+            if module.logit_bias is not None and bias is not None:
+                init.constant_(module.logit_bias, bias)
 
     def save_pretrained(self, *args, **kwargs):
         """Saves like `PreTrainedModel`; a published folder names every auto class that can load it.
@@ -1027,12 +1028,13 @@ class FlipForImageClassification(FlipPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _published_as = {"AutoModelForImageClassification": "FlipForImageClassification"}
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"(^|\.)head\.", r"_projection\.", r"^logit_"]
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 0
         self.vision_model = FlipVisionModel._from_config(config.vision_config)
+        self.vision_model.head = None  # as in SiglipForImageClassification: nothing reads the pooled feature
         width = config.vision_config.hidden_size
         self.classifier = nn.Linear(width, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()

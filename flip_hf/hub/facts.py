@@ -127,6 +127,8 @@ def training(run: PublishedRun) -> str:
     if recipe["unmasked_samples"]:
         peak = recipe["unmasked_base_lr"] * scale
         rows.append(("tuned on whole images", f"{recipe['unmasked_samples']:,} pairs, peak learning rate {peak:.3g}"))
+    if run.contrasts and getattr(run.towers, "logit_bias_init_value", None) is not None:  # a CLIPModel has none
+        rows.append(("loss", "sigmoid, as SigLIP's"))
     if run.reconstructs:
         scaled = "of each patch's own mean and deviation" if recipe["norm_pixel_target"] else "as they are"
         weight = f", {recipe['reconstruction_weight']:g} times, beside the contrast" if run.contrasts else ""

@@ -206,7 +206,7 @@ def _contrast_in_pieces(trained: Trained, micro_batches: list[Batch], prepare: P
             surrogate = (images * image_grads[i]).sum() + (texts * text_grads[i]).sum()
             if is_last:  # gradients of temperature and bias travel with the one synchronised backward
                 surrogate = surrogate + (scale * gradients.logit_scale).sum()
-            if is_last and bias is not None:
+            if is_last and bias is not None and gradients.logit_bias is not None:
                 surrogate = surrogate + (bias * gradients.logit_bias).sum()
             if encoded.reconstruction_loss is not None:  # a mean over images: all pieces weigh the same
                 surrogate = surrogate + weight * encoded.reconstruction_loss / pieces

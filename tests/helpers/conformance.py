@@ -1,4 +1,4 @@
-"""Shared parts of the conformance tests: the classes, two architectures, inputs, comparisons."""
+"""Shared parts of the conformance tests: the classes, four architectures, inputs, comparisons."""
 
 import pytest
 import torch
@@ -31,6 +31,19 @@ ARCHITECTURES = {
             **{"pooling_type": "cls", "position_embedding_type": "learned", "hidden_act": "quick_gelu"},
             **{"use_pre_layernorm": True, "patch_embedding_bias": False},
         },
+        "max_logit_scale": None,
+    },
+    "siglip": {
+        "text": {"pooling_type": "last", "attend_to_padding": True},
+        "vision": {
+            **{"pooling_type": "attention", "position_embedding_type": "learned"},
+            **{"use_class_token": False, "use_projection": False},
+        },
+        **{"projection_dim": 32, "projection_bias": True, "logit_bias_init_value": -10.0, "max_logit_scale": None},
+    },
+    "clipa": {
+        "text": {"pooling_type": "last", "attend_to_padding": True, "hidden_act": "gelu"},
+        "vision": {"pooling_type": "patch_mean", "position_embedding_type": "learned", "hidden_act": "gelu"},
         "max_logit_scale": None,
     },
 }

@@ -137,7 +137,10 @@ def test_a_classifier_begins_with_a_bare_tower(architecture, tmp_path, warnings_
     assert [message for message in warnings_logged if "LOAD REPORT" not in message] == []
     assert model.classifier.out_features == 5 and model.config.mask_ratio == 0.25
     inputs = make_inputs(FlipVisionModel)
-    assert_same(model.vision_model(**inputs), tower(**inputs))
+    ours = model.vision_model(**inputs).to_tuple()
+    expected = tower(**inputs).to_tuple()
+    compared = 1 if architecture == "siglip" else len(expected)  # a classifier leaves its pooling out
+    assert_same(ours[:compared], expected[:compared])
     model.save_pretrained(tmp_path / "again")
     again, report = load(FlipForImageClassification, tmp_path / "again")
     assert report == {} and fields_of(again.config) == fields_of(model.config)

@@ -71,9 +71,11 @@ def test_hidden_states_and_attentions_have_their_shapes(model_class, architectur
     masked = {} if mask_ratio is None else {"mask_ratio": mask_ratio}
     outputs = model(**inputs, **masked, output_hidden_states=True, output_attentions=True)
     patches = NUM_PATCHES if mask_ratio is None else NUM_PATCHES // 4
-    towers = [(outputs, 7 if model_class in TEXT_MODELS else 1 + patches)]
+    image_tokens = patches if architecture == "siglip" else 1 + patches
+    text_tokens = 16 if architecture in ("siglip", "clipa") else 7  # padded to the context
+    towers = [(outputs, text_tokens if model_class in TEXT_MODELS else image_tokens)]
     if model_class is FlipModel:
-        towers = [(outputs.text_model_output, 7), (outputs.vision_model_output, 1 + patches)]
+        towers = [(outputs.text_model_output, text_tokens), (outputs.vision_model_output, image_tokens)]
     for tower, tokens in towers:
         assert [h.shape for h in tower.hidden_states] == [(3, tokens, 32)] * 3
         assert [a.shape for a in tower.attentions] == [(3, 4, tokens, tokens)] * 2
@@ -94,11 +96,12 @@ def test_the_last_hidden_state_is_the_last_blocks_as_in_clip(model_class, archit
     last = outputs.hidden_states[-1]
     if model_class is FlipTextModel:
         assert torch.equal(model.final_layer_norm(last), outputs.last_hidden_state)
-    elif architecture == "flip":
+    elif architecture in ("flip", "siglip"):
         assert torch.equal(model.post_layernorm(last), outputs.last_hidden_state)
     else:
         assert torch.equal(last, outputs.last_hidden_state)
-        assert torch.equal(model.post_layernorm(last[:, 0]), outputs.pooler_output)
+        pooled = last[:, 0] if architecture == "clip" else last[:, 1:].mean(dim=1)
+        assert torch.equal(model.post_layernorm(pooled), outputs.pooler_output)
 
 
 @pytest.mark.parametrize("model_class", [FlipTextModel, FlipVisionModel])
@@ -235,11 +238,11 @@ def test_a_training_step_reaches_every_parameter(model_class, architecture):
     model = build(model_class, architecture).train()
     training_loss(model, make_inputs(model_class)).backward()
     untouched = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    # CLIP's classifier reads the patch tokens, which with CLIP's pooling no last LayerNorm touches.
+    # CLIP's classifier reads the patch tokens, which with CLIP's and CLIPA's pooling no last LayerNorm touches.
     allowed = {"vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias"}
-    is_clips_classifier = model_class is FlipForImageClassification and architecture == "clip"
+    leaves_norm = model_class is FlipForImageClassification and architecture in ("clip", "clipa")
     # A bias of the keys shifts all scores alike: its gradient is zero up to rounding, or exactly.
-    assert {n for n in untouched if not n.endswith("k_proj.bias")} == (allowed if is_clips_classifier else set())
+    assert {n for n in untouched if not n.endswith("k_proj.bias")} == (allowed if leaves_norm else set())
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -133,11 +133,12 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_siglips():
     assert flip.to_siglip().config.vision_config.image_size == 52
 
 
-def test_a_classifier_and_a_decoder_take_its_tower(siglip, inputs):
+def test_a_classifier_and_a_decoder_take_its_tower(siglip, inputs, tmp_path):
     flip = FlipModel.from_siglip(siglip, mask_ratio=0.5)
-    classifier = FlipForImageClassification(flip.config)
-    classifier.vision_model = flip.vision_model
-    logits = classifier.eval()(inputs["pixel_values"]).logits
+    flip.save_pretrained(tmp_path)
+    classifier = FlipForImageClassification.from_pretrained(tmp_path)
+    assert classifier.vision_model.head is None  # as in SiglipForImageClassification
+    logits = classifier(inputs["pixel_values"]).logits
     tokens = siglip.vision_model(inputs["pixel_values"]).last_hidden_state
     assert difference(logits, classifier.classifier(tokens.mean(dim=1))) < 1e-5
     model = FlipForPreTraining.from_flip(flip, decoder_config=DECODER, objective="both").train()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from flip_hf import FlipForPreTraining, FlipModel
 from flip_hf.commands.plan import make_run
 from flip_hf.console.fields import OptionError
+from flip_hf.hub.card import write_card
 from flip_hf.training.build import build_trainer
 from flip_hf.training.models import make_config, make_model
 from tests.helpers.clip_folder import make_clip_folder
@@ -118,6 +119,12 @@ def test_a_run_learns_and_logs_the_bias(sigmoid_run):
     model = FlipModel.from_pretrained(folder)
     assert model.config.logit_bias_init_value == -10 and -10.5 < model.logit_bias.item() != -10
     assert "The new model is trained with the sigmoid loss and starts with a bias of -10, as SigLIP's" in printed
+
+
+def test_the_card_names_the_loss(sigmoid_run, tmp_path):
+    shutil.copytree(sigmoid_run[1], tmp_path / "run")
+    write_card(tmp_path / "run")
+    assert "| loss | sigmoid, as SigLIP's |" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_a_resumed_run_ends_in_the_same_bits(sigmoid_run, tmp_path):

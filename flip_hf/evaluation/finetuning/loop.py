@@ -99,11 +99,9 @@ class _FineTuning:
         self.accelerator = accelerator
         self.samples = samples
         vision = model.config.vision_config
-        # DistributedDataParallel refuses parameters without a gradient, and the classifier pools the patches itself.
         if not vision.normalizes_tokens:
+            # It serves only the pooled feature, and DistributedDataParallel refuses parameters without a gradient.
             model.vision_model.post_layernorm.requires_grad_(False)
-        if model.vision_model.head is not None:
-            model.vision_model.head.requires_grad_(False)
         optimizer = torch.optim.AdamW(layer_groups(model, options), lr=0.0, betas=options.betas, fused=True)
         self.network, self.optimizer = accelerator.prepare(_Logits(model, options.mask_ratio), optimizer)
         self.mix = make_mixing(options, model.num_labels)
