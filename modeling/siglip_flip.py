@@ -54,8 +54,8 @@ def _check(config: SiglipConfig) -> None:
     Raises:
         ValueError: it cannot; the message says why.
     """
-    vision = config.vision_config
-    text = config.text_config
+    vision: Any = config.vision_config  # a dict or None before it is built
+    text: Any = config.text_config
     if not vision.vision_use_head:
         raise ValueError("This SiglipModel has no attention pooling (vision_use_head=False), so it embeds no images.")
     if text.projection_size != vision.hidden_size:
@@ -74,7 +74,7 @@ def flip_config_from_siglip(config: SiglipConfig, mask_ratio: float = 0.5) -> Fl
         ValueError: FlipModel cannot compute it; the message says why.
     """
     _check(config)
-    vision = config.vision_config
+    vision: Any = config.vision_config  # a dict or None before it is built
     text = read_fields(config.text_config, _TEXT)
     return FlipConfig(
         text_config={**text, "causal": False, "pooling_type": "last", "attend_to_padding": True},

@@ -53,8 +53,9 @@ def fit_padding(text_config: FlipTextConfig, tokenizer: PreTrainedTokenizerBase)
     SigLIP's models read it, and the configurations of SigLIP 2 do not name the token of theirs.
     """
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is not None:
-        text_config.pad_token_id = tokenizer.pad_token_id
+    padding = tokenizer.pad_token_id
+    if isinstance(padding, int):
+        text_config.pad_token_id = padding
 
 
 def load_siglip(source: str) -> SiglipModel:

@@ -116,7 +116,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Takes one step with the gradients of all parameters."""
         loss = None
         if closure is not None:

@@ -101,8 +101,8 @@ def is_decayed(name: str) -> bool:
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
     """Lists the weight matrices of the Transformer blocks that require a gradient."""
     blocks = [module for module in model.modules() if isinstance(module, FlipEncoderLayer)]
-    layers = [module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)]
-    return [layer.weight for layer in layers if layer.weight.requires_grad]
+    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    return [parameter for parameter in parameters if parameter.ndim == 2 and parameter.requires_grad]
 
 
 def _lr_scales(model: nn.Module, options: OptimizationArguments) -> dict[int, float]:

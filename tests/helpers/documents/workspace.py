@@ -16,6 +16,7 @@ from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from flip_hf import FlipForPreTraining, FlipPreTrainingConfig
 from flip_hf.conversion.clip import convert_from_clip
 from flip_hf.conversion.open_clip import convert_from_open_clip
+from flip_hf.conversion.siglip import convert_from_siglip
 from flip_hf.data.files import expand_braces
 from flip_hf.data.shapes import CLASS_NAMES, generate_test
 from flip_hf.data.tokenization import train_wordpiece
@@ -25,6 +26,7 @@ from tests.helpers.models import tiny_config
 from tests.helpers.pairs import shapes_rows, write_tar
 from tests.helpers.pretraining import TINY
 from tests.helpers.programs import ROOT
+from tests.helpers.siglip_folder import make_siglip_folder
 
 FIXTURES = ROOT / "tests" / "fixtures"
 VISION: dict[str, Any] = json.loads(
@@ -80,6 +82,16 @@ def flip_of_clip(workspace: Workspace, folder: Path) -> None:
     """A FLIP that a CLIP was made into, and that can be one again."""
     workspace.provide(["openai/clip-vit-base-patch16"])
     convert_from_clip(str(workspace.folder / "openai" / "clip-vit-base-patch16")).save(folder)
+
+
+def siglip(workspace: Workspace, folder: Path) -> None:
+    make_siglip_folder(folder)
+
+
+def flip_of_siglip(workspace: Workspace, folder: Path) -> None:
+    """A FLIP that a SigLIP was made into, and that can be one again."""
+    workspace.provide(["google/siglip2-base-patch16-224"])
+    convert_from_siglip(str(workspace.folder / "google" / "siglip2-base-patch16-224")).save(folder)
 
 
 def open_clip(workspace: Workspace, folder: Path) -> None:
@@ -187,6 +199,7 @@ def copies(workspace: Workspace, folder: Path) -> None:
 # Whatever a document calls by a name that fits; the first pattern that does.
 STAND_INS: dict[str, Callable[[Workspace, Path], None]] = {
     "openai/clip-*": clip,
+    "google/siglip*": siglip,
     "laion/CLIP-*": open_clip,
     "facebook/vit-mae-*": vit_mae,
     "google-bert/bert-*": tokenizer,
@@ -197,6 +210,7 @@ STAND_INS: dict[str, Callable[[Workspace, Path], None]] = {
     "runs/*": trained_run,
     "models/mae*": pretraining,
     "models/flip-b16": flip_of_open_clip,
+    "models/flip-siglip": flip_of_siglip,
     "models/flip*": flip_of_clip,
     "*.jpg": picture,
     "classes.txt": class_names,
