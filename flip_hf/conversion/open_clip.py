@@ -1,4 +1,6 @@
-"""Convert open_clip's native ViT models to FlipModel and back (checked against open_clip 3.3).
+"""Convert open_clip's native ViT models and its SigLIP to FlipModel and back (checked against open_clip 3.3).
+
+The native models are CLIP's and CLIPA's; SigLIP and SigLIP 2 have an image tower of timm's.
 
 A folder of open_clip holds `open_clip_config.json` and the weights; a training checkpoint is a single file, and the
 model's configuration must be given with it.
@@ -8,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +31,7 @@ from flip_hf.conversion.processors import (
 )
 from flip_hf.conversion.sizes import check_mask_ratio
 from flip_hf.conversion.tables import (
+    ROWS,
     SCALAR,
     STACKED,
     TRANSPOSED,
@@ -38,28 +42,40 @@ from flip_hf.conversion.tables import (
     to_ours,
     to_theirs,
 )
-from flip_hf.modeling import FlipConfig, FlipModel
+from flip_hf.modeling import FlipConfig, FlipModel, FlipVisionConfig
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 _LINEAR = ("weight", "bias")
-BLOCK = [
-    *(Entry(f"ln_{i}.{kind}", f"layer_norm{i}.{kind}") for i in (1, 2) for kind in _LINEAR),
-    *(
-        Entry(f"attn.in_proj_{kind}", tuple(f"self_attn.{name}_proj.{kind}" for name in "qkv"), STACKED)
-        for kind in _LINEAR
-    ),
-    *(
-        Entry(f"{theirs}.{kind}", f"{ours}.{kind}")
-        for theirs, ours in (
-            ("attn.out_proj", "self_attn.out_proj"),
-            ("mlp.c_fc", "mlp.fc1"),
-            ("mlp.c_proj", "mlp.fc2"),
-        )
-        for kind in _LINEAR
-    ),
-]
+
+
+def _block(norm: str, stacked: str, names: tuple[tuple[str, str], ...]) -> list[Entry]:
+    """Returns the table of one Transformer block, from its names of the LayerNorms, the query-key-value and the rest.
+
+    Args:
+        norm: name of a LayerNorm, with `{}` for 1 or 2.
+        stacked: name of query, key and value in one, with `{}` for `weight` or `bias`.
+        names: other layers, their name and ours.
+    """
+    return [
+        *(Entry(f"{norm.format(i)}.{kind}", f"layer_norm{i}.{kind}") for i in (1, 2) for kind in _LINEAR),
+        *(
+            Entry(stacked.format(kind), tuple(f"self_attn.{name}_proj.{kind}" for name in "qkv"), STACKED)
+            for kind in _LINEAR
+        ),
+        *(Entry(f"{theirs}.{kind}", f"{ours}.{kind}") for theirs, ours in names for kind in _LINEAR),
+    ]
+
+
+BLOCK = _block(
+    "ln_{}",
+    "attn.in_proj_{}",
+    (("attn.out_proj", "self_attn.out_proj"), ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")),
+)
+TIMM_BLOCK = _block(
+    "norm{}", "attn.qkv.{}", (("attn.proj", "self_attn.out_proj"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2"))
+)
 VISION = [
     Entry("visual.class_embedding", "vision_model.embeddings.class_embedding"),
     Entry("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
@@ -69,14 +85,44 @@ VISION = [
     Entry("visual.proj", "visual_projection.weight", TRANSPOSED),
 ]
 PRE_LAYERNORM = [Entry(f"visual.ln_pre.{kind}", f"vision_model.pre_layernorm.{kind}") for kind in _LINEAR]
+SIGLIP_VISION = [
+    Entry("visual.trunk.pos_embed", "vision_model.embeddings.position_embedding.weight", ROWS),
+    Entry("visual.trunk.attn_pool.latent", "vision_model.head.probe"),
+    *(
+        Entry(f"visual.trunk.attn_pool.in_proj_{kind}", f"vision_model.head.attention.in_proj_{kind}")
+        for kind in _LINEAR
+    ),
+    *(
+        Entry(f"visual.trunk.{theirs}.{kind}", f"vision_model.{ours}.{kind}")
+        for theirs, ours in (
+            ("patch_embed.proj", "embeddings.patch_embedding"),
+            ("norm", "post_layernorm"),
+            ("attn_pool.proj", "head.attention.out_proj"),
+            ("attn_pool.norm", "head.layernorm"),
+            ("attn_pool.mlp.fc1", "head.mlp.fc1"),
+            ("attn_pool.mlp.fc2", "head.mlp.fc2"),
+        )
+        for kind in _LINEAR
+    ),
+]
+# timm has the query of the pooling in one layer, and its key and value in another; ours has the three in one.
+POOLING = {
+    f"visual.trunk.attn_pool.in_proj_{kind}": (
+        f"visual.trunk.attn_pool.q.{kind}",
+        f"visual.trunk.attn_pool.kv.{kind}",
+    )
+    for kind in _LINEAR
+}
 TEXT = [
     Entry("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
     Entry("positional_embedding", "text_model.embeddings.position_embedding.weight"),
     Entry("ln_final.weight", "text_model.final_layer_norm.weight"),
     Entry("ln_final.bias", "text_model.final_layer_norm.bias"),
-    Entry("text_projection", "text_projection.weight", TRANSPOSED),
     Entry("logit_scale", "logit_scale", SCALAR),
 ]
+TEXT_PROJECTION = [Entry("text_projection", "text_projection.weight", TRANSPOSED)]
+TEXT_PROJECTION_WITH_BIAS = [Entry(f"text_projection.{kind}", f"text_projection.{kind}") for kind in _LINEAR]
+LOGIT_BIAS = [Entry("logit_bias", "logit_bias", SCALAR)]
 # Not weights, though in checkpoints: the causal mask, and the sizes in OpenAI's own files.
 NO_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 
@@ -84,22 +130,59 @@ NO_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
+def _vision_entries(config: FlipVisionConfig) -> list[Entry]:
+    """Returns the image tower's table: that of timm's where images are pooled by attention."""
+    ours = "vision_model.encoder.layers.{}."
+    if config.pooling_type == "attention":
+        return [*SIGLIP_VISION, *blocks(TIMM_BLOCK, "visual.trunk.blocks.{}.", ours, config.num_hidden_layers)]
+    return [
+        *VISION,
+        *(PRE_LAYERNORM if config.use_pre_layernorm else []),
+        *blocks(BLOCK, "visual.transformer.resblocks.{}.", ours, config.num_hidden_layers),
+    ]
+
+
 def entries_of(config: FlipConfig) -> list[Entry]:
     """Returns the table for a FlipConfig that open_clip can express."""
     return [
-        *VISION,
-        *(PRE_LAYERNORM if config.vision_config.use_pre_layernorm else []),
-        *blocks(
-            BLOCK,
-            "visual.transformer.resblocks.{}.",
-            "vision_model.encoder.layers.{}.",
-            config.vision_config.num_hidden_layers,
-        ),
+        *_vision_entries(config.vision_config),
         *TEXT,
+        *(TEXT_PROJECTION_WITH_BIAS if config.projection_bias else TEXT_PROJECTION),
+        *([] if config.logit_bias_init_value is None else LOGIT_BIAS),
         *blocks(
             BLOCK, "transformer.resblocks.{}.", "text_model.encoder.layers.{}.", config.text_config.num_hidden_layers
         ),
     ]
+
+
+def _join_pooling(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Joins the query of timm's pooling with its key and value; those of other shapes stay, to be refused by name."""
+    joined = dict(state_dict)
+    for name, parts in POOLING.items():
+        query, key_value = (state_dict.get(part) for part in parts)
+        if query is None or key_value is None or query.ndim == 0:
+            continue
+        if key_value.shape == (2 * query.shape[0], *query.shape[1:]) and key_value.dtype == query.dtype:
+            joined[name] = torch.cat([joined.pop(part) for part in parts])
+    return joined
+
+
+def _split_pooling(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Splits the query of timm's pooling from its key and value; the inverse of [`_join_pooling`]."""
+    split = dict(state_dict)
+    for name, parts in POOLING.items():
+        if name in split:
+            query, key, value = split.pop(name).chunk(3)
+            split[parts[0]] = query.clone()
+            split[parts[1]] = torch.cat([key, value])
+    return split
+
+
+def _plain_name(name: str) -> str:
+    """Returns a tensor's name without the prefixes of wrappers (DDP, torch.compile) and of a separate text module."""
+    for prefix in ("module.", "_orig_mod.", "text."):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def read_state_dict(path: Path, *, root: Path | None = None) -> dict[str, Tensor]:
@@ -120,9 +203,7 @@ def read_state_dict(path: Path, *, root: Path | None = None) -> dict[str, Tensor
         raise ConversionError(f"{path} holds a {type(checkpoint).__name__}, not a dict of weights.")
     state_dict = {}
     for name, value in checkpoint.items():
-        # Prefixes of wrappers (DDP, torch.compile), and of open_clip's models with a separate text module.
-        for prefix in ("module.", "_orig_mod.", "text."):
-            name = str(name).removeprefix(prefix)
+        name = _plain_name(str(name))
         if name in NO_WEIGHTS:
             continue
         if name in state_dict:
@@ -135,17 +216,23 @@ def open_clip_to_flip(state_dict: dict[str, Tensor], model_cfg: JsonObject, mask
     """Converts an open_clip model to a FlipModel with its weights.
 
     Args:
-        state_dict: from [`read_state_dict`], or a model's `state_dict()`.
+        state_dict: from [`read_state_dict`], or the `state_dict()` of a model of open_clip.
         model_cfg: the model's configuration, as in open_clip's `model_configs`.
         mask_ratio: fraction of the patches dropped in training.
 
     Raises:
-        ConversionError: the model does not consist of standard ViT towers, or its weights do not match the
+        ConversionError: the model does not consist of standard ViT towers or SigLIP's, or its weights do not match the
             configuration.
     """
     config = config_from_open_clip(model_cfg, mask_ratio)
-    tensors = to_ours(entries_of(config), state_dict, shapes_of(FlipModel, config), what="The open_clip checkpoint")
+    source = _join_pooling({_plain_name(name): tensor for name, tensor in state_dict.items()})
+    tensors = to_ours(entries_of(config), source, shapes_of(FlipModel, config), what="The open_clip checkpoint")
     return load(FlipModel, config, tensors)
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a tensor is outside the text tower."""
+    return name.startswith("visual.") or name in ("logit_scale", "logit_bias")
 
 
 def flip_to_open_clip(flip: FlipModel) -> tuple[dict[str, Tensor], JsonObject]:
@@ -156,7 +243,10 @@ def flip_to_open_clip(flip: FlipModel) -> tuple[dict[str, Tensor], JsonObject]:
     """
     model_cfg = config_to_open_clip(flip.config)
     tensors = {**flip.state_dict(), "logit_scale": flip.clipped_logit_scale()}
-    return to_theirs(entries_of(flip.config), tensors), model_cfg
+    state_dict = _split_pooling(to_theirs(entries_of(flip.config), tensors))
+    if model_cfg.get("custom_text"):
+        state_dict = {name if _is_shared(name) else f"text.{name}": tensor for name, tensor in state_dict.items()}
+    return state_dict, model_cfg
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -218,7 +308,7 @@ def convert_from_open_clip(
 
     Raises:
         ConversionError: a file is missing, damaged or leads out of the folder; the model does not consist of standard
-            ViT towers; or the weights do not match the configuration or are not finite.
+            ViT towers or SigLIP's; or the weights do not match the configuration or are not finite.
     """
     check_mask_ratio(mask_ratio)
     weights, config_file = _find_files(source, model_config)
