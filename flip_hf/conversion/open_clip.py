@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.clip import load_flip
@@ -20,6 +21,7 @@ from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.files import read_json, regular_file
 from flip_hf.conversion.folder import Converted, card_data, writing
 from flip_hf.conversion.open_clip_config import config_from_open_clip, config_to_open_clip
+from flip_hf.conversion.open_clip_tokenizer import read_as_open_clip
 from flip_hf.conversion.pickled import check_plain, read_pickled
 from flip_hf.conversion.pretrained import read_safetensors
 from flip_hf.conversion.processors import (
@@ -42,7 +44,7 @@ from flip_hf.conversion.tables import (
     to_ours,
     to_theirs,
 )
-from flip_hf.modeling import FlipConfig, FlipModel, FlipVisionConfig
+from flip_hf.modeling import FlipConfig, FlipModel, FlipTextConfig, FlipVisionConfig
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -294,6 +296,21 @@ def _read_config(path: Path, root: Path | None) -> JsonObject:
     return config
 
 
+def _pad_with(tokenizer: PreTrainedTokenizerBase, text: FlipTextConfig) -> None:
+    """Sets the padding id to the tokenizer's in a model that attends to padding, as open_clip pads its texts with it.
+
+    Its configurations have a pad_id that this does not use, and none for SigLIP, which is padded with 1. CLIP's own
+    tokenizer pads with 0 there, whatever Transformers' has.
+    """
+    if text.attend_to_padding and tokenizer.pad_token_id is not None and not _is_clips(tokenizer):
+        text.pad_token_id = tokenizer.pad_token_id
+
+
+def _is_clips(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is CLIP's own tokenizer, which open_clip has itself."""
+    return "CLIPTokenizer" in type(tokenizer).__name__
+
+
 def convert_from_open_clip(
     source: str, *, model_config: str | None = None, tokenizer: str | None = None, mask_ratio: float = 0.5
 ) -> Converted:
@@ -322,6 +339,9 @@ def convert_from_open_clip(
     found = find_tokenizer(source if tokenizer is None else tokenizer, length)
     if tokenizer is not None and found is None:
         raise ConversionError(f"--tokenizer {tokenizer} has no tokenizer.")
+    if found is not None:
+        found = read_as_open_clip(found, config["model_cfg"]["text_cfg"])
+        _pad_with(found, flip.config.text_config)
     return Converted(
         model=flip,
         processor=join(image_processor, found),
@@ -347,7 +367,7 @@ def write_open_clip(source: str, folder: Path) -> None:
         size = flip.config.vision_config.image_size
         config["preprocess_cfg"] = image_processor_to_open_clip(image_processor, size)
     tokenizer = find_tokenizer(source, flip.config.text_config.max_position_embeddings)
-    if tokenizer is not None and "CLIPTokenizer" not in type(tokenizer).__name__:
+    if tokenizer is not None and not _is_clips(tokenizer):
         tokenizer.save_pretrained(folder)
         model_cfg["text_cfg"]["hf_tokenizer_name"] = "."  # the folder itself, when open_clip loads it as local-dir
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
