@@ -1,5 +1,6 @@
 """open_clip's CLIPA and SigLIP to Flip and back: features recorded from open_clip 3.3, and the package if installed."""
 
+import contextlib
 import copy
 import functools
 import json
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flip_hf import FlipModel
+from flip_hf import FlipConfig, FlipModel
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.open_clip import (
     convert_from_open_clip,
@@ -106,6 +107,19 @@ def test_an_incomplete_pooling_is_refused_by_name(family):
     source["visual.trunk.attn_pool.kv.weight"] = query
     with pytest.raises(ConversionError, match="Left over: 2"):
         open_clip_to_flip(source, family["model_cfg"])
+
+
+def test_the_configuration_of_every_tower_goes_there_and_back():
+    for name, (size, patch_size, image_size) in NAMES.items():
+        vision_cfg = {"timm_model_name": name, "image_size": image_size, "timm_pool": "map", "timm_proj": "none"}
+        text_cfg = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+        config = config_from_open_clip(
+            {"embed_dim": SIZES[size].hidden_size, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+        )
+        assert config.vision_config.num_positions == (image_size // patch_size) ** 2, name
+        written = config_to_open_clip(config)
+        assert written["vision_cfg"] == vision_cfg and written["text_cfg"]["proj_bias"]
+        assert config_from_open_clip(written).to_dict() == config.to_dict()
 
 
 def test_sizes_and_activations_that_timm_has_not_are_refused(monkeypatch):
@@ -207,14 +221,30 @@ def _check_equal(theirs, model_cfg, vocab_size) -> None:
 def test_open_clips_architectures_that_convert_are_those_of_the_guide():
     """By their configurations alone; docs/converting.md has the numbers."""
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
-    converts = set()
-    for name in open_clip.list_models():
-        try:
-            config_from_open_clip(open_clip.get_model_config(name))
-        except ConversionError:
-            continue
-        converts.add(name)
+    converts = _converting(open_clip)
     siglip = {name for name in open_clip.list_models() if re.fullmatch(r"ViT-.*-(SigLIP|CLIPA).*", name)}
-    assert siglip - converts == {"ViT-SO400M-16-SigLIP-i18n-256"}  # which has no text projection
+    assert siglip - converts.keys() == {"ViT-SO400M-16-SigLIP-i18n-256"}  # which has no text projection
     weights = [architecture for architecture, _ in open_clip.list_pretrained()]
-    assert (len(converts), sum(name in converts for name in weights)) == (69, 117)
+    assert len(open_clip.list_models()) == 144 and len(weights) == 196
+    assert len(converts) == 69 and sum(name in converts for name in weights) == 117
+
+
+@pytest.mark.long
+def test_all_of_these_have_open_clips_names_and_shapes_at_full_size():
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    for name, config in _converting(open_clip).items():
+        model_cfg = open_clip.get_model_config(name)
+        model_class = open_clip.CustomTextCLIP if model_cfg.pop("custom_text", False) else open_clip.CLIP
+        with torch.device("meta"):
+            theirs = model_class(**model_cfg).state_dict()
+            ours, _ = flip_to_open_clip(FlipModel._from_config(config))
+        assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}, name
+
+
+def _converting(open_clip) -> dict[str, FlipConfig]:
+    """The configurations of open_clip's architectures that convert, by name."""
+    converts = {}
+    for name in open_clip.list_models():
+        with contextlib.suppress(ConversionError):
+            converts[name] = config_from_open_clip(open_clip.get_model_config(name))
+    return converts
