@@ -20,7 +20,10 @@ from flip_hf.redaction import install
 COMMANDS = {
     "flip-official": ("official FLIP (JAX, T5X) to Flip", "checkpoint folder, or a zip with one in it"),
     "clip": ("Transformers' CLIPModel to Flip", "folder or Hub id"),
-    "open-clip": ("open_clip's CLIP, CLIPA, SigLIP or SigLIP 2 to Flip", "folder or Hub id with open_clip_config.json, or a file of weights"),
+    "open-clip": (
+        "open_clip's CLIP, CLIPA, SigLIP or SigLIP 2 to Flip",
+        "folder or Hub id with open_clip_config.json, or a file of weights",
+    ),
     "vit-mae": ("the encoder of Transformers' ViTMAE to a Flip vision tower", "folder or Hub id"),
     "to-clip": ("Flip to a stock CLIPModel", "Flip folder or Hub id"),
     "to-open-clip": ("Flip to open_clip", "Flip folder or Hub id"),

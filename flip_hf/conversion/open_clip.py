@@ -302,8 +302,9 @@ def _pad_with(tokenizer: PreTrainedTokenizerBase, text: FlipTextConfig) -> None:
     Its configurations have a pad_id that this does not use, and none for SigLIP, which is padded with 1. CLIP's own
     tokenizer pads with 0 there, whatever Transformers' has.
     """
-    if text.attend_to_padding and tokenizer.pad_token_id is not None and not _is_clips(tokenizer):
-        text.pad_token_id = tokenizer.pad_token_id
+    padding = tokenizer.pad_token_id
+    if text.attend_to_padding and isinstance(padding, int) and not _is_clips(tokenizer):
+        text.pad_token_id = padding
 
 
 def _is_clips(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -58,7 +58,7 @@ def _without_separator(tokenizer: PreTrainedTokenizerBase) -> TemplateProcessing
     """
     first = tokenizer.cls_token
     zero = tokenizer.convert_ids_to_tokens(0)
-    if first is None or tokenizer.sep_token is None or not isinstance(zero, str):
+    if not isinstance(first, str) or tokenizer.sep_token is None or not isinstance(zero, str):
         raise ConversionError(
             "This open_clip model has text_cfg.tokenizer_kwargs.strip_sep_token, but its tokenizer has no [CLS] or no "
             "[SEP]. Give BERT's: --tokenizer google-bert/bert-base-uncased."
