@@ -21,7 +21,10 @@ COMMANDS = {
     "flip-official": ("official FLIP (JAX, T5X) to Flip", "checkpoint folder, or a zip with one in it"),
     "clip": ("Transformers' CLIPModel to Flip", "folder or Hub id"),
     "siglip": ("Transformers' SiglipModel (SigLIP, SigLIP 2 at a fixed resolution) to Flip", "folder or Hub id"),
-    "open-clip": ("open_clip ViT to Flip", "folder or Hub id with open_clip_config.json, or a file of weights"),
+    "open-clip": (
+        "open_clip's CLIP, CLIPA, SigLIP or SigLIP 2 to Flip",
+        "folder or Hub id with open_clip_config.json, or a file of weights",
+    ),
     "vit-mae": ("the encoder of Transformers' ViTMAE to a Flip vision tower", "folder or Hub id"),
     "to-clip": ("Flip to a stock CLIPModel", "Flip folder or Hub id"),
     "to-siglip": ("Flip to a stock SiglipModel", "Flip folder or Hub id"),

@@ -1,11 +1,10 @@
 """Convert open_clip's model configuration to FlipConfig and back."""
 
-from typing import Any
-
 from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError
 from flip_hf.conversion.sizes import check_fields, configuring, number, whole_number
-from flip_hf.modeling import FlipConfig
+from flip_hf.conversion.timm_siglip import vision_cfg_of, vision_fields
+from flip_hf.modeling import FlipConfig, FlipTextConfig, FlipVisionConfig
 
 # Fields of open_clip's configuration that become ours, and those without effect here, which may have any value. All
 # others change the model, and must have a value that means "off".
@@ -13,20 +12,21 @@ _READ = {
     "vision_cfg": {
         *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "no_ln_pre", "pos_embed_type"),
         *("act_kwargs", "norm_kwargs", "patch_dropout", "output_tokens"),
-        *("attn_pooler_queries", "attn_pooler_heads", "timm_pool", "timm_proj", "timm_drop"),
+        *("attn_pooler_queries", "attn_pooler_heads", "pool_type", "final_ln_after_pool"),
+        *("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop"),
     },
     "text_cfg": {
         *("layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "no_causal_mask", "pool_type"),
         *("act_kwargs", "norm_kwargs", "pad_id", "eos_id", "output_tokens"),
         *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "hf_model_pretrained", "hf_proj_type"),
-        *("hf_pooler_type",),
+        *("hf_pooler_type", "proj_bias"),
     },
     "model_cfg": {
-        *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "custom_text"),
-        *("nonscalar_logit_scale", "output_dict", "cast_dtype"),
+        *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"),
+        *("custom_text", "nonscalar_logit_scale", "output_dict", "cast_dtype"),
     },
 }
-_OFF = {"pool_type": "tok", "block_type": "default", "proj_type": "linear"}
+_OFF = {"block_type": "default", "proj_type": "linear"}
 _ACTIVATIONS = {"quick_gelu": {"quick_gelu": True}, "gelu": {}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
 # Whole numbers in a tower's configuration with their largest values; other sizes follow from them.
 _SIZES = {
@@ -34,7 +34,7 @@ _SIZES = {
     **{"heads": 2**12, "context_length": 2**17, "vocab_size": 2**22},
 }
 _IDS = ("pad_id", "eos_id")
-_SWITCHES = ("quick_gelu", "no_ln_pre", "no_causal_mask")
+_SWITCHES = ("quick_gelu", "no_ln_pre", "no_causal_mask", "final_ln_after_pool", "proj_bias", "custom_text")
 _OBJECTS = ("act_kwargs", "norm_kwargs")
 MAX_MLP_RATIO = 64
 
@@ -60,7 +60,7 @@ def _refuse_unknown(part: str, fields: JsonObject) -> None:
         if name not in _READ[part] and value and value != _OFF.get(name):
             raise ConversionError(
                 f"This open_clip model has {part}.{name} = {value!r}, which FLIP does not support. Only native "
-                "ViT towers with standard blocks can be converted."
+                "ViT towers with standard blocks and SigLIP's image towers can be converted."
             )
 
 
@@ -81,11 +81,66 @@ def _tower(fields: JsonObject, *, width: int, layers: int, quick_gelu: bool) -> 
     }
 
 
-def config_from_open_clip(model_cfg: JsonObject, mask_ratio: float = 0.5) -> FlipConfig:
-    """Converts an open_clip model configuration to a FlipConfig; absent fields have open_clip's defaults.
+def _text_fields(text: JsonObject, quick_gelu: bool) -> JsonObject:
+    """Returns a FlipTextConfig's fields.
 
     Raises:
-        ConversionError: the model does not consist of standard ViT towers; the message names the field.
+        ConversionError: FLIP does not pool texts in this way.
+    """
+    pool_type = text.get("pool_type", "argmax")
+    bidirectional = bool(text.get("no_causal_mask", False))
+    if pool_type not in ("first", "argmax", "eos", "last"):
+        raise ConversionError(f"This open_clip model has text_cfg.pool_type = {pool_type!r:.80}, which FLIP lacks.")
+    if pool_type == "last" and not bidirectional:
+        raise ConversionError(
+            "This open_clip model has text_cfg.pool_type = 'last' with causal attention; FLIP has it with "
+            "no_causal_mask alone."
+        )
+    return {
+        **_tower(text, width=512, layers=12, quick_gelu=quick_gelu),
+        "num_attention_heads": text.get("heads", 8),
+        "vocab_size": text.get("vocab_size", 49408),
+        "max_position_embeddings": text.get("context_length", 77),
+        "causal": not bidirectional,
+        "attend_to_padding": bidirectional,
+        "pooling_type": pool_type,
+        "pad_token_id": text.get("pad_id", 0),
+        "eos_token_id": text.get("eos_id", 2) if pool_type == "eos" else None,
+    }
+
+
+def _native_vision_fields(vision: JsonObject, quick_gelu: bool) -> JsonObject:
+    """Returns a FlipVisionConfig's fields for open_clip's own ViT.
+
+    Raises:
+        ConversionError: FLIP does not pool images in this way.
+    """
+    pool_type = vision.get("pool_type", "tok")
+    # The class token alone is the same before and after the LayerNorm; a mean is not.
+    if pool_type != "tok" and not (pool_type == "avg" and vision.get("final_ln_after_pool")):
+        raise ConversionError(
+            f"This open_clip model has vision_cfg.pool_type = {pool_type!r:.80} and final_ln_after_pool = "
+            f"{vision.get('final_ln_after_pool', False)!r:.80}, which FLIP lacks: it has 'tok', and 'avg' with the "
+            "LayerNorm after the pooling."
+        )
+    tower = _tower(vision, width=768, layers=12, quick_gelu=quick_gelu)
+    return {
+        **tower,
+        "num_attention_heads": tower["hidden_size"] // vision.get("head_width", 64),
+        "image_size": vision.get("image_size", 224),
+        "patch_size": vision.get("patch_size", 16),
+        "pooling_type": "cls" if pool_type == "tok" else "patch_mean",
+        "position_embedding_type": "sincos2d" if vision.get("pos_embed_type") == "sin_cos_2d" else "learned",
+        "use_pre_layernorm": not vision.get("no_ln_pre", False),
+        "patch_embedding_bias": False,
+    }
+
+
+def _check(model_cfg: JsonObject) -> None:
+    """Checks the fields of a configuration before any is used.
+
+    Raises:
+        ConversionError: one is not supported or has an invalid value; the message names the field.
     """
     vision = model_cfg.get("vision_cfg")
     text = model_cfg.get("text_cfg")
@@ -99,37 +154,34 @@ def config_from_open_clip(model_cfg: JsonObject, mask_ratio: float = 0.5) -> Fli
         raise ConversionError("This open_clip model's image tower is a ResNet or takes images that are not square.")
     for part, fields in (("model_cfg", model_cfg), ("vision_cfg", vision), ("text_cfg", text)):
         _check_tower(part, fields)
+    if text.get("proj_bias") and not vision.get("timm_model_name"):
+        raise ConversionError(
+            "This open_clip model has text_cfg.proj_bias = True beside an image projection without a bias; FLIP has "
+            "both with a bias or none."
+        )
+
+
+def config_from_open_clip(model_cfg: JsonObject, mask_ratio: float = 0.5) -> FlipConfig:
+    """Converts an open_clip model configuration to a FlipConfig; absent fields have open_clip's defaults.
+
+    Raises:
+        ConversionError: the model does not consist of standard ViT towers or SigLIP's; the message names the field.
+    """
+    _check(model_cfg)
+    vision = model_cfg["vision_cfg"]
+    text = model_cfg["text_cfg"]
     quick_gelu = bool(model_cfg.get("quick_gelu", False))
-    pool_type = text.get("pool_type", "argmax")
-    bidirectional = bool(text.get("no_causal_mask", False))
-    if pool_type not in ("first", "argmax", "eos"):
-        raise ConversionError(f"This open_clip model has text_cfg.pool_type = {pool_type!r}, which FLIP lacks.")
-    vision_tower = _tower(vision, width=768, layers=12, quick_gelu=quick_gelu)
+    if vision.get("timm_model_name"):
+        image_tower = vision_fields(vision, model_cfg["embed_dim"])
+    else:
+        image_tower = _native_vision_fields(vision, quick_gelu)
     fields = {
-        "text_config": {
-            **_tower(text, width=512, layers=12, quick_gelu=quick_gelu),
-            "num_attention_heads": text.get("heads", 8),
-            "vocab_size": text.get("vocab_size", 49408),
-            "max_position_embeddings": text.get("context_length", 77),
-            "causal": not bidirectional,
-            "attend_to_padding": bidirectional,
-            "pooling_type": pool_type,
-            "pad_token_id": text.get("pad_id", 0),
-            "eos_token_id": text.get("eos_id", 2) if pool_type == "eos" else None,
-        },
-        "vision_config": {
-            **vision_tower,
-            "num_attention_heads": vision_tower["hidden_size"] // vision.get("head_width", 64),
-            "image_size": vision.get("image_size", 224),
-            "patch_size": vision.get("patch_size", 16),
-            "mask_ratio": mask_ratio,
-            "pooling_type": "cls",
-            "position_embedding_type": "sincos2d" if vision.get("pos_embed_type") == "sin_cos_2d" else "learned",
-            "use_pre_layernorm": not vision.get("no_ln_pre", False),
-            "patch_embedding_bias": False,
-        },
+        "text_config": _text_fields(text, quick_gelu),
+        "vision_config": {**image_tower, "mask_ratio": mask_ratio},
         "projection_dim": model_cfg["embed_dim"],
+        "projection_bias": bool(text.get("proj_bias", False)),
         "logit_scale_init_value": model_cfg.get("init_logit_scale", FlipConfig().logit_scale_init_value),
+        "logit_bias_init_value": model_cfg.get("init_logit_bias"),
         "max_logit_scale": None,
     }
     check_fields(fields, "This open_clip model")
@@ -137,7 +189,12 @@ def config_from_open_clip(model_cfg: JsonObject, mask_ratio: float = 0.5) -> Fli
         return FlipConfig(**fields)
 
 
-def _tower_cfg(tower: Any) -> JsonObject:
+def _has_ratio(tower: FlipTextConfig | FlipVisionConfig) -> bool:
+    """Whether open_clip, which multiplies the width by a ratio, gets the width of the MLP's hidden layer back."""
+    return int(tower.hidden_size * (tower.intermediate_size / tower.hidden_size)) == tower.intermediate_size
+
+
+def _tower_cfg(tower: FlipTextConfig | FlipVisionConfig) -> JsonObject:
     cfg = {
         "layers": tower.num_hidden_layers,
         "width": tower.hidden_size,
@@ -150,45 +207,73 @@ def _tower_cfg(tower: Any) -> JsonObject:
     return cfg
 
 
+def _native_vision_cfg(vision: FlipVisionConfig) -> JsonObject:
+    return {
+        **_tower_cfg(vision),
+        "head_width": vision.hidden_size // vision.num_attention_heads,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "no_ln_pre": not vision.use_pre_layernorm,
+        "pos_embed_type": "sin_cos_2d" if vision.position_embedding_type == "sincos2d" else "learnable",
+        **({"pool_type": "avg", "final_ln_after_pool": True} if vision.pooling_type == "patch_mean" else {}),
+    }
+
+
+def _native_conditions(config: FlipConfig) -> dict[str, bool]:
+    """Returns what open_clip's own ViT requires, in words, and whether it holds."""
+    text = config.text_config
+    vision = config.vision_config
+    return {
+        "vision_config.pooling_type must be 'cls', 'patch_mean' or 'attention'": vision.pooling_type != "mean",
+        "vision_config.patch_embedding_bias must be False": not vision.patch_embedding_bias,
+        "vision_config.num_channels must be 3": vision.num_channels == 3,
+        "vision_config.use_class_token must be True": vision.use_class_token,
+        "vision_config.use_projection must be True": vision.use_projection,
+        "vision_config.image_size must be a multiple of patch_size": vision.image_size % vision.patch_size == 0,
+        "projection_bias must be False": not config.projection_bias,
+        "vision_config.hidden_act must be one of quick_gelu, gelu, gelu_pytorch_tanh": vision.hidden_act
+        in _ACTIVATIONS,
+        "quick_gelu must be in both towers or in none": "quick_gelu" not in {text.hidden_act, vision.hidden_act}
+        or text.hidden_act == vision.hidden_act,
+        "vision_config.intermediate_size must be a multiple of hidden_size": _has_ratio(vision),
+    }
+
+
+def _text_conditions(text: FlipTextConfig) -> dict[str, bool]:
+    """Returns what open_clip's text tower requires, in words, and whether it holds."""
+    return {
+        "text_config.pooling_type must be 'first', 'argmax', 'eos' or 'last'": text.pooling_type != "mean",
+        "text_config.causal or text_config.attend_to_padding must be True": text.causal or text.attend_to_padding,
+        "text_config.hidden_act must be one of quick_gelu, gelu, gelu_pytorch_tanh": text.hidden_act in _ACTIVATIONS,
+        "text_config.intermediate_size must be a multiple of hidden_size": _has_ratio(text),
+    }
+
+
 def config_to_open_clip(config: FlipConfig) -> JsonObject:
     """Returns the open_clip model configuration of the same computation.
+
+    A model that pools images by attention has an image tower of timm's there, and others open_clip's own ViT.
 
     Raises:
         ConversionError: open_clip has no such model; the message names the options in the way.
     """
     text = config.text_config
     vision = config.vision_config
-    ratios = [int(t.hidden_size * (t.intermediate_size / t.hidden_size)) == t.intermediate_size for t in (text, vision)]
-    conditions = {
-        "vision_config.pooling_type must be 'cls'": vision.pooling_type == "cls",
-        "vision_config.patch_embedding_bias must be False": not vision.patch_embedding_bias,
-        "vision_config.num_channels must be 3": vision.num_channels == 3,
-        "text_config.pooling_type must be 'first', 'argmax' or 'eos'": text.pooling_type != "mean",
-        "text_config.causal or text_config.attend_to_padding must be True": text.causal or text.attend_to_padding,
-        "projection_bias must be False": not config.projection_bias,
-        "logit_bias_init_value must be None": config.logit_bias_init_value is None,
-        "hidden_act must be one of quick_gelu, gelu, gelu_pytorch_tanh": {text.hidden_act, vision.hidden_act}
-        <= _ACTIVATIONS.keys(),
-        "quick_gelu must be in both towers or in none": "quick_gelu" not in {text.hidden_act, vision.hidden_act}
-        or text.hidden_act == vision.hidden_act,
-        "intermediate_size must be a multiple of hidden_size": all(ratios),
-    }
+    is_siglip = vision.pooling_type == "attention"
+    conditions = {**({} if is_siglip else _native_conditions(config)), **_text_conditions(text)}
     in_the_way = [condition for condition, holds in conditions.items() if not holds]
     if in_the_way:
         raise ConversionError(
             f"open_clip has no model that computes what this FlipModel does: {'; '.join(in_the_way)}."
         )
+    bias = config.logit_bias_init_value
     return {
         "embed_dim": config.projection_dim,
-        "quick_gelu": vision.hidden_act == "quick_gelu",
-        "vision_cfg": {
-            **_tower_cfg(vision),
-            "head_width": vision.hidden_size // vision.num_attention_heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "no_ln_pre": not vision.use_pre_layernorm,
-            "pos_embed_type": "sin_cos_2d" if vision.position_embedding_type == "sincos2d" else "learnable",
-        },
+        "quick_gelu": text.hidden_act == "quick_gelu",
+        **({} if bias is None else {"init_logit_bias": bias}),
+        # As in open_clip's own configurations of SigLIP: the text tower is a module of its own.
+        **({"custom_text": True} if is_siglip else {}),
+        "vision_cfg": vision_cfg_of(vision) if is_siglip else _native_vision_cfg(vision),
         "text_cfg": {
             **_tower_cfg(text),
             "heads": text.num_attention_heads,
@@ -197,6 +282,7 @@ def config_to_open_clip(config: FlipConfig) -> JsonObject:
             "no_causal_mask": not text.causal,
             "pool_type": text.pooling_type,
             "pad_id": text.pad_token_id or 0,
+            **({"proj_bias": True} if config.projection_bias else {}),
             **({"eos_id": text.eos_token_id} if text.pooling_type == "eos" else {}),
         },
     }

@@ -34,6 +34,7 @@ NUMBERS = {
     "initializer_factor": (0.0, 1e3),
     "attention_dropout": (0.0, 1.0),
     "logit_scale_init_value": (-1e3, 1e3),
+    "logit_bias_init_value": (-1e3, 1e3),
 }
 # Token ids; older configurations use -1 for none.
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -86,7 +87,8 @@ def check_fields(fields: JsonObject, what: str) -> None:
         what: the configuration's name for messages.
 
     Raises:
-        ConversionError: a number is out of range, heads do not divide a width, or patches do not divide an image.
+        ConversionError: a number is out of range, heads do not divide a width, or patches do not divide an image that
+            must not have a remainder.
     """
     for name, value in fields.items():
         plain = name.removeprefix("decoder_")
@@ -105,7 +107,7 @@ def check_fields(fields: JsonObject, what: str) -> None:
         if width and heads and width % heads:
             raise ConversionError(f"{what}: {heads} attention heads do not divide the width, {width}.")
     image, patch = (fields.get(name) for name in ("image_size", "patch_size"))
-    if image and patch and image % patch:
+    if image and patch and image % patch and fields.get("ignore_remainder") is not True:
         raise ConversionError(f"{what}: patches of {patch} pixels do not divide an image of {image}.")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from flip_hf.conversion.timm_siglip import SIZES, Size
 from tests.helpers.fixtures import FIXTURES
 
 
@@ -37,11 +38,23 @@ def vocab(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def open_clip_tiny():
-    """A tiny open_clip model: its configuration, weights, inputs and features."""
-    with safe_open(FIXTURES / "open_clip_tiny.safetensors", "pt") as file:
+def recorded(name: str) -> dict:
+    """A model that open_clip made: its configuration, weights, inputs and features."""
+    with safe_open(FIXTURES / name, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         config = json.loads(file.metadata()["model_cfg"])
     state_dict = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     return {"model_cfg": config, "state_dict": state_dict, **tensors}
+
+
+@pytest.fixture(scope="session")
+def open_clip_tiny():
+    return recorded("open_clip_tiny.safetensors")
+
+
+@pytest.fixture(params=["clipa", "siglip"])
+def family(request, monkeypatch):
+    """A tiny CLIPA and a tiny SigLIP of open_clip's."""
+    monkeypatch.setitem(SIZES, "so400m", Size(16, 2, 4, 59))
+    found = recorded(f"open_clip_{request.param}_tiny.safetensors")
+    return {**found, "input/pixel_values": found["input/rows"] * found["input/columns"]}

@@ -116,7 +116,8 @@ def test_missing_and_surplus_tensors_are_both_named(open_clip_tiny):
         ({"text_cfg": {"hf_model_name": "roberta-base"}}, "text_cfg.hf_model_name = 'roberta-base'"),
         ({"text_cfg": {"pool_type": "last"}}, "text_cfg.pool_type = 'last'"),
         ({"text_cfg": {"proj_bias": True}}, "text_cfg.proj_bias = True"),
-        ({"init_logit_bias": -10}, "model_cfg.init_logit_bias = -10"),
+        ({"vision_cfg": {"pool_type": "none"}}, "vision_cfg.pool_type = 'none'"),
+        ({"init_logit_bias": "cold"}, "logit_bias_init_value must be a number"),
         ({"multimodal_cfg": {"width": 512}}, "model_cfg.multimodal_cfg"),
     ],
 )
@@ -129,7 +130,9 @@ def test_other_architectures_are_refused_by_name(open_clip_tiny, changes, messag
 
 
 def test_a_flip_that_open_clip_has_not_is_refused_with_the_switches():
-    with pytest.raises(ConversionError, match="pooling_type must be 'cls'; vision_config.patch_embedding_bias must be"):
+    with pytest.raises(
+        ConversionError, match="must be 'cls', 'patch_mean' or 'attention'; vision_config.patch_embedding_bias"
+    ):
         flip_to_open_clip(FlipModel(tiny_config()))
 
 

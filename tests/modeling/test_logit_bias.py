@@ -67,10 +67,12 @@ def test_a_bias_that_cannot_be_is_refused(wrong):
         FlipConfig(logit_bias_init_value=wrong)
 
 
-def test_formats_without_a_bias_refuse_it():
+def test_clip_has_no_bias_and_open_clip_has():
     clip_like = FlipModel.from_clip(tiny_clip(99))
     clip_like.config.logit_bias_init_value = -10
     with pytest.raises(ValueError, match="logit_bias_init_value is -10, CLIP's is None"):
         clip_like.to_clip()
-    with pytest.raises(ConversionError, match="logit_bias_init_value must be None"):
-        flip_to_open_clip(clip_like)
+    with pytest.raises(ConversionError, match=r"Missing: 1 \(logit_bias\)"):
+        flip_to_open_clip(clip_like)  # the configuration has it, the model was made without
+    state_dict, model_cfg = flip_to_open_clip(FlipModel(clip_like.config))
+    assert state_dict["logit_bias"].item() == model_cfg["init_logit_bias"] == -10
