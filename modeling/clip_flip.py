@@ -6,12 +6,14 @@ CLIPModel, which needs none of this code.
 """
 
 # No `from __future__ import annotations` here, as in the other published files.
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, CLIPConfig, CLIPModel
+from transformers import AutoConfig, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_flip import FlipConfig
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 _SHARED = (
     "hidden_size",
@@ -131,16 +133,26 @@ def load_clip(name_or_path: str, **kwargs: Any) -> CLIPModel:
             f"{name_or_path} is a checkpoint of type {found.model_type!r}; from_clip takes CLIPModel checkpoints, "
             'whose config.json says "model_type": "clip".'
         )
-    loaded: Any = CLIPModel.from_pretrained(
-        name_or_path, config=found, use_safetensors=True, output_loading_info=True, **kwargs
+    return load_whole(CLIPModel, name_or_path, found, **kwargs)
+
+
+def load_whole(model_class: type[ModelT], name_or_path: str, config: PreTrainedConfig, **kwargs: Any) -> ModelT:
+    """Loads a model of exactly the tensors in a checkpoint's safetensors.
+
+    Raises:
+        ValueError: tensors are missing or left over.
+    """
+    loaded: Any = model_class.from_pretrained(
+        name_or_path, config=config, use_safetensors=True, output_loading_info=True, **kwargs
     )
-    clip, report = loaded
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     # Old checkpoints store the row numbers 0, 1, 2 ... as well.
     surplus = sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids"))
     if missing or surplus:
-        raise ValueError(f"{name_or_path} is not a complete CLIPModel: missing {missing}, left over {surplus}.")
-    return clip
+        whole = f"a complete {model_class.__name__}"
+        raise ValueError(f"{name_or_path} is not {whole}: missing {missing}, left over {surplus}.")
+    return model
 
 
 def flip_tensors(clip: CLIPModel) -> dict[str, torch.Tensor]:

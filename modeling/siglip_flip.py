@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, SiglipConfig, SiglipModel
 
-from .clip_flip import CHECKPOINT_OPTIONS, in_the_way, read_fields
+from .clip_flip import CHECKPOINT_OPTIONS, in_the_way, load_whole, read_fields
 from .configuration_flip import FlipConfig
 
 _SHARED = (
@@ -131,15 +131,7 @@ def load_siglip(name_or_path: str, **kwargs: Any) -> SiglipModel:
             f"{name_or_path} is a checkpoint of type {found.model_type!r}; from_siglip takes SiglipModel checkpoints, "
             'whose config.json says "model_type": "siglip".'
         )
-    loaded: Any = SiglipModel.from_pretrained(
-        name_or_path, config=found, use_safetensors=True, output_loading_info=True, **kwargs
-    )
-    siglip, report = loaded
-    missing = sorted(report["missing_keys"])
-    surplus = sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids"))
-    if missing or surplus:
-        raise ValueError(f"{name_or_path} is not a complete SiglipModel: missing {missing}, left over {surplus}.")
-    return siglip
+    return load_whole(SiglipModel, name_or_path, found, **kwargs)
 
 
 def flip_tensors_of_siglip(siglip: SiglipModel) -> dict[str, torch.Tensor]:
