@@ -170,10 +170,10 @@ def compute(run: PublishedRun) -> str:
 
 
 def evaluation(run: PublishedRun, entries: list[EvalResult]) -> str:
-    """Makes a table of the results, which are also in the metadata, and describes the reconstruction error."""
-    error = _reconstruction(run.results)
+    """Makes a table of the results, which are also in the metadata; adds what the run changed, and its error."""
+    described = [text for text in (_retention(run.results), _reconstruction(run.results)) if text]
     if not entries:
-        return error or "Not evaluated yet."
+        return "\n\n".join(described) or "Not evaluated yet."
     lines = ["| data set | split | task | metric | % |", "|---|---|---|---|---|"]
     for entry in entries:
         split = entry.dataset_split or ""
@@ -181,7 +181,26 @@ def evaluation(run: PublishedRun, entries: list[EvalResult]) -> str:
         lines.append(
             f"| {entry.dataset_name} | {split} | {task} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
         )
-    return "\n".join([*lines, *(["", error] if error else [])])
+    return "\n\n".join(["\n".join(lines), *described])
+
+
+def _retention(results: JsonObject) -> str:
+    """Makes a table of what the run changed in its own metric and in that of the retained data."""
+    retention = results.get("retention")
+    if retention is None:
+        return ""
+    rows = [
+        f"| {name} | {change['metric']} | {_percent(change['before'])} | {_percent(change['after'])} |"
+        for which, name in (("own", "the run's own"), ("retained", f"{short_name(retention['data'])}, retained"))
+        if (change := retention[which]) is not None
+    ]
+    lost = "The run lost more of the retained metric than it allowed itself." if retention["warned"] else ""
+    table = ["| evaluation data | metric | before the run, % | after it, % |", "|---|---|---|---|", *rows]
+    return "\n".join([*table, *(["", lost] if lost else [])]) if rows else ""
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.1f}"
 
 
 def _reconstruction(results: JsonObject) -> str:

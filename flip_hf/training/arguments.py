@@ -1,4 +1,4 @@
-"""All options of a run: six dataclasses that are the command line and the YAML recipe at once (recipes.py).
+"""All options of a run: seven dataclasses that are the command line and the YAML recipe at once (recipes.py).
 
 A bad value is an error before any device is touched.
 """
@@ -14,6 +14,7 @@ from flip_hf.evaluation.templates import PROMPT_SETS, read_templates
 from flip_hf.redaction import redacted
 from flip_hf.training.config_fields import config_fields
 from flip_hf.training.freezing import check_trained_parts, read_frozen
+from flip_hf.training.retention_arguments import RetentionArguments, check_retention
 
 # ImageNet's statistics, which the official FLIP normalises with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -423,6 +424,7 @@ class Arguments:
     optimization: OptimizationArguments
     run: RunArguments
     hub: HubArguments
+    retention: RetentionArguments
 
     def __post_init__(self):
         require(
@@ -431,6 +433,7 @@ class Arguments:
             f"result afterwards: --model_name_or_path {self.run.output_dir} --mask_ratio 0.",
         )
         check_trained_parts(self)
+        check_retention(self)
         if not self.objective.reconstructs:
             return
         model = self.model

@@ -28,6 +28,7 @@ from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
+from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,7 @@ def _build(arguments: Arguments) -> Trainer:
     config = models.make_config(arguments.model, objective)
     check_publishing(arguments.hub, arguments.objective, config)
     sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
-    likely = inputs.label_column(sources)
-    evaluation = inputs.open_evaluation_data(arguments.data, labels=objective.contrasts, likely=likely)
-    inputs.check_evaluation(arguments, evaluation)
+    evaluation, retained = open_evaluations(arguments, sources)
 
     accelerator = make_accelerator(arguments.run)
     take_folder(accelerator, output_dir)
@@ -73,6 +72,7 @@ def _build(arguments: Arguments) -> Trainer:
         for sentence in inputs.captions_in_words(objective, sources):
             print(sentence)
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
+    retained = shared_retained_pairs(arguments, retained, accelerator, resumed=checkpoint is not None)
     pusher = begin_pushing(arguments.hub, arguments.run, accelerator)
     context_length = config.get_text_config().max_position_embeddings
     tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
@@ -96,7 +96,7 @@ def _build(arguments: Arguments) -> Trainer:
         (micro_batch_size, num_micro),
         data_states,
     )
-    trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation, pusher)
+    trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation, retained, pusher)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     else:
@@ -105,6 +105,18 @@ def _build(arguments: Arguments) -> Trainer:
     if accelerator.is_main_process:
         tidy(output_dir, trainer.state.samples)
     return trainer
+
+
+def open_evaluations(arguments: Arguments, sources: list[Source]) -> tuple[inputs.Evaluation, inputs.Evaluation]:
+    """Opens and checks the run's own evaluation data and its retained data; `sources` are those of its training.
+
+    Raises:
+        ValueError: some of them cannot be used, or there is nothing to evaluate on where evaluations end the run.
+    """
+    likely = inputs.label_column(sources)
+    evaluation = inputs.open_evaluation_data(arguments.data, labels=arguments.objective.contrasts, likely=likely)
+    inputs.check_evaluation(arguments, evaluation)
+    return evaluation, open_retained_data(arguments)
 
 
 def start_in_words(arguments: Arguments, model: FlipModel | FlipForPreTraining) -> list[str]:

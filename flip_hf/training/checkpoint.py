@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -52,6 +52,7 @@ class TrainState:
         skipped_in_a_row: number of latest steps that were all skipped (see health.py).
         restores: times the run went back to a checkpoint since it wrote its last good one.
         compared_on, best_value, best_samples, evaluations_since_best: the record of evaluations; see best.py.
+        before: metrics of the model that the run started from, its own and the retained one; see retention.py.
     """
 
     samples: int = 0
@@ -64,6 +65,7 @@ class TrainState:
     best_value: float | None = None
     best_samples: int = 0
     evaluations_since_best: int = 0
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class DamagedCheckpointError(ValueError):

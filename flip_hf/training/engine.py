@@ -38,9 +38,11 @@ from flip_hf.training.prepare import PrepareBatch
 from flip_hf.training.progress import Progress
 from flip_hf.training.reconstructions import ReconstructionPictures
 from flip_hf.training.resume import shared_checkpoint
+from flip_hf.training.retained_data import retained_arguments
+from flip_hf.training.retention import Retention
 from flip_hf.training.signals import StopSignals
 from flip_hf.training.step import Batch, StepResult, train_step
-from flip_hf.training.validation import Validator, in_words
+from flip_hf.training.validation import Validator, as_logged, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Trainer:
         loader: yields micro-batches.
         num_micro: micro-batches per step on this process.
         evaluation: the evaluation data, which may be empty.
+        retained: the retained data, which may be empty.
         pusher: pushes to the Hub; on the main process of a run that is pushed.
     """
 
@@ -68,6 +71,7 @@ class Trainer:
         loader: TrainLoader,
         num_micro: int,
         evaluation: Evaluation,
+        retained: Evaluation,
         pusher: Pusher | None = None,
     ):
         self.arguments = arguments
@@ -100,10 +104,8 @@ class Trainer:
         self.health = Health(self.run_options.max_skipped_steps)
         image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
-        tokenizer = getattr(processor, "tokenizer", None)
-        self.validator = None
-        if evaluation != Evaluation():
-            self.validator = Validator(arguments, evaluation, tokenizer, self.normalize, accelerator)
+        self.validator = None if evaluation == Evaluation() else self._make_validator(arguments, evaluation)
+        self.retention = None if retained == Evaluation() else self._make_retention(retained, evaluation.key)
         patience = self.run_options.early_stopping_patience
         keeps = evaluation.pairs is not None or patience is not None
         self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
@@ -112,6 +114,14 @@ class Trainer:
             arguments.model, self.objective, self.flip.config, self.normalize, accelerator.device
         )
         self.pictures = self._make_pictures(image_processor) if self.objective.reconstructs else None
+
+    def _make_validator(self, arguments: Arguments, evaluation: Evaluation) -> Validator:
+        tokenizer = getattr(self.processor, "tokenizer", None)
+        return Validator(arguments, evaluation, tokenizer, self.normalize, self.accelerator)
+
+    def _make_retention(self, retained: Evaluation, own_key: str) -> Retention:
+        validator = self._make_validator(retained_arguments(self.arguments), retained)
+        return Retention(self.arguments, validator, own_key)
 
     def _make_pictures(self, image_processor: Any) -> ReconstructionPictures:
         return ReconstructionPictures(
@@ -146,6 +156,8 @@ class Trainer:
         self.best.begin(self.state)
         self.window = Window(self.state.samples, self.state.steps)
         self.progress.say(where(self.accelerator))
+        with suppress(WaitEnded):  # stopped by a signal, the run leaves before its first step
+            self._evaluate_start()
         self._begin_batches()
         metrics: dict[str, float] = {}
         while not self._is_finished():
@@ -351,24 +363,48 @@ class Trainer:
             return PairEncoder(self.average.module, self.autocast_dtype)  # pyright: ignore[reportArgumentType]
         return self.distribution.whole_encoder()
 
+    def _evaluate_start(self) -> None:
+        """Evaluates the model that a new run starts from, where there are retained data; no judgement counts it."""
+        retention = self.retention
+        if retention is None:
+            return
+        if self.state.samples > 0:
+            return retention.check_resumed(self.state)
+        with self.window.pause():
+            own = {} if self.validator is None else self.validator(self._encoder())
+            retained = retention.measure(self._encoder())
+        retention.remember(own, self.state)
+        self.progress.log(0, **as_logged(own), **as_logged(retained, "retained_"))
+        if own:
+            self.progress.say(f"before the run: {in_words(own, self.class_names)}")
+        self.progress.say(f"before the run: {retention.in_words()}")
+
     def _evaluate(self) -> dict[str, float]:
-        """Evaluates the weights that would be saved now."""
-        if self.validator is None:
-            return {}
+        """Evaluates the weights that would be saved now, on the run's own data and on the retained ones."""
         samples, metrics = self._evaluated
         if samples == self.state.samples:  # a run that ends early was just evaluated
             return metrics
+        metrics = {} if self.validator is None else self._evaluate_own(self.validator)
+        if self.retention is not None:
+            self._evaluate_retained(self.retention)
+        self._evaluated = (self.state.samples, metrics)
+        return metrics
+
+    def _evaluate_own(self, validator: Validator) -> dict[str, float]:
         with self.window.pause():
-            metrics = self.validator(self._encoder())
-        names = {"top1": "zero_shot_top1", "top5": "zero_shot_top5"}
-        counts = ("images", "pairs", "captions")
-        logged = {names.get(name, name): value for name, value in metrics.items() if name not in counts}
-        self.progress.log(self.state.samples, **logged)
+            metrics = validator(self._encoder())
+        self.progress.log(self.state.samples, **as_logged(metrics))
         self.progress.say(f"after {self.state.samples:,} samples: {in_words(metrics, self.class_names)}")
         with self.window.pause():
             self.best.judge(metrics, self.state, self._saver)
-        self._evaluated = (self.state.samples, metrics)
         return metrics
+
+    def _evaluate_retained(self, retention: Retention) -> None:
+        with self.window.pause():
+            metrics = retention.measure(self._encoder())
+        self.progress.log(self.state.samples, **as_logged(metrics, "retained_"))
+        self.progress.say(f"after {self.state.samples:,} samples: {retention.in_words()}")
+        retention.warn_of_fall(self.state)
 
     def _draw(self, pictures: ReconstructionPictures) -> None:
         with self.window.pause():
@@ -390,7 +426,9 @@ class Trainer:
             return None
         records = self.progress.records()
         data_wait, bound = bottleneck(records, self.arguments, self.accelerator)
-        measured = {**asdict(self.state), "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
+        state = asdict(self.state)
+        del state["before"]  # which "retention" compares
+        measured = {**state, "data_wait": data_wait, "flops_per_sample": self.flops_per_sample}
         hardware = describe(self.accelerator)
         ended = {
             "finished": self._is_finished(),
@@ -398,6 +436,8 @@ class Trainer:
             "best": self.best.kept() if self.best.keeps else None,
         }
         results = {**metrics, **counts.results(), **measured, "hardware": hardware, **ended}
+        if self.retention is not None:
+            results["retention"] = self.retention.results(metrics, self.state)
         return Report(counts, bound, results, records)
 
     def _push(self, metrics: dict[str, float]) -> None:

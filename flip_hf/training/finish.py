@@ -19,6 +19,7 @@ from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.optimization import plan_phases
 from flip_hf.training.progress import plot_curves
 from flip_hf.training.recipes import write_recipe
+from flip_hf.training.retention import changes_in_words
 from flip_hf.training.validation import in_words
 
 # Folder of the model with its decoder, for runs that contrast and reconstruct; the FlipModel alone is one level up.
@@ -159,6 +160,7 @@ def summary(
             f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",
             f"Bound by  {report.bound}",
             f"Result    {result}",
+            *_retention(report.results),
             *_best(report.results, output_dir),
             f"Skipped   {', '.join(skipped) or 'none'}",
             *_held_out(counts),
@@ -166,6 +168,12 @@ def summary(
             *_use(arguments, class_names),
         )
     )
+
+
+def _retention(results: dict[str, Any]) -> list[str]:
+    """Says what the run changed in its own metric and in that of the retained data, if there are any."""
+    changes = changes_in_words(results["retention"]) if "retention" in results else {}
+    return [f"{which.capitalize():<10}{change}" for which, change in changes.items()]
 
 
 def _best(results: dict[str, Any], output_dir: Path) -> list[str]:

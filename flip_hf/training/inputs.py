@@ -133,7 +133,7 @@ def open_evaluation_data(data: DataArguments, labels: bool = True, likely: str |
         ValueError: the class names are unknown, or fewer than the labels; the data have both labels and captions and
             neither is chosen; or there are two kinds of held-out pairs.
     """
-    name = _evaluated(data)
+    name = evaluation_data(data)
     if name is None:
         return Evaluation()
     kind = _kind_of_target(data, name, likely) if labels else "image"
@@ -242,7 +242,7 @@ def with_pairs(evaluation: Evaluation, facts: PoolFacts, folder: Path, captions:
     return evaluation if evaluation.images is not None else replace(evaluation, images=pool, key=facts.key)
 
 
-def _evaluated(data: DataArguments) -> str | None:
+def evaluation_data(data: DataArguments) -> str | None:
     """Returns the name of the evaluation data."""
     own = data.train_data[0] if data.train_data and len(data.train_data) == 1 else None
     return data.eval_data or (own if own in EMBEDDED else None)
@@ -250,7 +250,7 @@ def _evaluated(data: DataArguments) -> str | None:
 
 def templates(data: DataArguments) -> list[str]:
     """Returns the prompts of the evaluation: those given, the embedded data's own, or those of training."""
-    embedded = EMBEDDED.get(_evaluated(data) or "")
+    embedded = EMBEDDED.get(evaluation_data(data) or "")
     if data.templates != [GENERIC_TEMPLATE]:
         return list(data.read_prompts("templates"))
     return list(embedded.templates if embedded else data.read_prompts("caption_templates"))

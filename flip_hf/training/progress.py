@@ -119,6 +119,7 @@ def _record(line: str) -> JsonObject | None:
 _LINE = {"color": "black"}
 _GREY = {"color": "0.55"}
 _POINTS = {"color": "black", "marker": "o", "markersize": 4}
+_RETAINED = {**_POINTS, "marker": "s", "linestyle": ":"}
 _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "loss (lower is better)": [
         ("loss", "trained on", _LINE),
@@ -129,11 +130,13 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "accuracy (higher is better)": [
         ("accuracy", "in the training batch", _GREY),
         ("zero_shot_top1", "zero-shot top-1", _POINTS),
+        ("retained_zero_shot_top1", "retained: zero-shot top-1", _RETAINED),
     ],
     "retrieval of held-out pairs (higher is better)": [
         ("text_retrieval_recall@1", "R@1, image to text", _POINTS),
         ("image_retrieval_recall@1", "R@1, text to image", {**_GREY, "marker": "o", "markersize": 4}),
         ("mean_recall", "mean of R@1, 5 and 10", {**_GREY, "linestyle": "--"}),
+        ("retained_mean_recall", "retained: mean of R@1, 5 and 10", _RETAINED),
     ],
     "reconstruction error (lower is better)": [
         ("reconstruction_error", "reconstructed", _POINTS),

@@ -29,10 +29,14 @@ from flip_hf.training.arguments import (
     OptimizationArguments,
     RunArguments,
 )
+from flip_hf.training.retention_arguments import RetentionArguments
 
 # Named recipes, which come with the package.
 RECIPES = Path(str(resources.files("flip_hf") / "recipes"))
-GROUPS = (ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments, HubArguments)
+GROUPS = (
+    *(ModelArguments, ObjectiveArguments, DataArguments, OptimizationArguments, RunArguments, HubArguments),
+    RetentionArguments,
+)
 # What a person sets first; the beginning of `--help`.
 MOST_USED = (
     *("train_data", "eval_data", "model_name_or_path", "mask_ratio", "train_samples", "batch_size"),

@@ -41,6 +41,8 @@ HARMLESS = {
     *("report_to", "eval_data", "eval_config", "eval_split", "eval_image_column", "label_column", "class_names"),
     *("eval_caption_column", "eval_pairs", "early_stopping_patience"),
     *("templates", "eval_batch_size", "max_bad_fraction", "max_skipped_steps", "grid_samples"),
+    *("retain_data", "retain_config", "retain_split", "retain_image_column", "retain_label_column"),
+    *("retain_caption_column", "retain_class_names", "retain_templates", "retain_warning"),
 }
 # Files that a run leaves in its folder beside checkpoints and logs, which a new run would overwrite.
 OUTPUTS = (

@@ -183,6 +183,13 @@ def _loss(images: np.ndarray, texts: np.ndarray, scale: float, bias: float | Non
     return float(losses) / 2
 
 
+def as_logged(metrics: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """Returns the metrics of a [`Validator`] under their names in the log, without the numbers of images and texts."""
+    names = {"top1": "zero_shot_top1", "top5": "zero_shot_top5"}
+    counts = ("images", "pairs", "captions")
+    return {f"{prefix}{names.get(name, name)}": value for name, value in metrics.items() if name not in counts}
+
+
 def in_words(metrics: dict[str, float], class_names: tuple[str, ...]) -> str:
     """Puts the metrics of a [`Validator`] into words, without a full stop; empty where there was no evaluation."""
     said = []
