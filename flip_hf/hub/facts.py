@@ -177,11 +177,19 @@ def evaluation(run: PublishedRun, entries: list[EvalResult]) -> str:
     lines = ["| data set | split | task | metric | % |", "|---|---|---|---|---|"]
     for entry in entries:
         split = entry.dataset_split or ""
-        task = entry.task_name or entry.task_type
         lines.append(
-            f"| {entry.dataset_name} | {split} | {task} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
+            f"| {entry.dataset_name} | {split} | {_task_of(entry)} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
         )
     return "\n\n".join(["\n".join(lines), *described])
+
+
+def _task_of(entry: EvalResult) -> str:
+    """Returns the task of a result.
+
+    A saved model-index keeps one name for all tasks of a type, and each metric's own beside it: `linear-probe, top1`.
+    """
+    task = (entry.metric_name or "").removesuffix(f", {entry.metric_type}")
+    return task if task and task != entry.metric_name else entry.task_name or entry.task_type
 
 
 def _retention(results: JsonObject) -> str:

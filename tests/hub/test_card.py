@@ -63,6 +63,18 @@ def test_figures_are_a_model_index_and_those_of_evaluate_are_kept(run_folder):
         assert len(card.data.eval_results) == 5 and card.text.count("| CIFAR-10 |") == 1
 
 
+def test_each_result_keeps_its_own_task_when_the_card_is_written_again(run_folder):
+    """A model-index has one name for the tasks of a type."""
+    for task, metric, value in (("few-shot", "16-shot", 40.0), ("linear-probe", "top1", 60.0)):
+        name = f"{task}, {metric}"
+        entry = EvalResult("image-classification", "x/y", "Y", metric, value, task_name=task, metric_name=name)
+        write_eval_results(run_folder, [entry])
+    for _ in range(2):
+        card = card_of(run_folder, repo_id="you/flip")
+        assert "| Y |  | few-shot | 16-shot | 40.0 |" in card.text
+        assert "| Y |  | linear-probe | top1 | 60.0 |" in card.text
+
+
 def test_a_card_by_another_author_is_kept(run_folder):
     for text in ("---\nlicense: mit\n---\n\n# Mine\n\nWhat I think of it.\n", "Mine.\n"):
         (run_folder / "README.md").write_text(text)
