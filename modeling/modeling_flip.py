@@ -179,7 +179,7 @@ class FlipVisionEmbeddings(nn.Module):
     @torch.no_grad()
     def resize(self, side: int, patch_size: int) -> None:
         """Resizes to `side` x `side` patches of `patch_size`: recomputes fixed positions, interpolates learned ones."""
-        if (patch_size, side * patch_size) == (self.config.patch_size, self.config.image_size):
+        if patch_size == self.config.patch_size and side == self.config.image_size // patch_size:
             return
         module: Any = self.position_embedding
         learned = self.config.position_embedding_type == "learned"

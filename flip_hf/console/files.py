@@ -26,11 +26,9 @@ def read_text(path: str | Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):
-            raise ValueError(f"{path} is a folder; name the file with the {what} in it.")
+            raise ValueError(f"{path} is a folder; name the file with {what} in it.")
         if not stat.S_ISREG(kind):
-            raise ValueError(
-                f"{path} is not a regular file but a pipe, a socket or a device; write the {what} to a file."
-            )
+            raise ValueError(f"{path} is not a regular file but a pipe, a socket or a device; write {what} to a file.")
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
@@ -42,7 +40,7 @@ def read_text(path: str | Path, what: str, limit: int = MAX_TEXT_BYTES) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}): save the {what} as UTF-8.") from None
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}): save {what} as UTF-8.") from None
     if "\0" in text:
         raise ValueError(f"{path} is a binary file, not a text file with {what}.")
     return text

@@ -17,6 +17,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    SiglipConfig,
+    SiglipModel,
+    SiglipProcessor,
 )
 
 from flip_hf.conversion.errors import ConversionError
@@ -24,12 +27,14 @@ from flip_hf.conversion.files import read_json
 from flip_hf.conversion.folder import Converted, card_data
 from flip_hf.conversion.pretrained import CONFIG, load_pretrained, local_folder, read_config
 from flip_hf.conversion.processors import find_image_processor, find_tokenizer, join
+from flip_hf.conversion.siglip import fit_padding
 from flip_hf.modeling import FlipConfig, FlipForPreTraining, FlipModel, FlipPreTrainingConfig, FlipProcessor
 
 _CLASSES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig]]] = {
     FlipConfig.model_type: (FlipModel, FlipConfig),
     FlipPreTrainingConfig.model_type: (FlipForPreTraining, FlipPreTrainingConfig),
     CLIPConfig.model_type: (CLIPModel, CLIPConfig),
+    SiglipConfig.model_type: (SiglipModel, SiglipConfig),
 }
 # Fields of a configuration that do not change what given weights compute for whole images.
 _MAY_DIFFER = {
@@ -99,17 +104,18 @@ def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha
 
 
 def load_ends(first: str, second: str) -> Ends:
-    """Loads two models, FlipModels, FlipForPreTrainings or CLIPModels, by folder or Hub id.
+    """Loads two models, FlipModels, FlipForPreTrainings, CLIPModels or SiglipModels, by folder or Hub id.
 
-    A CLIPModel beside a FlipModel, such as the one that the other was tuned from, is taken as a FlipModel.
+    A CLIPModel or SiglipModel beside a FlipModel, such as the one that the other was tuned from, is taken as a
+    FlipModel.
 
     Raises:
         ConversionError: one cannot be loaded, or they differ in class, architecture, shapes, dtypes, tokenizer or the
             normalisation of images; the message names the first difference.
     """
     models = [_load(first), _load(second)]
-    if {type(model) for model in models} == {CLIPModel, FlipModel}:
-        models = [FlipModel.from_clip(model) if isinstance(model, CLIPModel) else model for model in models]
+    if any(type(model) is FlipModel for model in models):
+        models = [_as_flip(model, name) for model, name in zip(models, (first, second), strict=True)]
     one, other = models
     if type(one) is not type(other):
         raise ConversionError(
@@ -122,13 +128,27 @@ def load_ends(first: str, second: str) -> Ends:
     return Ends((first, second), other, *tensors, processor=_shared_processor((first, second), models))
 
 
+def _as_flip(model: PreTrainedModel, source: str) -> PreTrainedModel:
+    """Makes a FlipModel of a CLIPModel or a SiglipModel."""
+    if isinstance(model, CLIPModel):
+        return FlipModel.from_clip(model)
+    if not isinstance(model, SiglipModel):
+        return model
+    flip = FlipModel.from_siglip(model)
+    text = flip.config.text_config
+    tokenizer = find_tokenizer(source, text.max_position_embeddings)
+    if tokenizer is not None:
+        fit_padding(text, tokenizer)
+    return flip
+
+
 def _load(source: str) -> PreTrainedModel:
     folder = local_folder(source)
     kind = read_json(folder / CONFIG, root=folder).get("model_type") if (folder / CONFIG).is_file() else None
     if kind not in _CLASSES:
         raise ConversionError(
-            f"{source} is not the folder or Hub id of a FlipModel, a FlipForPreTraining or a CLIPModel (its model type "
-            f"is {kind!r:.80}). `flip-hf convert` converts some others."
+            f"{source} is not the folder or Hub id of a FlipModel, a FlipForPreTraining, a CLIPModel or a SiglipModel "
+            f"(its model type is {kind!r:.80}). `flip-hf convert` converts some others."
         )
     model_class, config_class = _CLASSES[kind]
     return load_pretrained(model_class, folder, read_config(folder, config_class, model=model_class.__name__))
@@ -199,8 +219,8 @@ def _shared_processor(names: tuple[str, str], models: list[PreTrainedModel]) -> 
                 raise ConversionError(
                     f"{names[0]} and {names[1]} normalise images differently: {field} is {ours} and {theirs}."
                 )
-    processor_class = CLIPProcessor if isinstance(models[1], CLIPModel) else FlipProcessor
-    return join(image_processors[1], tokenizers[1], processor_class)
+    stock = {CLIPModel: CLIPProcessor, SiglipModel: SiglipProcessor}
+    return join(image_processors[1], tokenizers[1], stock.get(type(models[1]), FlipProcessor))
 
 
 def _check_tokenizers(

@@ -79,17 +79,19 @@ def check_mask_ratio(value: Any) -> None:
         )
 
 
-def check_fields(fields: JsonObject, what: str) -> None:
+def check_fields(fields: JsonObject, what: str, remainder: bool = False) -> None:
     """Checks the numbers in a configuration and in those of its towers.
 
     Args:
         fields: names and values, as in a `config.json`.
         what: the configuration's name for messages.
+        remainder: patches need not divide an image, as in a SigLIP.
 
     Raises:
         ConversionError: a number is out of range, heads do not divide a width, or patches do not divide an image that
             must not have a remainder.
     """
+    remainder = remainder or fields.get("model_type") == "siglip"
     for name, value in fields.items():
         plain = name.removeprefix("decoder_")
         if value is None:
@@ -101,13 +103,13 @@ def check_fields(fields: JsonObject, what: str) -> None:
         elif name in IDS:
             whole_number(f"{what}: {name}", value, SIZES["vocab_size"], least=-1)
         elif isinstance(value, dict):
-            check_fields(value, f"{what}: {name}")
+            check_fields(value, f"{what}: {name}", remainder)
     for prefix in ("", "decoder_"):
         width, heads = (fields.get(f"{prefix}{name}") for name in ("hidden_size", "num_attention_heads"))
         if width and heads and width % heads:
             raise ConversionError(f"{what}: {heads} attention heads do not divide the width, {width}.")
     image, patch = (fields.get(name) for name in ("image_size", "patch_size"))
-    if image and patch and image % patch and fields.get("ignore_remainder") is not True:
+    if image and patch and image % patch and not (remainder or fields.get("ignore_remainder") is True):
         raise ConversionError(f"{what}: patches of {patch} pixels do not divide an image of {image}.")
 
 

@@ -103,7 +103,9 @@ def _optimizer(recipe: JsonObject) -> str:
 def _frozen(part: str) -> str:
     """Says which part of a tower `--freeze` names."""
     tower, _, blocks = part.partition(":")
-    return f"the embeddings and the first {blocks} blocks of the {tower} tower" if blocks else f"the {tower} tower"
+    if not blocks:
+        return f"the {tower} tower"
+    return f"the embeddings and the first {f'{blocks} blocks' if int(blocks) > 1 else 'block'} of the {tower} tower"
 
 
 def training(run: PublishedRun) -> str:
@@ -177,8 +179,9 @@ def evaluation(run: PublishedRun, entries: list[EvalResult]) -> str:
     lines = ["| data set | split | task | metric | % |", "|---|---|---|---|---|"]
     for entry in entries:
         split = entry.dataset_split or ""
+        task = _task_of(entry)
         lines.append(
-            f"| {entry.dataset_name} | {split} | {_task_of(entry)} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
+            f"| {entry.dataset_name} | {split} | {task} | {entry.metric_type} | {float(entry.metric_value):.1f} |"
         )
     return "\n\n".join(["\n".join(lines), *described])
 

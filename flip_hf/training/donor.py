@@ -25,6 +25,7 @@ _FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
     *("image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout"),
     *("pooling_type", "position_embedding_type", "use_pre_layernorm", "patch_embedding_bias"),
+    *("use_class_token", "ignore_remainder"),
 )
 
 

@@ -30,6 +30,7 @@ class SampleFlops:
         vision_blocks, text_blocks: the Transformer blocks of a tower, attention included.
         attention: the two products of attention in both towers, already included above.
         patch_embedding: the projection of the kept patches.
+        pooling: the attention that pools an image, if any.
         projections: from both features to the shared embedding.
         loss: similarities of all pairs, each computed once (2 N E a pair).
         decoder: MAE's decoder over all patches, if any, attention included.
@@ -42,11 +43,12 @@ class SampleFlops:
     projections: int
     loss: int
     decoder: int = 0
+    pooling: int = 0
 
     @property
     def encoders(self) -> int:
         """FLOPs of one forward pass through both towers, without the loss."""
-        return self.vision_blocks + self.text_blocks + self.patch_embedding + self.projections
+        return self.vision_blocks + self.text_blocks + self.patch_embedding + self.pooling + self.projections
 
     @property
     def forward(self) -> int:
@@ -109,12 +111,13 @@ def sample_flops(
     pixels = vision.num_channels * vision.patch_size**2
     image_tokens = kept + vision.use_class_token
     return SampleFlops(
-        vision_blocks=_blocks(*images, image_tokens) + _pooling(vision, image_tokens),
+        vision_blocks=_blocks(*images, image_tokens),
         text_blocks=_blocks(*texts, tokens),
         attention=_attention(images[0], images[2], image_tokens) + _attention(texts[0], texts[2], tokens),
         patch_embedding=2 * kept * pixels * images[0],
         projections=2 * config.projection_dim * (vision.use_projection * images[0] + texts[0]),
         loss=2 * batch_size * config.projection_dim,
+        pooling=_pooling(vision, image_tokens),
     )
 
 
@@ -133,7 +136,7 @@ def with_decoder(counted: SampleFlops, config: FlipPreTrainingConfig, kept_patch
     linear = 2 * decoder.hidden_size * (tokens * vision.hidden_size + vision.num_patches * pixels)
     size = (decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers)
     counted = replace(counted, decoder=linear + _blocks(*size, vision.num_positions))
-    return replace(counted, projections=0, loss=0) if config.objective == "reconstruction" else counted
+    return replace(counted, projections=0, loss=0, pooling=0) if config.objective == "reconstruction" else counted
 
 
 def spared_flops(counted: SampleFlops, config: FlipConfig, frozen: Frozen, new_projection: bool = False) -> int:
@@ -153,7 +156,9 @@ def spared_flops(counted: SampleFlops, config: FlipConfig, frozen: Frozen, new_p
         spared += 2 * of_blocks * (depth if blocks is None else blocks) // depth
         spared += counted.patch_embedding if is_image else 0
         if blocks is None:
-            projection = 2 * config.projection_dim * part.hidden_size
+            has_projection = not is_image or config.vision_config.use_projection
+            projection = 2 * config.projection_dim * part.hidden_size * has_projection
+            spared += 2 * counted.pooling if is_image else 0
             # A new one has a gradient of its own, and only its input's is spared.
             spared += projection if is_image and new_projection else 2 * projection + counted.loss
     return spared

@@ -121,12 +121,14 @@ def in_words(flip: "FlipModel", frozen: Frozen) -> str:
     names = []
     for tower, blocks in frozen.items():
         projection = flip.visual_projection if tower == "image" else flip.text_projection
+        trained = [parameter.requires_grad for parameter in projection.parameters()]
         if blocks is not None:
-            names.append(f"the embeddings and the first {blocks} blocks of the {tower} tower")
-        elif projection.weight.requires_grad:
-            names.append(f"the {tower} tower without its new projection")
+            first = f"{blocks} blocks" if blocks > 1 else "block"
+            names.append(f"the embeddings and the first {first} of the {tower} tower")
+        elif not trained:  # as SigLIP's image tower, which has no projection
+            names.append(f"the {tower} tower")
         else:
-            names.append(f"the {tower} tower with its projection")
+            names.append(f"the {tower} tower {'without its new' if any(trained) else 'with its'} projection")
     total = sum(parameter.numel() for parameter in flip.parameters())
     fixed = sum(parameter.numel() for parameter in flip.parameters() if not parameter.requires_grad)
     return f"Frozen: {', '.join(names)}; {fixed:,} of {total:,} parameters."

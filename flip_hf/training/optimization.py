@@ -95,7 +95,7 @@ def is_decayed(name: str) -> bool:
     temperature are decayed. The bias of the logits is a bias: decay would pull it from its -10 to 0, where most
     decisions of the sigmoid loss are wrong.
     """
-    return not (name.endswith((".bias", "logit_bias")) or "norm" in name or "position_embedding" in name)
+    return not (name.endswith("bias") or "norm" in name or "position_embedding" in name)
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:

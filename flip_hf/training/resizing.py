@@ -13,7 +13,8 @@ def new_sizes(model: ModelArguments, config: FlipConfig) -> dict[str, int]:
         huggingface_hub.errors.StrictDataclassError: the patches do not fill the image, or the mask keeps none of them.
     """
     sizes = {name: getattr(model, name) or getattr(config.vision_config, name) for name in ("image_size", "patch_size")}
-    FlipVisionConfig(**sizes, mask_ratio=model.mask_ratio)
+    ignores = config.vision_config.ignore_remainder and not (model.image_size or model.patch_size)
+    FlipVisionConfig(**sizes, mask_ratio=model.mask_ratio, ignore_remainder=ignores)
     return sizes
 
 

@@ -186,6 +186,8 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[ob
         raise DamagedCheckpointError(f"{checkpoint / RECIPE} cannot be read: {error!r}.") from None
     there = ADDED | there
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
+    for values in (there, here):
+        values["freeze"] = sorted(values.get("freeze") or []) or None  # in any order
     # In a column that is named there may be labels, whose captions are made of the class names.
     harmless = HARMLESS - {"class_names"} if arguments.data.caption_column else HARMLESS
     names = [name for name in {**here, **there} if name not in harmless | STARTING]

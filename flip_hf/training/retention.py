@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,12 +132,13 @@ class Retention:
         return Change(record["metric"], record["value"], after if math.isfinite(after) else None)
 
     def _warning(self, change: Change, samples: int) -> str:
+        ends = shlex.join([str(self.model), str(self.output_dir)])
         return (
             f"After {samples:,} samples, {NAMES[change.metric]} on the retained data {self.name} has fallen from "
             f"{change.before:.1%} before the run to {change.after:.1%}, by {change.fall:.0%} of its value (warned of "
             f"above {self.options.retain_warning:.0%}, --retain_warning): the model is losing what it could do. Lower "
             "--base_lr or --mask_ratio, keep a part of it with --freeze, or mix the result with the model that it "
-            f"started from: flip-hf interpolate {self.model} {self.output_dir} --alpha 0.5 --output_dir FOLDER"
+            f"started from: flip-hf interpolate {ends} --alpha 0.5 --output_dir FOLDER"
         )
 
 

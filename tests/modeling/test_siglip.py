@@ -9,6 +9,7 @@ from transformers import AutoModel, Siglip2Config, SiglipConfig, SiglipModel
 from flip_hf import FlipForImageClassification, FlipForPreTraining, FlipModel
 from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.modeling.siglip_flip import flip_config_from_siglip, siglip_config_from_flip
+from flip_hf.training.optimization import is_decayed
 from tests.helpers.models import DECODER, randomize, tiny_config, tiny_siglip
 
 PAD = 1
@@ -128,6 +129,7 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_siglips():
     pixel_values = torch.randn(2, 3, 52, 52)
     flip = FlipModel.from_siglip(siglip)
     assert flip.config.vision_config.num_patches == 9
+    flip.resize_position_embeddings(9)  # its own number: nothing changes
     ours = flip.get_image_features(pixel_values).pooler_output
     assert difference(ours, siglip.get_image_features(pixel_values).pooler_output) < 1e-5
     assert flip.to_siglip().config.vision_config.image_size == 52
@@ -146,6 +148,13 @@ def test_a_classifier_and_a_decoder_take_its_tower(siglip, inputs, tmp_path):
     assert outputs.reconstruction.shape == (4, 9, 3 * 16 * 16) and outputs.ids_keep.shape == (4, 4)
     outputs.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_weight_decay_reaches_no_bias(siglip):
+    names = [name for name, _ in FlipModel.from_siglip(siglip).named_parameters()]
+    biases = [name for name in names if "bias" in name]
+    assert "vision_model.head.attention.in_proj_bias" in biases
+    assert not any(is_decayed(name) for name in biases) and is_decayed("vision_model.head.attention.in_proj_weight")
 
 
 def test_the_mean_of_patches_leaves_the_class_token_out():

@@ -9,6 +9,7 @@ from transformers import AutoProcessor, SiglipModel, SiglipProcessor, pipeline
 
 from flip_hf import FlipModel
 from flip_hf.conversion.errors import ConversionError
+from flip_hf.conversion.interpolation import load_ends
 from flip_hf.conversion.siglip import convert_from_siglip
 from tests.helpers.pairs import shapes_rows
 from tests.helpers.pretraining import pretrain
@@ -58,8 +59,8 @@ def test_a_folder_becomes_a_flip_and_a_siglip_again(siglip, tmp_path):
 def test_a_run_starts_from_it_and_trains_on_masked_images(siglip, tmp_path):
     run = pretrain(
         *("--model_name_or_path", str(siglip / "siglip"), "--mask_ratio", "0.5", "--train_data", "shapes"),
-        *("--train_samples", "1600", "--unmasked_samples", "32", "--unmasked_base_lr", "1e-3", "--batch_size", "32"),
-        *("--base_lr", "0.02", "--warmup_samples", "160", "--unmasked_warmup_samples", "0", "--log_samples", "160"),
+        *("--train_samples", "3200", "--unmasked_samples", "32", "--unmasked_base_lr", "1e-3", "--batch_size", "32"),
+        *("--base_lr", "0.02", "--warmup_samples", "320", "--unmasked_warmup_samples", "0", "--log_samples", "160"),
         *("--report_to", "none", "--precision", "fp32", "--output_dir", str(tmp_path / "run"), "--num_workers", "0"),
     )
     assert run.returncode == 0, run.stderr[-3000:]
@@ -74,6 +75,40 @@ def test_a_run_starts_from_it_and_trains_on_masked_images(siglip, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "run")
     shipped = logits_of(flip.to_siglip(), processor, siglip, padding="max_length", max_length=16)
     assert (logits_of(flip, processor, siglip) - shipped).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("begins", ["--model_name_or_path", "--init_vision_from"])
+def test_its_image_tower_can_be_frozen_and_ignores_a_remainder(begins, tmp_path):
+    """Of 34 pixels, patches of 8 leave 2, as those of SigLIP so400m/14 at 384 pixels leave 6."""
+    make_siglip_folder(tmp_path / "siglip", image_size=34)
+    convert_from_siglip(str(tmp_path / "siglip")).save(tmp_path / "flip")
+    start = tmp_path / ("siglip" if begins == "--model_name_or_path" else "flip")
+    projection = ["--projection_dim", "48"] if begins == "--init_vision_from" else []
+    run = pretrain(
+        *(begins, str(start), *projection, "--freeze", "image", "--mask_ratio", "0.5", "--train_data", "shapes"),
+        *("--train_samples", "64", "--unmasked_samples", "0", "--batch_size", "32", "--warmup_samples", "0"),
+        *("--report_to", "none", "--precision", "fp32", "--output_dir", str(tmp_path / "run"), "--num_workers", "0"),
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Frozen: the image tower" in run.stdout
+    before = FlipModel.from_pretrained(tmp_path / "flip").vision_model
+    after = FlipModel.from_pretrained(tmp_path / "run").vision_model
+    assert after.config.image_size == 34 and after.config.num_patches == 16
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+
+
+def test_a_run_and_the_siglip_that_it_began_from_are_interpolated(siglip):
+    convert_from_siglip(str(siglip / "siglip")).save(siglip / "tuned")
+    flip = FlipModel.from_pretrained(siglip / "tuned")
+    before = flip.text_projection.weight.detach().clone()
+    with torch.no_grad():
+        flip.text_projection.weight.add_(1)
+    flip.save_pretrained(siglip / "tuned")
+    middle = load_ends(str(siglip / "siglip"), str(siglip / "tuned")).set_alpha(0.5)
+    assert isinstance(middle, FlipModel)
+    assert (middle.text_projection.weight - before - 0.5).abs().max() < 1e-6
+    two = load_ends(str(siglip / "siglip"), str(siglip / "siglip"))
+    assert isinstance(two.model, SiglipModel) and isinstance(two.processor, SiglipProcessor)
 
 
 def test_checkpoints_for_images_of_any_shape_are_refused(tmp_path):

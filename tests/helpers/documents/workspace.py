@@ -207,6 +207,7 @@ STAND_INS: dict[str, Callable[[Workspace, Path], None]] = {
     "you/*": published,
     "runs/mae*": pretraining,
     "runs/tuned": flip_of_clip,
+    "runs/siglip": flip_of_siglip,
     "runs/*": trained_run,
     "models/mae*": pretraining,
     "models/flip-b16": flip_of_open_clip,
