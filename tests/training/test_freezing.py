@@ -179,6 +179,8 @@ def test_a_run_with_frozen_parts_resumes_to_the_same_bits_and_with_no_others(sav
     whole = load_file(tmp_path / "run" / "model.safetensors")
     first = str(min((tmp_path / "run").glob("checkpoint-*")))
     argv[argv.index("--output_dir") + 1] = str(tmp_path / "again")
+    place = argv.index("image:1")
+    argv[place : place + 2] = ["text", "image:1"]  # in any order
     build_trainer(parse(*argv, "--resume_from_checkpoint", first)).run()
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
