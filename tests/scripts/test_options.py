@@ -119,7 +119,18 @@ def test_pretrain_helps_with_the_recipe_and_names_each_option_once(capsys):
         assert len(re.findall(rf"^  --{name} ", printed, re.MULTILINE)) == 1, name
     assert "mask-ratio" not in printed and "(default: 0.5)" in printed
     titles = re.findall(r"^([a-z ]+):$", printed, re.MULTILINE)
-    assert titles == ["options", "most used", "model", "masks", "objective", "data", "optimization", "run", "hub"]
+    assert titles == [
+        "options",
+        "most used",
+        "model",
+        "masks",
+        "objective",
+        "data",
+        "optimization",
+        "run",
+        "hub",
+        "retention",
+    ]
     # The options that matter are on the first screen, with choices and defaults like all others.
     first = printed[printed.index("most used:") : printed.index("model:")]
     assert len(re.findall(r"^  --", first, re.MULTILINE)) == 10 and printed[: printed.index("model:")].count("\n") < 50
