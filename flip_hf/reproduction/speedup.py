@@ -81,7 +81,9 @@ def lineage(point: Point, by_name: dict[str, Point]) -> list[Point]:
 
 
 def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINES[-1]) -> SpeedUp | None:
-    """Computes the speed-up of one seed, interpolated between lengths on a log axis of time; None without its runs.
+    """Computes the speed-up of one seed, interpolated between lengths on a log axis of time.
+
+    None without its runs, and where all of them are longer than the unmasked one and as good.
 
     Args:
         points: the points of all runs.
@@ -97,7 +99,8 @@ def speed_up(points: Sequence[Point], recipe: str, seed: int, to: str = BASELINE
     times = [t for t, _ in along]
     accuracy = np.maximum.accumulate([a for _, a in along])
     if accuracy[0] >= goal:
-        return SpeedUp(baseline.seconds / times[0], ">")
+        factor = baseline.seconds / times[0]
+        return SpeedUp(factor, ">") if factor > 1 else None  # a longer run that is as good says nothing
     if accuracy[-1] < goal:
         return SpeedUp(baseline.seconds / times[-1], "<")
     after = int(np.argmax(accuracy >= goal))
