@@ -56,7 +56,7 @@ def _check(config: SiglipConfig) -> None:
     """
     vision: Any = config.vision_config  # a dict or None before it is built
     text: Any = config.text_config
-    if not vision.vision_use_head:
+    if not getattr(vision, "vision_use_head", True):  # Transformers 5.17 has no such field
         raise ValueError("This SiglipModel has no attention pooling (vision_use_head=False), so it embeds no images.")
     if text.projection_size != vision.hidden_size:
         raise ValueError(
