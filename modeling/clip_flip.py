@@ -6,6 +6,7 @@ CLIPModel, which needs none of this code.
 """
 
 # No `from __future__ import annotations` here, as in the other published files.
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -155,14 +156,20 @@ def load_whole(model_class: type[ModelT], name_or_path: str, config: PreTrainedC
     return model
 
 
+def renamed(tensors: Mapping[str, torch.Tensor], pairs: Iterable[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    """Returns tensors under names in which the first text of each pair is replaced by the second."""
+    found = {}
+    for name, tensor in tensors.items():
+        for old, new in pairs:
+            name = name.replace(old, new)
+        found[name] = tensor
+    return found
+
+
 def flip_tensors(clip: CLIPModel) -> dict[str, torch.Tensor]:
     """Returns a CLIPModel's tensors under the names, and in the shapes, that a FlipModel has."""
-    tensors = {}
-    for name, tensor in clip.state_dict().items():
-        for theirs, ours in _RENAMED:
-            name = name.replace(theirs, ours)
-        tensors[name] = tensor.reshape(1) if name == "logit_scale" else tensor
-    return tensors
+    tensors = renamed(clip.state_dict(), _RENAMED)
+    return {**tensors, "logit_scale": tensors["logit_scale"].reshape(1)}
 
 
 def make_clip(config: FlipConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> CLIPModel:
@@ -174,10 +181,6 @@ def make_clip(config: FlipConfig, tensors: dict[str, torch.Tensor], dtype: torch
     clip = CLIPModel._from_config(
         clip_config_from_flip(config), dtype=dtype, attn_implementation=config._attn_implementation
     )
-    renamed = {}
-    for name, tensor in tensors.items():
-        for theirs, ours in _RENAMED:
-            name = name.replace(ours, theirs)
-        renamed[name] = tensor.reshape(()) if name == "logit_scale" else tensor
-    clip.load_state_dict(renamed)
+    theirs = renamed(tensors, [(ours, theirs) for theirs, ours in _RENAMED])
+    clip.load_state_dict({**theirs, "logit_scale": theirs["logit_scale"].reshape(())})
     return clip

@@ -304,7 +304,7 @@ class FlipVisionConfig(FlipTowerConfig):
 
     @property
     def normalizes_tokens(self) -> bool:
-        """Whether the last LayerNorm is applied to all tokens before they are pooled, or else to the pooled feature."""
+        """True if the last LayerNorm is applied to all tokens before pooling, False if to the pooled feature."""
         return self.pooling_type in ("mean", "attention")
 
     def validate_architecture(self):

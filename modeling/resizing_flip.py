@@ -83,7 +83,7 @@ class ResizableEmbeddings(Protocol):
 
 
 class ResizableTower(Protocol):
-    """What a vision tower has that can be resized."""
+    """The part of a vision tower that resizing reads and changes."""
 
     config: FlipVisionConfig
     embeddings: ResizableEmbeddings

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, SiglipConfig, SiglipModel
 
-from .clip_flip import CHECKPOINT_OPTIONS, in_the_way, load_whole, read_fields
+from .clip_flip import CHECKPOINT_OPTIONS, in_the_way, load_whole, read_fields, renamed
 from .configuration_flip import FlipConfig
 
 _SHARED = (
@@ -136,12 +136,7 @@ def load_siglip(name_or_path: str, **kwargs: Any) -> SiglipModel:
 
 def flip_tensors_of_siglip(siglip: SiglipModel) -> dict[str, torch.Tensor]:
     """Returns a SiglipModel's tensors under the names that a FlipModel has."""
-    tensors = {}
-    for name, tensor in siglip.state_dict().items():
-        for theirs, ours in _RENAMED:
-            name = name.replace(theirs, ours)
-        tensors[name] = tensor
-    return tensors
+    return renamed(siglip.state_dict(), _RENAMED)
 
 
 def make_siglip(config: FlipConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> SiglipModel:
@@ -153,10 +148,5 @@ def make_siglip(config: FlipConfig, tensors: dict[str, torch.Tensor], dtype: tor
     siglip = SiglipModel._from_config(
         siglip_config_from_flip(config), dtype=dtype, attn_implementation=config._attn_implementation
     )
-    renamed = {}
-    for name, tensor in tensors.items():
-        for theirs, ours in _RENAMED:
-            name = name.replace(ours, theirs)
-        renamed[name] = tensor
-    siglip.load_state_dict(renamed)
+    siglip.load_state_dict(renamed(tensors, [(ours, theirs) for theirs, ours in _RENAMED]))
     return siglip

@@ -39,7 +39,7 @@ def option(default: object, help: str, within: Range | None = None, *, json: boo
 
 
 class Kind(NamedTuple):
-    """What the type of an option's field says.
+    """Facts that the type of an option's field tells.
 
     Attributes:
         value: the type of one value.

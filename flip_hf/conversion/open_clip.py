@@ -233,7 +233,7 @@ def open_clip_to_flip(state_dict: dict[str, Tensor], model_cfg: JsonObject, mask
 
 
 def _is_shared(name: str) -> bool:
-    """Whether a tensor is outside the text tower."""
+    """Returns whether a tensor is outside the text tower."""
     return name.startswith("visual.") or name in ("logit_scale", "logit_bias")
 
 
@@ -308,7 +308,7 @@ def _pad_with(tokenizer: PreTrainedTokenizerBase, text: FlipTextConfig) -> None:
 
 
 def _is_clips(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it is CLIP's own tokenizer, which open_clip has itself."""
+    """Returns whether it is CLIP's own tokenizer, which open_clip has itself."""
     return "CLIPTokenizer" in type(tokenizer).__name__
 
 

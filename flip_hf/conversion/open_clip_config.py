@@ -190,7 +190,7 @@ def config_from_open_clip(model_cfg: JsonObject, mask_ratio: float = 0.5) -> Fli
 
 
 def _has_ratio(tower: FlipTextConfig | FlipVisionConfig) -> bool:
-    """Whether open_clip, which multiplies the width by a ratio, gets the width of the MLP's hidden layer back."""
+    """Returns whether open_clip, which multiplies the width by a ratio, gets the MLP's hidden width back."""
     return int(tower.hidden_size * (tower.intermediate_size / tower.hidden_size)) == tower.intermediate_size
 
 

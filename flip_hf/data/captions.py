@@ -27,7 +27,7 @@ _ADVICE = "Write the labels as numbers, or the names in words."
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the user says about captions that are made of labels.
+    """The user's choices for captions that are made of labels.
 
     Attributes:
         templates: prompts, each with one `{}` for the class.
@@ -172,7 +172,7 @@ def prompts_of(columns: Sequence[CaptionColumn]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of a data set before it is read.
+    """Facts that are known of a data set before it is read.
 
     Attributes:
         data: its name for messages.

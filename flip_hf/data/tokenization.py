@@ -167,7 +167,7 @@ def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bo
 
 
 class Pooling(Protocol):
-    """What a text tower's configuration says of the token from which a text's feature is pooled."""
+    """The fields of a text tower's configuration that name the token from which a text's feature is pooled."""
 
     @property
     def pooling_type(self) -> str: ...

@@ -48,7 +48,7 @@ class Encoded(NamedTuple):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What is contrasted, of a micro-batch with texts."""
+        """The embeddings that are contrasted, of a micro-batch with texts."""
         assert self.image_embeds is not None and self.text_embeds is not None and self.logit_scale is not None
         return Embeddings(self.image_embeds, self.text_embeds, self.logit_scale, self.logit_bias)
 

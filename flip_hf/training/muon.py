@@ -84,7 +84,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         fused: use AdamW's fused kernel.
 
     Raises:
-        ValueError: a parameter for Muon is no matrix.
+        ValueError: a parameter for Muon is not a matrix.
     """
 
     def __init__(
@@ -118,10 +118,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Takes one step with the gradients of all parameters."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self._parts:
-            part.step()
+        muon, adamw = self._parts
+        loss = muon.step(closure)  # computes all gradients, before its own step
+        adamw.step()
         return loss

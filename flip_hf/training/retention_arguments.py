@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RetentionArguments:
-    """What the run must not forget: data measured before the first step and with every evaluation."""
+    """Data that the run must not forget, measured before the first step and with every evaluation."""
 
     retain_data: str | None = option(
         None,
