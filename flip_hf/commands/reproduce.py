@@ -4,6 +4,7 @@
     flip-hf reproduce --figures_only      # figures and tables again, from the JSON files alone
     flip-hf reproduce --only mask75-half  # some of the runs
     flip-hf reproduce --set photos        # Figure 1, masks and positives on labelled photographs, CIFAR-10
+    flip-hf reproduce --set finetuning --tune_data TRAIN --tune_eval_data TEST  # ways to fine-tune on labelled images
 
 --budget is the training time of the longest run without masks, in seconds; all other runs are in the paper's
 proportions to its number of samples, which is measured once and kept. Finished runs are not repeated: the same command
@@ -37,10 +38,13 @@ from flip_hf.training.recipes import RECIPES, recipe_options
 if TYPE_CHECKING:
     from flip_hf.reproduction.running import Point, Points
 
-RECIPE_OF = dict(zip(SETS, ("scenes", "cifar10"), strict=True))
-FOLDER_OF = dict(zip(SETS, (Path("runs/reproduce"), Path("runs/reproduce_photos")), strict=True))
-
-
+FINETUNING = "finetuning"
+RECIPE_OF = {"paper": "scenes", "photos": "cifar10", FINETUNING: "cifar10"}
+FOLDER_OF = {
+    "paper": Path("runs/reproduce"),
+    "photos": Path("runs/reproduce_photos"),
+    FINETUNING: Path("runs/reproduce_finetuning"),
+}
 SETTINGS = ("recipe", "budget", "set", "data")  # of `plan.json`: what all runs of a folder share
 
 
@@ -56,11 +60,16 @@ def make_parser() -> argparse.ArgumentParser:
         help="seconds of training of the longest unmasked run",
     )
     parser.add_argument(
-        "--set", choices=SETS, default=SETS[0], help="runs: the paper's tables, or those on photographs"
+        "--set",
+        choices=tuple(RECIPE_OF),
+        default=SETS[0],
+        help="runs: the paper's tables, those on photographs, or ways to fine-tune",
     )
     parser.add_argument("--recipe", help="of every run; scenes, or cifar10 for photographs, if not given")
     parser.add_argument("--train_data", nargs="+", help="training data, over the recipe's; see `flip-hf pretrain`")
     parser.add_argument("--eval_data", help="labelled test data, over the recipe's")
+    parser.add_argument("--tune_data", nargs="+", help="labelled data to fine-tune on, with --set finetuning")
+    parser.add_argument("--tune_eval_data", help="labelled test data of the fine-tuned models")
     parser.add_argument(
         "--folder", type=Path, help="of points, models, logs and figures; runs/reproduce or runs/reproduce_photos"
     )
@@ -78,7 +87,31 @@ def data_words(options: argparse.Namespace) -> list[str]:
     return [*train, *(["--eval_data", options.eval_data] if options.eval_data else [])]
 
 
-def scale_for(budget: float, points: "Points", which: str) -> Scale:
+def tuned_words(options: argparse.Namespace) -> list[str]:
+    """Returns the options that name the data to fine-tune on, if the set has some."""
+    return ["--tune_data", *options.tune_data, "--tune_eval_data", options.tune_eval_data] if options.tune_data else []
+
+
+def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Checks that there are data to fine-tune on for the set that does so alone; a mistake ends the command."""
+    given = [name for name in ("tune_data", "tune_eval_data") if getattr(options, name) is not None]
+    if options.set != FINETUNING and given:
+        parser.error(f"--{given[0]} is for --set {FINETUNING}; leave it out.")
+    if options.set == FINETUNING and not options.figures_only and len(given) < 2:
+        parser.error(f"--set {FINETUNING} needs --tune_data and --tune_eval_data, the labelled images to fine-tune on.")
+
+
+def runs_of(scale: Scale, recipe: str, options: argparse.Namespace) -> list[Experiment]:
+    """Lists the runs of the set, those that others start from first."""
+    if options.set != FINETUNING:
+        return planned_runs(scale, options.set)
+    from flip_hf.reproduction.choices import TunedData, finetuning_runs
+
+    retained = options.eval_data or recipe_options(recipe, RECIPES)["eval_data"]
+    return finetuning_runs(scale, TunedData(tuple(options.tune_data), options.tune_eval_data, retained))
+
+
+def scale_for(budget: float, points: "Points", which: str, tuned: Sequence[str] = ()) -> Scale:
     """The samples of the longest run are measured once, on the unmasked model, and kept in `plan.json`.
 
     Raises:
@@ -91,7 +124,7 @@ def scale_for(budget: float, points: "Points", which: str) -> Scale:
     path = points.folder / "plan.json"
     scale = Scale.of_recipe(points.recipe, 0)
     options = recipe_options(points.recipe, RECIPES)
-    settings = dict(zip(SETTINGS, (points.recipe, budget, which, points.extra), strict=True))
+    settings = dict(zip(SETTINGS, (points.recipe, budget, which, [*points.extra, *tuned]), strict=True))
     where = environment()
     if points.read():
         plan = read_plan(points.folder)
@@ -171,7 +204,10 @@ def run_all(points: "Points", runs: list[Experiment], seeds: list[int]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Plans, runs, draws; an interruption loses at most the run under way."""
     install()
-    options = make_parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    check_data(parser, options)
+    from flip_hf.reproduction.choices import choices_table, write_choices
     from flip_hf.reproduction.figures import write_report
     from flip_hf.reproduction.running import Points, RunFailed
     from flip_hf.reproduction.speedup import steady
@@ -184,9 +220,9 @@ def main(argv: Sequence[str]) -> None:
         try_folder(folder, "--folder")
         if not options.figures_only:
             # Names are checked before anything is run.
-            chosen(planned_runs(Scale.of_recipe(recipe, 10**6), options.set), options.only, options.skip)
-            scale = scale_for(options.budget, points, options.set)
-            runs = chosen(planned_runs(scale, options.set), options.only, options.skip)
+            chosen(runs_of(Scale.of_recipe(recipe, 10**6), recipe, options), options.only, options.skip)
+            scale = scale_for(options.budget, points, options.set, tuned_words(options))
+            runs = chosen(runs_of(scale, recipe, options), options.only, options.skip)
             if options.list:
                 for run in runs:
                     print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")
@@ -197,9 +233,14 @@ def main(argv: Sequence[str]) -> None:
         end_with(error)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command resumes the set; with --figures_only it draws the finished runs.")
-    found = steady(points.read())
-    write_report(found, folder, about(points, plan), plan["set"])
-    print(summary(found, plan["set"]))
+    found = points.read()
+    if plan["set"] == FINETUNING:
+        write_choices(found, folder, about(points, plan))
+        print(choices_table(found))
+    else:
+        found = steady(found)
+        write_report(found, folder, about(points, plan), plan["set"])
+        print(summary(found, plan["set"]))
     print(f"Figures and tables of {len(found)} points: {folder / 'README.md'}")
 
 
@@ -215,15 +256,18 @@ def summary(found: "list[Point]", which: str) -> str:
 
 def about(points: "Points", plan: JsonObject) -> str:
     """By which commands and on what the points were made."""
+    from flip_hf.reproduction.choices import BASE_LENGTH
+
     made = [json.loads(path.read_text())["environment"] for path in (points.folder / "points").glob("*.json")]
     where = {f"{each['hardware']}, torch {each['torch']}, transformers {each['transformers']}" for each in made}
     commits = ", ".join(sorted({str(each["commit"]) for each in made}))
     which = "" if plan["set"] == SETS[0] else f"--set {plan['set']} "
     command = shlex.join(["flip-hf", "reproduce", *plan["data"]])
     command = f"{command} {which}--recipe {plan['recipe']} --budget {plan['budget']:g}"
+    what = f"The base sees {BASE_LENGTH} times" if plan["set"] == FINETUNING else "The longest unmasked run sees"
+    speed = "" if plan["set"] == FINETUNING else ", at the median speed of runs with the same steps"
     return (
-        f"`{command}`; {'; '.join(sorted(where))}; commit {commits}. The longest unmasked run sees "
-        f"{plan['samples']:,} pairs. Mean ± standard deviation over the seeds. Times are those of training "
-        "steps alone, without data preparation, evaluation and saving, at the median speed of runs "
-        "with the same steps.\n"
+        f"`{command}`; {'; '.join(sorted(where))}; commit {commits}. {what} {plan['samples']:,} pairs. "
+        "Mean ± standard deviation over the seeds. Times are those of training steps alone, without data preparation, "
+        f"evaluation and saving{speed}.\n"
     )

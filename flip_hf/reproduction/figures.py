@@ -137,7 +137,8 @@ def draw_findings(points: Sequence[Point], path: Path, which: str = SETS[0]) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _mean(values: Sequence[float], digits: int = 1) -> str:
+def mean_in_words(values: Sequence[float], digits: int = 1) -> str:
+    """Returns the mean and standard deviation of values over seeds; a dash if there are none."""
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}" if values else "-"
 
@@ -152,8 +153,8 @@ def findings_table(points: Sequence[Point], which: str = SETS[0]) -> str:
             lines.append(f"| {claim.table} | {claim.text} | {paper} | - | - | - | {each.verdict} |")
             continue
         lines.append(
-            f"| {claim.table} | {claim.text} | {paper} | {each.difference:+.1f} | {_mean(each.first)} against "
-            f"{_mean(each.second)} | {each.p_value:.2g} | **{each.verdict}** |"
+            f"| {claim.table} | {claim.text} | {paper} | {each.difference:+.1f} | {mean_in_words(each.first)} against "
+            f"{mean_in_words(each.second)} | {each.p_value:.2g} | **{each.verdict}** |"
         )
     return "\n".join(lines)
 
@@ -187,10 +188,14 @@ def time_table(points: Sequence[Point]) -> str:
             continue
         seconds = [point.seconds for point in of_name]
         relative = float(np.mean([p.seconds / p.samples for p in of_name]) / np.mean(unmasked)) if unmasked else None
-        lines.append(
-            f"| {name} | {of_name[0].samples:,} | {_mean(seconds)} | {'-' if relative is None else f'{relative:.2f}'} "
-            f"| {_mean([100 * point.top1 for point in of_name])} |"
-        )
+        cells = [
+            name,
+            f"{of_name[0].samples:,}",
+            mean_in_words(seconds),
+            "-" if relative is None else f"{relative:.2f}",
+            mean_in_words([100 * point.top1 for point in of_name]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ LENGTHS = {"quarter": 0.25, "half": 0.5, "full": 1, "double": 2, "quadruple": 4}
 MAIN = "half"  # the length of Table 1
 TUNING = 0.05  # of a run's samples: the paper tunes for 0.32 epochs after 6.4
 TUNING_LR = 0.3  # factor on the recipe's: does well on the embedded data
-# Sets of runs: all claims on captioned data; Figure 1, masks and positives on labelled data.
+# Sets of runs about claims: all of them on captioned data; Figure 1, masks and positives on labelled data.
 SETS = ("paper", "photos")
 PAIRS = "pairs"  # runs without equal captions as positives
 STRATEGIES = ("block", "gaussian", "resize")
@@ -67,7 +67,8 @@ class Experiment:
         name: `mask75-half-batch512`.
         options: options of `flip-hf pretrain`, over the recipe's; of `flip-hf evaluate` for `kind="inference"`.
         start: name of the run whose model it starts from, or evaluates.
-        kind: `"training"`, or `"inference"` of a trained model in the ways of Table 1d.
+        kind: `"training"`; `"inference"` of a trained model in the ways of Table 1d; or `"interpolation"` between a
+            trained model and the one that it started from.
     """
 
     name: str
@@ -78,17 +79,17 @@ class Experiment:
     @property
     def cost(self) -> float:
         """Approximate relative duration: images encoded in training, in whole images."""
-        return self.options.get("train_samples", 0) * (1 - self.options["mask_ratio"])
+        return self.options.get("train_samples", 0) * (1 - self.options.get("mask_ratio", 0))
 
 
 def _training(name: str, samples: float, mask: int, batch: int, **options: Any) -> Experiment:
     steps = max(1, round(samples / batch))
     return Experiment(
-        name, {"mask_ratio": MASKS[mask], "batch_size": batch, **_lengths(steps, batch, 1 / 16), **options}
+        name, {"mask_ratio": MASKS[mask], "batch_size": batch, **lengths(steps, batch, 1 / 16), **options}
     )
 
 
-def _lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
+def lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
     """Returns options that count samples, with 20 log lines per run, as its speed is their median."""
     return {
         "train_samples": steps * batch,
@@ -100,7 +101,7 @@ def _lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
 def _tuned(run: Experiment, scale: Scale) -> Experiment:
     """Plans the tuning of the same model on whole images, as a separate run, so that its time is known."""
     steps = max(4, round(TUNING * run.options["train_samples"] / scale.batch))
-    options = {"mask_ratio": 0.0, "batch_size": scale.batch, **_lengths(steps, scale.batch, 0.2)}
+    options = {"mask_ratio": 0.0, "batch_size": scale.batch, **lengths(steps, scale.batch, 0.2)}
     return Experiment(f"{run.name}-tuned", {**options, "base_lr": TUNING_LR * scale.base_lr}, start=run.name)
 
 
@@ -158,6 +159,12 @@ def _labelled(scale: Scale) -> Iterator[Experiment]:
 
 
 def words_of(options: dict[str, Any]) -> list[str]:
-    """Returns options as words of a command line."""
-    plain = {name: json.dumps(value) if isinstance(value, dict) else str(value) for name, value in options.items()}
-    return [word for name, value in plain.items() for word in (f"--{name}", value)]
+    """Returns options as words of a command line; a tuple is several words."""
+    found: list[str] = []
+    for name, value in options.items():
+        found.append(f"--{name}")
+        if isinstance(value, tuple):
+            found += map(str, value)
+        else:
+            found.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return found

@@ -43,6 +43,8 @@ class Point:
         inference: accuracies of `whole`, `one view` and `ensemble`, for a run that measures these.
         start: name of the run that it started from.
         data_wait: share of the training time in which steps waited for data, in [0, 1]; not part of `seconds`.
+        retained: accuracy on retained data, of a run that measures it.
+        before: `top1` and `retained` before such a run.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Point:
     inference: dict[str, float]
     start: str | None
     data_wait: float = 0.0
+    retained: float | None = None
+    before: tuple[float, float] | None = None
 
 
 class Points:
@@ -89,7 +93,7 @@ class Points:
         Raises:
             RunFailed: the run ended with an error.
         """
-        measure = self._train if run.kind == "training" else self._infer
+        measure = {"training": self._train, "inference": self._infer, "interpolation": self._interpolate}[run.kind]
         point = {**_empty(run, seed), **measure(run, seed), "environment": environment(), "finished": time.time()}
         path = self.path(run.name, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +118,7 @@ class Points:
             "samples_per_second": rate,
             "data_wait": results["data_wait"],
             "top1": results["top1"],
+            **_retention(results),
         }
 
     def _infer(self, run: Experiment, seed: int) -> JsonObject:
@@ -126,6 +131,27 @@ class Points:
         (result,) = json.loads((output / "results.json").read_text())["results"]
         ways = {way: result["metrics"][f"{way}, top1"] for way in ("whole", "one view", "ensemble")}
         return {"command": command_line("evaluate", words), "inference": ways, "top1": ways["whole"]}
+
+    def _interpolate(self, run: Experiment, seed: int) -> JsonObject:
+        assert run.start is not None
+        output = self.folder / "interpolation" / f"{run.name}-seed{seed}"
+        shutil.rmtree(output, ignore_errors=True)
+        first = json.loads(self.path(run.start, seed).read_text())["start"]
+        ends = [str(self.model(name, seed)) for name in (first, run.start)]
+        words = [*ends, *words_of({**run.options, "output_dir": output})]
+        run_command("interpolate", words, self.folder / "logs" / f"{run.name}-seed{seed}.txt")
+        curves = json.loads((output / "interpolation.json").read_text())["curves"]
+        (top1,), (retained,) = ([each["top1"] for each in curves[name]["points"]] for name in ("data", "retain_data"))
+        return {"command": command_line("interpolate", words), "top1": top1, "retained": retained}
+
+
+def _retention(results: JsonObject) -> JsonObject:
+    """Returns the fields of a point about retained data, from a run's results; none where it had no such data."""
+    if "retention" not in results:
+        return {}
+    own = results["retention"]["own"]
+    retained = results["retention"]["retained"]
+    return {"retained": retained["after"], "before": (own["before"], retained["before"])}
 
 
 def _empty(run: Experiment, seed: int) -> JsonObject:
