@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike
 
 from flip_hf.evaluation.scoring import (
     map_11_points,
+    mean_average_precision,
     mean_per_class_accuracy,
+    mean_precision_at,
     recall_at,
     retrieval_ranks,
     roc_auc,
@@ -99,6 +101,21 @@ class Map11Points(ArrayMetric):
         return {"map_11_points": map_11_points(predictions, references)}
 
 
+class MeanAveragePrecision(ArrayMetric):
+    """Retrieval by class, `mean_average_precision` and `precision@10`, of scores (N, C) and labels (N,).
+
+    Each class ranks all samples by its scores, and the classes that have samples are averaged.
+    """
+
+    inputs = Features(predictions=ROWS, references=CLASS)
+
+    def measure(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {
+            "mean_average_precision": mean_average_precision(predictions, references),
+            "precision@10": mean_precision_at(predictions, references, 10),
+        }
+
+
 class RocAuc(ArrayMetric):
     """The area under the ROC curve, `roc_auc`, of two classes' scores (N, 2) and labels (N,) of 0 and 1."""
 
@@ -136,6 +153,7 @@ METRICS: dict[str, type[ArrayMetric]] = {
     "mean_per_class": MeanPerClassAccuracy,
     "mean_top1_top5": MeanTop1Top5,
     "map_11_points": Map11Points,
+    "mean_average_precision": MeanAveragePrecision,
     "roc_auc": RocAuc,
     "recall": Recall,
 }

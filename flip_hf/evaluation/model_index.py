@@ -11,7 +11,7 @@ from flip_hf.evaluation.result import Result
 
 # Names of the Hub's task index.
 HUB_TASKS = {"zero-shot": "zero-shot-image-classification", "masked": "zero-shot-image-classification"}
-HUB_TASKS |= {"retrieval": "image-text-retrieval"}
+HUB_TASKS |= dict.fromkeys(("retrieval", "class-retrieval"), "image-text-retrieval")
 HUB_TASKS |= dict.fromkeys(("linear-probe", "few-shot", "fine-tune"), "image-classification")
 CARD_METRICS = ("top1", "top5", "mean_per_class", "map_11_points", "roc_auc")
 
@@ -28,7 +28,12 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
     for result in results:
         known = described.get(result.data_set)
         for metric, value in result.metrics.items():
-            if metric != result.metric and metric not in CARD_METRICS and "recall@" not in metric:
+            if (
+                metric != result.metric
+                and metric not in CARD_METRICS
+                and "recall@" not in metric
+                and metric != "precision@10"
+            ):
                 continue
             entries.append(
                 EvalResult(

@@ -14,10 +14,10 @@ from flip_hf.evaluation.registry import ClassMetric, DataSet, all_data_sets, dat
 from flip_hf.evaluation.templates import prompt_set, resolve_templates
 from flip_hf.redaction import shown
 
-Task = Literal["zero-shot", "masked", "retrieval", "linear-probe", "few-shot", "fine-tune"]
+Task = Literal["zero-shot", "masked", "retrieval", "class-retrieval", "linear-probe", "few-shot", "fine-tune"]
 TASKS: tuple[Task, ...] = get_args(Task)
 NEED_TRAINING = ("linear-probe", "few-shot", "fine-tune")
-NEED_TEXTS = ("zero-shot", "masked", "retrieval")
+NEED_TEXTS = ("zero-shot", "masked", "retrieval", "class-retrieval")
 _BATCH = integer(1, 2**20)
 
 

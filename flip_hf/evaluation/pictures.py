@@ -48,6 +48,9 @@ def draw(results: Iterable[Result], folder: Path, model: str) -> list[Path]:
             for what, (queries, answers) in _retrieved(result.material).items():
                 files.append(folder / f"retrieval_{what}_{result.data_set}.png")
                 plot_retrieval_grid(queries, answers, files[-1])
+        if result.task == "class-retrieval":
+            files.append(folder / f"retrieval_images_of_classes_{result.data_set}.png")
+            plot_retrieval_grid(*_retrieved_by_class(result.material), files[-1])
     return files
 
 
@@ -82,3 +85,11 @@ def _retrieved(material: dict[str, Any]) -> dict[str, tuple[list[Cell], list[lis
         "images_of_texts": ([captions[text] for text in by_text], of_texts),
         "texts_of_images": ([pictures[image] for image in by_image], of_images),
     }
+
+
+def _retrieved_by_class(material: dict[str, Any]) -> tuple[list[Cell], list[list[tuple[Cell, bool]]]]:
+    """Collects a few classes and the images that each ranks first."""
+    pictures = material["pictures"]
+    by_class = material["best_images"]
+    answers = [[(pictures[i], material["labels"][i] == label) for i in best] for label, best in by_class.items()]
+    return [material["captions"][label] for label in by_class], answers

@@ -111,6 +111,35 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the average precision of images ranked by each class's scores, averaged over classes with samples.
+
+    As in scikit-learn, precision is not interpolated, and equal scores are one step of recall.
+
+    Args:
+        scores: (N, C).
+        labels: (N,), class indices.
+    """
+    from sklearn.metrics import average_precision_score  # here, since it takes a second that training can save
+
+    _check_labels(scores, labels)
+    return float(np.mean([average_precision_score(labels == c, scores[:, c]) for c in np.unique(labels)]))
+
+
+def mean_precision_at(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Returns the share of a class's images among the k that its scores rank first, averaged over classes with samples.
+
+    Args:
+        scores: (N, C).
+        labels: (N,), class indices.
+        k: number of images that count; all of them if there are fewer.
+    """
+    _check_labels(scores, labels)
+    first = np.argsort(-scores, axis=0, kind="stable")[:k]  # (k, C)
+    classes = np.unique(labels)
+    return float(np.mean(labels[first[:, classes]] == classes))
+
+
 def recall_at(ranks: np.ndarray, k: int) -> float:
     """Returns the share of queries whose first right answer is among the first k.
 

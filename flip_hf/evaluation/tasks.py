@@ -91,6 +91,31 @@ def retrieval(subject: Subject) -> Result:
     return make_result(subject, "retrieval", metrics, main, len(features.targets), details=details, material=material)
 
 
+def class_retrieval(subject: Subject) -> Result:
+    """Retrieval of images by classes: the prompts of each class rank the whole test set.
+
+    Raises:
+        ValueError: images show several classes.
+    """
+    features = subject.features("test")
+    labels = subject.labels("test")
+    if labels.ndim != 1:
+        raise ValueError(
+            f"Retrieval by class needs images of one class; those of {subject.data_set.title} show several."
+        )
+    class_weights = subject.class_weights
+    metric = "mean_average_precision"
+    metrics = METRICS[metric]().compute(predictions=features.values @ class_weights.T, references=labels) or {}
+    best_images = best_answers(class_weights, features.values)
+    captions = list(subject.class_names)
+    material = {
+        **{"captions": captions, "labels": labels, "best_images": best_images},
+        "pictures": subject.pictures("test", {image for images in best_images.values() for image in images}),
+    }
+    details: JsonObject = {"classes": len(captions), "templates": len(subject.templates)}
+    return make_result(subject, "class-retrieval", metrics, metric, len(labels), details=details, material=material)
+
+
 # Numbers of queries of each kind and of answers to each, in a picture.
 QUERIES = 4
 ANSWERS = 5
@@ -210,6 +235,7 @@ TASK_FUNCTIONS: dict[str, Callable[[Subject], Result]] = {
     "zero-shot": zero_shot,
     "masked": masked,
     "retrieval": retrieval,
+    "class-retrieval": class_retrieval,
     "linear-probe": probe,
     "few-shot": probe_few,
     "fine-tune": fine_tuned,

@@ -134,6 +134,22 @@ def test_retrieval_counts_any_caption_of_an_image_and_two_processes_agree(clip, 
     assert (tmp_path / "one" / "retrieval_images_of_texts_images.png").exists()
 
 
+def test_retrieval_by_class_ranks_all_images_for_the_prompts_of_each_class(clip, labelled, tmp_path):
+    data, rows = labelled
+    argv = [clip, "--tasks", "class-retrieval", "--data", data / "images", "--class_names", data / "classes.txt"]
+    report = evaluated(tmp_path / "one", *argv, "--templates", *TEMPLATES)
+    plain = Plain(clip, data)
+    scores = np.array([plain.scores(number) for number in range(40)])
+    precisions = []
+    for label in range(3):
+        hits = np.array([rows[image]["label"] == label for image in np.argsort(-scores[:, label])])
+        precisions.append((hits.cumsum() / np.arange(1, 41))[hits].mean())
+    (result,) = report["results"]
+    assert result["metrics"]["mean_average_precision"] == pytest.approx(np.mean(precisions))
+    assert 0 < result["metrics"]["precision@10"] < 1 and result["samples"] == 40
+    assert (tmp_path / "one" / "retrieval_images_of_classes_images.png").exists()
+
+
 def test_masked_views_and_their_ensemble_are_measured_and_go_into_the_card(saved, labelled, tmp_path):
     data, _ = labelled
     argv = [saved, "--tasks", "zero-shot", "masked", "--data", data / "images", "--class_names", data / "classes.txt"]
@@ -294,7 +310,7 @@ def test_bad_input_is_named_or_counted(clip, labelled, tmp_path, caplog):
         ([clip, *own], "Give --class_names FILE"),
         (
             [clip, *own, *names, "--tasks", "sing"],
-            "--tasks is one of zero-shot, masked, retrieval, linear-probe, few-shot",
+            "--tasks is one of zero-shot, masked, retrieval, class-retrieval, linear-probe, few-shot",
         ),
         ([clip, *own, *names, "--tasks", "masked"], "encodes whole images only"),
         (["some/model", *own, *names, "--card"], "--card writes into a model folder"),

@@ -73,6 +73,24 @@ def test_mean_per_class_leaves_out_classes_without_samples(metric, rng):
     assert kept["mean_per_class"] == pytest.approx(balanced_accuracy_score(labels, only))
 
 
+def test_retrieval_by_class_equals_a_count_of_hits_at_each_rank(metric, rng):
+    labels = rng.choice([0, 1, 1, 3], size=40)  # class 2 has no samples
+    scores = rng.normal(size=(40, 4))
+    scores[np.arange(40), labels] += 1
+    precisions = []
+    among_ten = []
+    for c in (0, 1, 3):
+        hits = [labels[i] == c for i in ranked(scores[:, c].tolist())]
+        at_hits = [sum(hits[: rank + 1]) / (rank + 1) for rank, hit in enumerate(hits) if hit]
+        precisions.append(sum(at_hits) / len(at_hits))
+        among_ten.append(sum(hits[:10]) / 10)
+    found = metric("mean_average_precision").compute(predictions=scores, references=labels)
+    assert found["mean_average_precision"] == pytest.approx(sum(precisions) / 3)
+    assert found["precision@10"] == pytest.approx(sum(among_ten) / 3)
+    few = metric("mean_average_precision").compute(predictions=scores[:4], references=labels[:4])
+    assert 0 <= few["precision@10"] <= 1  # of four images
+
+
 def test_average_precision_of_eleven_points_by_hand():
     # Ranked: right, wrong, right, right, wrong; precision 1, 1/2, 2/3, 3/4, 3/5 at recall 1/3, 1/3, 2/3, 1, 1.
     # The greatest at recall >= 0 ... 0.3 is 1 (four points), at >= 0.4 ... 1 it is 3/4 (seven points).
