@@ -13,7 +13,7 @@ from flip_hf.evaluation.result import Result
 HUB_TASKS = {"zero-shot": "zero-shot-image-classification", "masked": "zero-shot-image-classification"}
 HUB_TASKS |= dict.fromkeys(("retrieval", "class-retrieval"), "image-text-retrieval")
 HUB_TASKS |= dict.fromkeys(("linear-probe", "few-shot", "fine-tune"), "image-classification")
-CARD_METRICS = ("top1", "top5", "mean_per_class", "map_11_points", "roc_auc")
+CARD_METRICS = ("top1", "top5", "mean_per_class", "map_11_points", "roc_auc", "precision@10")
 
 
 def task_name(result: Result) -> str:
@@ -28,12 +28,7 @@ def eval_results(results: list[Result], data_sets: list[DataSet]) -> list[EvalRe
     for result in results:
         known = described.get(result.data_set)
         for metric, value in result.metrics.items():
-            if (
-                metric != result.metric
-                and metric not in CARD_METRICS
-                and "recall@" not in metric
-                and metric != "precision@10"
-            ):
+            if metric not in (result.metric, *CARD_METRICS) and "recall@" not in metric:
                 continue
             entries.append(
                 EvalResult(
