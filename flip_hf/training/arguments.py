@@ -383,7 +383,9 @@ class RunArguments:
     checkpoint_minutes: float = option(30.0, "minutes between checkpoints; 0: by samples alone", number(0, 525_600))
     keep_checkpoints: int = option(2, "number of checkpoints kept", integer(1, 1_000_000))
     max_skipped_steps: int = option(
-        10, "non-finite steps in a row before the run goes back to a checkpoint", integer(1, 1_000_000)
+        10,
+        "non-finite steps in a row, at a log line, after which the run goes back to a checkpoint",
+        integer(1, 1_000_000),
     )
     resume_from_checkpoint: str | None = option(
         None, "auto (the newest good one, or a new run where there is none), latest, or a checkpoint folder"

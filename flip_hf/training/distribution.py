@@ -114,20 +114,32 @@ class Distribution:
         """Accumulates the gradients of a scalar."""
         self.accelerator.backward(loss)
 
-    def clip_and_norm(self) -> float:
+    def clip_and_norm(self) -> torch.Tensor:
         """Clips the gradients if configured, and returns their norm before that, over all parameters and processes.
 
-        The norm is not finite where a loss or gradient of any process was not.
+        The norm () is on the device, and not finite where a loss or gradient of any process was not.
         """
         if self.is_deepspeed:  # has clipped, and stepped or skipped, within the last backward
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 0.0)
-            return float("nan") if self.accelerator.optimizer_step_was_skipped or norm is None else float(norm)
+            skipped = self.accelerator.optimizer_step_was_skipped or norm is None
+            return torch.tensor(float("nan") if skipped else float(norm), device=self.device)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         if self.max_grad_norm is not None:
             norm: Any = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
         else:
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        return float(_whole(norm))
+        return _whole(norm)
+
+    def step(self, skipped: torch.Tensor) -> None:
+        """Takes the optimizer's step, unless `skipped` () is 1: then parameters, moments and counts stay as they are.
+
+        The fused AdamW and [`MuonWithAdamW`] read `skipped` on the device, as they do with a gradient scaler's.
+        """
+        if self.is_deepspeed:
+            return
+        self.optimizer.optimizer.found_inf = skipped
+        self.optimizer.optimizer.grad_scale = None
+        self.optimizer.step()
 
     def reset_moments(self) -> None:
         """Zeroes the optimizer's moments; in place, since shards may refer to them."""

@@ -15,9 +15,9 @@ from flip_hf.data.loader import TrainLoader
 from flip_hf.data.waits import WaitEnded
 from flip_hf.hub.pusher import Pusher
 from flip_hf.modeling import FlipForPreTraining, FlipModel
-from flip_hf.training import average
 from flip_hf.training.agreement import Agreement, PeerFailed, agree, is_first
 from flip_hf.training.arguments import Arguments
+from flip_hf.training.average import make_average
 from flip_hf.training.best import Best
 from flip_hf.training.bottleneck import bottleneck, longest_wait
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, weights_are_finite
@@ -100,8 +100,8 @@ class Trainer:
         make = partial(make_optimizer, options=self.options)
         compiler = "inductor" if self.options.compile else None
         self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, compiler)
-        self.average = average.make_average(accelerator, model, self.options.ema_half_life, self.options.batch_size)
-        self.health = Health(self.run_options.max_skipped_steps)
+        self.average = make_average(accelerator, model, self.options.ema_half_life, self.options.batch_size)
+        self.health = Health(self.run_options.max_skipped_steps, accelerator.device)
         image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
         self.validator = None if evaluation == Evaluation() else self._make_validator(arguments, evaluation)
@@ -172,9 +172,6 @@ class Trainer:
             if self.pictures is not None:
                 self.pictures.see(batches[0]["patches"])
             step = self._step(phase, batches)
-            if self.health.is_lost():
-                self._go_back()
-                continue
             before = self.state.samples
             self.state.samples += self.options.batch_size
             self.state.steps += 1
@@ -182,6 +179,10 @@ class Trainer:
             finished = self._is_finished()
             self._is_due = self._is_due or self._passed(before, self.run_options.checkpoint_samples)
             if finished or self._passed(before, self.run_options.log_samples):
+                self._read_health()
+                if self.health.is_lost():
+                    self._go_back()
+                    continue
                 self._log(phase, step, batches[-1])
             if not finished and self._passed(before, self.run_options.eval_samples):
                 with suppress(WaitEnded):  # stopped by a signal, the run leaves before its next step
@@ -233,8 +234,7 @@ class Trainer:
     def restore(self, checkpoint: Path) -> None:
         """Restores the run to a checkpoint; every process must call it."""
         self.state = load_checkpoint(self.accelerator, checkpoint, self.average)
-        self.health.in_a_row = self.state.skipped_in_a_row
-        self.health.restores = self.state.restores
+        self.health.resume(self.state.skipped_in_a_row, self.state.restores)
         self._saved_samples = self.state.samples
 
     def _checkpoint(self, position: dict[str, Any], at_any_rate: bool) -> None:
@@ -248,8 +248,11 @@ class Trainer:
         Raises:
             RunDiverged: the weights are not finite, and the run ends here.
         """
+        if self._saved_samples == self.state.samples:
+            return
+        self._read_health()
         good = self.health.in_a_row == 0
-        if self._saved_samples == self.state.samples or not (good or at_any_rate):
+        if not (good or at_any_rate):
             return
         if not weights_are_finite(self.accelerator, self.average):
             if at_any_rate:
@@ -324,20 +327,26 @@ class Trainer:
         )
 
     def _step(self, phase: Phase, batches: list[Batch]) -> StepResult:
-        """Takes one optimizer step on the batch, and counts it where it was skipped."""
+        """Takes one optimizer step on the batch, and updates the average."""
         result = train_step(
             self.distribution,
             batches,
             partial(self.prepare, phase=phase),
             learning_rate=phase.learning_rate(self.state.samples + self.options.batch_size),
             reconstruction_weight=self.objective.reconstruction_weight,
+            judge=self.health.judge,
         )
-        if self.health.is_good(result.grad_norm):
-            average.update(self.average, self.model)
-        else:
-            self.state.skipped_steps += 1
-            logger.warning("Skipped the step after %d samples: its loss or gradient is not finite.", self.state.samples)
+        if self.average is not None:
+            self.average.update(self.model, result.skipped)
         return result
+
+    def _read_health(self) -> None:
+        """Reads which steps were skipped, for which it waits for the device, and warns of them."""
+        skipped = self.health.read()
+        self.state.skipped_steps += skipped
+        if skipped:
+            after = self.state.samples
+            logger.warning("Skipped steps before %d samples, as a loss or gradient was not finite: %d", after, skipped)
 
     # -- logging, evaluation and saving --------------------------------------------------------------------------------
 

@@ -47,28 +47,36 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Takes one step with the gradients of its matrices."""
+        """Takes one step with the gradients of its matrices.
+
+        As in torch's fused optimizers, an attribute `found_inf`, a tensor () on the device, leaves everything as it is
+        where it is 1.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        skipped = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    self._update(parameter, parameter.grad, group, skipped)
         return loss
 
-    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any], skipped: torch.Tensor | None
+    ) -> None:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum = state["momentum_buffer"]
-        momentum.lerp_(gradient, 1 - group["momentum"])
+        momentum = state["momentum_buffer"].lerp(gradient, 1 - group["momentum"])
         direction = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         update = orthogonalized(direction, group["ns_coefficients"], group["ns_steps"], group["eps"])
         scale = _UPDATE_SIZE * math.sqrt(max(parameter.shape))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+        moved = parameter * (1 - group["lr"] * group["weight_decay"])
+        moved.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+        for value, new in ((state["momentum_buffer"], momentum), (parameter, moved)):
+            value.copy_(new if skipped is None else torch.where(skipped > 0, value, new))
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -117,8 +125,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Takes one step with the gradients of all parameters."""
+        """Takes one step with the gradients of all parameters, unless the attribute `found_inf` () is 1."""
         muon, adamw = self._parts
+        for part in self._parts:
+            part.found_inf = getattr(self, "found_inf", None)
+            part.grad_scale = None
         loss = muon.step(closure)  # computes all gradients, before its own step
         adamw.step()
         return loss

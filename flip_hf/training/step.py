@@ -7,7 +7,6 @@ gradient is propagated through it. Plain accumulation would contrast each micro-
 another objective; for a reconstruction loss, a mean over images, it is exact.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from flip_hf.losses import at_least_float32, contrastive_loss, sigmoid_loss
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import Embeddings, Encoded
 from flip_hf.training.generators import generator_state, restored_generators
+from flip_hf.training.health import is_spoilt
 from flip_hf.training.packing import CAPTION_IDS
 
 Batch = dict[str, torch.Tensor]
@@ -83,15 +83,18 @@ class StepResult:
     Attributes:
         batch: the losses.
         learning_rate: the learning rate of this step.
-        grad_norm: over all parameters and processes, before clipping; not finite where the step was skipped.
+        grad_norm: over all parameters and processes, before clipping (), on the device; not finite where the step was
+            skipped.
+        skipped: 1 where the step was skipped, else 0: (), float32, on the device.
     """
 
     batch: BatchLoss
     learning_rate: float
-    grad_norm: float
+    grad_norm: torch.Tensor
+    skipped: torch.Tensor
 
     def values(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the values for a log line; losses are averaged over the processes, each of which must call it."""
+        """Waits for the values of a log line; losses are averaged over the processes, each of which must call it."""
         batch = self.batch
         losses = {"loss": batch.loss, "accuracy": batch.accuracy}
         losses |= {"contrastive_loss": batch.contrastive_loss, "reconstruction_loss": batch.reconstruction_loss}
@@ -103,7 +106,7 @@ class StepResult:
             **dict(zip(present, means.tolist(), strict=True)),
             **{name: value.item() for name, value in of_logits.items() if value is not None},
             "learning_rate": self.learning_rate,
-            "grad_norm": self.grad_norm,
+            "grad_norm": self.grad_norm.item(),
         }
 
 
@@ -114,8 +117,11 @@ def train_step(
     *,
     learning_rate: float,
     reconstruction_weight: float,
+    judge: Callable[[torch.Tensor], torch.Tensor] = is_spoilt,
 ) -> StepResult:
     """Takes one optimizer step on a batch, or skips it where a loss or gradient of any process is not finite.
+
+    Nothing in it waits for the device, so that the host prepares the next step meanwhile.
 
     Args:
         distribution: the prepared model and optimizer.
@@ -123,16 +129,17 @@ def train_step(
         prepare: moves a micro-batch to the device and makes the model's inputs of it.
         learning_rate: the learning rate of the step, which each group multiplies by its `lr_scale`.
         reconstruction_weight: weight of the reconstruction loss where there is one beside the contrastive one.
+        judge: decides by the norm () of the gradient whether the step is skipped, and may count it.
     """
     optimizer = distribution.optimizer
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
     batch = accumulate_gradients(distribution, micro_batches, prepare, reconstruction_weight)
     grad_norm = distribution.clip_and_norm()
-    if math.isfinite(grad_norm):
-        optimizer.step()
+    skipped = judge(grad_norm)
+    distribution.step(skipped)
     optimizer.zero_grad()
-    return StepResult(batch, learning_rate, grad_norm)
+    return StepResult(batch, learning_rate, grad_norm, skipped)
 
 
 def accumulate_gradients(
