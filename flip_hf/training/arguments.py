@@ -384,7 +384,7 @@ class RunArguments:
     keep_checkpoints: int = option(2, "number of checkpoints kept", integer(1, 1_000_000))
     max_skipped_steps: int = option(
         10,
-        "non-finite steps in a row, at a log line, after which the run goes back to a checkpoint",
+        "non-finite steps in a row, counted at log lines, after which the run goes back to a checkpoint",
         integer(1, 1_000_000),
     )
     resume_from_checkpoint: str | None = option(

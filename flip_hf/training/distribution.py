@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.muon import MuonWithAdamW
+from flip_hf.training.muon import MuonWithAdamW, skip_where
 
 MAX_GRAPHS = 64
 
@@ -121,8 +121,8 @@ class Distribution:
         """
         if self.is_deepspeed:  # has clipped, and stepped or skipped, within the last backward
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), 0.0)
-            skipped = self.accelerator.optimizer_step_was_skipped or norm is None
-            return torch.tensor(float("nan") if skipped else float(norm), device=self.device)
+            known = float("nan") if self.accelerator.optimizer_step_was_skipped or norm is None else float(norm)
+            return torch.tensor(known, device=self.device)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         if self.max_grad_norm is not None:
             norm: Any = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
@@ -131,14 +131,9 @@ class Distribution:
         return _whole(norm)
 
     def step(self, skipped: torch.Tensor) -> None:
-        """Takes the optimizer's step, unless `skipped` () is 1: then parameters, moments and counts stay as they are.
-
-        The fused AdamW and [`MuonWithAdamW`] read `skipped` on the device, as they do with a gradient scaler's.
-        """
-        if self.is_deepspeed:
-            return
-        self.optimizer.optimizer.found_inf = skipped
-        self.optimizer.optimizer.grad_scale = None
+        """Takes the optimizer's step; where `skipped` () is 1, parameters, moments and counts stay as they are."""
+        if not self.is_deepspeed:
+            skip_where(skipped, self.optimizer.optimizer)
         self.optimizer.step()
 
     def reset_moments(self) -> None:

@@ -42,16 +42,21 @@ def orthogonalized(
     return x if wide else x.T
 
 
+def skip_where(skipped: torch.Tensor | None, *optimizers: torch.optim.Optimizer) -> None:
+    """Lets the next steps of optimizers leave everything as it is where `skipped` () is 1, decided on the device.
+
+    This is what a gradient scaler does with torch's fused optimizers, and here with [`Muon`].
+    """
+    for optimizer in optimizers:
+        vars(optimizer).update(found_inf=skipped, grad_scale=None)
+
+
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` with updates of AdamW's size, and iterations that are fast on any CPU."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Takes one step with the gradients of its matrices.
-
-        As in torch's fused optimizers, an attribute `found_inf`, a tensor () on the device, leaves everything as it is
-        where it is 1.
-        """
+        """Takes one step with the gradients of its matrices, or none; see [`skip_where`]."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -125,11 +130,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Takes one step with the gradients of all parameters, unless the attribute `found_inf` () is 1."""
+        """Takes one step with the gradients of all parameters, or none; see [`skip_where`]."""
         muon, adamw = self._parts
-        for part in self._parts:
-            part.found_inf = getattr(self, "found_inf", None)
-            part.grad_scale = None
+        skip_where(getattr(self, "found_inf", None), *self._parts)
         loss = muon.step(closure)  # computes all gradients, before its own step
         adamw.step()
         return loss
