@@ -48,7 +48,17 @@ MAY_IMPORT = {
     # Used by no run.
     "planning": {"planning", "training", "data", "losses", "modeling", "console", "redaction"},
     "reproduction": {"reproduction", "training", "data", "console"},
-    "benchmarks": {"benchmarks", "flip_hf", "training", "evaluation", "data", "losses"},
+    "benchmarks": {
+        "benchmarks",
+        "flip_hf",
+        "planning",
+        "training",
+        "evaluation",
+        "modeling",
+        "console",
+        "data",
+        "losses",
+    },
     "commands": {
         *("flip_hf", "commands", "reproduction", "benchmarks", "training", "evaluation", "conversion", "demo", "hub"),
         *("planning", "data", "losses", "console", "redaction"),

@@ -11,6 +11,9 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
         --mask_ratios 0.75 --steps 50 --compile
     flip-hf benchmark mae --architecture L/16 --batch_size 8 --repeats 5
     flip-hf benchmark mae --device cuda --precision bf16 --architecture L/16 --batch_size 128 --repeats 20
+    flip-hf benchmark large-batch --device cuda --precision bf16 --architecture L/16 --batch_size 65536 \
+        --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2
+    flip-hf benchmark gpu --minutes 25
     flip-hf benchmark loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
 `step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
@@ -22,7 +25,9 @@ whole matrix, and open_clip's where that is installed. `loader` is how many samp
 shards: ours at several mask ratios, and open_clip's own pipeline where that is installed. `end-to-end` runs the
 training programs themselves on such shards, ours and open_clip's, and says how long their steps wait for data. `mae` is
 a training step of MAE, encoder and decoder, at several mask ratios against full images with the same decoder, and
-Transformers' ViTMAEForPreTraining.
+Transformers' ViTMAEForPreTraining. `large-batch` is a step of many pairs in pieces, and its memory beside the plan's.
+`gpu` runs all of them at the sizes of a large GPU, the most important first, ends at the limit, and goes on with the
+rest at the next call.
 Candidates take turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written
 as JSON and Markdown: below scripts/results where there is such a folder, as in a clone, else in this one.
 """
@@ -45,7 +50,7 @@ from flip_hf.redaction import install, redact
 
 # Of this repository, for those who measure in a clone of it.
 CLONED_RESULTS = Path("scripts/results")
-QUESTIONS = ("step", "inference", "zero-shot", "loss", "loader", "end-to-end", "mae")
+QUESTIONS = ("step", "inference", "zero-shot", "loss", "loader", "end-to-end", "mae", "large-batch", "gpu")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -76,6 +81,12 @@ def make_parser() -> argparse.ArgumentParser:
     end_to_end = parser.add_argument_group("end-to-end")
     end_to_end.add_argument("--steps", type=integer(1, 1_000_000), default=10, help="counted steps of a run")
     end_to_end.add_argument("--workers", type=integer(1, 1024), help="loader workers; by the cores if not given")
+    large = parser.add_argument_group("large-batch", "also takes --architecture, --mask_ratios and --batch_size")
+    large.add_argument("--micro_batch_size", type=integer(1, 2**20), default=16, help="pairs encoded at once (16)")
+    gpu = parser.add_argument_group("gpu")
+    gpu.add_argument(
+        "--minutes", type=number(0, 100_000), default=25.0, help="after which no part goes on; finished ones are kept"
+    )
     mae = parser.add_argument_group("mae")
     mae.add_argument(
         "--decoder_blocks", type=integer(1, 1024), default=8, help="depth of MAE's decoder; the paper also has 1"
@@ -119,7 +130,8 @@ def main(argv: Sequence[str]) -> None:
         parser.error(f"--device {options.device} is no device of this machine: {str(error).splitlines()[0]}")
     torch.manual_seed(0)
     measure, to_markdown = functions_of(options.question)
-    results = CLONED_RESULTS if CLONED_RESULTS.is_dir() else Path()
+    results = options.results = CLONED_RESULTS if CLONED_RESULTS.is_dir() else Path()
+    options.output = options.output or ("gpu" if options.question == "gpu" else None)
     try:
         if options.output:
             for suffix in (".json", ".md"):

@@ -8,11 +8,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from flip_hf.benchmarks import loader, zero_shot
+from flip_hf.benchmarks import gpu, loader, zero_shot
 from flip_hf.benchmarks.end_to_end import OPEN_CLIP_STEP, run_program
 from flip_hf.benchmarks.loss import loss_markdown, measure_alone
 from flip_hf.benchmarks.measuring import environment
 from flip_hf.commands import benchmark
+from flip_hf.commands.plan import make_parser as plan_parser
 from flip_hf.commands.plan import read_mfu
 
 
@@ -144,3 +145,47 @@ def test_end_to_end_benchmark_reads_open_clips_log():
 def test_end_to_end_benchmark_reports_a_programs_error(tmp_path):
     with pytest.raises(RuntimeError, match="ended with 3:\nno such recipe"):
         run_program([sys.executable, "-c", "import sys; sys.stderr.write('no such recipe'); sys.exit(3)"], tmp_path)
+
+
+@pytest.fixture
+def two_parts(tmp_path, monkeypatch):
+    """Runs `gpu` with one part that works and one that does not; the state of each by its name."""
+    parts = (
+        gpu.Part("loss", "benchmark", ("loss", "--pairs", "64", "--repeats", "1")),
+        gpu.Part("broken", "benchmark", ()),
+    )
+    monkeypatch.setattr(gpu, "on_cpu", lambda: parts)
+    monkeypatch.chdir(tmp_path)
+
+    def run(minutes: str) -> dict[str, str]:
+        benchmark.main(["gpu", "--minutes", minutes, "--device", "cpu"])
+        rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+        return {row["part"]: row["state"] for row in rows}
+
+    return run
+
+
+def test_the_parts_of_a_gpu_are_kept_and_the_rest_begins_again(two_parts, tmp_path):
+    assert two_parts("0") == {"loss": gpu.NO_TIME, "broken": gpu.NO_TIME}
+    assert two_parts("0.01") == {"loss": gpu.ENDED, "broken": gpu.NO_TIME}
+    assert two_parts("5") == {"loss": gpu.DONE, "broken": gpu.FAILED}
+    assert "the following arguments are required: question" in (tmp_path / "gpu" / "broken.txt").read_text()
+    assert two_parts("5") == {"loss": gpu.KEPT, "broken": gpu.FAILED}
+    table = (tmp_path / "gpu.md").read_text()
+    assert "| broken | failed | " in table and "\n## loss\n" in table and "| 64 | dense | " in table
+
+
+def test_the_parts_of_a_gpu_are_commands_that_there_are():
+    for part in gpu.on_gpu():
+        parser = {"benchmark": benchmark.make_parser, "plan": plan_parser}[part.subcommand]()
+        options = parser.parse_args([*part.words, "--output", "x"])
+        assert part.subcommand == "plan" or options.question in benchmark.QUESTIONS
+
+
+def test_large_batch_benchmark_measures_steps_in_pieces(tiny_benchmark):
+    result, table = tiny_benchmark("large-batch", "--micro_batch_size", "2", "--mask_ratios", "0", "0.75")
+    assert [row["mask_ratio"] for row in result["rows"]] == [0, 0.75]
+    assert all(len(row["seconds"]) == 2 and row["planned_bytes"] > 0 for row in result["rows"])
+    assert "A step of 4 pairs in pieces of 2" in table and result["command"] in table
+    with pytest.raises(SystemExit, match="--batch_size 4 is no multiple of --micro_batch_size"):
+        tiny_benchmark("large-batch", "--micro_batch_size", "3")

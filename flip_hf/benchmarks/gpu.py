@@ -1,0 +1,138 @@
+"""Everything that is measured on a GPU, in the order of importance, within a number of minutes.
+
+Each part is a subcommand of `flip-hf` in a process of its own, which writes its JSON and Markdown files when it is
+done. The next call keeps what there is and goes on with the rest; a part that the limit ends begins again. On a CPU the
+parts are toys, to see that they run.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from tqdm import tqdm
+
+from flip_hf.console.program import command_line
+
+DONE = "done"
+KEPT = "kept"
+FAILED = "failed"
+NO_TIME = "not run: no time left"
+ENDED = "ended by the limit"
+PEERS = ("open_clip", "open_clip-strong", "clip")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A measurement.
+
+    Attributes:
+        name: name of its result files.
+        subcommand: of `flip-hf`.
+        words: its further words.
+    """
+
+    name: str
+    subcommand: str
+    words: tuple[str, ...]
+
+
+def _benchmark(name: str, words: str) -> Part:
+    return Part(name, "benchmark", tuple(words.split()))
+
+
+def _step(name: str, words: str, peers: tuple[str, ...] = PEERS) -> Part:
+    """Makes a part of training steps in bf16, also compiled, beside those of the peers that are installed."""
+    installed = [peer for peer in peers if find_spec(peer.partition("-")[0]) or peer == "clip"]
+    return _benchmark(name, f"step {words} --precision bf16 --compile --peers {' '.join(installed)}")
+
+
+def on_gpu() -> tuple[Part, ...]:
+    """Lists the parts at the sizes of a large GPU."""
+    large_batch = "large-batch --batch_size 65536 --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2"
+    end_to_end = "end-to-end --batch_size 256 --mask_ratios 0.75 --steps 50 --repeats 2 --compile --peers"
+    of_l16 = "--architecture L/16 --precision bf16"
+    return (
+        _step("step_l16", "--architecture L/16 --batch_size 256 --mask_ratios 0 0.5 0.75 --repeats 10"),
+        _step("step_b16", "--architecture B/16 --batch_size 512 --mask_ratios 0 0.5 0.75 --repeats 10"),
+        _benchmark("large_batch_l16", f"{large_batch} {of_l16}"),
+        Part("plan_memory", "plan", ("--check",)),
+        _benchmark("end_to_end_l16", f"{end_to_end} {of_l16}"),
+        _step("step_h14", "--architecture H/14 --batch_size 128 --mask_ratios 0.5 --repeats 5", ()),
+        _benchmark("loss", "loss --pairs 4096 32768 65536 131072 262144 --repeats 2"),
+        _benchmark("inference_l16", f"inference --batch_size 512 --repeats 10 {of_l16}"),
+        _benchmark("mae_l16", f"mae --batch_size 256 --repeats 10 {of_l16}"),
+        _benchmark("loader", "loader --batch_size 128 --repeats 3"),
+        _benchmark("zero_shot", "zero-shot --repeats 3"),
+    )
+
+
+def on_cpu() -> tuple[Part, ...]:
+    """Lists the parts at the size of toys."""
+    toy = "--architecture tiny/32 --batch_size 4 --repeats 1 --peers"
+    return (
+        _benchmark("step_tiny", f"step --mask_ratios 0.5 {toy}"),
+        _benchmark("large_batch_tiny", f"large-batch --micro_batch_size 2 --mask_ratios 0.75 {toy}"),
+        _benchmark("loss", "loss --pairs 64 --repeats 1"),
+        _benchmark("inference_tiny", f"inference {toy}"),
+    )
+
+
+def parts_for(device: str) -> tuple[Part, ...]:
+    """Lists the parts for a kind of device, the most important first."""
+    return on_gpu() if device == "cuda" else on_cpu()
+
+
+def benchmark_gpu(options: argparse.Namespace) -> dict:
+    """Runs the parts that have no result yet, until the minutes are over."""
+    deadline = time.monotonic() + 60 * options.minutes
+    folder = Path(options.results) / options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tqdm(parts_for(options.device), unit="part", file=sys.stderr) as bar:
+        for part in bar:
+            bar.set_description(part.name)
+            words = [*part.words, *(["--device", options.device] if part.subcommand == "benchmark" else [])]
+            start = time.monotonic()
+            state = _run(part.subcommand, words, folder / part.name, deadline)
+            seconds = round(time.monotonic() - start, 1)
+            rows.append(
+                {"part": part.name, "command": command_line(part.subcommand, words), "state": state, "seconds": seconds}
+            )
+    return {"question": "gpu", "minutes": options.minutes, "folder": str(folder), "rows": rows}
+
+
+def _run(subcommand: str, words: list[str], stem: Path, deadline: float) -> str:
+    """Runs a part, unless it has a result or no time is left, with its output in `STEM.txt`; returns its state."""
+    if stem.with_suffix(".json").is_file():
+        return KEPT
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return NO_TIME
+    argv = [sys.executable, "-m", "flip_hf", subcommand, *words, "--output", str(stem.absolute())]
+    with stem.with_suffix(".txt").open("w", encoding="utf-8") as log:
+        try:
+            done = subprocess.run(argv, stdout=log, stderr=subprocess.STDOUT, timeout=left)
+        except subprocess.TimeoutExpired:
+            return ENDED
+    return DONE if done.returncode == 0 else FAILED
+
+
+def gpu_markdown(result: dict) -> str:
+    """A list of the parts and how each ended, and the tables of those that have a result."""
+    folder = Path(result["folder"])
+    lines = [
+        f"All parts within {result['minutes']:g} minutes; {result['hardware']}, torch {result['torch']}, transformers "
+        f"{result['transformers']}.\n\n`{result['command']}`\n",
+        "| part | state | seconds | command |",
+        "|---|---|---|---|",
+        *(f"| {row['part']} | {row['state']} | {row['seconds']:g} | `{row['command']}` |" for row in result["rows"]),
+    ]
+    for row in result["rows"]:
+        table = folder / f"{row['part']}.md"
+        if table.is_file():
+            lines += ["", f"## {row['part']}", "", table.read_text(encoding="utf-8").rstrip()]
+    return "\n".join(lines) + "\n"
