@@ -157,10 +157,8 @@ def adapters_in_words(flip: "FlipModel", ranks: Ranks) -> str:
     sizes = {name: parameter.numel() for name, parameter in flip.named_parameters()}
     added = sum(size for name, size in sizes.items() if is_adapter(name))
     kept = sum(size for name, size in sizes.items() if any(name.startswith(f"{_PARTS[tower]}.") for tower in ranks))
-    towers = "tower" if len(ranks) == 1 else "towers"
-    return (
-        f"LoRA: adapters {' and '.join(names)}; {added:,} parameters beside the {towers}' {kept - added:,}, which stay."
-    )
+    whose = "the tower's" if len(ranks) == 1 else "the towers'"
+    return f"LoRA: adapters {' and '.join(names)}; {added:,} parameters beside {whose} {kept - added:,}, which stay."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
