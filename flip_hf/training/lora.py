@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from flip_hf.console.fields import OptionError, require
 from flip_hf.console.ranges import integer
 from flip_hf.redaction import redact
-from flip_hf.training.freezing import TOWERS, read_frozen, require_weights
+from flip_hf.training.freezing import TOWERS, require_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,14 +72,13 @@ def check_adapters(arguments: "Arguments") -> None:
     """
     model = arguments.model
     ranks = read_ranks(model.lora)
-    frozen = read_frozen(model.freeze)
+    frozen = {part.partition(":")[0]: part for part in model.freeze or ()}
     for tower, rank in ranks.items():
         require_weights(model, tower, f"--lora {tower}:{rank}")
-        part = next((part for part in model.freeze or () if part.partition(":")[0] == tower), None)
         require(
             tower not in frozen,
-            f"--freeze {part} and --lora {tower}:{rank} are about the same tower: with adapters, its own weights are "
-            f"frozen already, and adapters are what it learns by. Leave one of them out.",
+            f"--freeze {frozen.get(tower)} and --lora {tower}:{rank} are about the same tower: with adapters, its own "
+            "weights are frozen already, and adapters are what it learns by. Leave one of them out.",
         )
     require(
         arguments.objective.contrasts or "text" not in ranks,
@@ -162,7 +161,7 @@ def adapters_in_words(flip: "FlipModel", ranks: Ranks) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Names and weights; without adapters, all of these return what they are given, or nothing
+# Names and weights, also of models without adapters
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +183,8 @@ def adapted_tensors(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
 def merged(weights: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Adds the product of each layer's adapters to its weight, `W + B A`, in new tensors with the model's own names.
 
-    The same bits as of PEFT's `merge_and_unload`, which changes a model and not its weights on their way to a file.
+    The bits are those of PEFT's `merge_and_unload`, which would change the model in training, and not its weights on
+    their way to a file.
     """
     own = own_tensors(weights)
     for name in weights:

@@ -102,8 +102,8 @@ def is_decayed(name: str) -> bool:
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
     """Lists the weight matrices of the Transformer blocks that require a gradient.
 
-    Adapters are not among them: of `B A`, what the layer sees, Muon would make neither factor's update what it makes of
-    a weight's, and B begins as zero.
+    Adapters are not among them. A layer sees their product, whose update is not orthogonal where those of both factors
+    are; LoRA is trained with AdamW, and its learning rates are known for that.
     """
     blocks = [module for module in model.modules() if isinstance(module, FlipEncoderLayer)]
     named = [each for block in blocks for each in block.named_parameters()]
