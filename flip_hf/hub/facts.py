@@ -108,6 +108,12 @@ def _frozen(part: str) -> str:
     return f"the embeddings and the first {f'{blocks} blocks' if int(blocks) > 1 else 'block'} of the {tower} tower"
 
 
+def _adapted(ranks: list[str]) -> str:
+    """Says which towers `--lora` names."""
+    towers = [f"rank {rank} on the {tower} tower" for tower, _, rank in (each.partition(":") for each in ranks)]
+    return f"LoRA of {' and of '.join(towers)}, merged into the weights"
+
+
 def training(run: PublishedRun) -> str:
     """Makes a table of the recipe's main values."""
     if not run.recipe:
@@ -126,6 +132,8 @@ def training(run: PublishedRun) -> str:
     ]
     if recipe.get("freeze"):
         rows.append(("not trained", ", ".join(map(_frozen, recipe["freeze"]))))
+    if recipe.get("lora"):
+        rows.append(("learned by", _adapted(recipe["lora"])))
     if recipe["unmasked_samples"]:
         peak = recipe["unmasked_base_lr"] * scale
         rows.append(("tuned on whole images", f"{recipe['unmasked_samples']:,} pairs, peak learning rate {peak:.3g}"))

@@ -14,6 +14,7 @@ from flip_hf.evaluation.templates import PROMPT_SETS, read_templates
 from flip_hf.redaction import redacted
 from flip_hf.training.config_fields import config_fields
 from flip_hf.training.freezing import check_trained_parts, read_frozen
+from flip_hf.training.lora import check_adapters, read_ranks
 from flip_hf.training.retention_arguments import RetentionArguments, check_retention
 
 # ImageNet's statistics, which the official FLIP normalises with.
@@ -84,10 +85,15 @@ class ModelArguments:
         None,
         "parts that are not trained: image, text (a tower with its projection), or image:8 (embeddings and 8 blocks)",
     )
+    lora: list[str] | None = option(
+        None,
+        "towers that keep their weights and learn by low-rank adapters, with the rank: image:16, text:8; needs PEFT",
+    )
 
     def __post_init__(self):
         check_options(self)
         read_frozen(self.freeze)  # raises on an unknown part
+        read_ranks(self.lora)  # raises on an unknown tower
         self.tower_configs()  # raises on bad JSON
         both = self.model_name_or_path and (self.text_config or self.vision_config)
         require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
@@ -435,6 +441,7 @@ class Arguments:
             f"result afterwards: --model_name_or_path {self.run.output_dir} --mask_ratio 0.",
         )
         check_trained_parts(self)
+        check_adapters(self)
         check_retention(self)
         if not self.objective.reconstructs:
             return

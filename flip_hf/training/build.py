@@ -26,6 +26,7 @@ from flip_hf.training.engine import Trainer
 from flip_hf.training.freezing import in_words, read_frozen
 from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.logit_bias import change_in_words
+from flip_hf.training.lora import adapters_in_words, check_processes, read_ranks
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs
@@ -63,6 +64,7 @@ def _build(arguments: Arguments) -> Trainer:
     evaluation, retained = open_evaluations(arguments, sources)
 
     accelerator = make_accelerator(arguments.run)
+    check_processes(read_ranks(arguments.model.lora), accelerator)
     take_folder(accelerator, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     if checkpoint is None:
@@ -133,6 +135,8 @@ def start_in_words(arguments: Arguments, model: FlipModel | FlipForPreTraining) 
         sentences.append(said)
     if options.freeze:
         sentences.append(in_words(flip_of(model), read_frozen(options.freeze)))
+    if options.lora:
+        sentences.append(adapters_in_words(flip_of(model), read_ranks(options.lora)))
     return sentences
 
 

@@ -27,6 +27,7 @@ from transformers import ProcessorMixin
 from flip_hf.redaction import redacted
 from flip_hf.training import states
 from flip_hf.training.arguments import Arguments
+from flip_hf.training.lora import adapted_tensors, merged, own_tensors
 from flip_hf.training.manifest import check_manifest, sync, write_manifest
 from flip_hf.training.recipes import write_recipe
 
@@ -197,7 +198,10 @@ def _write_tensors(accelerator: Accelerator, folder: Path, average: nn.Module | 
     states.save_random_states(folder / states.random_states_file(accelerator.process_index))
     weights = states.whole_tensors(model.state_dict(), keep=main)
     if main:
-        states.write_tensors(weights, folder / states.WEIGHTS, {"format": "pt"})
+        # A model as it is used; what resuming needs of layers with adapters is beside it.
+        states.write_tensors(merged(weights), folder / states.WEIGHTS, {"format": "pt"})
+        if adapted := adapted_tensors(weights):
+            states.write_tensors(adapted, folder / states.ADAPTED)
         if average is not None:
             states.write_tensors(states.whole_tensors(average.state_dict(), keep=True), folder / states.AVERAGE)
     del weights  # frees memory for the moments
@@ -316,7 +320,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: nn.Modu
             ) from None
     else:
         model = _model(accelerator)
-        states.load_tensors(checkpoint / states.WEIGHTS, model.state_dict())
+        tensors = model.state_dict()
+        states.load_tensors(checkpoint / states.WEIGHTS, own_tensors(tensors))
+        if adapted := adapted_tensors(tensors):
+            states.load_tensors(checkpoint / states.ADAPTED, adapted)
         states.load_optimizer(checkpoint / states.OPTIMIZER, model, _optimizer(accelerator))
     if average is not None:
         states.load_tensors(checkpoint / states.AVERAGE, average.state_dict())

@@ -30,6 +30,7 @@ from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.inputs import Evaluation
 from flip_hf.training.lock import unlock_folder
+from flip_hf.training.lora import read_ranks
 from flip_hf.training.measure import Window
 from flip_hf.training.models import image_processor_of
 from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
@@ -356,7 +357,7 @@ class Trainer:
         self.state.seconds += speed.pop("seconds")
         kept_patches, text_tokens = self.prepare.encoded_lengths(last, phase)
         options = self.arguments.model
-        parts = (read_frozen(options.freeze), options.init_vision_from is not None)
+        parts = (read_frozen(options.freeze), options.init_vision_from is not None, read_ranks(options.lora))
         flops = step_flops(self.model.config, kept_patches, text_tokens, self.options.batch_size, *parts)
         self.flops_per_sample[phase.name] = flops
         speed |= utilization(flops, speed["samples_per_second"], self.accelerator, self.autocast_dtype is not None)

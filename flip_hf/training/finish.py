@@ -16,6 +16,8 @@ from flip_hf.redaction import redacted
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.best import BEST
 from flip_hf.training.checkpoint import TrainState
+from flip_hf.training.encoder import flip_of
+from flip_hf.training.lora import ADAPTERS, merged, own_tensors, save_adapters
 from flip_hf.training.optimization import plan_phases
 from flip_hf.training.progress import plot_curves
 from flip_hf.training.recipes import write_recipe
@@ -105,9 +107,15 @@ def save_model(
 ) -> None:
     """Writes the model, its processor and the resolved recipe; `weights` is emptied.
 
+    Adapters are merged into the weights, and written in `adapters` as well.
+
     A model that was trained on both objectives is saved as a FlipModel, without a trace of the decoder, and once more
     with it in `with_decoder`. One that only reconstructs is saved with its decoder alone.
     """
+    if arguments.model.lora:
+        start = arguments.model.model_name_or_path or arguments.model.init_vision_from
+        save_adapters(flip_of(model), weights, folder / ADAPTERS, str(start))
+        weights = merged(weights)
     if isinstance(model, FlipForPreTraining) and arguments.objective.contrasts:
         of_flip = {name.removeprefix("flip."): value for name, value in weights.items() if name.startswith("flip.")}
         model.save_pretrained(folder / WITH_DECODER, state_dict=weights)  # empties the dict
@@ -144,6 +152,7 @@ def summary(
         report: the run's outcome.
     """
     vision: Any = flip.config.vision_config
+    parameters = sum(value.numel() for value in own_tensors(dict(flip.named_parameters())).values())
     output_dir = Path(arguments.run.output_dir)
     wanted = "pairs out with --holdout" if arguments.objective.contrasts else "images out with --holdout"
     result = in_words(metrics, class_names) or f"not evaluated: hold {wanted}, or name data with --eval_data"
@@ -156,7 +165,7 @@ def summary(
         (
             *([f"Read      {drawn}"] if len(counts.drawn) > 1 else []),
             f"Trained   ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "
-            f"{flip.num_parameters() / 1e6:.1f} M parameters, {state.samples:,} samples at mask ratio "
+            f"{parameters / 1e6:.1f} M parameters, {state.samples:,} samples at mask ratio "
             f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",
             f"Bound by  {report.bound}",
             f"Result    {result}",

@@ -20,6 +20,7 @@ from flip_hf.modeling import FlipConfig, FlipPreTrainingConfig, FlipVisionConfig
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.accelerators import peak_flops
 from flip_hf.training.freezing import Frozen
+from flip_hf.training.lora import Ranks
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,15 @@ def _blocks(width: int, hidden: int, blocks: int, tokens: int) -> int:
     return blocks * tokens * linear + _attention(width, blocks, tokens)
 
 
+def _image_tokens(config: FlipConfig, kept_patches: int) -> int:
+    return kept_patches + config.vision_config.use_class_token
+
+
+def _text_tokens(config: FlipConfig, text_tokens: int) -> int:
+    text = config.text_config
+    return text.max_position_embeddings if text.attend_to_padding else text_tokens
+
+
 def _pooling(vision: FlipVisionConfig, tokens: int) -> int:
     """Counts the FLOPs of attention pooling: keys and values of all tokens, one query, its MLP."""
     if vision.pooling_type != "attention":
@@ -107,9 +117,9 @@ def sample_flops(
     kept = kept_patches or num_kept(vision.num_patches, mask_ratio)
     images = (vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers)
     texts = (text.hidden_size, text.intermediate_size, text.num_hidden_layers)
-    tokens = text.max_position_embeddings if text.attend_to_padding else text_tokens
+    tokens = _text_tokens(config, text_tokens)
     pixels = vision.num_channels * vision.patch_size**2
-    image_tokens = kept + vision.use_class_token
+    image_tokens = _image_tokens(config, kept)
     return SampleFlops(
         vision_blocks=_blocks(*images, image_tokens),
         text_blocks=_blocks(*texts, tokens),
@@ -164,6 +174,44 @@ def spared_flops(counted: SampleFlops, config: FlipConfig, frozen: Frozen, new_p
     return spared
 
 
+def adapted_flops(
+    counted: SampleFlops,
+    config: FlipConfig,
+    ranks: Ranks,
+    kept_patches: int,
+    text_tokens: int,
+    new_projection: bool = False,
+) -> int:
+    """Counts the FLOPs of a pair's training that adapters add, less those of the weights that they leave as they are.
+
+    A frozen layer below a trained one has one product in backward, that of its input's gradient.
+
+    Args:
+        counted: the pair's FLOPs without adapters.
+        config: the model's configuration, without a decoder.
+        ranks: the ranks of the adapters, by tower.
+        kept_patches, text_tokens: K and T.
+        new_projection: as for [`freeze`][flip_hf.training.freezing.freeze].
+    """
+    change = 0
+    for tower, rank in ranks.items():
+        is_image = tower == "image"
+        part = config.vision_config if is_image else config.text_config
+        tokens = _image_tokens(config, kept_patches) if is_image else _text_tokens(config, text_tokens)
+        size = (part.hidden_size, part.intermediate_size, part.num_hidden_layers)
+        width, hidden, depth = size
+        weights = _blocks(*size, tokens) - _attention(width, depth, tokens)
+        adapters = 2 * rank * tokens * depth * (10 * width + 2 * hidden)  # inputs and outputs of six layers a block
+        # Nothing below the first queries, keys and values is trained.
+        first = 3 * 2 * tokens * width * (width + rank)
+        change += 3 * adapters - weights - first
+        change -= counted.patch_embedding + counted.pooling if is_image else 0
+        if counted.projections and not (is_image and new_projection):
+            has_projection = not is_image or config.vision_config.use_projection
+            change -= 2 * config.projection_dim * width * has_projection
+    return change
+
+
 def step_flops(
     config: FlipConfig | FlipPreTrainingConfig,
     kept_patches: int,
@@ -171,16 +219,20 @@ def step_flops(
     batch_size: int,
     frozen: Frozen | None = None,
     new_projection: bool = False,
+    ranks: Ranks | None = None,
 ) -> int:
     """Counts forward and backward FLOPs per sample of a training step.
 
-    The arguments are those of [`sample_flops`], [`with_decoder`] and [`spared_flops`].
+    The arguments are those of [`sample_flops`], [`with_decoder`], [`spared_flops`] and [`adapted_flops`].
     """
     flip = config.flip_config if isinstance(config, FlipPreTrainingConfig) else config
     counted = sample_flops(flip, 0, text_tokens, batch_size, kept_patches=kept_patches)
     if isinstance(config, FlipPreTrainingConfig):
         counted = with_decoder(counted, config, kept_patches)
-    return counted.training - spared_flops(counted, flip, frozen or {}, new_projection)
+    spared = spared_flops(counted, flip, frozen or {}, new_projection)
+    return (
+        counted.training - spared + adapted_flops(counted, flip, ranks or {}, kept_patches, text_tokens, new_projection)
+    )
 
 
 def utilization(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flip_hf.modeling import FlipConfig, FlipModel
-    from flip_hf.training.arguments import Arguments
+    from flip_hf.training.arguments import Arguments, ModelArguments
 
 # Of a tower, the number of frozen blocks below which all is frozen, too; None for the whole tower.
 Frozen = Mapping[str, int | None]
@@ -53,14 +53,8 @@ def check_trained_parts(arguments: "Arguments") -> None:
     model = arguments.model
     objective = arguments.objective
     frozen = read_frozen(model.freeze)
-    starts = {"image": model.model_name_or_path or model.init_vision_from, "text": model.model_name_or_path}
     for tower in frozen:
-        names = "--model_name_or_path or --init_vision_from" if tower == "image" else "--model_name_or_path"
-        require(
-            starts[tower] is not None,
-            f"--freeze {tower} would keep the random weights of a new {tower} tower. Name the model to start from with "
-            f"{names}, or leave it out.",
-        )
+        require_weights(model, tower, f"--freeze {tower}")
     require(
         objective.contrasts or ("text" not in frozen and arguments.optimization.text_lr_scale == 1),
         "--freeze text and --text_lr_scale are about texts, and --objective reconstruction reads none. Leave them out.",
@@ -83,6 +77,21 @@ def check_trained_parts(arguments: "Arguments") -> None:
             f"--{tower}_lr_scale {factor:g} is the learning rate of what --freeze {tower} freezes. Leave one of them "
             "out.",
         )
+
+
+def require_weights(model: "ModelArguments", tower: str, option: str) -> None:
+    """Checks that a tower, whose own weights an option keeps, starts with weights of a model.
+
+    Raises:
+        OptionError: it would be new.
+    """
+    is_image = tower == "image"
+    names = "--model_name_or_path or --init_vision_from" if is_image else "--model_name_or_path"
+    require(
+        model.model_name_or_path is not None or (is_image and model.init_vision_from is not None),
+        f"{option} would keep the random weights of a new {tower} tower. Name the model to start from with {names}, or "
+        "leave it out.",
+    )
 
 
 def check_depth(frozen: Frozen, config: "FlipConfig") -> None:
@@ -130,7 +139,9 @@ def in_words(flip: "FlipModel", frozen: Frozen) -> str:
         else:
             names.append(f"the {tower} tower {'without its new' if any(trained) else 'with its'} projection")
     total = sum(parameter.numel() for parameter in flip.parameters())
-    fixed = sum(parameter.numel() for parameter in flip.parameters() if not parameter.requires_grad)
+    parts = [part for each in frozen.items() for part in _modules(flip, *each, with_projection=True)]
+    of_parts = [parameter for part in parts for parameter in part.parameters()]
+    fixed = sum(parameter.numel() for parameter in of_parts if not parameter.requires_grad)
     return f"Frozen: {', '.join(names)}; {fixed:,} of {total:,} parameters."
 
 

@@ -42,6 +42,7 @@ from flip_hf.training.donor import find_image_processor, load_tower, tower_field
 from flip_hf.training.encoder import flip_of, recompute_activations
 from flip_hf.training.freezing import check_depth, freeze, read_frozen
 from flip_hf.training.logit_bias import SIGMOID_LOGIT_SCALE_INIT, Loss, fit_bias, set_loss
+from flip_hf.training.lora import add_adapters, check_ranks, read_ranks
 from flip_hf.training.masks import check_masks
 from flip_hf.training.memory_limit import check_memory
 from flip_hf.training.resizing import new_sizes, resized_image_processor
@@ -143,6 +144,7 @@ def make_config(model: ModelArguments, objective: ObjectiveArguments | None = No
     sizes = new_sizes(model, config)
     check_masks(model, config.text_config, (sizes["image_size"] // sizes["patch_size"]) ** 2)
     check_depth(read_frozen(model.freeze), config)
+    check_ranks(read_ranks(model.lora), config)
     return config
 
 
@@ -240,7 +242,10 @@ def make_model(
             setattr(made.config, name, getattr(objective, name))
     if not objective.contrasts:
         _freeze_texts(flip)
-    freeze(flip, read_frozen(model.freeze), new_projection=model.init_vision_from is not None)
+    ranks = read_ranks(model.lora)
+    whole: dict[str, int | None] = dict.fromkeys(ranks)  # a tower with adapters keeps its own weights
+    freeze(flip, {**read_frozen(model.freeze), **whole}, new_projection=model.init_vision_from is not None)
+    add_adapters(flip, ranks)
     if model.gradient_checkpointing:
         recompute_activations(made, {"use_reentrant": False})
         # Transformers makes the embeddings require a gradient, for the other kind: frozen blocks would keep a graph.

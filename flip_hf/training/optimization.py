@@ -11,6 +11,7 @@ from flip_hf.evaluation.finetuning.layers import layer_of
 from flip_hf.modeling import FlipModel
 from flip_hf.modeling.blocks_flip import FlipEncoderLayer
 from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationArguments
+from flip_hf.training.lora import is_adapter
 from flip_hf.training.muon import MuonWithAdamW
 
 
@@ -99,9 +100,14 @@ def is_decayed(name: str) -> bool:
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Lists the weight matrices of the Transformer blocks that require a gradient."""
+    """Lists the weight matrices of the Transformer blocks that require a gradient.
+
+    Adapters are not among them. A layer sees their product, whose update is not orthogonal where those of both factors
+    are; LoRA is trained with AdamW, and its learning rates are known for that.
+    """
     blocks = [module for module in model.modules() if isinstance(module, FlipEncoderLayer)]
-    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    named = [each for block in blocks for each in block.named_parameters()]
+    parameters = [parameter for name, parameter in named if not is_adapter(name)]
     return [parameter for parameter in parameters if parameter.ndim == 2 and parameter.requires_grad]
 
 

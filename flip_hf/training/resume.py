@@ -25,6 +25,7 @@ from flip_hf.training.checkpoint import (
     read_state,
 )
 from flip_hf.training.finish import RESULTS
+from flip_hf.training.lora import ADAPTERS, own_tensors
 from flip_hf.training.manifest import check_manifest
 from flip_hf.training.optimization import plan_phases
 from flip_hf.training.recipes import MAX_RECIPE_BYTES
@@ -48,7 +49,7 @@ HARMLESS = {
 OUTPUTS = (
     *("config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "recipe.yaml"),
     *("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", RESULTS),
-    *("training_curves.png", "with_decoder"),
+    *("training_curves.png", "with_decoder", ADAPTERS),
 )
 # Options whose values a checkpoint replaces.
 STARTING = {
@@ -136,12 +137,7 @@ def check_fit(
             f"{checkpoint} was trained with --optimizer {there}, whose moments are of no use to {here}. Resume it with "
             f"--optimizer {there}, or start a new run from its weights: --model_name_or_path {checkpoint}."
         )
-    if "freeze" in changes:
-        there, here = (" ".join(parts) if isinstance(parts, list) else "nothing" for parts in changes["freeze"])
-        raise ValueError(
-            f"{checkpoint} was trained with --freeze {there}, not {here}: it has no moments of what was frozen. Resume "
-            f"it with its own --freeze, or start a new run from its weights: --model_name_or_path {checkpoint}."
-        )
+    _check_parts(checkpoint, changes)
     _check_shapes(model, checkpoint, changes)
     _check_files(accelerator, checkpoint, averaged)
     saved = read_state(checkpoint)["environment"]
@@ -153,6 +149,18 @@ def check_fit(
             checkpoint.name,
             _in_words(changes),
         )
+
+
+def _check_parts(checkpoint: Path, changes: dict[str, tuple[object, object]]) -> None:
+    """Checks that the run trains the parts of the model that the checkpoint's did."""
+    reasons = {"freeze": "it has no moments of what was frozen", "lora": "its adapters are of no use to others"}
+    for name, reason in reasons.items():
+        if name in changes:
+            there, here = (" ".join(parts) if isinstance(parts, list) else "nothing" for parts in changes[name])
+            raise ValueError(
+                f"{checkpoint} was trained with --{name} {there}, not {here}: {reason}. Resume it with its own "
+                f"--{name}, or start a new run from its weights: --model_name_or_path {checkpoint}."
+            )
 
 
 def _check_files(accelerator: Accelerator, checkpoint: Path, averaged: bool) -> None:
@@ -187,7 +195,8 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[ob
     there = ADDED | there
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
     for values in (there, here):
-        values["freeze"] = sorted(values.get("freeze") or []) or None  # in any order
+        for name in ("freeze", "lora"):
+            values[name] = sorted(values.get(name) or []) or None  # in any order
     # In a column that is named there may be labels, whose captions are made of the class names.
     harmless = HARMLESS - {"class_names"} if arguments.data.caption_column else HARMLESS
     names = [name for name in {**here, **there} if name not in harmless | STARTING]
@@ -199,7 +208,7 @@ def _in_words(changes: dict[str, tuple[object, object]]) -> str:
 
 
 def _check_shapes(model: Model, checkpoint: Path, changes: dict[str, tuple[object, object]]) -> None:
-    found = difference(shapes_of(checkpoint / WEIGHTS), shapes_in(model.state_dict()))
+    found = difference(shapes_of(checkpoint / WEIGHTS), shapes_in(own_tensors(model.state_dict())))
     if found is not None:
         options = f" {_in_words(changes)}." if changes else ""
         raise ValueError(

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
+ADAPTED = "lora.safetensors"  # layers with adapters: the weights before merging, and the adapters
 # The form in which safetensors reports errors of the operating system.
 _OS_ERROR = re.compile(r"os error (\d+)")
 

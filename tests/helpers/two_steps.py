@@ -5,11 +5,14 @@ from typing import Literal
 
 import torch
 
+from flip_hf.modeling import FlipModel
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.freezing import freeze, read_frozen
+from flip_hf.training.lora import add_adapters, read_ranks
 from flip_hf.training.optimization import make_optimizer
 from tests.helpers.contrast import BIASES, backward, make_batch, make_model
 
+LORA = "lora="  # in front of a tower and a rank
 RUN = """
 import os, sys, torch
 from accelerate import Accelerator, PartialState
@@ -18,10 +21,10 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.step import train_step
 from flip_hf.training.optimization import make_optimizer
 from tests.helpers.contrast import BIASES, PAIRS, make_batch, make_model, take
+from tests.helpers.two_steps import set_parts
 
 kind, pieces, out, max_norm = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]) or None
 if kind == "zero2":
@@ -44,7 +47,7 @@ if kind == "fsdp2":
     )
 model = make_model(bias=BIASES[sys.argv[6]])
 model = model.float() if kind == "zero2" else model
-freeze(model, read_frozen(sys.argv[7:]))
+set_parts(model, sys.argv[7:])
 options = OptimizationArguments(base_lr=1.0, optimizer=sys.argv[5])
 def optimizer(module):
     made = make_optimizer(module, options)
@@ -86,15 +89,25 @@ if kind == "ddp":  # gloo's threads would abort the process now and then
 """
 
 
+def set_parts(model: FlipModel, parts: Sequence[str]) -> None:
+    """Freezes what `--freeze` would name, and adds the adapters of `lora=image:4`, the same in every process."""
+    ranks = read_ranks([part.removeprefix(LORA) for part in parts if part.startswith(LORA)])
+    frozen = read_frozen([part for part in parts if not part.startswith(LORA)])
+    freeze(model, {**frozen, **dict.fromkeys(ranks)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        add_adapters(model, ranks)
+
+
 def one_process(
     max_norm: float | None = None,
     optimizer_name: Literal["adamw", "muon"] = "adamw",
     loss: str = "softmax",
-    frozen: Sequence[str] = (),
+    parts: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Two plain steps on the whole batch."""
     model = make_model(bias=BIASES[loss])
-    freeze(model, read_frozen(frozen))
+    set_parts(model, parts)
     optimizer = make_optimizer(model, OptimizationArguments(optimizer=optimizer_name))
     for group in optimizer.param_groups:
         group["lr"] = 0.01

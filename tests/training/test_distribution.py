@@ -21,10 +21,10 @@ def run_two(
     max_norm: float = 0.0,
     optimizer: str = "adamw",
     loss: str = "softmax",
-    frozen: Sequence[str] = (),
+    parts: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     (folder / "run.py").write_text(RUN)
-    arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer, loss, *frozen)
+    arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer, loss, *parts)
     run = run_program(folder / "run.py", *arguments, processes=2, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(folder / "out.pt", weights_only=True)
@@ -50,14 +50,32 @@ def test_two_processes_take_the_step_of_one(kind, pieces, max_norm, loss, tmp_pa
     ("kind", "pieces", "frozen"), [("ddp", 1, ["image"]), ("ddp", 3, ["image:1", "text"]), ("fsdp2", 3, ["image"])]
 )
 def test_two_processes_take_the_step_of_one_with_frozen_parts(kind, pieces, frozen, tmp_path):
-    ours = run_two(kind, pieces, tmp_path, frozen=frozen)
-    expected = one_process(frozen=frozen)
+    ours = run_two(kind, pieces, tmp_path, parts=frozen)
+    expected = one_process(parts=frozen)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
     for name, value in make_model().state_dict().items():
         if name.startswith(("vision_model.embeddings", "vision_model.encoder.layers.0")):
             assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="PEFT is not installed")
+@pytest.mark.parametrize(
+    ("kind", "pieces", "parts"),
+    [
+        ("ddp", 3, ["lora=image:4", "text"]),
+        ("ddp", 1, ["lora=text:4"]),
+        ("compiled", 3, ["lora=image:4", "lora=text:2"]),
+    ],
+)
+def test_two_processes_take_the_step_of_one_with_adapters(kind, pieces, parts, tmp_path):
+    ours = run_two(kind, pieces, tmp_path, parts=parts)
+    expected = one_process(parts=parts)
+    assert ours.keys() == expected.keys()
+    assert any(".lora_B." in name and value.any() for name, value in ours.items())
+    for name, value in expected.items():
+        assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
 
 
 @pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("fsdp2", 3)])

@@ -1,6 +1,8 @@
 """The FLOP count against torch's own counter, on the real model."""
 
 import json
+from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from flip_hf.training.accelerators import ACCELERATORS, find_accelerator, named_
 from flip_hf.training.encoder import recompute_activations
 from flip_hf.training.flops import sample_flops, step_flops, utilization
 from flip_hf.training.freezing import Frozen, freeze
+from flip_hf.training.lora import Ranks, add_adapters
 from tests.helpers.models import tiny_config
 
 ATEN = torch.ops.aten
@@ -36,11 +39,14 @@ def counted(
     checkpointing: bool = False,
     frozen: Frozen | None = None,
     new_projection: bool = False,
+    ranks: Ranks | None = None,
 ) -> tuple[int, int]:
     """FLOPs of a forward pass with its loss, and of that and its backward pass, on tensors without values."""
-    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    mode = nullcontext() if ranks else FakeTensorMode()  # among whose tensors PEFT cannot move its own
+    with mode, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         model = FlipModel._from_config(config, attn_implementation=attention).train()
-        freeze(model, frozen or {}, new_projection)
+        freeze(model, {**(frozen or {}), **dict.fromkeys(ranks or {})}, new_projection)
+        add_adapters(model, ranks or {})
         if checkpointing:
             recompute_activations(model)
         side = config.vision_config.image_size
@@ -80,6 +86,22 @@ def test_frozen_parts_have_no_flops_in_backward(frozen, new_projection):
     config = tiny_config()
     expected = step_flops(config, 8, TOKENS, BATCH, frozen, new_projection)
     assert counted(config, 0.5, "eager", frozen=frozen, new_projection=new_projection)[1] == BATCH * expected
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="PEFT is not installed")
+@pytest.mark.parametrize(
+    ("ranks", "frozen", "new_projection"),
+    [
+        ({"image": 4}, {}, False),
+        ({"image": 4}, {"text": None}, True),
+        ({"text": 3}, {"image": 1}, False),
+        ({"image": 2, "text": 8}, {}, False),
+    ],
+)
+def test_adapters_have_their_flops_and_spare_those_of_the_weights(ranks, frozen, new_projection):
+    config = tiny_config()
+    expected = step_flops(config, 8, TOKENS, BATCH, frozen, new_projection, ranks)
+    assert counted(config, 0.5, "eager", False, frozen, new_projection, ranks)[1] == BATCH * expected
 
 
 def test_text_that_is_always_padded_is_counted_in_full():

@@ -68,6 +68,8 @@ def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
         small += TINY
     if printed.model.freeze:  # of towers of two blocks
         small += ["--freeze", *(re.sub(r":\d+", ":1", part) for part in printed.model.freeze)]
+    if printed.model.lora:
+        small += ["--lora", *(re.sub(r":\d+", ":2", part) for part in printed.model.lora)]
     if printed.data.tokenizer:
         small += ["--tokenizer", printed.data.tokenizer]  # the recipe's: a name that needs a stand-in, too
     if printed.data.holdout:
