@@ -26,7 +26,7 @@ def test_every_choice_is_one_that_the_trainer_takes_and_starts_from_the_base():
         arguments = parse_arguments(["cifar10", *start, *words_of(run.options)], RECIPES, "cifar10")
         options = arguments.optimization
         assert run.start == BASE and arguments.data.train_data == ["one.parquet", "two.parquet"]
-        assert options.train_samples + options.unmasked_samples == 20 * 128
+        assert options.train_samples + options.unmasked_samples == 40 * 128
         assert arguments.retention.retain_data == "other.parquet" and options.optimizer == "adamw"
     assert {RUNS[name].start for name in BETWEEN} == {"mask50"}
 
