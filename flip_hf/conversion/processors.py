@@ -17,6 +17,7 @@ from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.files import check_file, parse_json, read_file
 from flip_hf.conversion.pretrained import local_folder
+from flip_hf.conversion.sentence_pieces import has_siglip_tokenizer, read_siglip_tokenizer
 from flip_hf.conversion.sizes import number, whole_number
 from flip_hf.modeling import FlipProcessor
 
@@ -74,6 +75,8 @@ def _found(
         logger.warning("%s has no %s, so the result has none either.", source, kind)
         return None
     _check_files(folder)
+    if auto_class is AutoTokenizer and has_siglip_tokenizer(folder):
+        return read_siglip_tokenizer(folder)
     try:
         found = auto_class.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions, Transformers nearly every type

@@ -83,6 +83,8 @@ def convert_to_siglip(source: str) -> Converted:
     except ValueError as error:
         raise ConversionError(f"{source}: {error}") from error
     tokenizer = find_tokenizer(source, flip.config.text_config.max_position_embeddings)
+    if tokenizer is not None:
+        tokenizer.model_input_names = ["input_ids"]  # a mask would hide the padding, which SigLIP reads
     return Converted(
         model=siglip,
         processor=join(find_image_processor(source), tokenizer, SiglipProcessor),

@@ -11,7 +11,7 @@ schön becomes schon, がき かき, and Hindi and Thai lose their vowels.
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -135,10 +135,28 @@ def _learnable(captions: Iterable[str]) -> Iterator[str]:
 
 
 def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bool) -> PreTrainedTokenizerBase:
-    """Loads a fast tokenizer from the Hub or a folder.
+    """Loads a fast tokenizer from the Hub or a folder; see [`fit_tokenizer`].
 
     Args:
         name_or_path: folder or Hub id for `AutoTokenizer.from_pretrained`, e.g. `google-bert/bert-base-uncased`.
+        context_length: see [`fit_tokenizer`].
+        special_tokens: likewise.
+
+    Raises:
+        ValueError: the tokenizer has no fast backend, or no padding token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    return fit_tokenizer(tokenizer, name_or_path, context_length=context_length, special_tokens=special_tokens)
+
+
+def fit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, name: str, *, context_length: int, special_tokens: bool
+) -> PreTrainedTokenizerBase:
+    """Gives a tokenizer the model's context, and takes its special tokens away where they are not wanted.
+
+    Args:
+        tokenizer: a fast tokenizer, which may be changed.
+        name: its folder or Hub id, for messages.
         context_length: the model's context in tokens; becomes `model_max_length`.
         special_tokens: False keeps only the word pieces, as in the official FLIP (BERT vocabularies); True leaves the
             tokenizer unchanged, as a CLIP tokenizer requires.
@@ -146,13 +164,16 @@ def load_tokenizer(name_or_path: str, *, context_length: int, special_tokens: bo
     Raises:
         ValueError: the tokenizer has no fast backend, or no padding token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"The tokenizer {name_or_path!r} has no fast version; FLIP needs one (tokenizer.json).")
+        raise ValueError(
+            f"The tokenizer {name!r} has no fast version; FLIP needs one (tokenizer.json). For a SigLIP's, name its "
+            "folder instead of its Hub id."
+        )
     if tokenizer.pad_token is None:
-        raise ValueError(f"The tokenizer {name_or_path!r} has no padding token; set one and save it.")
-    if not special_tokens and tokenizer.backend_tokenizer.post_processor is not None:
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        raise ValueError(f"The tokenizer {name!r} has no padding token; set one and save it.")
+    own: Any = tokenizer.backend_tokenizer
+    if not special_tokens and own.post_processor is not None:
+        backend = Tokenizer.from_str(own.to_str())
         backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         return PreTrainedTokenizerFast(
             tokenizer_object=backend,

@@ -208,12 +208,16 @@ def _retention(results: JsonObject) -> str:
     retention = results.get("retention")
     if retention is None:
         return ""
+    names = {"own": "the run's own"}
+    if retention["data"] is not None:
+        names["retained"] = f"{short_name(retention['data'])}, retained"
     rows = [
         f"| {name} | {change['metric']} | {_percent(change['before'])} | {_percent(change['after'])} |"
-        for which, name in (("own", "the run's own"), ("retained", f"{short_name(retention['data'])}, retained"))
+        for which, name in names.items()
         if (change := retention[which]) is not None
     ]
-    lost = "The run lost more of the retained metric than it allowed itself." if retention["warned"] else ""
+    watched = "retained metric" if "retained" in names else "metric of the model that it began from"
+    lost = f"The run lost more of the {watched} than it allowed itself." if retention["warned"] else ""
     table = ["| evaluation data | metric | before the run, % | after it, % |", "|---|---|---|---|", *rows]
     return "\n".join([*table, *(["", lost] if lost else [])]) if rows else ""
 

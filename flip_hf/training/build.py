@@ -29,7 +29,7 @@ from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.lora import adapters_in_words, check_processes, read_ranks
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
-from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs
+from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs, unmeasured_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ def _build(arguments: Arguments) -> Trainer:
     start_trackers(accelerator, arguments)
     if accelerator.is_main_process:
         for sentence in inputs.captions_in_words(objective, sources):
+            print(sentence)
+        for sentence in unmeasured_in_words(arguments, sources, evaluation):
             print(sentence)
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     retained = shared_retained_pairs(arguments, retained, accelerator, resumed=checkpoint is not None)

@@ -41,6 +41,7 @@ from flip_hf.training.reconstructions import ReconstructionPictures
 from flip_hf.training.resume import shared_checkpoint
 from flip_hf.training.retained_data import retained_arguments
 from flip_hf.training.retention import Retention
+from flip_hf.training.retention_arguments import starts_trained
 from flip_hf.training.signals import StopSignals
 from flip_hf.training.step import Batch, StepResult, train_step
 from flip_hf.training.validation import Validator, as_logged, in_words
@@ -106,7 +107,7 @@ class Trainer:
         image_processor = image_processor_of(processor)
         self.normalize = Normalize(image_processor.image_mean, image_processor.image_std).to(accelerator.device)
         self.validator = None if evaluation == Evaluation() else self._make_validator(arguments, evaluation)
-        self.retention = None if retained == Evaluation() else self._make_retention(retained, evaluation.key)
+        self.retention = self._make_retention(retained, evaluation.key)
         patience = self.run_options.early_stopping_patience
         keeps = evaluation.pairs is not None or patience is not None
         self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
@@ -120,9 +121,12 @@ class Trainer:
         tokenizer = getattr(self.processor, "tokenizer", None)
         return Validator(arguments, evaluation, tokenizer, self.normalize, self.accelerator)
 
-    def _make_retention(self, retained: Evaluation, own_key: str) -> Retention:
-        validator = self._make_validator(retained_arguments(self.arguments), retained)
-        return Retention(self.arguments, validator, own_key)
+    def _make_retention(self, retained: Evaluation, own_key: str) -> Retention | None:
+        is_empty = retained == Evaluation()
+        validator = None if is_empty else self._make_validator(retained_arguments(self.arguments), retained)
+        if (self.validator is None and validator is None) or not starts_trained(self.arguments):
+            return None
+        return Retention(self.arguments, own_key, validator)
 
     def _make_pictures(self, image_processor: Any) -> ReconstructionPictures:
         return ReconstructionPictures(
@@ -374,7 +378,7 @@ class Trainer:
         return self.distribution.whole_encoder()
 
     def _evaluate_start(self) -> None:
-        """Evaluates the model that a new run starts from, where there are retained data; no judgement counts it."""
+        """Evaluates the trained model that a new run starts from; no judgement counts it."""
         retention = self.retention
         if retention is None:
             return
@@ -382,12 +386,12 @@ class Trainer:
             return retention.check_resumed(self.state)
         with self.window.pause():
             own = {} if self.validator is None else self.validator(self._encoder())
-            retained = retention.measure(self._encoder())
+            retained = {} if retention.validator is None else retention.measure(self._encoder())
         retention.remember(own, self.state)
         self.progress.log(0, **as_logged(own), **as_logged(retained, "retained_"))
-        if own:
-            self.progress.say(f"before the run: {in_words(own, self.class_names)}")
-        self.progress.say(f"before the run: {retention.in_words()}")
+        for said in (in_words(own, self.class_names), retention.in_words()):
+            if said:
+                self.progress.say(f"before the run: {said}")
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluates the weights that would be saved now, on the run's own data and on the retained ones."""
@@ -396,7 +400,7 @@ class Trainer:
             return metrics
         metrics = {} if self.validator is None else self._evaluate_own(self.validator)
         if self.retention is not None:
-            self._evaluate_retained(self.retention)
+            self._evaluate_retained(self.retention, metrics)
         self._evaluated = (self.state.samples, metrics)
         return metrics
 
@@ -409,12 +413,14 @@ class Trainer:
             self.best.judge(metrics, self.state, self._saver)
         return metrics
 
-    def _evaluate_retained(self, retention: Retention) -> None:
-        with self.window.pause():
-            metrics = retention.measure(self._encoder())
-        self.progress.log(self.state.samples, **as_logged(metrics, "retained_"))
-        self.progress.say(f"after {self.state.samples:,} samples: {retention.in_words()}")
-        retention.warn_of_fall(self.state)
+    def _evaluate_retained(self, retention: Retention, own: dict[str, float]) -> None:
+        if retention.validator is not None:
+            with self.window.pause():
+                metrics = retention.measure(self._encoder())
+            self.progress.log(self.state.samples, **as_logged(metrics, "retained_"))
+            self.progress.say(f"after {self.state.samples:,} samples: {retention.in_words()}")
+        if self.accelerator.is_main_process:
+            retention.warn_of_fall(own, self.state)
 
     def _draw(self, pictures: ReconstructionPictures) -> None:
         with self.window.pause():

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,21 @@ from flip_hf.console.fields import OptionError
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.loading import load_complete, loading
 from flip_hf.conversion.clip import load_clip
+from flip_hf.conversion.pretrained import local_folder
+from flip_hf.conversion.sentence_pieces import SIGLIP_FILES, has_siglip_tokenizer, read_siglip_tokenizer
 from flip_hf.conversion.siglip import fit_padding, load_siglip
 from flip_hf.data.captions import prompts_of
 from flip_hf.data.coverage import measure_coverage
 from flip_hf.data.decode import RefusedSample
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
-from flip_hf.data.tokenization import check_pooling, check_vocabulary, load_tokenizer, train_wordpiece
+from flip_hf.data.tokenization import (
+    check_pooling,
+    check_vocabulary,
+    fit_tokenizer,
+    load_tokenizer,
+    train_wordpiece,
+)
 from flip_hf.modeling import (
     FlipConfig,
     FlipDecoderConfig,
@@ -93,12 +102,26 @@ def make_tokenizer(arguments: Arguments, sources: list[Source], context_length: 
     else:
         special_tokens = data.tokenizer is None or data.special_tokens
         with loading(name, "tokenizer"):
-            tokenizer = load_tokenizer(name, context_length=context_length, special_tokens=special_tokens)
+            folder = _siglip_tokenizer(arguments, name)
+            options: dict[str, Any] = {"context_length": context_length, "special_tokens": special_tokens}
+            if folder is None:
+                tokenizer = load_tokenizer(name, **options)
+            else:
+                tokenizer = fit_tokenizer(read_siglip_tokenizer(folder), name, **options)
         is_local = not any(source.shards.remote for source in sources)
         first = list(_read_captions(sources, MEASURED_CAPTIONS)) if is_local else []
     if first:
         print(f"Tokenizer {name or 'learned'}: {len(tokenizer):,} tokens; {measure_coverage(tokenizer, first)}.")
     return tokenizer
+
+
+def _siglip_tokenizer(arguments: Arguments, name: str) -> Path | None:
+    """Returns the folder of the named tokenizer if it is SigLIP 1's, which Transformers has no fast class for."""
+    starts_there = arguments.data.tokenizer is None and stock_class(arguments.model) == "SiglipModel"
+    if not starts_there and not Path(name).is_dir():
+        return None
+    folder = local_folder(name, SIGLIP_FILES)
+    return folder if has_siglip_tokenizer(folder) else None
 
 
 def _keep_first(captions: Iterator[str], kept: list[str]) -> Iterator[str]:

@@ -139,7 +139,10 @@ class Tokenize:
 
         Where the loss compares captions, their `caption_ids` (B,) come with them.
         """
-        encoded = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+        # SigLIP's tokenizers give no mask unless they are asked for one.
+        encoded = self.tokenizer(
+            captions, padding=True, truncation=True, return_attention_mask=True, return_tensors="pt"
+        )
         input_ids = encoded["input_ids"]
         attention_mask = encoded["attention_mask"]
         ids = {CAPTION_IDS: caption_ids(input_ids, attention_mask)} if self.compares_captions else {}

@@ -10,10 +10,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from flip_hf.data.pool import PoolFacts, collect, open_pool, read_facts, write_pool
+from flip_hf.data.sources import Source
 from flip_hf.redaction import redacted, shown
 from flip_hf.training import inputs
 from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments
+from flip_hf.training.retention_arguments import starts_trained
 
 RETAINED = "retained"  # the folder of retained pairs
 # Options of the evaluation data, and those of the retained data that stand for them.
@@ -61,6 +63,23 @@ def open_retained_data(arguments: Arguments) -> inputs.Evaluation:
         return inputs.open_evaluation_data(of_retained.data)
     except ValueError as error:
         raise ValueError(_with_own_names(str(error))) from error
+
+
+def unmeasured_in_words(arguments: Arguments, sources: list[Source], evaluation: inputs.Evaluation) -> list[str]:
+    """Says in a sentence that a run which starts from a trained model measures nothing beside its loss, if it does.
+
+    No pairs are held out by default. They would be taken from the training data, finding a thousand of them would read
+    up to gigabytes before the first step, and they would show what the model learns, not what it forgets.
+    """
+    is_measured = evaluation != inputs.Evaluation() or arguments.data.holdout or arguments.retention.retain_data
+    if is_measured or not starts_trained(arguments):
+        return []
+    labelled = any(source.captions_from_labels for source in sources)
+    own = "labelled images of its own" if labelled else "pairs of its own, or --holdout 0.01 takes some from training"
+    return [
+        "This run measures nothing beside its loss, so it cannot show what the model forgets or learns: --retain_data "
+        f"names data on which it should stay as good, --eval_data {own}."
+    ]
 
 
 def _identity(arguments: Arguments) -> tuple[str | None, ...]:

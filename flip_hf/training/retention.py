@@ -50,29 +50,31 @@ class Change:
 
 
 class Retention:
-    """Measures the retained data, and compares its and the run's own metric with those before the run.
+    """Compares the metrics of a run that starts from a trained model with those of that model.
 
-    The values before are kept in [`TrainState`], with what they were measured on: a resumed run with other data has
-    nothing to compare with.
+    These are the run's own metric and, where there are retained data, theirs. The values before are kept in
+    [`TrainState`], with what they were measured on: a resumed run with other data has nothing to compare with.
 
     Args:
         arguments: the run's arguments.
-        validator: of the retained data.
         own_key: identifies the run's own evaluation data.
+        validator: of the retained data; None where there are none, and the run's own metric is watched.
     """
 
-    def __init__(self, arguments: Arguments, validator: Validator, own_key: str):
+    def __init__(self, arguments: Arguments, own_key: str, validator: Validator | None):
         self.options = arguments.retention
         self.model = shown(arguments.model.model_name_or_path or "")
         self.output_dir = arguments.run.output_dir
-        self.name = shown(self.options.retain_data or "")
+        self.name = None if self.options.retain_data is None else shown(self.options.retain_data)
         self.validator = validator
-        self.keys = {OWN: own_key, RETAINED: validator.evaluation.key}
+        self.watched = OWN if validator is None else RETAINED
+        self.keys = {OWN: own_key, RETAINED: "" if validator is None else validator.evaluation.key}
         self._metrics: dict[str, float] = {}
         self._has_warned = False
 
     def measure(self, encoder: PairEncoder) -> dict[str, float]:
         """Evaluates a model on the retained data; every process must call it. Returns what [`Validator`] does."""
+        assert self.validator is not None
         self._metrics = self.validator(encoder)
         return self._metrics
 
@@ -87,9 +89,10 @@ class Retention:
 
     def check_resumed(self, state: TrainState) -> None:
         """Warns, on the main process, where a resumed run has no value to compare the retained data with."""
+        if self.validator is None or not self.validator.accelerator.is_main_process:
+            return
         record = state.before.get(RETAINED)
-        is_comparable = record is not None and record["data"] == self.keys[RETAINED]
-        if self.validator.accelerator.is_main_process and not is_comparable:
+        if record is None or record["data"] != self.keys[RETAINED]:
             logger.warning(
                 "--retain_data %s was not measured in this way before the run's first step, so a fall cannot be "
                 "noticed. To compare, measure the model that the run started from: flip-hf evaluate %s.",
@@ -97,28 +100,33 @@ class Retention:
                 self.model,
             )
 
-    def in_words(self) -> str:
-        """Describes the latest measurement in a line of the log, without a full stop."""
+    def in_words(self) -> str | None:
+        """Describes the latest measurement of the retained data in a line of the log; None where there are none."""
+        if self.validator is None:
+            return None
         return f"retained, {self.name}: {in_words(self._metrics, self.validator.evaluation.class_names)}"
 
-    def warn_of_fall(self, state: TrainState) -> None:
-        """Warns once, until the metric recovers, of a fall by more than the given share; on the main process."""
-        change = self._change(RETAINED, self._metrics, state)
+    def warn_of_fall(self, own: dict[str, float], state: TrainState) -> None:
+        """Warns once, until the metric recovers, of a fall by more than the given share; call it on one process."""
+        change = self._change(self.watched, own if self.watched == OWN else self._metrics, state)
         if change is None or change.fall <= self.options.retain_warning:
             self._has_warned = False
-        elif self.validator.accelerator.is_main_process and not self._has_warned:
+        elif not self._has_warned:
             self._has_warned = True
             logger.warning("%s", self._warning(change, state.samples))
 
     def results(self, own: dict[str, float], state: TrainState) -> JsonObject:
-        """Returns the entry of `results.json`: `data`, the changes `own` and `retained` (or None), and `warned`."""
+        """Returns the entry of `results.json`: `data` (or None), the changes `own` and `retained` (or None), `warned`.
+
+        `warned` says whether the watched metric is now lower than before the run by more than the given share.
+        """
         changes = {OWN: self._change(OWN, own, state), RETAINED: self._change(RETAINED, self._metrics, state)}
         known = {which: None if change is None else asdict(change) for which, change in changes.items()}
-        retained = changes[RETAINED]
+        watched = changes[self.watched]
         return {
             "data": self.name,
             **known,
-            "warned": retained is not None and retained.fall > self.options.retain_warning,
+            "warned": watched is not None and watched.fall > self.options.retain_warning,
         }
 
     def _change(self, which: str, metrics: dict[str, float], state: TrainState) -> Change | None:
@@ -133,8 +141,9 @@ class Retention:
 
     def _warning(self, change: Change, samples: int) -> str:
         ends = shlex.join([str(self.model), str(self.output_dir)])
+        data = "the run's own evaluation data" if self.name is None else f"the retained data {self.name}"
         return (
-            f"After {samples:,} samples, {NAMES[change.metric]} on the retained data {self.name} has fallen from "
+            f"After {samples:,} samples, {NAMES[change.metric]} on {data} has fallen from "
             f"{change.before:.1%} before the run to {change.after:.1%}, by {change.fall:.0%} of its value (warned of "
             f"above {self.options.retain_warning:.0%}, --retain_warning): the model is losing what it could do. Lower "
             "--base_lr or --mask_ratio, keep a part of it with --freeze, or mix the result with the model that it "
@@ -152,6 +161,8 @@ def changes_in_words(results: dict[str, Any]) -> dict[str, str]:
     """Describes an entry of [`Retention.results`]: the changes of the own and of the retained metric, where known."""
     known = {which: Change(**results[which]).in_words() for which in (OWN, RETAINED) if results[which] is not None}
     if RETAINED in known:
-        lost = f", a fall by {Change(**results[RETAINED]).fall:.0%} of its value" if results["warned"] else ""
-        known[RETAINED] += f", on {results['data']}{lost}"
+        known[RETAINED] += f", on {results['data']}"
+    watched = RETAINED if results["data"] is not None else OWN
+    if results["warned"]:
+        known[watched] += f", a fall by {Change(**results[watched]).fall:.0%} of its value"
     return known

@@ -57,6 +57,11 @@ class RetentionArguments:
             raise OptionError(f"--retain_templates: {error}") from None
 
 
+def starts_trained(arguments: "Arguments") -> bool:
+    """Returns whether a run starts from a model that can compare images with texts already, and trains it further."""
+    return arguments.model.model_name_or_path is not None and arguments.objective.contrasts
+
+
 def check_retention(arguments: "Arguments") -> None:
     """Checks that the run starts from a model with abilities to retain, and still compares images with texts.
 

@@ -13,6 +13,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from flip_hf import FlipModel
 from flip_hf.commands.convert import main
 from tests.helpers.models import tiny_clip
+from tests.helpers.siglip_folder import save_siglip_1
 
 VALUES = [None, True, -1, 0, 10**12, 1.5, "x", [], [1], {}, {"a": 1}, "\x1b[31m\n"]
 
@@ -29,6 +30,10 @@ def source(request, tmp_path):
 def clip(home, fixture) -> None:
     tiny_clip(99).save_pretrained(home)
     _copy_processor(fixture("saved"), home)
+
+
+def siglip(home, fixture) -> None:
+    save_siglip_1(home)
 
 
 def shards(home, fixture) -> None:
@@ -72,6 +77,7 @@ def official(home, fixture) -> None:
 FILES = [
     *(("clip", clip, name) for name in ("config.json", "model.safetensors", "tokenizer.json", "processor_config.json")),
     *(("clip", shards, name) for name in ("model.safetensors.index.json", "model-00001-of-*.safetensors")),
+    *(("siglip", siglip, name) for name in ("spiece.model", "tokenizer_config.json")),
     *(("to-clip", flip, name) for name in ("config.json", "model.safetensors", "tokenizer_config.json")),
     *(("to-open-clip", flip, name) for name in ("config.json", "model.safetensors")),
     *(("vit-mae", mae, name) for name in ("config.json", "model.safetensors")),

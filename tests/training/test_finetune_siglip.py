@@ -14,7 +14,7 @@ from flip_hf.conversion.siglip import convert_from_siglip
 from tests.helpers.pairs import shapes_rows
 from tests.helpers.pretraining import pretrain
 from tests.helpers.programs import ROOT, run_program
-from tests.helpers.siglip_folder import make_siglip_folder
+from tests.helpers.siglip_folder import make_siglip_folder, save_siglip_1
 
 CONVERT = ROOT / "scripts" / "convert.py"
 TEXTS = ["a red circle", "a blue star on a white background"]
@@ -75,6 +75,27 @@ def test_a_run_starts_from_it_and_trains_on_masked_images(siglip, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "run")
     shipped = logits_of(flip.to_siglip(), processor, siglip, padding="max_length", max_length=16)
     assert (logits_of(flip, processor, siglip) - shipped).abs().max() < 1e-5
+
+
+def test_a_run_starts_from_a_siglip_1_with_its_own_texts(siglip, tmp_path):
+    """Its tokenizer is a sentencepiece file; in the run's folder it is one that needs no such file."""
+    (tmp_path / "siglip_1").mkdir()
+    save_siglip_1(tmp_path / "siglip_1")
+    run = pretrain(
+        *("--model_name_or_path", str(tmp_path / "siglip_1"), "--mask_ratio", "0.5", "--train_data", "shapes"),
+        *("--train_samples", "64", "--unmasked_samples", "0", "--batch_size", "32", "--warmup_samples", "0"),
+        *("--report_to", "none", "--precision", "fp32", "--output_dir", str(tmp_path / "run"), "--num_workers", "0"),
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    ours = AutoProcessor.from_pretrained(tmp_path / "run")
+    theirs = SiglipProcessor.from_pretrained(tmp_path / "siglip_1")
+    options = {"padding": "max_length", "truncation": True}
+    some = [*TEXTS, "A Red, CIRCLE!"]
+    assert ours(text=some, **options).input_ids == theirs(text=some, **options).input_ids
+    assert FlipModel.from_pretrained(tmp_path / "run").config.text_config.pad_token_id == theirs.tokenizer.pad_token_id
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "run"))
+    labels = {"candidate_labels": ["red", "blue"], "hypothesis_template": "{}"}
+    assert len(classify(Image.open(siglip / "0.jpg"), **labels)) == 2
 
 
 @pytest.mark.parametrize("begins", ["--model_name_or_path", "--init_vision_from"])

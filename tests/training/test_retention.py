@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from flip_hf.hub.card import write_card
 from flip_hf.training.build import MISTAKES, build_trainer
+from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.progress import plot_curves
 from flip_hf.training.recipes import parse_arguments
-from flip_hf.training.retention import Change
+from flip_hf.training.retention import Change, Retention
 from tests.helpers.labelled import labelled_pictures
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.programs import ROOT
@@ -35,8 +36,12 @@ def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def parse(*argv: str):
+    return parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes")
+
+
 def build(*argv: str):
-    return build_trainer(parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes"))
+    return build_trainer(parse(*argv))
 
 
 def run_in(folder: Path, *argv: str, processes: int = 1):
@@ -86,6 +91,13 @@ def forgetful(argv, retained, tmp_path_factory):
     return folder, run.stdout, run.stderr
 
 
+@pytest.fixture(scope="module")
+def plain(argv, tmp_path_factory):
+    """The same run without retained data: (its folder, what it printed). Tests only read it."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    return folder, run_in(folder, *argv).stdout
+
+
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
@@ -130,15 +142,54 @@ def test_summary_and_card_say_the_numbers_of_the_results(forgetful, tmp_path):
     assert found["warned"] and "The run lost more of the retained metric" in card
 
 
-def test_the_weights_and_the_judgement_are_those_of_a_run_without_retained_data(forgetful, argv, tmp_path):
-    folder, _, _ = forgetful
-    run_in(tmp_path / "run", *argv)
-    with_it, without = (load_file(each / "model.safetensors") for each in (folder, tmp_path / "run"))
+def test_the_weights_and_the_judgement_are_those_of_a_run_without_retained_data(forgetful, plain):
+    with_it, without = (load_file(each[0] / "model.safetensors") for each in (forgetful, plain))
     assert all(torch.equal(with_it[name], without[name]) for name in without)
-    ours, theirs = (results_of(each) for each in (folder, tmp_path / "run"))
-    assert "retention" not in theirs and list(records_of(tmp_path / "run", "mean_recall")) == [64, 128]
+    ours, theirs = (results_of(each[0]) for each in (forgetful, plain))
     for name in ("best", "best_samples", "evaluations_since_best", "mean_recall"):
         assert ours[name] == theirs[name], name
+
+
+def test_without_retained_data_the_own_metric_is_compared(forgetful, plain, tmp_path):
+    folder, printed = plain
+    own = results_of(forgetful[0])["retention"]["own"]
+    found = results_of(folder)["retention"]
+    assert found["own"] == own and found["retained"] is None and found["data"] is None
+    assert list(records_of(folder, "mean_recall")) == [0, 64, 128]
+    said = f"Own       mean R@1/5/10 {own['before']:.1%} before the run, {own['after']:.1%} after it"
+    assert said in printed and "Retained" not in printed
+    shutil.copytree(folder, tmp_path / "run")
+    write_card(tmp_path / "run")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"| the run's own | mean_recall | {100 * own['before']:.1f} | {100 * own['after']:.1f} |" in card
+    assert ", retained |" not in card
+
+
+def test_a_fall_of_the_own_metric_is_warned_of_where_there_is_no_other(argv, caplog):
+    retention = Retention(parse(*argv), "key", None)
+    state = TrainState()
+    retention.remember({"mean_recall": 0.5}, state)
+    for value in (0.46, 0.4, 0.3):
+        retention.warn_of_fall({"mean_recall": value}, state)
+    (record,) = caplog.records
+    assert (
+        "mean R@1/5/10 on the run's own evaluation data has fallen from 50.0% before the run to 40.0%" in record.message
+    )
+    assert retention.results({"mean_recall": 0.4}, state)["warned"]
+
+
+def test_a_run_that_measures_nothing_says_so(argv, colours, tmp_path, capsys):
+    """No pairs are taken from training unasked; where captions are made of labels, none could be."""
+    said = "This run measures nothing beside its loss"
+    build(*argv, "--holdout", "0", "--output_dir", str(tmp_path / "pairs"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(said))
+    assert "--retain_data" in line and "--holdout 0.01" in line
+    labelled = ["--train_data", str(colours / "train"), "--caption_column", "fine_label", "--holdout", "0"]
+    build(*argv, *labelled, "--output_dir", str(tmp_path / "labels"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(said))
+    assert "--retain_data" in line and "--holdout" not in line
+    build(*argv, "--output_dir", str(tmp_path / "measured"))
+    assert said not in capsys.readouterr().out
 
 
 def test_a_resumed_run_keeps_the_values_before_and_the_bits(forgetful, argv, retained, colours, tmp_path):
