@@ -18,6 +18,14 @@ from .configuration_flip import num_kept
 
 # From GLIP's released code, which calls it a standard deviation; the image spans -1 to 1.
 GAUSSIAN_VARIANCE = 0.2
+# Which tokens of a text are kept, beside the first and the pooled one:
+# - random: any positions of the context, padding or not, so that a short text loses words too (FLIP, table 1c).
+# All others drop padding first.
+# - prioritized: any tokens (ibidem).
+# - block: one run of tokens, at a uniformly random place (CLIPA, Li et al. 2023).
+# - frequency: words drawn one after another, each with a probability proportional to its weight among those left, until
+#   the text is full; of the last word drawn, the first pieces that fit. The whole word that begins a text is kept. For
+#   the weights see CLIPF (Liang and Larson 2024, arXiv 2412.16148).
 TEXT_MASK_STRATEGIES = ("random", "prioritized", "block", "frequency")
 
 
@@ -224,16 +232,8 @@ def mask_text(
     """Shortens texts to `kept` tokens, or leaves them whole if they are no longer.
 
     The kept tokens retain their order and, like patches, their positions: later positions are trained too, and a masked
-    text is the whole text with some tokens hidden. The first token and the pooled one are always kept. Of the others:
-
-    - `"random"` draws from all positions of the context, padding or not, so that a short text loses words too (FLIP,
-      table 1c).
-    - `"prioritized"` drops padding first, then tokens at random (ibidem).
-    - `"block"` drops padding first, and keeps one run of the tokens, at a random place (CLIPA, Li et al. 2023).
-    - `"frequency"` drops padding first, and draws one word after another, each with a probability proportional to its
-      weight among those left, until `kept` tokens are full; of the last word drawn, the first pieces that fit are kept.
-      For the weights see CLIPF (Liang and Larson 2024, arXiv 2412.16148). The whole word that the first token begins
-      is kept.
+    text is the whole text with some tokens hidden. The first token and the pooled one are always kept; for the others
+    see `TEXT_MASK_STRATEGIES`.
 
     Args:
         input_ids, attention_mask: (B, T), padded on the right.
