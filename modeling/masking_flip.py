@@ -5,7 +5,8 @@ A mask is the tensor `ids_keep` (B, K) of patch indices in raster order; the enc
 indices does not affect results, so they are kept sorted, for locality and reproducibility.
 
 The strategies of `MASK_STRATEGIES` differ in which patches they keep, never in how many. All draw on the device, from
-torch's default generator (`torch.manual_seed` makes them reproducible), and none synchronises with a GPU.
+torch's default generator (`torch.manual_seed` makes them reproducible), and none synchronises with a GPU. Those of
+`TEXT_MASK_STRATEGIES` are given their random numbers.
 """
 
 import math
@@ -17,7 +18,15 @@ from .configuration_flip import num_kept
 
 # From GLIP's released code, which calls it a standard deviation; the image spans -1 to 1.
 GAUSSIAN_VARIANCE = 0.2
-TEXT_MASK_STRATEGIES = ("random", "prioritized")
+# Which tokens of a text are kept, beside the first and the pooled one:
+# - random: any positions of the context, padding or not, so that a short text loses words too (FLIP, table 1c).
+# All others drop padding first.
+# - prioritized: any tokens (ibidem).
+# - block: one run of tokens, at a uniformly random place (CLIPA, Li et al. 2023).
+# - frequency: words drawn one after another, each with a probability proportional to its weight among those left, until
+#   the text is full; of the last word drawn, the first pieces that fit. The whole word that begins a text is kept. For
+#   the weights see CLIPF (Liang and Larson 2024, arXiv 2412.16148).
+TEXT_MASK_STRATEGIES = ("random", "prioritized", "block", "frequency")
 
 
 def random_masking(batch_size: int, num_patches: int, mask_ratio: float, device: torch.device | str) -> torch.Tensor:
@@ -212,24 +221,28 @@ def pooled_token(input_ids: torch.Tensor, pooling_type: str, eos_token_id: int |
 def mask_text(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
+    noise: torch.Tensor,
     *,
     strategy: str,
     kept: int,
-    context: int,
     pooled: torch.Tensor | None = None,
+    word_begins: torch.Tensor | None = None,
+    word_weights: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Shortens texts to `kept` tokens (FLIP, table 1c).
+    """Shortens texts to `kept` tokens, or leaves them whole if they are no longer.
 
     The kept tokens retain their order and, like patches, their positions: later positions are trained too, and a masked
-    text is the whole text with some tokens hidden. The first token and the pooled one are always kept.
+    text is the whole text with some tokens hidden. The first token and the pooled one are always kept; for the others
+    see `TEXT_MASK_STRATEGIES`.
 
     Args:
         input_ids, attention_mask: (B, T), padded on the right.
-        strategy: `"prioritized"` drops padding first, then tokens at random. `"random"` draws from all positions of the
-            context, padding or not, so that a short text loses words too.
+        noise: (B, context) random numbers in [0, 1) that decide; texts count as padded to the context.
+        strategy: one of `TEXT_MASK_STRATEGIES`.
         kept: number of tokens kept, at least 2.
-        context: the length to which the text counts as padded.
         pooled: (B,), the index of the token that the model pools; see [`pooled_token`].
+        word_begins: (B, T), bool, the tokens that begin a word; for `"frequency"`.
+        word_weights: (B, T), positive, the weight of each token's word, infinite to keep it before any other; likewise.
 
     Returns:
         `input_ids`, `attention_mask` and `position_ids`, (B, min(kept, T)): arguments of the text tower.
@@ -239,19 +252,53 @@ def mask_text(
     """
     if strategy not in TEXT_MASK_STRATEGIES:
         raise ValueError(f"text_mask_strategy must be one of {', '.join(TEXT_MASK_STRATEGIES)}, got {strategy!r}.")
-    batch_size, length = input_ids.shape
-    missing = (0, max(context - length, 0))
+    length = input_ids.shape[1]
+    missing = (0, max(noise.shape[1] - length, 0))
     input_ids, attention_mask = (torch.nn.functional.pad(x, missing) for x in (input_ids, attention_mask))
-    noise = torch.rand(input_ids.shape, device=input_ids.device)  # (B, context), the lowest are kept
-    if strategy == "prioritized":
-        noise = noise + (attention_mask == 0)
-    noise[:, 0] = -1
+    always = torch.zeros_like(noise, dtype=torch.bool)  # (B, context)
+    always[:, 0] = True
     if pooled is not None:
-        noise.scatter_(1, pooled[:, None].long(), -1)
+        always.scatter_(1, pooled[:, None].long(), True)
+    is_padding = attention_mask == 0
+    if strategy == "random":
+        ranks = noise
+    elif strategy == "prioritized":
+        ranks = noise + is_padding
+    elif strategy == "block":
+        ranks = _outside_run(noise, ~(always | is_padding), kept - always.sum(dim=1, keepdim=True)) + 2 * is_padding
+    else:
+        ranks = _race_of_words(noise, word_begins, word_weights).masked_fill(is_padding, torch.inf)
+    ranks = ranks.masked_fill(always, -2)  # (B, context), the lowest are kept
     # Sorted, so that text comes before padding; no row has more than T tokens of text.
-    position_ids = noise.argsort(dim=1)[:, :kept].sort(dim=1).values[:, :length]  # (B, min(kept, T))
+    position_ids = ranks.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values[:, :length]  # (B, min(kept, T))
     return {
         "input_ids": input_ids.gather(1, position_ids),
         "attention_mask": attention_mask.gather(1, position_ids),
         "position_ids": position_ids,
     }
+
+
+def _outside_run(noise: torch.Tensor, is_free: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Returns 0 for a run of `length` (B, 1) free tokens (B, T), at a uniformly random place, and 1 for all others."""
+    number = is_free.cumsum(dim=1) - 1  # (B, T), of a free token among the free ones
+    last_start = (is_free.sum(dim=1, keepdim=True) - length).clamp(min=0)  # (B, 1)
+    start = (noise[:, :1] * (last_start + 1)).long().minimum(last_start)  # a product may round up
+    return (~is_free | (number < start) | (number >= start + length)).long()
+
+
+def _race_of_words(noise: torch.Tensor, begins: torch.Tensor | None, weights: torch.Tensor | None) -> torch.Tensor:
+    """Returns a time (B, context) for each token, the same for all of a word, and -1 for those of the first word.
+
+    The times are exponential, with the weights (B, T) as rates: in their order, words are drawn one after another by
+    weight (Efraimidis and Spirakis 2006).
+
+    Raises:
+        ValueError: the words are missing.
+    """
+    if begins is None or weights is None:
+        raise ValueError('text_mask_strategy="frequency" needs word_begins and word_weights.')
+    places = torch.arange(begins.shape[1], device=noise.device)
+    first = (places * begins).cummax(dim=1).values  # (B, T), the first token of each token's word
+    times = -torch.log1p(-noise.gather(1, first)) / weights
+    times = times.masked_fill(first == 0, -1)
+    return torch.nn.functional.pad(times, (0, noise.shape[1] - times.shape[1]))

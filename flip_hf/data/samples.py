@@ -9,7 +9,7 @@ part of the position because it may change with the number of sources or between
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,21 @@ from flip_hf.data.sources import Source
 from flip_hf.redaction import shown
 
 Transform = Callable[[Any, np.random.Generator, int], torch.Tensor]
-Sample = tuple[torch.Tensor, str | None]
+
+
+class Sample(NamedTuple):
+    """One sample of a batch.
+
+    Attributes:
+        image: uint8 (3, S, S).
+        caption: None if no captions are wanted.
+        noise: random numbers in [0, 1) for the mask of its text, float32; None if it stays whole.
+    """
+
+    image: torch.Tensor
+    caption: str | None
+    noise: np.ndarray | None
+
 
 # Bytes of the rows of a block, per worker, over all its sources.
 MAX_BLOCK_BYTES = 256 * 2**20
@@ -47,9 +61,11 @@ class SourceReader:
 
     Attributes:
         image_size: S of the samples yielded from now on.
+        text_noise: the length of their noise from now on; 0 for none.
     """
 
     image_size: int
+    text_noise: int = 0
 
     def __init__(
         self,
@@ -73,7 +89,7 @@ class SourceReader:
         self.block_bytes = block_bytes
 
     def samples(self) -> Iterator[Sample]:
-        """Yields (image, caption or None) forever; after each sample, `position` is the one following it.
+        """Yields samples forever; after each one, `position` is the one following it.
 
         Raises:
             BadDataError: there is no usable sample.
@@ -164,7 +180,9 @@ class SourceReader:
         try:
             wanted = self.source.target_column is not None
             caption = self.source.caption(row, rng) if wanted else None
-            return self.transform(self.source.image(row), rng, self.image_size), caption
+            image = self.transform(self.source.image(row), rng, self.image_size)
+            # Last, so that captions and crops do not depend on it.
+            return Sample(image, caption, rng.random(self.text_noise, np.float32) if self.text_noise else None)
         except RefusedSample as refused:
             self.refusals.add(self.source.name, refused.reason, f"sample {sample_key(row, self.source)}")
             return None

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,10 @@ class Source:
             return is_held_out(self.image(row), self.holdout)
         except RefusedSample:
             return False
+
+    def without_images(self) -> "Source":
+        """Returns the same data without images, for the captions alone; with them if some are held out by image."""
+        return self if self.holdout else replace(self, shards=self.shards.select("", self.target_column))
 
     def rows(self) -> Iterator[dict]:
         """Yields all readable rows that are not held out, in their own order."""

@@ -27,15 +27,17 @@ _MASKS = 1  # distinguishes the seeds of masks from others made of the same numb
 
 @dataclass(frozen=True)
 class View:
-    """The visible part of a batch's images.
+    """The visible part of a batch's images and texts.
 
     Attributes:
         image_size: side S of the images, in pixels.
         draw: draws the kept patches (B, K) for a batch of B from torch's default generator; None if all are kept.
+        text_noise: random numbers drawn for each text, from its sample's own generator, to mask it; 0 if it is whole.
     """
 
     image_size: int
     draw: Callable[[int], torch.Tensor] | None = None
+    text_noise: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class TrainStream(IterableDataset):
     Args:
         sources: the data; their `target_column` holds captions, if these are read.
         plan: the way from images to patches.
-        tokenize: maps a list of captions to the text tower's arguments, a dict of tensors (see
-            `training/packing.py`); None without captions.
+        tokenize: maps a list of captions, and the random numbers of those to be masked, to the text tower's arguments,
+            a dict of tensors (see `training/packing.py`); None without captions.
         batch_size: samples per batch.
         process: this process among all.
         seed: seed of order, mixture, augmentation and masks.
@@ -81,7 +83,7 @@ class TrainStream(IterableDataset):
         self,
         sources: list[Source],
         plan: PatchPlan,
-        tokenize: Callable[[list[Any]], dict[str, torch.Tensor]] | None,
+        tokenize: Callable[..., dict[str, torch.Tensor]] | None,
         *,
         batch_size: int,
         process: Reader,
@@ -169,20 +171,27 @@ class _Worker:
             ids_keep = self._draw_mask(view)
             for reader in readers:
                 reader.image_size = view.image_size
+                reader.text_noise = view.text_noise
             patches = []
             captions = []
+            noise = []
             images = []  # whose patches are not cut yet
             for number in range(1, stream.batch_size + 1):
-                image, caption = next(samples[self._draw()])
+                sample = next(samples[self._draw()])
+                image = sample.image
                 images.append(image)
-                captions.append(caption)
+                captions.append(sample.caption)
+                noise.append(sample.noise)
                 if number == stream.batch_size or len(images) * image.nbytes >= _CUT_BYTES:
                     part = slice(number - len(images), number)
                     mask = None if ids_keep is None or stream.plan.whole else ids_keep[part]
                     patches.append(stream.plan.cut(torch.stack(images), ids_keep=mask))
                     images = []
             masks = {"ids_keep": ids_keep} if ids_keep is not None else {}
-            texts = stream.tokenize(captions) if stream.tokenize is not None else {}
+            texts = {}
+            if stream.tokenize is not None:
+                of_texts = (torch.from_numpy(np.stack(noise)),) if view.text_noise else ()
+                texts = stream.tokenize(captions, *of_texts)
             yield {"patches": torch.cat(patches), **masks, **texts}
 
     def _draw_mask(self, view: View) -> torch.Tensor | None:

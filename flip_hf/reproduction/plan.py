@@ -142,9 +142,12 @@ def _table(scale: Scale) -> Iterator[Experiment]:
         yield Experiment(f"{name}-inference", {"mask_ratio": MASKS[mask]}, start=name, kind="inference")
         reconstruction = {"objective": "both", "decoder_config": scale.decoder, "grid_samples": 0}
         yield _training(f"{name}-reconstruction", samples, mask, batch, **reconstruction)
-    for strategy in ("random", "prioritized"):
+    for strategy in ("random", "prioritized", "block", "frequency"):
         text = {"text_mask_ratio": 0.5, "text_mask_strategy": strategy}
         yield _training(f"mask75-{MAIN}-text-{strategy}", samples, 75, batch, **text)
+    for strategy in ("prioritized", "block", "frequency"):  # those that differ where nearly all texts are cut
+        text = {"text_mask_ratio": 0.75, "text_mask_strategy": strategy}
+        yield _training(f"mask75-{MAIN}-text75-{strategy}", samples, 75, batch, **text)
     for strategy in STRATEGIES:
         yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, batch, mask_strategy=strategy)
 

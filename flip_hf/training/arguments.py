@@ -76,8 +76,10 @@ class ModelArguments:
     )
     mask_ratio_steps: int = option(4, "distinct mask ratios along the schedule, both ends included", integer(2, 32))
     text_mask_ratio: float = option(0.0, "fraction of the text's context dropped in the masked phase", _DROPPED)
-    text_mask_strategy: Literal["random", "prioritized"] = option(
-        "prioritized", "random, or prioritized: padding is dropped first"
+    text_mask_strategy: Literal["random", "prioritized", "block", "frequency"] = option(
+        "prioritized",
+        "random, or padding first and then: prioritized (any tokens), block (all but a run of tokens) or frequency "
+        "(common words more often than rare ones)",
     )
     attn_implementation: str = option("sdpa", "eager, sdpa, flex_attention or flash_attention_2")
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
@@ -108,6 +110,11 @@ class ModelArguments:
                 f"--{name} changes the model of --model_name_or_path or the vision tower of --init_vision_from; set "
                 "that of a new model in --vision_config.",
             )
+
+    @property
+    def counts_words(self) -> bool:
+        """True if texts are masked by how frequent their words are in the training captions."""
+        return self.text_mask_ratio > 0 and self.text_mask_strategy == "frequency"
 
     @property
     def drawn_strategy(self) -> Literal["random", "block", "grid", "gaussian"]:

@@ -30,6 +30,7 @@ from flip_hf.training.lora import adapters_in_words, check_processes, read_ranks
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs, unmeasured_in_words
+from flip_hf.training.word_frequencies import shared_frequencies
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def _build(arguments: Arguments) -> Trainer:
     processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
         check_fit(accelerator, arguments, model, checkpoint, arguments.optimization.ema_half_life is not None)
-    data_states = load_data_states(checkpoint) if checkpoint is not None else None
+    frequencies = shared_frequencies(arguments, sources, tokenizer, accelerator, checkpoint)
     loader = inputs.make_train_loader(
         arguments,
         sources,
@@ -98,13 +99,15 @@ def _build(arguments: Arguments) -> Trainer:
         accelerator,
         config,
         (micro_batch_size, num_micro),
-        data_states,
+        load_data_states(checkpoint) if checkpoint is not None else None,
+        frequencies,
     )
     trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation, retained, pusher)
+    trainer.frequencies = frequencies
     if checkpoint is not None:
         trainer.restore(checkpoint)
     else:
-        # From here on each process draws its own text masks; image masks come with the batches.
+        # From here on each process draws its own dropout, if the model has any; masks come with the batches.
         set_seed(arguments.run.seed, device_specific=True)
     if accelerator.is_main_process:
         tidy(output_dir, trainer.state.samples)

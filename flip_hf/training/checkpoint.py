@@ -22,8 +22,8 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
-from transformers import ProcessorMixin
 
+from flip_hf.data.frequencies import WordFrequencies, write_frequencies
 from flip_hf.redaction import redacted
 from flip_hf.training import states
 from flip_hf.training.arguments import Arguments
@@ -155,11 +155,12 @@ def save_checkpoint(
     arguments: Arguments,
     state: TrainState,
     data_state: dict[str, Any],
-    processor: ProcessorMixin,
+    processor: Any,
     average: nn.Module | None = None,
+    frequencies: WordFrequencies | None = None,
 ) -> Path:
-    """Writes model, optimizer, average, generators, data positions, processor and recipe, and removes checkpoints
-    beyond `keep_checkpoints`; all processes must call it, and see the same `output_dir`.
+    """Writes model, optimizer, average, generators, data positions, processor, word frequencies and recipe, and removes
+    checkpoints beyond `keep_checkpoints`; all processes must call it, and see the same `output_dir`.
 
     The weights must be finite: [`weights_are_finite`] checks that. A checkpoint that is written while steps are being
     skipped is marked (`"good": false`) and never replaces a good one.
@@ -176,6 +177,8 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         processor.save_pretrained(partial)
+        if frequencies is not None:
+            write_frequencies(frequencies, processor.tokenizer, partial)
         _model(accelerator).config.save_pretrained(partial)
         write_recipe(arguments, partial / RECIPE)
         good = state.skipped_in_a_row == 0
@@ -330,7 +333,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: nn.Modu
     set_seed(int(np.random.SeedSequence([state.samples, accelerator.process_index]).generate_state(1)[0]))
     if not states.load_random_states(checkpoint / states.random_states_file(accelerator.process_index)):
         logger.warning(
-            "%s has no random state that fits process %d; it draws its masks from a new seed.",
+            "%s has no random state that fits process %d; what its model draws comes from a new seed.",
             checkpoint.name,
             accelerator.process_index,
         )

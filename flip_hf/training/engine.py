@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from flip_hf.data.frequencies import WordFrequencies
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.waits import WaitEnded
 from flip_hf.hub.pusher import Pusher
@@ -62,7 +63,12 @@ class Trainer:
         evaluation: the evaluation data, which may be empty.
         retained: the retained data, which may be empty.
         pusher: pushes to the Hub; on the main process of a run that is pushed.
+
+    Attributes:
+        frequencies: those of words, saved with checkpoints; None where no text is masked by them.
     """
+
+    frequencies: WordFrequencies | None = None
 
     def __init__(
         self,
@@ -112,9 +118,7 @@ class Trainer:
         keeps = evaluation.pairs is not None or patience is not None
         self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # samples seen, and metrics
-        self.prepare = PrepareBatch(
-            arguments.model, self.objective, self.flip.config, self.normalize, accelerator.device
-        )
+        self.prepare = PrepareBatch(self.objective, self.normalize, accelerator.device)
         self.pictures = self._make_pictures(image_processor) if self.objective.reconstructs else None
 
     def _make_validator(self, arguments: Arguments, evaluation: Evaluation) -> Validator:
@@ -266,7 +270,9 @@ class Trainer:
         self.state.skipped_in_a_row = self.health.in_a_row
         self.state.restores = 0 if good else self.health.restores
         with self.window.pause():
-            save_checkpoint(self.accelerator, self.arguments, self.state, position, self.processor, self.average)
+            save_checkpoint(
+                self.accelerator, self.arguments, self.state, position, self.processor, self.average, self.frequencies
+            )
         self._saved_samples = self.state.samples
         self._checkpoint_time = time.monotonic()
         self._is_due = False
@@ -336,7 +342,7 @@ class Trainer:
         result = train_step(
             self.distribution,
             batches,
-            partial(self.prepare, phase=phase),
+            self.prepare,
             learning_rate=phase.learning_rate(self.state.samples + self.options.batch_size),
             reconstruction_weight=self.objective.reconstruction_weight,
             judge=self.health.judge,
@@ -359,7 +365,7 @@ class Trainer:
         speed = self.window.close(self.state.samples, self.state.steps)
         speed["data_wait"] = longest_wait(speed["data_wait"], self.accelerator)
         self.state.seconds += speed.pop("seconds")
-        kept_patches, text_tokens = self.prepare.encoded_lengths(last, phase)
+        kept_patches, text_tokens = self.prepare.encoded_lengths(last)
         options = self.arguments.model
         parts = (read_frozen(options.freeze), options.init_vision_from is not None, read_ranks(options.lora))
         flops = step_flops(self.model.config, kept_patches, text_tokens, self.options.batch_size, *parts)

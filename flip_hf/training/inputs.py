@@ -15,6 +15,7 @@ from flip_hf.data.captions import Prompts, in_words
 from flip_hf.data.class_names import check_class_count, check_class_names
 from flip_hf.data.eval_stream import EvalStream
 from flip_hf.data.files import has_extension
+from flip_hf.data.frequencies import WordFrequencies
 from flip_hf.data.loader import TrainLoader, make_loader
 from flip_hf.data.opening import EITHER, LISTED_COLUMNS, SHARD_EXTENSIONS
 from flip_hf.data.pool import PoolFacts, collect, open_pool, read_facts, write_pool
@@ -28,6 +29,7 @@ from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.redaction import shown, shown_apart
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments, ObjectiveArguments
 from flip_hf.training.hardware import num_workers
+from flip_hf.training.masks import TextMasks
 from flip_hf.training.optimization import plan_phases
 from flip_hf.training.packing import Tokenize
 from flip_hf.training.patches import Views
@@ -271,25 +273,33 @@ def make_train_loader(
     config: FlipConfig,
     micro_batches: tuple[int, int],
     states: list[dict] | None,
+    frequencies: WordFrequencies | None = None,
 ) -> TrainLoader:
-    """Makes the loader of this process's training batches, resuming from `states`, one per process.
+    """Makes the loader of this process's training batches.
 
-    `micro_batches` is the size of a micro-batch and their number per step; without a contrast, no text is read.
+    Args:
+        arguments: the run's arguments; without a contrast, no text is read.
+        sources: its training data.
+        tokenizer: its tokenizer.
+        accelerator: the process layer.
+        config: the model's configuration.
+        micro_batches: the size of a micro-batch and their number per step.
+        states: what to resume from, one per process; None to begin.
+        frequencies: those of the words in the captions, where texts are masked by them.
     """
     data = arguments.data
     objective = arguments.objective
     tokenize = None
+    context = 0
     if objective.contrasts and tokenizer is not None:
-        tokenize = Tokenize(
-            tokenizer,
-            config.text_config,
-            arguments.model.text_mask_ratio,
-            compares_captions=positives(objective, sources) == "caption",
-        )
+        text_config = config.get_text_config()
+        context = text_config.max_position_embeddings
+        masks = TextMasks(arguments.model, text_config, tokenizer, frequencies)
+        tokenize = Tokenize(tokenizer, text_config, masks, positives(objective, sources) == "caption")
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
         partial(cut_patches, patch_size=config.vision_config.patch_size),
-        Views(arguments.model.mask_strategy, config.vision_config, plan_phases(arguments)),
+        Views(arguments.model.mask_strategy, config.vision_config, plan_phases(arguments), context),
         micro_batches[1],
         whole=objective.reconstructs,
     )

@@ -1,13 +1,16 @@
 """Text masks, and the check that a run's masks fit its model; image masks are in patches.py."""
 
-from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from flip_hf.data.frequencies import WordFrequencies, keep_weight
+from flip_hf.data.words import WordFinder
 from flip_hf.modeling import FlipTextConfig
 from flip_hf.modeling.masking_flip import mask_text, num_kept, pooled_token
 from flip_hf.training.arguments import ModelArguments
-from flip_hf.training.optimization import Phase
 
 
 def kept_tokens(context: int, text_mask_ratio: float) -> int:
@@ -39,32 +42,61 @@ def check_masks(options: ModelArguments, text_config: FlipTextConfig, num_patche
 
 
 class TextMasks:
-    """Draws the masks of a run's texts.
+    """Masks the texts of a run, from random numbers that are drawn with its samples.
 
     Args:
-        strategy: one of `TEXT_MASK_STRATEGIES`.
+        options: the ratio and the strategy.
         text_config: the model's text configuration.
+        tokenizer: the run's tokenizer.
+        frequencies: those of the words in the training captions; for the strategy `frequency`.
     """
 
-    def __init__(self, strategy: str, text_config: FlipTextConfig):
-        self.strategy = strategy
+    def __init__(
+        self,
+        options: ModelArguments,
+        text_config: FlipTextConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        frequencies: WordFrequencies | None = None,
+    ):
+        self.strategy = options.text_mask_strategy
+        self.kept = kept_tokens(text_config.max_position_embeddings, options.text_mask_ratio)
         self.text = text_config
+        self._words = None if frequencies is None else WordWeights(tokenizer, frequencies)
 
-    def __call__(self, batch: Mapping[str, torch.Tensor], phase: Phase) -> dict[str, torch.Tensor]:
-        """Draws the replacements of a batch's `input_ids` and `attention_mask` (B, T), on their device."""
-        if phase.text_mask_ratio == 0:
-            return {}
-        input_ids = batch["input_ids"]
+    def __call__(self, encoded: BatchEncoding, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Masks the tokenizer's texts (B, T) by random numbers (B, context); returns what [`mask_text`] does."""
+        input_ids: Any = encoded["input_ids"]
+        attention_mask: Any = encoded["attention_mask"]
         pooling_type = self.text.pooling_type
         return mask_text(
             input_ids,
-            batch["attention_mask"],
+            attention_mask,
+            noise,
             strategy=self.strategy,
-            kept=self.kept_tokens(phase),
-            context=self.text.max_position_embeddings,
+            kept=self.kept,
             pooled=None if pooling_type == "mean" else pooled_token(input_ids, pooling_type, self.text.eos_token_id),
+            **({} if self._words is None else self._words(encoded)),
         )
 
-    def kept_tokens(self, phase: Phase) -> int:
-        """Returns the number of tokens kept of each text in a phase that masks texts."""
-        return kept_tokens(self.text.max_position_embeddings, phase.text_mask_ratio)
+
+class WordWeights:
+    """Weighs the words of texts by how rare they are; see [`keep_weight`].
+
+    Args:
+        tokenizer: the run's tokenizer.
+        frequencies: those of the words in the training captions.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, frequencies: WordFrequencies):
+        self._find = WordFinder(tokenizer)
+        self._weights = {word: keep_weight(frequency) for word, frequency in frequencies.frequencies.items()}
+        self._unseen = keep_weight(frequencies.unseen)
+
+    def __call__(self, encoded: BatchEncoding) -> dict[str, torch.Tensor]:
+        """Returns `word_begins` and `word_weights` (B, T); special tokens are no words, and are kept before any."""
+        words = self._find(encoded)
+        weights = np.array([self._weights.get(word, self._unseen) for word in words.found], dtype=np.float32)
+        by_token = np.full(words.begins.shape, np.inf, dtype=np.float32)
+        by_token[np.asarray(encoded["attention_mask"]) != 0] = weights.repeat(words.lengths)
+        by_token[words.special] = np.inf
+        return {"word_begins": torch.from_numpy(words.begins), "word_weights": torch.from_numpy(by_token)}

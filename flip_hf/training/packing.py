@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flip_hf.modeling import FlipTextConfig
 from flip_hf.modeling.masking_flip import pooled_token
+from flip_hf.training.masks import TextMasks
 
 # The number of rows is a multiple of batch / 64, so that batches have few shapes: torch.compile compiles each.
 STEPS = 64
@@ -20,17 +21,16 @@ STEPS = 64
 CAPTION_IDS = "caption_ids"  # of a batch: equal where captions are, for a loss that counts those as positives
 
 
-def can_pack(text_config: FlipTextConfig, text_mask_ratio: float) -> bool:
+def can_pack(text_config: FlipTextConfig) -> bool:
     """Returns whether a run may pack its texts.
 
-    It may not where the model attends to padding or averages over tokens, nor where the training step shortens texts
-    itself; and only PyTorch's own attention takes the mask as it is.
+    It may not where the model attends to padding or averages over tokens; and only PyTorch's own attention takes the
+    mask as it is.
     """
     return (
         not text_config.attend_to_padding
         and text_config.pooling_type != "mean"
         and text_config._attn_implementation == "sdpa"
-        and text_mask_ratio == 0
     )
 
 
@@ -57,16 +57,20 @@ def _place(lengths: list[int], width: int) -> tuple[list[int], int]:
 
 
 def pack_texts(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, text_config: FlipTextConfig
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    text_config: FlipTextConfig,
+    position_ids: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Packs texts into rows; on the CPU.
 
     Args:
         input_ids, attention_mask: (B, T), padded on the right.
         text_config: the model's text configuration.
+        position_ids: (B, T), rising from 0 in each text; those of whole texts, 0 to T - 1, if None.
 
     Returns:
-        `input_ids` (R, W); `position_ids` (R, W), which count from 0 in every text and are 0 on padding;
+        `input_ids` (R, W); `position_ids` (R, W), which rise from 0 in every text and are 0 on padding;
         `pooled_tokens` (B), the place in the flattened rows of each text's pooled token.
     """
     batch_size = len(input_ids)
@@ -83,11 +87,11 @@ def pack_texts(
     places = (starts[:, None] + positions)[is_text]  # (all tokens)
     packed_ids = input_ids.new_full((num_rows * width,), text_config.pad_token_id or 0)
     packed_ids[places] = input_ids[is_text]
-    position_ids = torch.zeros_like(packed_ids)
-    position_ids[places] = positions.expand(is_text.shape)[is_text]
+    packed_positions = torch.zeros_like(packed_ids)
+    packed_positions[places] = (positions.expand(is_text.shape) if position_ids is None else position_ids)[is_text]
     return {
         "input_ids": packed_ids.view(num_rows, width),
-        "position_ids": position_ids.view(num_rows, width),
+        "position_ids": packed_positions.view(num_rows, width),
         "pooled_tokens": starts + pooled,
     }
 
@@ -113,12 +117,12 @@ def caption_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.
 
 
 class Tokenize:
-    """Turns captions into arguments of the text tower, packed where the run allows it, in the loader workers.
+    """Turns captions into arguments of the text tower, masked and packed as the run does it, in the loader workers.
 
     Args:
         tokenizer: the run's tokenizer, with the length to truncate at.
         text_config: the model's text configuration.
-        text_mask_ratio: fraction of the context that the training step will drop.
+        masks: masks the texts of batches that come with random numbers; None where none does.
         compares_captions: whether the loss needs to know which captions are equal.
     """
 
@@ -126,26 +130,31 @@ class Tokenize:
         self,
         tokenizer: PreTrainedTokenizerBase,
         text_config: FlipTextConfig,
-        text_mask_ratio: float,
+        masks: TextMasks | None = None,
         compares_captions: bool = False,
     ):
         self.tokenizer = tokenizer
         self.text_config = text_config
+        self.masks = masks
         self.compares_captions = compares_captions
-        self.packs = can_pack(text_config, text_mask_ratio)
+        self.packs = can_pack(text_config)
 
-    def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
+    def __call__(self, captions: list[str], noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Returns [`pack_texts`]' output, or `input_ids` and `attention_mask` (B, T), padded to the longest.
 
-        Where the loss compares captions, their `caption_ids` (B,) come with them.
+        Masked texts are shorter and have `position_ids`, too. Where the loss compares captions, their `caption_ids`
+        (B,) come with them: those of the whole captions.
+
+        Args:
+            captions: B captions.
+            noise: (B, context) random numbers in [0, 1) that decide what is masked; None leaves the texts whole.
         """
         # SigLIP's tokenizers give no mask unless they are asked for one.
         encoded = self.tokenizer(
             captions, padding=True, truncation=True, return_attention_mask=True, return_tensors="pt"
         )
-        input_ids = encoded["input_ids"]
-        attention_mask = encoded["attention_mask"]
-        ids = {CAPTION_IDS: caption_ids(input_ids, attention_mask)} if self.compares_captions else {}
-        if self.packs:
-            return {**pack_texts(input_ids, attention_mask, self.text_config), **ids}
-        return {"input_ids": input_ids, "attention_mask": attention_mask, **ids}
+        texts = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        ids = {CAPTION_IDS: caption_ids(**texts)} if self.compares_captions else {}
+        if self.masks is not None and noise is not None:
+            texts = self.masks(encoded, noise)
+        return {**(pack_texts(**texts, text_config=self.text_config) if self.packs else texts), **ids}

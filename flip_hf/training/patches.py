@@ -51,21 +51,26 @@ class Views:
         strategy: one of `MASK_STRATEGIES`, or `resize` for all patches of a smaller image.
         vision_config: the model's vision configuration.
         phases: the run's phases.
+        context: tokens of a text, of which a part may be masked; 0 where no text is read.
     """
 
-    def __init__(self, strategy: str, vision_config: FlipVisionConfig, phases: list[Phase]):
+    def __init__(self, strategy: str, vision_config: FlipVisionConfig, phases: list[Phase], context: int = 0):
         self.strategy = strategy
         self.vision = vision_config
         self.phases = phases
+        self.context = context
 
     def __call__(self, samples: int) -> View:
         """Returns the view at the step that begins after this many samples of the whole run."""
-        mask_ratio = phase_at(self.phases, samples).mask_ratio_at(samples)
+        phase = phase_at(self.phases, samples)
+        mask_ratio = phase.mask_ratio_at(samples)
         image_size = self.vision.image_size
         patch_size = self.vision.patch_size
+        noise = self.context if phase.text_mask_ratio > 0 else 0
         if mask_ratio == 0:
-            return View(image_size)
+            return View(image_size, text_noise=noise)
         if self.strategy == "resize":
-            return View(resized_side(self.vision.num_patches, mask_ratio) * patch_size)
+            return View(resized_side(self.vision.num_patches, mask_ratio) * patch_size, text_noise=noise)
         grid = (image_size // patch_size, image_size // patch_size)
-        return View(image_size, partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu"))
+        draw = partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu")
+        return View(image_size, draw, noise)

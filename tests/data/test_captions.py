@@ -131,7 +131,7 @@ def test_templates_are_drawn_evenly_and_anew_in_every_epoch(parquet):
         refusals=Refusals(),
     )
     reader.image_size = 8
-    captions = [caption for _, caption in itertools.islice(reader.samples(), 12 * 50)]
+    captions = [sample.caption for sample in itertools.islice(reader.samples(), 12 * 50)]
     counts = Counter(caption.split()[0] for caption in captions)
     deviation = np.sqrt(600 * 1 / 3 * 2 / 3)
     assert all(abs(counts[word] - 200) < 4 * deviation for word in ("a", "the", "one")), counts

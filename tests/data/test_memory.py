@@ -51,7 +51,7 @@ def reader_of(source: Source, position: list | None = None, **options) -> Source
 
 
 def drawn(reader: SourceReader, count: int) -> list[tuple[int, str]]:
-    return [(int(image), caption) for image, caption in itertools.islice(reader.samples(), count)]
+    return [(int(image), caption) for image, caption, _ in itertools.islice(reader.samples(), count)]
 
 
 @pytest.fixture

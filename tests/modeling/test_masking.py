@@ -11,12 +11,10 @@ from flip_hf.modeling.masking_flip import (
     TEXT_MASK_STRATEGIES,
     cut_patches,
     draw_mask,
-    mask_text,
     num_kept,
-    pooled_token,
     random_masking,
 )
-from tests.helpers.models import randomize, tiny_config
+from tests.helpers.models import tiny_config
 
 
 @pytest.mark.parametrize(
@@ -143,73 +141,6 @@ def test_a_model_trains_a_step_with_each_strategy(strategy, images, texts):
     assert model.vision_model.embeddings.patch_embedding.weight.grad.isfinite().all()
     torch.manual_seed(3)
     assert torch.equal(outputs.ids_keep, draw_mask(strategy, 3, (4, 4), 0.75, "cpu"))
-
-
-# -- texts ------------------------------------------------------------------------------------------------------------
-
-
-def padded_texts(lengths: list[int], eos: int = 599) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random texts that begin with 1 and end with `eos`, padded on the right with 0."""
-    attention_mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    input_ids = torch.randint(2, 590, attention_mask.shape) * attention_mask
-    input_ids[:, 0] = 1
-    input_ids.scatter_(1, torch.tensor(lengths)[:, None] - 1, eos)
-    return input_ids, attention_mask
-
-
-@pytest.mark.parametrize("strategy", ["random", "prioritized"])
-def test_texts_are_shortened_as_one_by_one(strategy):
-    """The reference: each text padded to the context, its places shuffled, the first `kept` of them taken in order."""
-    lengths = [2, 3, 6, 9, 12, 12] * 50
-    input_ids, attention_mask = padded_texts(lengths)
-    pooled = pooled_token(input_ids, "eos", 599)
-    masked = mask_text(input_ids, attention_mask, strategy=strategy, kept=6, context=16, pooled=pooled)
-    assert {name: tuple(tensor.shape) for name, tensor in masked.items()} == dict.fromkeys(masked, (300, 6))
-    torch.manual_seed(1)
-    again = mask_text(input_ids, attention_mask, strategy=strategy, kept=6, context=16, pooled=pooled)
-    torch.manual_seed(1)
-    noise = torch.rand(300, 16).tolist()
-    for row, length in enumerate(lengths):
-        drop_last = [0 if place in (0, length - 1) else 1 for place in range(16)]
-        if strategy == "prioritized":
-            drop_last = [drop + (place >= length) for place, drop in enumerate(drop_last)]
-        order = sorted(range(16), key=lambda place: (drop_last[place], noise[row][place]))
-        places = sorted(order[:6])
-        text = [int(input_ids[row, place]) if place < length else 0 for place in places]
-        assert again["input_ids"][row].tolist() == text
-        assert again["position_ids"][row].tolist() == places
-        assert again["attention_mask"][row].tolist() == [int(place < length) for place in places]
-    words = masked["attention_mask"].sum(1)
-    if strategy == "prioritized":
-        assert torch.equal(words, torch.tensor(lengths).clamp(max=6))  # no word is dropped while padding remains
-    else:
-        assert words[0] == 2 and (words[torch.tensor(lengths) == 9] < 6).any()
-
-
-@pytest.mark.parametrize("strategy", ["random", "prioritized"])
-@pytest.mark.parametrize(("pooling", "causal"), [("first", False), ("mean", False), ("eos", True), ("argmax", True)])
-def test_a_masked_text_is_the_whole_text_with_tokens_hidden(pooling, causal, strategy):
-    """And with it: the pooled token is still the pooled one, and the first is still there."""
-    text = {"pooling_type": pooling, "causal": causal, "eos_token_id": 599, "bos_token_id": 1}
-    model = randomize(FlipModel(tiny_config(text=text))).eval()
-    input_ids, attention_mask = padded_texts([4, 9, 12, 3, 12, 7])
-    pooled = None if pooling == "mean" else pooled_token(input_ids, pooling, 599)
-    masked = mask_text(input_ids, attention_mask, strategy=strategy, kept=5, context=16, pooled=pooled)
-    assert (masked["input_ids"][:, 0] == 1).all()
-    if causal:
-        assert (masked["input_ids"] == 599).any(1).all()
-    hidden = torch.zeros(6, 16, dtype=torch.long).scatter_(1, masked["position_ids"], masked["attention_mask"])
-    whole = model.get_text_features(input_ids, attention_mask=hidden[:, :12]).pooler_output
-    torch.testing.assert_close(model.get_text_features(**masked).pooler_output, whole, rtol=1e-4, atol=1e-5)
-
-
-def test_short_texts_stay_as_they_are_where_padding_is_dropped_first():
-    input_ids, attention_mask = padded_texts([3, 5, 4])
-    masked = mask_text(input_ids, attention_mask, strategy="prioritized", kept=8, context=16)
-    assert torch.equal(masked["input_ids"], input_ids) and torch.equal(masked["attention_mask"], attention_mask)
-    assert mask_text(input_ids, attention_mask, strategy="random", kept=8, context=16)["input_ids"].shape == (3, 5)
-    with pytest.raises(ValueError, match="one of random, prioritized, got 'syntax'"):
-        mask_text(input_ids, attention_mask, strategy="syntax", kept=8, context=16)
 
 
 def test_every_strategy_is_a_choice_of_a_run():

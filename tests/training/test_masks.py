@@ -14,7 +14,7 @@ from flip_hf.data.stream import View
 from flip_hf.modeling.masking_flip import MASK_STRATEGIES, cut_patches, draw_mask
 from flip_hf.training.arguments import ModelArguments
 from flip_hf.training.build import build_trainer
-from flip_hf.training.masks import TextMasks, check_masks
+from flip_hf.training.masks import check_masks
 from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import Views, resized_side
 from flip_hf.training.recipes import parse_arguments
@@ -47,11 +47,14 @@ def test_the_phase_gives_the_mask_ratio_and_the_option_the_strategy(strategy, co
     assert views(1000) == views(1100) == views(5000) == View(32)
 
 
-def test_texts_are_masked_in_their_phase(config, batch):
-    masks = TextMasks("random", config.get_text_config())
-    masked = masks(batch, MASKED)
-    assert masked["input_ids"].shape == (3, 7) and masked["position_ids"].max() < 16  # 8 of 16; none has more than 7
-    assert masks(batch, UNMASKED) == {}
+def test_random_numbers_for_texts_are_drawn_in_the_phase_that_masks_them(config):
+    views = Views("random", config.vision_config, PHASES, context=16)
+    assert views(0).text_noise == views(999).text_noise == 16 and views(1000) == View(32)
+    assert Views("resize", config.vision_config, PHASES, context=16)(0) == View(16, text_noise=16)
+    whole_images = [replace(MASKED, mask_ratios=(0.0,))]
+    assert Views("random", config.vision_config, whole_images, context=16)(0) == View(32, text_noise=16)
+    whole_texts = [replace(MASKED, text_mask_ratio=0.0)]
+    assert Views("random", config.vision_config, whole_texts, context=16)(0).text_noise == 0
 
 
 @pytest.mark.parametrize(
@@ -85,25 +88,13 @@ def test_nothing_is_left_for_the_model_to_draw(strategy, tar_folder, tmp_path):
     trainer = build_trainer(parse_arguments(argv, ROOT / "flip_hf" / "recipes", "shapes"))
     for samples, phase in zip((0, trainer.phases[0].end), trainer.phases, strict=True):
         trainer.loader.begin_at(samples)
-        batch = trainer.prepare(next(iter(trainer.loader)), phase)
+        batch = trainer.prepare(next(iter(trainer.loader)))
         vision = trainer.flip.config.vision_config
         kept = {"random": vision.num_patches // 4, "resize": resized_side(vision.num_patches, 0.75) ** 2}[strategy]
         assert batch["patches"].shape[1] == (kept if phase.mask_ratio else vision.num_patches)
         assert ("ids_keep" in batch) == (strategy == "random" and phase.mask_ratio > 0)
         first, second = (trainer.flip.train()(**batch).logits_per_image for _ in range(2))
         assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize("pooling", ["first", "mean", "eos", "argmax"])
-def test_the_pooled_token_survives(pooling, batch):
-    config = tiny_config(text={"pooling_type": pooling, "eos_token_id": 599})
-    batch["input_ids"] = batch["input_ids"].clamp(max=598).scatter(1, torch.tensor([[2], [6], [4]]), 599)
-    masks = TextMasks("random", config.get_text_config())
-    for _ in range(20):
-        masked = masks(batch, replace(MASKED, text_mask_ratio=0.8))  # 3 of 16
-        assert torch.equal(masked["input_ids"][:, 0], batch["input_ids"][:, 0])
-        if pooling in ("eos", "argmax"):
-            assert (masked["input_ids"] == 599).any(1).all()
 
 
 def test_ratios_that_do_not_fit_the_model_are_refused():

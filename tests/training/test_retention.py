@@ -22,8 +22,9 @@ from tests.helpers.programs import ROOT
 # Far too high a learning rate: colours are forgotten at once.
 RUN = [*SHORT, "--train_samples", "128", "--unmasked_samples", "0", "--warmup_samples", "32", "--base_lr", "0.2"]
 RUN += ["--holdout", "0.2", "--eval_samples", "64", "--checkpoint_samples", "64", "--keep_checkpoints", "4"]
-# Masks of the text are drawn from the generators that an evaluation must leave alone.
-RUN += ["--num_workers", "0", "--text_mask_ratio", "0.25", "--text_mask_strategy", "random"]
+RUN += ["--num_workers", "0"]
+# Dropout is drawn from the generators that an evaluation must leave alone.
+DROPOUT = ["--text_config", json.dumps({**json.loads(TINY[3]), "attention_dropout": 0.1})]
 PROMPTS = ("a photo of a {}.", "{}")
 
 
@@ -56,7 +57,7 @@ def colours(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
     labelled_pictures(96).save_to_disk(str(folder / "train"))
     labelled_pictures(30).rename_column("fine_label", "label").to_parquet(str(folder / "test.parquet"))
-    argv = ["--train_data", str(folder / "train"), "--caption_column", "fine_label", *TINY, *SHORT]
+    argv = ["--train_data", str(folder / "train"), "--caption_column", "fine_label", *TINY, *SHORT, *DROPOUT]
     argv += ["--train_samples", "480", "--unmasked_samples", "0", "--num_workers", "0", "--seed", "1", "--flip", "0"]
     argv += ["--tokenizer_vocab_size", "200", "--eval_data", str(folder / "test.parquet"), "--templates", *PROMPTS]
     run_in(folder / "model", *argv)
