@@ -10,6 +10,7 @@ from torch import nn
 from flip_hf.data.stream import View
 from flip_hf.modeling import FlipVisionConfig
 from flip_hf.modeling.masking_flip import draw_mask, num_kept
+from flip_hf.training.edges import draw_gumbel, keep_edges
 from flip_hf.training.optimization import Phase, phase_at
 
 
@@ -48,7 +49,8 @@ class Views:
     follow. CLIPA computes sin-cos from whole numbers instead: the small image then has the positions of a corner.
 
     Args:
-        strategy: one of `MASK_STRATEGIES`, or `resize` for all patches of a smaller image.
+        strategy: one of `MASK_STRATEGIES`, `edges` for patches chosen by content (see edges.py), or `resize` for all
+            patches of a smaller image.
         vision_config: the model's vision configuration.
         phases: the run's phases.
     """
@@ -60,12 +62,18 @@ class Views:
 
     def __call__(self, samples: int) -> View:
         """Returns the view at the step that begins after this many samples of the whole run."""
-        mask_ratio = phase_at(self.phases, samples).mask_ratio_at(samples)
+        phase = phase_at(self.phases, samples)
+        mask_ratio = phase.mask_ratio_at(samples)
         image_size = self.vision.image_size
         patch_size = self.vision.patch_size
         if mask_ratio == 0:
             return View(image_size)
         if self.strategy == "resize":
             return View(resized_side(self.vision.num_patches, mask_ratio) * patch_size)
+        if self.strategy == "edges":
+            kept = num_kept(self.vision.num_patches, mask_ratio)
+            strength = phase.edge_strength_at(samples)
+            choose = partial(keep_edges, patch_size=patch_size, kept=kept, strength=strength)
+            return View(image_size, partial(draw_gumbel, num_patches=self.vision.num_patches), choose)
         grid = (image_size // patch_size, image_size // patch_size)
         return View(image_size, partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu"))
