@@ -30,7 +30,7 @@ _SAMPLES = integer(0)
 _SIDE = integer(1, 2**14, says="counts pixels and must be {range}")
 _BETA = number(0, 1, open_high=True)
 _STRENGTH = number(0, 4)
-_EDGE_STRENGTH = 1.0
+_EDGE_STRENGTH = 0.5
 
 
 @dataclass

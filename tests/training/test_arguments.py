@@ -247,7 +247,7 @@ def test_the_strength_of_edges_changes_with_every_sample_of_the_masked_phase():
     assert masked.edge_strength_at(5000) == 0.5  # a worker reads ahead
     assert masked.masks_in_words() == "mask ratio 0.5, edge strength 2 to 0.5"
     assert unmasked.masks_in_words() == "mask ratio 0"
-    assert plan_phases(parse(*argv))[0].masks_in_words() == "mask ratio 0.5, edge strength 1"
+    assert plan_phases(parse(*argv))[0].masks_in_words() == "mask ratio 0.5, edge strength 0.5"
     assert plan_phases(parse())[0].edge_strengths == (0, 0)
 
 
