@@ -3,7 +3,8 @@
 Every candidate reads the same shards with one worker; the main process takes batches and does nothing else. The workers
 of all candidates live at once and those whose turn it is not wait, their queues full, so each turn first takes what was
 prepared before it. The peer is open_clip's own pipeline, called through its `get_wds_dataset`, where it is installed
-with what it needs (`open_clip_torch[training]`: its code does not run with webdataset 1.0).
+with what it needs (`open_clip_torch[training]`: its code does not run with webdataset 1.0). Masks by edges, for which
+the worker looks at the pixels, are compared with random masks of the same ratio, turn by turn.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from flip_hf.training import inputs, models
 from flip_hf.training.recipes import RECIPES, parse_arguments
 
 PEER = "open_clip"
-CROPS = {(0.9, 1.0): "open_clip's crops", (0.5, 1.0): "FLIP's crops"}
+FLIP_CROP = (0.5, 1.0)
+CROPS = {(0.9, 1.0): "open_clip's crops", FLIP_CROP: "FLIP's crops"}
+BY_EDGES = ", by edges"
 SIZES = ((640, 480), (480, 640), (480, 480), (720, 480))
 SHARDS = 2
 PER_SHARD = 1536
@@ -94,11 +97,13 @@ def write_shards(folder: Path, shards: int = SHARDS) -> float:
 # -- candidates --------------------------------------------------------------------------------------------------------
 
 
-def our_batches(folder: Path, batch_size: int, mask_ratio: float, crop_area: tuple[float, float]) -> Iterator[Any]:
+def our_batches(
+    folder: Path, batch_size: int, mask_ratio: float, crop_area: tuple[float, float], strategy: str = "random"
+) -> Iterator[Any]:
     """Makes the loader that `flip-hf pretrain` trains on."""
     argv = ["--train_data", f"{folder}/*.tar", "--tokenizer", str(folder / "tokenizer"), "--num_workers", "1"]
     argv += ["--mask_ratio", str(mask_ratio), "--crop_area", *map(str, crop_area), "--batch_size", str(batch_size)]
-    argv += ["--shuffle_block", "256"]  # so that every turn reads as much as it uses
+    argv += ["--mask_strategy", strategy, "--shuffle_block", "256"]  # so that every turn reads as much as it uses
     arguments = parse_arguments(argv, RECIPES, "vit_b16")
     config = models.make_config(arguments.model)
     config._attn_implementation = "sdpa"  # as a model sets it; texts are packed then
@@ -108,6 +113,18 @@ def our_batches(folder: Path, batch_size: int, mask_ratio: float, crop_area: tup
         arguments, sources, tokenizer, Accelerator(cpu=True), config, (batch_size, 1), None
     )
     return iter(loader)
+
+
+def our_candidates(folder: Path, batch_size: int, mask_ratios: list[float]) -> dict[str, Iterator[Any]]:
+    """Makes our loaders at all ratios and crops; with FLIP's crops also masks by edges, each after its random ones."""
+    candidates = {}
+    for crop_area, crops in CROPS.items():
+        for ratio in mask_ratios:
+            name = f"flip_hf {ratio:.0%} masked, {crops}"
+            candidates[name] = our_batches(folder, batch_size, ratio, crop_area)
+            if ratio > 0 and crop_area == FLIP_CROP:
+                candidates[name + BY_EDGES] = our_batches(folder, batch_size, ratio, crop_area, "edges")
+    return candidates
 
 
 def open_clip_batches(folder: Path, batch_size: int) -> Iterator[Any]:
@@ -147,9 +164,7 @@ def benchmark_loader(options: argparse.Namespace) -> dict:
         image_bytes = write_shards(folder)
         has_peer = find_spec("open_clip_train") and find_spec("webdataset")
         candidates = {PEER: open_clip_batches(folder, batch_size)} if has_peer else {}
-        for crop_area, crops in CROPS.items():
-            for ratio in options.mask_ratios:
-                candidates[f"flip_hf {ratio:.0%} masked, {crops}"] = our_batches(folder, batch_size, ratio, crop_area)
+        candidates |= our_candidates(folder, batch_size, options.mask_ratios)
         rates: dict[str, list[float]] = {candidate: [] for candidate in candidates}
         with tqdm(total=(options.repeats + 1) * len(candidates), unit="turn", file=sys.stderr) as bar:
             for turn in range(options.repeats + 1):
@@ -176,7 +191,7 @@ def _is_installed(package: str) -> bool:
 
 
 def loader_markdown(result: dict) -> str:
-    """A table of medians, spread and ratios to open_clip."""
+    """A table of medians, spread and ratios to open_clip, and of masks by edges to random ones."""
     medians = {name: statistics.median(values) for name, values in result["samples_per_second"].items()}
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines = [
@@ -185,10 +200,16 @@ def loader_markdown(result: dict) -> str:
         f"{result['batch_size']}, 224 pixels, bicubic; {versions}. open_clip crops 0.9 to 1 of the area, "
         "FLIP 0.5 to 1; flip_hf also mirrors. "
         f"{about(result, result['repeats'])}",
-        "| candidate | samples/s (min - max) | times open_clip's |",
-        "|---|---|---|",
+        "| candidate | samples/s (min - max) | times open_clip's | times random masks' (min - max) |",
+        "|---|---|---|---|",
     ]
     for name, values in result["samples_per_second"].items():
         ratio = f"{medians[name] / medians[PEER]:.2f}" if PEER in medians else "-"
-        lines.append(f"| {name} | {medians[name]:.0f} ({min(values):.0f} - {max(values):.0f}) | {ratio} |")
+        random = result["samples_per_second"].get(name.removesuffix(BY_EDGES), values)
+        by_turn = [value / other for value, other in zip(values, random, strict=True)]
+        turns = f"{statistics.median(by_turn):.3f} ({min(by_turn):.3f} - {max(by_turn):.3f})"
+        lines.append(
+            f"| {name} | {medians[name]:.0f} ({min(values):.0f} - {max(values):.0f}) | {ratio} | "
+            f"{turns if name.endswith(BY_EDGES) else '-'} |"
+        )
     return "\n".join(lines) + "\n"

@@ -22,12 +22,12 @@ and as strong as it can be made, and Transformers' CLIPModel, all of the same sh
 by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model.
 `loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
 whole matrix, and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar
-shards: ours at several mask ratios, and open_clip's own pipeline where that is installed. `end-to-end` runs the
-training programs themselves on such shards, ours and open_clip's, and says how long their steps wait for data. `mae` is
-a training step of MAE, encoder and decoder, at several mask ratios against full images with the same decoder, and
-Transformers' ViTMAEForPreTraining. `large-batch` is a step of many pairs in pieces, and its memory beside the plan's.
-`gpu` runs all of them at the sizes of a large GPU, the most important first, ends at the limit, and goes on with the
-rest at the next call.
+shards: ours at several mask ratios, at random and by edges, and open_clip's own pipeline where that is installed.
+`end-to-end` runs the training programs themselves on such shards, ours and open_clip's, and says how long their steps
+wait for data. `mae` is a training step of MAE, encoder and decoder, at several mask ratios against full images with the
+same decoder, and Transformers' ViTMAEForPreTraining. `large-batch` is a step of many pairs in pieces, and its memory
+beside the plan's. `gpu` runs all of them at the sizes of a large GPU, the most important first, ends at the limit, and
+goes on with the rest at the next call.
 Candidates take turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written
 as JSON and Markdown: below scripts/results where there is such a folder, as in a clone, else in this one.
 """

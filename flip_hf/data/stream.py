@@ -31,13 +31,20 @@ class View:
 
     Attributes:
         image_size: side S of the images, in pixels.
-        draw: draws the kept patches (B, K) for a batch of B from torch's default generator; None if all are kept.
+        draw: draws the kept patches (B, K) for a batch of B from torch's default generator, or the noise that `choose`
+            takes; None if all are kept.
+        choose: maps (images (B, 3, S, S), their noise) to their kept patches (B, K), where those depend on the images.
         text_noise: random numbers drawn for each text, from its sample's own generator, to mask it; 0 if it is whole.
     """
 
     image_size: int
     draw: Callable[[int], torch.Tensor] | None = None
+    choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     text_noise: int = 0
+
+    def ids_keep(self, images: torch.Tensor, drawn: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the kept patches (B, K) of images for which `draw` drew; None if all are kept."""
+        return drawn if drawn is None or self.choose is None else self.choose(images, drawn)
 
 
 @dataclass(frozen=True)
@@ -168,34 +175,36 @@ class _Worker:
         ]
         samples = [reader.samples() for reader in readers]
         for view in views:
-            ids_keep = self._draw_mask(view)
+            drawn = self._draw(view)
             for reader in readers:
                 reader.image_size = view.image_size
                 reader.text_noise = view.text_noise
             patches = []
+            masks = []
             captions = []
             noise = []
             images = []  # whose patches are not cut yet
             for number in range(1, stream.batch_size + 1):
-                sample = next(samples[self._draw()])
+                sample = next(samples[self._draw_source()])
                 image = sample.image
                 images.append(image)
                 captions.append(sample.caption)
                 noise.append(sample.noise)
                 if number == stream.batch_size or len(images) * image.nbytes >= _CUT_BYTES:
-                    part = slice(number - len(images), number)
-                    mask = None if ids_keep is None or stream.plan.whole else ids_keep[part]
-                    patches.append(stream.plan.cut(torch.stack(images), ids_keep=mask))
+                    pixels = torch.stack(images)
+                    mask = view.ids_keep(pixels, None if drawn is None else drawn[number - len(images) : number])
+                    patches.append(stream.plan.cut(pixels, ids_keep=None if stream.plan.whole else mask))
+                    masks.append(mask)
                     images = []
-            masks = {"ids_keep": ids_keep} if ids_keep is not None else {}
+            ids_keep = {"ids_keep": torch.cat(masks)} if drawn is not None else {}
             texts = {}
             if stream.tokenize is not None:
                 of_texts = (torch.from_numpy(np.stack(noise)),) if view.text_noise else ()
                 texts = stream.tokenize(captions, *of_texts)
-            yield {"patches": torch.cat(patches), **masks, **texts}
+            yield {"patches": torch.cat(patches), **ids_keep, **texts}
 
-    def _draw_mask(self, view: View) -> torch.Tensor | None:
-        """Draws the kept patches (B, K), determined by the seed, the reader and the number of draws before."""
+    def _draw(self, view: View) -> torch.Tensor | None:
+        """Draws what the view draws for a batch, determined by the seed, the reader and the number of draws before."""
         if view.draw is None:
             return None
         key = (self.stream.seed, self.reader.index, self.reader.count, self.draws, _MASKS)
@@ -204,7 +213,7 @@ class _Worker:
             torch.default_generator.manual_seed(int(seed))
             return view.draw(self.stream.batch_size)
 
-    def _draw(self) -> int:
+    def _draw_source(self) -> int:
         """Draws the source of the next sample, determined by the seed, the reader and the number of draws before."""
         block, number = divmod(self.draws, _DRAWS)
         self.draws += 1

@@ -153,6 +153,8 @@ def _claims() -> list[Claim]:
             for mask, name in zip(MASKS, (m0, m50, m75), strict=True)
         ),
         Claim("GLIP", "patches near the centre beat random ones", f"{m75}-gaussian", m75, 1.9, 1),
+        # The paper's value is that of its whole method over random patches, at half of them, a mean over 17 data sets.
+        Claim("CLIP-PGS", "patches with edges beat random ones", f"{m75}-edges", m75, 4.6, 1),
     ]
 
 

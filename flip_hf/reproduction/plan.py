@@ -21,7 +21,7 @@ TUNING_LR = 0.3  # factor on the recipe's: does well on the embedded data
 # Sets of runs about claims: all of them on captioned data; Figure 1, masks and positives on labelled data.
 SETS = ("paper", "photos")
 PAIRS = "pairs"  # runs without equal captions as positives
-STRATEGIES = ("block", "gaussian", "resize")
+STRATEGIES = ("block", "edges", "gaussian", "resize")
 BEST_STRATEGY = "grid"  # on the embedded data, so that it is run at every length too
 
 

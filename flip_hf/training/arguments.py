@@ -30,6 +30,8 @@ _LR_SCALE = number(0, 1000, open_low=True, note="--freeze keeps a tower as it is
 _SAMPLES = integer(0)
 _SIDE = integer(1, 2**14, says="counts pixels and must be {range}")
 _BETA = number(0, 1, open_high=True)
+_STRENGTH = number(0, 4)
+_EDGE_STRENGTH = 0.5
 
 
 @dataclass
@@ -65,8 +67,18 @@ class ModelArguments:
             note="use 0 to train on whole images, 0.5 or 0.75 for the paper's settings",
         ),
     )
-    mask_strategy: Literal["random", "block", "grid", "gaussian", "resize"] = option(
-        "random", "which patches stay: random, block, grid or gaussian; or resize, all of a smaller image"
+    mask_strategy: Literal["random", "block", "grid", "gaussian", "edges", "resize"] = option(
+        "random",
+        "which patches stay: random, block, grid or gaussian; edges (strong gradients more often); or resize, all of a "
+        "smaller image",
+    )
+    mask_edge_strength: float = option(
+        _EDGE_STRENGTH,
+        "preference of edges: patches are drawn in proportion to this power of their gradient; 0: at random",
+        _STRENGTH,
+    )
+    mask_edge_strength_end: float | None = option(
+        None, "that preference at the end of the masked phase, reached linearly; constant if not given", _STRENGTH
     )
     mask_ratio_end: float | None = option(
         None, "mask ratio at the end of the masked phase; constant if not given", _DROPPED
@@ -97,6 +109,11 @@ class ModelArguments:
         read_frozen(self.freeze)  # raises on an unknown part
         read_ranks(self.lora)  # raises on an unknown tower
         self.tower_configs()  # raises on bad JSON
+        edges = (self.mask_edge_strength, self.mask_edge_strength_end)
+        require(
+            self.mask_strategy == "edges" or edges == (_EDGE_STRENGTH, None),
+            "--mask_edge_strength and --mask_edge_strength_end need --mask_strategy edges; give that too.",
+        )
         both = self.model_name_or_path and (self.text_config or self.vision_config)
         require(not both, "Give --model_name_or_path or the configuration of a new model, not both.")
         require(
@@ -118,8 +135,11 @@ class ModelArguments:
 
     @property
     def drawn_strategy(self) -> Literal["random", "block", "grid", "gaussian"]:
-        """The `mask_strategy` of the model's configuration, for masks it draws itself: only the trainer resizes."""
-        return "random" if self.mask_strategy == "resize" else self.mask_strategy
+        """The `mask_strategy` of the model's configuration, for masks it draws itself.
+
+        Only the trainer resizes, and only its loader has the pixels that `edges` looks at.
+        """
+        return "random" if self.mask_strategy in ("edges", "resize") else self.mask_strategy
 
     def tower_configs(self) -> dict[str, dict]:
         """Returns the fields given for the two towers, under `text_config` and `vision_config`."""

@@ -331,9 +331,8 @@ class Trainer:
         if phase.start > 0:
             # The official release tunes from the weights alone and drops the moments of the masked phase.
             self.distribution.reset_moments()
-        ratios = ", ".join(f"{ratio:.3g}" for ratio in phase.mask_ratios)
         self.progress.say(
-            f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {ratios}, peak learning rate "
+            f"{phase.name}: {phase.end - phase.start:,} samples, {phase.masks_in_words()}, peak learning rate "
             f"{phase.peak_lr:.3g}"
         )
 

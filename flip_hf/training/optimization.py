@@ -26,6 +26,7 @@ class Phase:
         peak_lr: learning rate after the warm-up.
         warmup_samples: length of the linear warm-up.
         text_mask_ratio: fraction of the text's context dropped.
+        edge_strengths: the strength of `edges` at the start and at the end of the phase, linear between.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Phase:
     peak_lr: float
     warmup_samples: int
     text_mask_ratio: float = 0.0
+    edge_strengths: tuple[float, float] = (0.0, 0.0)
 
     @property
     def mask_ratio(self) -> float:
@@ -45,6 +47,18 @@ class Phase:
         """Returns the mask ratio at this many samples of the whole run."""
         part = (samples - self.start) * len(self.mask_ratios) // (self.end - self.start)
         return self.mask_ratios[min(part, len(self.mask_ratios) - 1)]
+
+    def edge_strength_at(self, samples: int) -> float:
+        """Returns the strength of `edges` at this many samples of the whole run; beyond the end, that of the end."""
+        done = min(1.0, (samples - self.start) / (self.end - self.start))
+        start, end = self.edge_strengths
+        return start * (1 - done) + end * done
+
+    def masks_in_words(self) -> str:
+        """Describes the masks of images: `mask ratio 0.75, 0.5`, with the strength of `edges` where that is not 0."""
+        ratios = ", ".join(f"{ratio:.3g}" for ratio in self.mask_ratios)
+        strengths = " to ".join(f"{strength:.3g}" for strength in dict.fromkeys(self.edge_strengths))
+        return f"mask ratio {ratios}" + (f", edge strength {strengths}" if any(self.edge_strengths) else "")
 
     def learning_rate(self, samples: int) -> float:
         """Returns the learning rate at this many samples of the whole run: linear warm-up from 0, half cosine to 0."""
@@ -69,16 +83,26 @@ def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
     return tuple(start * (1 - x) + end * x for x in done)
 
 
+def plan_edge_strengths(model: ModelArguments) -> tuple[float, float]:
+    """Plans the strengths of `edges` at the start and at the end of the masked phase; 0 for other strategies."""
+    if model.mask_strategy != "edges":
+        return 0.0, 0.0
+    start = model.mask_edge_strength
+    end = model.mask_edge_strength_end
+    return start, start if end is None else end
+
+
 def plan_phases(arguments: Arguments) -> list[Phase]:
     """Plans the masked phase and, if configured, the unmasked tuning after it; rates scale by batch / 256."""
     options = arguments.optimization
     scale = options.batch_size / 256
     ratios = plan_mask_ratios(arguments.model)
     text_ratio = arguments.model.text_mask_ratio
+    strengths = plan_edge_strengths(arguments.model)
     middle = options.train_samples
     end = options.train_samples + options.unmasked_samples
     phases = [
-        Phase("masked", 0, middle, ratios, options.base_lr * scale, options.warmup_samples, text_ratio),
+        Phase("masked", 0, middle, ratios, options.base_lr * scale, options.warmup_samples, text_ratio, strengths),
         Phase("unmasked", middle, end, (0.0,), options.unmasked_base_lr * scale, options.unmasked_warmup_samples),
     ]
     return [phase for phase in phases if phase.end > phase.start]

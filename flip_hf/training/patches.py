@@ -10,6 +10,7 @@ from torch import nn
 from flip_hf.data.stream import View
 from flip_hf.modeling import FlipVisionConfig
 from flip_hf.modeling.masking_flip import draw_mask, num_kept
+from flip_hf.training.edges import draw_gumbel, keep_edges
 from flip_hf.training.optimization import Phase, phase_at
 
 
@@ -48,7 +49,8 @@ class Views:
     follow. CLIPA computes sin-cos from whole numbers instead: the small image then has the positions of a corner.
 
     Args:
-        strategy: one of `MASK_STRATEGIES`, or `resize` for all patches of a smaller image.
+        strategy: one of `MASK_STRATEGIES`, `edges` for patches chosen by content (see edges.py), or `resize` for all
+            patches of a smaller image.
         vision_config: the model's vision configuration.
         phases: the run's phases.
         context: tokens of a text, of which a part may be masked; 0 where no text is read.
@@ -70,7 +72,13 @@ class Views:
         if mask_ratio == 0:
             return View(image_size, text_noise=noise)
         if self.strategy == "resize":
-            return View(resized_side(self.vision.num_patches, mask_ratio) * patch_size, text_noise=noise)
+            side = resized_side(self.vision.num_patches, mask_ratio) * patch_size
+            return View(side, text_noise=noise)
+        if self.strategy == "edges":
+            kept = num_kept(self.vision.num_patches, mask_ratio)
+            strength = phase.edge_strength_at(samples)
+            choose = partial(keep_edges, patch_size=patch_size, kept=kept, strength=strength)
+            return View(image_size, partial(draw_gumbel, num_patches=self.vision.num_patches), choose, noise)
         grid = (image_size // patch_size, image_size // patch_size)
         draw = partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu")
-        return View(image_size, draw, noise)
+        return View(image_size, draw, text_noise=noise)

@@ -44,7 +44,14 @@ MOST_USED = (
 )
 # Of the model's options, those that say which patches and tokens are dropped.
 MASKS = (
-    *("mask_strategy", "mask_ratio_end", "mask_ratio_schedule", "mask_ratio_steps"),
+    *(
+        "mask_strategy",
+        "mask_edge_strength",
+        "mask_edge_strength_end",
+        "mask_ratio_end",
+        "mask_ratio_schedule",
+        "mask_ratio_steps",
+    ),
     *("text_mask_ratio", "text_mask_strategy"),
 )
 # Of a recipe; the longest one here has 2 kB. And of recipes that are each other's base.

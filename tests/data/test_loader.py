@@ -10,7 +10,15 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.sources import Source, open_source
 from flip_hf.data.targets import ClassIndex
 from flip_hf.data.transforms import EvalTransform
-from tests.helpers.loading import current_epochs, make_train_loader, numbers, samples_by_epoch, saved
+from tests.helpers.loading import (
+    by_edges,
+    current_epochs,
+    half_masked,
+    make_train_loader,
+    numbers,
+    samples_by_epoch,
+    saved,
+)
 
 KEYS = list(range(160))
 
@@ -42,14 +50,19 @@ def test_order_changes_by_epoch_and_repeats_by_seed(tar_folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("cut", [1, 7, 19, 20, 21, 33])
-def test_a_resumed_stream_continues_exactly(tar_folder, workers, cut):
+@pytest.mark.parametrize(
+    ("view_at", "cut"), [*((half_masked, cut) for cut in (1, 7, 19, 20, 21, 33)), (by_edges, 7), (by_edges, 21)]
+)
+def test_a_resumed_stream_continues_exactly(tar_folder, workers, view_at, cut):
     """In the middle of a block, at the end of an epoch and in the next one; pixels and all."""
-    whole = list(itertools.islice(make_train_loader(tar_folder, workers=workers), cut + 15))
-    loader = make_train_loader(tar_folder, workers=workers)
+    options = {"workers": workers, "view_at": view_at}
+    whole = list(itertools.islice(make_train_loader(tar_folder, **options), cut + 15))
+    loader = make_train_loader(tar_folder, **options)
     for _ in itertools.islice(loader, cut):
         pass
-    rest = list(itertools.islice(make_train_loader(tar_folder, workers=workers, states=saved([loader])), 15))
+    resumed = make_train_loader(tar_folder, states=saved([loader]), **options)
+    resumed.begin_at(8 * cut)
+    rest = list(itertools.islice(resumed, 15))
     assert numbers(rest) == numbers(whole[cut:])
     for resumed, straight in zip(rest, whole[cut:], strict=True):
         assert all(torch.equal(resumed[name], straight[name]) for name in ("patches", "ids_keep"))

@@ -14,6 +14,7 @@ from flip_hf.data.sources import open_source
 from flip_hf.data.stream import PatchPlan, TrainStream, View
 from flip_hf.data.transforms import TrainTransform
 from flip_hf.modeling.masking_flip import cut_patches, draw_mask
+from flip_hf.training.edges import draw_gumbel, keep_edges
 
 ALONE = Reader(0, 1)
 PATCH_SIZE = 8
@@ -28,6 +29,13 @@ def half_masked(samples: int, image_size: int = 32) -> View:
     """Half of the patches, each batch its own."""
     grid = (image_size // PATCH_SIZE,) * 2
     return View(image_size, lambda size: draw_mask("random", size, grid, 0.5, "cpu"))
+
+
+def by_edges(samples: int) -> View:
+    """Half of the patches, those with edges more often, and the more the later: from a strength of 1 to 3."""
+    strength = 1 + min(2.0, samples / 100)
+    choose = partial(keep_edges, patch_size=PATCH_SIZE, kept=8, strength=strength)
+    return View(32, partial(draw_gumbel, num_patches=16), choose)
 
 
 def make_train_loader(

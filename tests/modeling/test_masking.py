@@ -147,5 +147,5 @@ def test_every_strategy_is_a_choice_of_a_run():
     from flip_hf.training.arguments import ModelArguments
 
     hints = get_type_hints(ModelArguments)
-    assert get_args(hints["mask_strategy"]) == (*MASK_STRATEGIES, "resize")
+    assert get_args(hints["mask_strategy"]) == (*MASK_STRATEGIES, "edges", "resize")
     assert get_args(hints["text_mask_strategy"]) == TEXT_MASK_STRATEGIES

@@ -90,7 +90,7 @@ def test_the_report_is_made_of_the_points_alone(made, reproduce):
     for folder in ("models", "logs", "inference"):
         shutil.rmtree(made / folder)
     printed = reproduce("--figures_only", "--folder", made)
-    assert "The paper's findings here: 21 not run, 4 within noise." in printed
+    assert "The paper's findings here: 22 not run, 4 within noise." in printed
     report = (made / "README.md").read_text()
     assert "| mask50-half-reconstruction | 256 |" in report and "**within noise**" in report and "| not run |" in report
     assert (made / "accuracy_over_time.png").stat().st_size > 5000

@@ -121,8 +121,17 @@ def test_loader_benchmark_reads_shards_with_every_mask_and_crop(tmp_path, monkey
     benchmark.main(["loader", *options])
     result = json.loads((tmp_path / "x.json").read_text())
     names = ["flip_hf 75% masked, open_clip's crops", "flip_hf 75% masked, FLIP's crops"]
+    names.append("flip_hf 75% masked, FLIP's crops, by edges")
     assert list(result["samples_per_second"]) == names and 40_000 < result["image_bytes"] < 100_000
     assert all(values[0] > 0 for values in result["samples_per_second"].values())
+
+
+def test_masks_by_edges_are_compared_with_random_ones_turn_by_turn():
+    rates = {"flip_hf, masked": [100.0, 200.0, 300.0], "flip_hf, masked, by edges": [96.0, 200.0, 270.0]}
+    result = {"samples_per_second": rates, "versions": {}, "image_bytes": 1, "batch_size": 1, "repeats": 3}
+    table = loader.loader_markdown({**result, "command": "", **environment("cpu")})
+    assert "| flip_hf, masked, by edges | 200 (96 - 270) | - | 0.960 (0.900 - 1.000) |" in table
+    assert "| flip_hf, masked | 200 (100 - 300) | - | - |" in table
 
 
 @pytest.mark.long

@@ -141,12 +141,15 @@ def test_maes_recipes_are_maes(recipe):
         (["--maskratio", "0.5"], "maskratio"),
         (
             ["--mask_strategy", "blocks"],
-            "--mask_strategy is one of random, block, grid, gaussian, resize, got 'blocks'",
+            "--mask_strategy is one of random, block, grid, gaussian, edges, resize, got 'blocks'",
         ),
         (["--text_mask_strategy", "syntax"], "--text_mask_strategy is one of random, prioritized"),
         (["--mask_ratio_schedule", "step"], "--mask_ratio_schedule is one of linear, cosine"),
         (["--mask_ratio_end", "1"], r"--mask_ratio_end is a fraction dropped, in \[0, 1\), got 1"),
         (["--text_mask_ratio", "-1"], "--text_mask_ratio is a fraction"),
+        (["--mask_edge_strength", "5"], "--mask_edge_strength must be between 0 and 4, got 5"),
+        (["--mask_edge_strength", "2"], "need --mask_strategy edges; give that too"),
+        (["--mask_edge_strength_end", "0"], "need --mask_strategy edges; give that too"),
         (["--mask_ratio_steps", "1"], "--mask_ratio_steps must be between 2 and 32"),
         (["--patch_size", "16"], "--patch_size changes the model of --model_name_or_path"),
         (["--image_size", "0"], "--image_size counts pixels"),
@@ -206,7 +209,7 @@ def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
 
 def test_options_are_the_frozen_set():
     """Each option doubles the untested space: add one only in a commit that says why."""
-    assert len(option_names()) == len(set(option_names())) == 99
+    assert len(option_names()) == len(set(option_names())) == 101
 
 
 def test_learning_rate_warms_up_in_samples_and_falls_as_a_cosine():
@@ -235,6 +238,17 @@ def test_mask_ratios_go_from_one_end_to_the_other_in_a_few_steps():
     assert (cosine[0], cosine[2], cosine[4]) == pytest.approx((0.75, 0.5, 0.25))
     assert 0.7 > cosine[1] > 0.625 and 0.375 > cosine[3] > 0.3  # slow at both ends
     assert plan_phases(parse("--mask_ratio", "0.5"))[0].mask_ratios == (0.5,)
+
+
+def test_the_strength_of_edges_changes_with_every_sample_of_the_masked_phase():
+    argv = ["--train_samples", "1000", "--unmasked_samples", "100", "--mask_strategy", "edges"]
+    masked, unmasked = plan_phases(parse(*argv, "--mask_edge_strength", "2", "--mask_edge_strength_end", "0.5"))
+    assert [masked.edge_strength_at(samples) for samples in (0, 1, 500, 1000)] == pytest.approx([2, 1.9985, 1.25, 0.5])
+    assert masked.edge_strength_at(5000) == 0.5  # a worker reads ahead
+    assert masked.masks_in_words() == "mask ratio 0.5, edge strength 2 to 0.5"
+    assert unmasked.masks_in_words() == "mask ratio 0"
+    assert plan_phases(parse(*argv))[0].masks_in_words() == "mask ratio 0.5, edge strength 0.5"
+    assert plan_phases(parse())[0].edge_strengths == (0, 0)
 
 
 def test_weight_decay_reaches_the_official_codes_parameters():

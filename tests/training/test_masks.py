@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -14,6 +15,7 @@ from flip_hf.data.stream import View
 from flip_hf.modeling.masking_flip import MASK_STRATEGIES, cut_patches, draw_mask
 from flip_hf.training.arguments import ModelArguments
 from flip_hf.training.build import build_trainer
+from flip_hf.training.edges import keep_edges
 from flip_hf.training.masks import check_masks
 from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import Views, resized_side
@@ -22,6 +24,7 @@ from flip_hf.training.resizing import resized_image_processor
 from tests.helpers.models import randomize, tiny_config
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.programs import ROOT
+from tests.helpers.trainers import make_trainer
 
 MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
 UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)
@@ -57,6 +60,19 @@ def test_random_numbers_for_texts_are_drawn_in_the_phase_that_masks_them(config)
     assert Views("random", config.vision_config, whole_texts, context=16)(0).text_noise == 0
 
 
+def test_patches_with_edges_are_chosen_with_the_strength_of_the_step(config):
+    phase = replace(MASKED, edge_strengths=(2.0, 0.0))
+    views = Views("edges", config.vision_config, [phase, UNMASKED])
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    images[:, :, :16] = 128
+    for samples, kept, strength in ((0, 4, 2.0), (250, 4, 1.5), (750, 8, 0.5), (999, 8, 0.002)):
+        view = views(samples)
+        noise = view.draw(3)
+        expected = keep_edges(images, noise, patch_size=8, kept=kept, strength=strength)
+        assert noise.shape == (3, 16) and torch.equal(view.ids_keep(images, noise), expected)
+    assert views(1000) == views(5000) == View(32)
+
+
 @pytest.mark.parametrize(
     ("num_patches", "ratio", "side"), [(196, 0.5, 10), (196, 0.75, 7), (256, 0.5, 11), (16, 0.9, 1)]
 )
@@ -80,7 +96,7 @@ def test_a_small_image_is_seen_as_the_whole_one(batch):
     assert (similarity > (seen.image_embeds * others.image_embeds).sum(1))[[0, 2]].all() and similarity.min() > 0.9
 
 
-@pytest.mark.parametrize("strategy", ["random", "resize"])
+@pytest.mark.parametrize("strategy", ["random", "edges", "resize"])
 def test_nothing_is_left_for_the_model_to_draw(strategy, tar_folder, tmp_path):
     """Gradient caching encodes a batch twice: what the model drew itself would differ."""
     options = [*TINY, *SHORT, "--num_workers", "0", "--mask_strategy", strategy, "--mask_ratio", "0.75"]
@@ -90,9 +106,10 @@ def test_nothing_is_left_for_the_model_to_draw(strategy, tar_folder, tmp_path):
         trainer.loader.begin_at(samples)
         batch = trainer.prepare(next(iter(trainer.loader)))
         vision = trainer.flip.config.vision_config
-        kept = {"random": vision.num_patches // 4, "resize": resized_side(vision.num_patches, 0.75) ** 2}[strategy]
+        resized = resized_side(vision.num_patches, 0.75) ** 2
+        kept = resized if strategy == "resize" else vision.num_patches // 4
         assert batch["patches"].shape[1] == (kept if phase.mask_ratio else vision.num_patches)
-        assert ("ids_keep" in batch) == (strategy == "random" and phase.mask_ratio > 0)
+        assert ("ids_keep" in batch) == (strategy != "resize" and phase.mask_ratio > 0)
         first, second = (trainer.flip.train()(**batch).logits_per_image for _ in range(2))
         assert torch.equal(first, second)
 
@@ -142,6 +159,22 @@ def test_a_run_with_a_schedule_and_masked_texts(image_folder, tmp_path):
     assert len(losses) == 8 and all(map(math.isfinite, losses)) and losses[-1] < losses[0]
     config = FlipModel.from_pretrained(tmp_path).config
     assert (config.mask_strategy, config.mask_ratio) == ("gaussian", 0.75)
+
+
+def test_a_run_that_prefers_edges_less_and_less_resumes_to_the_same_weights(tar_folder, tmp_path):
+    """From the middle of the schedule; the model itself masks at random, as it has no strategy that needs pixels."""
+    options = ["--mask_strategy", "edges", "--mask_edge_strength", "2", "--mask_edge_strength_end", "0"]
+    options += ["--checkpoint_samples", "96", "--keep_checkpoints", "9", "--mask_ratio", "0.75"]
+    make_trainer(tmp_path / "straight", tar_folder, *options).run()
+    checkpoint = tmp_path / "straight" / f"checkpoint-{96:012d}"
+    trainer = make_trainer(tmp_path / "again", tar_folder, *options, "--resume_from_checkpoint", str(checkpoint))
+    assert trainer.state.samples == 96
+    trainer.run()
+    weights, again = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "again"))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    config = FlipModel.from_pretrained(tmp_path / "straight").config
+    assert (config.mask_strategy, config.mask_ratio) == ("random", 0.75)
+    assert "mask_strategy: edges" in (tmp_path / "straight" / "recipe.yaml").read_text()
 
 
 def test_a_saved_model_resumes_with_larger_images_and_other_patches(trained, tmp_path):

@@ -24,7 +24,7 @@ from flip_hf.training.models import make_config, make_model
 from flip_hf.training.patches import visible_and_target
 from flip_hf.training.step import OneProcess, accumulate_gradients
 from tests.helpers.contrast import PAIRS, assert_same, make_batch, take
-from tests.helpers.loading import half_masked, make_train_loader
+from tests.helpers.loading import by_edges, half_masked, make_train_loader
 from tests.helpers.models import PATCH_SIZE, randomize, tiny_config
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import SHORT, TINY
@@ -125,10 +125,10 @@ def test_both_passes_see_the_same_dropout_though_one_has_no_decoder():
 # -- the data ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_all_patches_come_with_the_same_masks_and_crops(tar_folder, workers):
-    masked = iter(make_train_loader(tar_folder, workers=workers))
-    loader = make_train_loader(tar_folder, workers=workers)
+@pytest.mark.parametrize(("view_at", "workers"), [(half_masked, 0), (half_masked, 2), (by_edges, 0)])
+def test_all_patches_come_with_the_same_masks_and_crops(tar_folder, view_at, workers):
+    masked = iter(make_train_loader(tar_folder, view_at=view_at, workers=workers))
+    loader = make_train_loader(tar_folder, view_at=view_at, workers=workers)
     loader._stream.plan = replace(loader._stream.plan, whole=True)
     whole = iter(loader)
     for _ in range(3):
@@ -285,10 +285,19 @@ def test_a_plain_model_gets_a_decoder_where_it_is_trained_on_both(both_run):
     assert isinstance(make_model(arguments, make_config(arguments.model), None), FlipForPreTraining)
 
 
-@pytest.mark.parametrize("objective", ["reconstruction", "both"])
-def test_a_resumed_run_ends_in_the_same_weights(objective, tar_folder, tmp_path):
+@pytest.mark.parametrize(("objective", "strategy"), [("reconstruction", "random"), ("both", "edges")])
+def test_a_resumed_run_ends_in_the_same_weights(objective, strategy, tar_folder, tmp_path):
     straight = tmp_path / "straight"
-    every = ["--checkpoint_samples", "96", "--keep_checkpoints", "9", "--ema_half_life", "64"]
+    every = [
+        "--mask_strategy",
+        strategy,
+        "--checkpoint_samples",
+        "96",
+        "--keep_checkpoints",
+        "9",
+        "--ema_half_life",
+        "64",
+    ]
     trainer_of(straight, tar_folder, objective, *every).run()
     resumed = tmp_path / "resumed"
     resumed.mkdir()
