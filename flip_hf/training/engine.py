@@ -32,8 +32,9 @@ from flip_hf.training.inputs import Evaluation
 from flip_hf.training.lock import unlock_folder
 from flip_hf.training.measure import Window
 from flip_hf.training.models import image_processor_of
-from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
+from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.patches import Normalize
+from flip_hf.training.phases import Phase, phase_at, plan_phases
 from flip_hf.training.prepare import PrepareBatch
 from flip_hf.training.progress import Progress
 from flip_hf.training.reconstructions import ReconstructionPictures
@@ -314,14 +315,10 @@ class Trainer:
         return every > 0 and before // every != self.state.samples // every
 
     def _begin_phase(self, phase: Phase) -> None:
-        if phase.start > 0:
+        if phase.start > 0 and phase.begins_curve:
             # The official release tunes from the weights alone and drops the moments of the masked phase.
             self.distribution.reset_moments()
-        ratios = ", ".join(f"{ratio:.3g}" for ratio in phase.mask_ratios)
-        self.progress.say(
-            f"{phase.name}: {phase.end - phase.start:,} samples, mask ratio {ratios}, peak learning rate "
-            f"{phase.peak_lr:.3g}"
-        )
+        self.progress.say(phase.in_words())
 
     def _step(self, phase: Phase, batches: list[Batch]) -> StepResult:
         """Takes one optimizer step on the batch, and counts it where it was skipped."""
@@ -329,7 +326,7 @@ class Trainer:
             self.distribution,
             batches,
             partial(self.prepare, phase=phase),
-            learning_rate=phase.learning_rate(self.state.samples + self.options.batch_size),
+            learning_rate=phase.curve.at(self.state.samples + self.options.batch_size),
             reconstruction_weight=self.objective.reconstruction_weight,
         )
         if self.health.is_good(result.grad_norm):

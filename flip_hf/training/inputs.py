@@ -28,9 +28,9 @@ from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.redaction import shown, shown_apart
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments, ObjectiveArguments
 from flip_hf.training.hardware import num_workers
-from flip_hf.training.optimization import plan_phases
 from flip_hf.training.packing import Tokenize
 from flip_hf.training.patches import Views
+from flip_hf.training.phases import plan_phases
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from flip_hf.modeling import FlipTextConfig
 from flip_hf.modeling.masking_flip import mask_text, num_kept, pooled_token
 from flip_hf.training.arguments import ModelArguments
-from flip_hf.training.optimization import Phase
+from flip_hf.training.phases import Phase
 
 
 def kept_tokens(context: int, text_mask_ratio: float) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 from flip_hf.data.stream import View
 from flip_hf.modeling import FlipVisionConfig
 from flip_hf.modeling.masking_flip import draw_mask, num_kept
-from flip_hf.training.optimization import Phase, phase_at
+from flip_hf.training.phases import Phase, phase_at
 
 
 class Normalize(nn.Module):

@@ -6,8 +6,8 @@ from torch import nn
 from flip_hf.modeling import FlipConfig
 from flip_hf.training.arguments import ModelArguments, ObjectiveArguments
 from flip_hf.training.masks import TextMasks
-from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import visible_and_target
+from flip_hf.training.phases import Phase
 from flip_hf.training.step import Batch, Inputs, without_caption_ids
 
 

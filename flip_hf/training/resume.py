@@ -26,7 +26,7 @@ from flip_hf.training.checkpoint import (
 )
 from flip_hf.training.finish import RESULTS
 from flip_hf.training.manifest import check_manifest
-from flip_hf.training.optimization import plan_phases
+from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import MAX_RECIPE_BYTES
 from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, difference, shapes_in, shapes_of
 

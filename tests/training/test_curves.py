@@ -15,7 +15,7 @@ def test_labels_do_not_collide_and_legends_cover_nothing(step, tmp_path):
         for i in range(1, 60)
     ]
     records += [{"samples": i * 15 * step, "zero_shot_top1": 0.2 * i} for i in range(1, 4)]
-    figure = plot_curves(records, 40 * step, tmp_path / "curves.png")
+    figure = plot_curves(records, {"unmasked": 40 * step}, tmp_path / "curves.png")
     figure.canvas.draw()
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "loss (lower is better)",

@@ -15,16 +15,16 @@ from flip_hf.modeling.masking_flip import MASK_STRATEGIES, cut_patches, draw_mas
 from flip_hf.training.arguments import ModelArguments
 from flip_hf.training.build import build_trainer
 from flip_hf.training.masks import TextMasks, check_masks
-from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import Views, resized_side
+from flip_hf.training.phases import Curve, Phase
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resizing import resized_image_processor
 from tests.helpers.models import randomize, tiny_config
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.programs import ROOT
 
-MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
-UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)
+MASKED = Phase("masked", 0, 1000, (0.75, 0.5), Curve(0, 1000, 1e-3, 0), text_mask_ratio=0.5)
+UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), Curve(1000, 1100, 1e-3, 0))
 
 
 PHASES = [MASKED, UNMASKED]

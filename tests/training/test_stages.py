@@ -1,0 +1,124 @@
+"""Stages of a run: how they are read, and what a run makes of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flip_hf.training.phases import plan_phases
+from flip_hf.training.recipes import parse_arguments, write_recipe
+from tests.helpers.programs import ROOT
+from tests.helpers.trainers import parse
+
+RECIPES = ROOT / "flip_hf" / "recipes"
+TWO = [{"samples": 1000, "mask_ratio": 0.75}, {"samples": 100, "mask_ratio": 0, "base_lr": 1e-5}]
+
+
+def with_stages(stages: object, *argv: str):
+    return parse("shapes", "--stages", json.dumps(stages), *argv)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_masked_training_with_tuning_is_the_case_of_two_stages():
+    argv = ["--batch_size", "64", "--base_lr", "1e-4", "--warmup_samples", "50", "--mask_ratio", "0.75"]
+    stages = [{"samples": 1000}, {"samples": 100, "mask_ratio": 0, "base_lr": 1e-5, "warmup_samples": 10}]
+    tuning = ["--unmasked_samples", "100", "--unmasked_base_lr", "1e-5", "--unmasked_warmup_samples", "10"]
+    ours = plan_phases(with_stages(stages, *argv))
+    theirs = plan_phases(parse("shapes", "--train_samples", "1000", *tuning, *argv))
+    assert [phase.name for phase in ours] == ["stage 1", "stage 2"]
+    for phase, other in zip(ours, theirs, strict=True):
+        assert {**vars(phase), "name": other.name} == vars(other)
+
+
+def test_a_stage_continues_the_learning_rate_unless_it_has_its_own():
+    stages = [*({"samples": 100} for _ in range(2)), {"samples": 100, "base_lr": 0.5}, {"samples": 100}]
+    options = ["--batch_size", "64", "--base_lr", "1", "--warmup_samples", "20"]
+    phases = plan_phases(with_stages(stages, *options))
+    assert [(phase.curve.start, phase.curve.end) for phase in phases] == [(0, 200), (0, 200), (200, 400), (200, 400)]
+    assert [phase.begins_curve for phase in phases] == [True, False, True, False]
+    assert phases[1].curve.at(110) == pytest.approx(0.25 * 0.5)  # in the middle of the cosine
+    assert phases[2].curve.at(220) == pytest.approx(0.25 * 0.5) and phases[3].curve.at(400) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("x", "^--stages must be a JSON list of objects"),
+        ([], "^--stages lists between 1 and 64 stages, got 0.$"),
+        ([{}] * 65, "^--stages lists between 1 and 64 stages, got 65.$"),
+        ([TWO[0], 3], "^--stages must be a JSON list of objects"),
+        ([TWO[0], {"mask_ratio": 0.5}], "^--stages, stage 2 has no samples.$"),
+        ([TWO[0], {"samples": 0}], "^--stages, stage 2: samples must be between 1"),
+        ([{"samples": 1e3}], "^--stages, stage 1: samples must be an integer"),
+        ([{"samples": 100, "mask_ration": 0.5}], "stage 1 has no field 'mask_ration'. Did you mean 'mask_ratio'"),
+        ([{"samples": 100, "mask_ratio": 1}], "^--stages, stage 1: mask_ratio must be in .0, 1., got 1.$"),
+        ([{"samples": 100, "base_lr": "fast"}], "^--stages, stage 1: base_lr must be a number"),
+        ([{"samples": 100, "base_lr": None}], "^--stages, stage 1: base_lr must be a number"),
+        ([TWO[0], {"samples": 100, "warmup_samples": 3}], "^--stages, stage 2: warmup_samples is .*give its base_lr"),
+        ([TWO[0], {"samples": 63}], "^--stages, stage 2: samples is 63, less than a step's --batch_size 64.$"),
+    ],
+)
+def test_mistakes_in_a_stage_name_its_number(stages, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        with_stages(stages, "--batch_size", "64")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_no_list_of_stages_is_refused():
+    for text, message in [
+        ("[{", "^--stages must be JSON such as"),
+        ('[{"samples": 100, "samples": 200}]', "one of samples is given twice in a stage"),
+        ("[" * 100_000, "^--stages must be JSON such as"),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            parse("--stages", text)
+        assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--train_samples", "1000"], "takes the place of --train_samples: give one of them"),
+        (["--unmasked_samples", "1000"], "takes the place of --unmasked_samples"),
+        (["--unmasked_base_lr", "1"], "takes the place of --unmasked_base_lr"),
+        (["--unmasked_warmup_samples", "1"], "takes the place of --unmasked_warmup_samples"),
+        (["--mask_ratio_end", "0.5"], "takes the place of --mask_ratio_end"),
+        (["--early_stopping_patience", "3"], "--early_stopping_patience would skip the stages that are left"),
+        (["--objective", "both"], "stage 2: on whole images --objective both has nothing to reconstruct"),
+    ],
+)
+def test_options_that_contradict_stages_are_refused(argv, message):
+    with pytest.raises(ValueError, match=message):
+        with_stages(TWO, *argv)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def parse_file(path: Path, *argv: str):
+    return parse_arguments([str(path), *argv], RECIPES, "shapes")
+
+
+def test_stages_take_the_place_of_the_phases_of_a_base(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "base: shapes\nstages:\n  - {samples: 4096, mask_ratio: 0.75}\n  - {samples: 1024, base_lr: 1e-3}\n"
+    )
+    first, second = plan_phases(parse_file(tmp_path / "r.yaml"))
+    assert (first.end, second.end, first.mask_ratios, second.mask_ratios) == (4096, 5120, (0.75,), (0.5,))
+    assert second.curve.peak_lr == 1e-3 * 64 / 256  # which YAML reads as text
+    with pytest.raises(ValueError, match="takes the place of --train_samples"):
+        parse_file(tmp_path / "r.yaml", "--train_samples", "3")
+    assert [phase.end for phase in plan_phases(parse_file(tmp_path / "r.yaml", "--stages", json.dumps(TWO)))] == [
+        *(1000, 1100),
+    ]
+
+
+def test_a_written_recipe_has_the_stages_and_nothing_in_their_place(tmp_path):
+    arguments = with_stages(TWO)
+    write_recipe(arguments, tmp_path / "recipe.yaml")
+    written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert written["stages"] == TWO and "train_samples" not in written
+    assert parse_file(tmp_path / "recipe.yaml") == arguments
