@@ -29,6 +29,7 @@ from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs
+from flip_hf.training.stage_checks import check_stages_fit
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def _build(arguments: Arguments) -> Trainer:
     try_folder(output_dir, "--output_dir")
     check_finished(arguments)
     config = models.make_config(arguments.model, objective)
+    check_stages_fit(arguments, config)
     check_publishing(arguments.hub, arguments.objective, config)
     sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
     evaluation, retained = open_evaluations(arguments, sources)

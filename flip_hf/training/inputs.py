@@ -279,17 +279,18 @@ def make_train_loader(
     data = arguments.data
     objective = arguments.objective
     tokenize = None
+    phases = plan_phases(arguments)
     if objective.contrasts and tokenizer is not None:
         tokenize = Tokenize(
             tokenizer,
             config.text_config,
-            arguments.model.text_mask_ratio,
+            max(phase.text_mask_ratio for phase in phases),
             compares_captions=positives(objective, sources) == "caption",
         )
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
         partial(cut_patches, patch_size=config.vision_config.patch_size),
-        Views(arguments.model.mask_strategy, config.vision_config, plan_phases(arguments)),
+        Views(arguments.model.mask_strategy, config.vision_config, phases),
         micro_batches[1],
         whole=objective.reconstructs,
     )

@@ -23,19 +23,25 @@ def check_masks(options: ModelArguments, text_config: FlipTextConfig, num_patche
     """
     for ratio in (options.mask_ratio, options.mask_ratio_end or 0):
         num_kept(num_patches, ratio)
-    if options.text_mask_ratio == 0:
+    check_text_mask("--text_mask_ratio", options.text_mask_ratio, text_config)
+
+
+def check_text_mask(option: str, ratio: float, text_config: FlipTextConfig) -> None:
+    """Checks a text mask ratio, named as `option`, against the model.
+
+    Raises:
+        ValueError: it keeps too little of a text, or text masking does not fit the model.
+    """
+    if ratio == 0:
         return
     if text_config.attend_to_padding:
         raise ValueError(
-            "--text_mask_ratio has no effect on a model that pads its texts again (attend_to_padding in its text "
+            f"{option} has no effect on a model that pads its texts again (attend_to_padding in its text "
             "configuration). Leave it at 0."
         )
     context = text_config.max_position_embeddings
-    if kept_tokens(context, options.text_mask_ratio) < 2:
-        raise ValueError(
-            f"--text_mask_ratio {options.text_mask_ratio} keeps fewer than 2 of the context's {context} tokens; use a "
-            "lower one."
-        )
+    if kept_tokens(context, ratio) < 2:
+        raise ValueError(f"{option} {ratio} keeps fewer than 2 of the context's {context} tokens; use a lower one.")
 
 
 class TextMasks:

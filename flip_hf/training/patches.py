@@ -41,6 +41,12 @@ def resized_side(num_patches: int, mask_ratio: float) -> int:
     return max(1, round(math.sqrt(num_kept(num_patches, mask_ratio))))
 
 
+def grid_of(phase: Phase, vision: FlipVisionConfig) -> tuple[int, int]:
+    """Returns the rows and columns of patches in the images of a phase."""
+    side = (phase.image_size or vision.image_size) // vision.patch_size
+    return side, side
+
+
 class Views:
     """Chooses the view of the images at each step, for the workers that cut them into patches.
 
@@ -60,12 +66,13 @@ class Views:
 
     def __call__(self, samples: int) -> View:
         """Returns the view at the step that begins after this many samples of the whole run."""
-        mask_ratio = phase_at(self.phases, samples).mask_ratio_at(samples)
-        image_size = self.vision.image_size
+        phase = phase_at(self.phases, samples)
+        mask_ratio = phase.mask_ratio_at(samples)
+        image_size = phase.image_size or self.vision.image_size
         patch_size = self.vision.patch_size
         if mask_ratio == 0:
             return View(image_size)
+        grid = grid_of(phase, self.vision)
         if self.strategy == "resize":
-            return View(resized_side(self.vision.num_patches, mask_ratio) * patch_size)
-        grid = (image_size // patch_size, image_size // patch_size)
+            return View(resized_side(grid[0] * grid[1], mask_ratio) * patch_size)
         return View(image_size, partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu"))

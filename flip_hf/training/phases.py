@@ -46,6 +46,7 @@ class Phase:
         mask_ratios: fractions of the patches dropped, in turn, each for an equal part of the phase.
         curve: the learning rate, which may have begun in an earlier phase and end in a later one.
         text_mask_ratio: fraction of the text's context dropped.
+        image_size: side of the images, in pixels; the model's own if None.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Phase:
     mask_ratios: tuple[float, ...]
     curve: Curve
     text_mask_ratio: float = 0.0
+    image_size: int | None = None
 
     @property
     def mask_ratio(self) -> float:
@@ -74,7 +76,8 @@ class Phase:
         """Describes the phase in a line, without a full stop."""
         ratios = ", ".join(f"{ratio:.3g}" for ratio in self.mask_ratios)
         rate = f"peak learning rate {self.curve.peak_lr:.3g}" if self.begins_curve else "learning rate as before"
-        return f"{self.name}: {self.end - self.start:,} samples, mask ratio {ratios}, {rate}"
+        images = f"images of {self.image_size} pixels, " if self.image_size is not None else ""
+        return f"{self.name}: {self.end - self.start:,} samples, {images}mask ratio {ratios}, {rate}"
 
 
 def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
@@ -127,7 +130,7 @@ def plan_phases(arguments: Arguments) -> list[Phase]:
             curve = phases[-1].curve
         ratios = plan_mask_ratios(model) if stage.mask_ratio is None else (stage.mask_ratio,)
         text_ratio = model.text_mask_ratio if stage.text_mask_ratio is None else stage.text_mask_ratio
-        phases.append(Phase(name, start, end, ratios, curve, text_ratio))
+        phases.append(Phase(name, start, end, ratios, curve, text_ratio, stage.image_size))
     return phases
 
 

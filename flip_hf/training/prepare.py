@@ -6,7 +6,7 @@ from torch import nn
 from flip_hf.modeling import FlipConfig
 from flip_hf.training.arguments import ModelArguments, ObjectiveArguments
 from flip_hf.training.masks import TextMasks
-from flip_hf.training.patches import visible_and_target
+from flip_hf.training.patches import grid_of, visible_and_target
 from flip_hf.training.phases import Phase
 from flip_hf.training.step import Batch, Inputs, without_caption_ids
 
@@ -31,6 +31,7 @@ class PrepareBatch:
         device: torch.device,
     ):
         self.objective = objective
+        self.vision = config.vision_config
         self.text_masks = TextMasks(model.text_mask_strategy, config.get_text_config())
         self.normalize = normalize
         self.device = device
@@ -43,6 +44,8 @@ class PrepareBatch:
         if self.objective.reconstructs:
             inputs |= visible_and_target(inputs["patches"], inputs["ids_keep"])
         inputs["interpolate_pos_encoding"] = "ids_keep" not in inputs  # all patches may be those of a smaller image
+        if "ids_keep" in inputs and phase.image_size not in (None, self.vision.image_size):
+            inputs["grid"] = grid_of(phase, self.vision)
         if self.objective.contrasts:
             inputs |= self.text_masks(inputs, phase)
         return inputs

@@ -25,6 +25,7 @@ class Stage:
 
     Attributes:
         samples: samples seen in it.
+        image_size: side of the images, in pixels; the model's own at the end of the run.
         mask_ratio, text_mask_ratio: fractions of the patches and of the text's context dropped.
         base_lr: peak, for 256 samples a step, of a learning-rate curve that begins with this stage and lasts until the
             next one that has its own. A stage without it continues the curve before it.
@@ -32,6 +33,7 @@ class Stage:
     """
 
     samples: int = option(0, "samples seen", POSITIVE)
+    image_size: int | None = option(None, "side of the images, in pixels", integer(1, 2**14))
     mask_ratio: float | None = option(None, "fraction of the patches dropped", FRACTION)
     text_mask_ratio: float | None = option(None, "fraction of the text's context dropped", FRACTION)
     base_lr: float | None = option(None, "peak learning rate for 256 samples a step", number(0, 1000))

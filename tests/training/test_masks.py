@@ -47,6 +47,19 @@ def test_the_phase_gives_the_mask_ratio_and_the_option_the_strategy(strategy, co
     assert views(1000) == views(1100) == views(5000) == View(32)
 
 
+def test_the_phase_gives_the_size_of_the_images(config):
+    """The model's own is 32 pixels, its patches of 8."""
+    small = replace(MASKED, image_size=24)
+    phases = [small, replace(UNMASKED, image_size=16)]
+    views = Views("grid", config.vision_config, phases)
+    torch.manual_seed(1)
+    ids_keep = views(0).draw(3)
+    torch.manual_seed(1)
+    assert torch.equal(ids_keep, draw_mask("grid", 3, (3, 3), 0.75, "cpu"))
+    assert views(0).image_size == 24 and views(1000) == View(16)
+    assert Views("resize", config.vision_config, phases)(0) == View(8)  # 2 of 9 patches are kept: nearly 1 x 1
+
+
 def test_texts_are_masked_in_their_phase(config, batch):
     masks = TextMasks("random", config.get_text_config())
     masked = masks(batch, MASKED)

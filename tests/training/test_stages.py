@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flip_hf.training.models import make_config
 from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import parse_arguments, write_recipe
+from flip_hf.training.stage_checks import check_stages_fit
 from tests.helpers.programs import ROOT
 from tests.helpers.trainers import parse
 
@@ -58,6 +60,7 @@ def test_a_stage_continues_the_learning_rate_unless_it_has_its_own():
         ([{"samples": 100, "base_lr": "fast"}], "^--stages, stage 1: base_lr must be a number"),
         ([{"samples": 100, "base_lr": None}], "^--stages, stage 1: base_lr must be a number"),
         ([TWO[0], {"samples": 100, "warmup_samples": 3}], "^--stages, stage 2: warmup_samples is .*give its base_lr"),
+        ([{"samples": 100, "image_size": 0}], "^--stages, stage 1: image_size must be between 1 and"),
         ([TWO[0], {"samples": 63}], "^--stages, stage 2: samples is 63, less than a step's --batch_size 64.$"),
     ],
 )
@@ -122,3 +125,48 @@ def test_a_written_recipe_has_the_stages_and_nothing_in_their_place(tmp_path):
     written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     assert written["stages"] == TWO and "train_samples" not in written
     assert parse_file(tmp_path / "recipe.yaml") == arguments
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+def check(stages: list[dict], *argv: str, **model) -> None:
+    """Checks stages of images of 64 pixels in patches of 8, and of texts of 32 tokens."""
+    arguments = with_stages(stages, *argv)
+    config = make_config(arguments.model, arguments.objective)
+    for name, value in model.items():
+        part = config.vision_config if hasattr(config.vision_config, name) else config.text_config
+        setattr(part, name, value)
+    check_stages_fit(arguments, config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"image_size": 36}, "stage 2: image_size 36 is not a multiple of the patch size, 8; use 32.$"),
+        ({"image_size": 4}, "stage 2: image_size 4 is not a multiple of the patch size, 8; use 8.$"),
+        ({"image_size": 8, "mask_ratio": 0.5}, "stage 2: mask_ratio=0.5 keeps none of the 1 patches"),
+        ({"text_mask_ratio": 0.95}, "stage 2: text_mask_ratio 0.95 keeps fewer than 2 of the context's 32 tokens"),
+    ],
+)
+def test_stages_that_do_not_fit_the_model_are_refused_by_their_number(stage, message):
+    with pytest.raises(ValueError, match=f"^--stages, {message}"):
+        check([TWO[0], {"samples": 100, **stage}, {"samples": 100}])
+
+
+def test_images_end_at_the_models_own_size():
+    small = {"samples": 100, "image_size": 32}
+    check([small, {"samples": 100, "image_size": 64}])
+    with pytest.raises(
+        ValueError, match="stage 2: its images of 32 pixels are the last ones, and the model is made for 64"
+    ):
+        check([{"samples": 100}, small])
+
+
+def test_a_model_that_ignores_a_remainder_takes_images_with_one():
+    check([{"samples": 100, "image_size": 36}, {"samples": 100}], ignore_remainder=True)
+
+
+def test_a_decoder_has_images_of_one_size():
+    with pytest.raises(ValueError, match="stage 1: the decoder of --objective both is made for images of 64 pixels"):
+        check([{"samples": 100, "image_size": 32}, {"samples": 100}], "--objective", "both")
