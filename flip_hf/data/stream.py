@@ -27,15 +27,17 @@ _MASKS = 1  # distinguishes the seeds of masks from others made of the same numb
 
 @dataclass(frozen=True)
 class View:
-    """The visible part of a batch's images.
+    """The visible part of a batch's images and texts.
 
     Attributes:
         image_size: side S of the images, in pixels.
         draw: draws the kept patches (B, K) for a batch of B from torch's default generator; None if all are kept.
+        text_length: tokens that texts are cut to; the model's context if None.
     """
 
     image_size: int
     draw: Callable[[int], torch.Tensor] | None = None
+    text_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class TrainStream(IterableDataset):
     Args:
         sources: the data; their `target_column` holds captions, if these are read.
         plan: the way from images to patches.
-        tokenize: maps a list of captions to the text tower's arguments, a dict of tensors (see
-            `training/packing.py`); None without captions.
+        tokenize: maps a list of captions and a view's `text_length` to the text tower's arguments, a dict of tensors
+            (see `training/packing.py`); None without captions.
         batch_size: samples per batch.
         process: this process among all.
         seed: seed of order, mixture, augmentation and masks.
@@ -81,7 +83,7 @@ class TrainStream(IterableDataset):
         self,
         sources: list[Source],
         plan: PatchPlan,
-        tokenize: Callable[[list[Any]], dict[str, torch.Tensor]] | None,
+        tokenize: Callable[[list[Any], int | None], dict[str, torch.Tensor]] | None,
         *,
         batch_size: int,
         process: Reader,
@@ -182,7 +184,7 @@ class _Worker:
                     patches.append(stream.plan.cut(torch.stack(images), ids_keep=mask))
                     images = []
             masks = {"ids_keep": ids_keep} if ids_keep is not None else {}
-            texts = stream.tokenize(captions) if stream.tokenize is not None else {}
+            texts = stream.tokenize(captions, view.text_length) if stream.tokenize is not None else {}
             yield {"patches": torch.cat(patches), **masks, **texts}
 
     def _draw_mask(self, view: View) -> torch.Tensor | None:

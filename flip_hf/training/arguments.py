@@ -361,8 +361,8 @@ class OptimizationArguments:
     unmasked_warmup_samples: int = option(25_600_000, "samples of warm-up in unmasked tuning", _SAMPLES)
     stages: str | None = option(
         None,
-        "stages of the run, as JSON: a list of {samples, image_size, mask_ratio, text_mask_ratio, base_lr, "
-        "warmup_samples}, in place of --train_samples, --mask_ratio_end and --unmasked_...",
+        "stages of the run, as JSON: a list of {samples, image_size, mask_ratio, text_length, text_mask_ratio, "
+        "base_lr, warmup_samples}, in place of --train_samples, --mask_ratio_end and --unmasked_...",
         json=True,
     )
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto (bf16 where the hardware has it), fp32 or bf16")

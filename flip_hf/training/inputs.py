@@ -31,6 +31,7 @@ from flip_hf.training.hardware import num_workers
 from flip_hf.training.packing import Tokenize
 from flip_hf.training.patches import Views
 from flip_hf.training.phases import plan_phases
+from flip_hf.training.stage_checks import check_text_lengths
 
 
 @dataclass(frozen=True)
@@ -275,12 +276,16 @@ def make_train_loader(
     """Makes the loader of this process's training batches, resuming from `states`, one per process.
 
     `micro_batches` is the size of a micro-batch and their number per step; without a contrast, no text is read.
+
+    Raises:
+        ValueError: a stage cuts texts to less than a word.
     """
     data = arguments.data
     objective = arguments.objective
     tokenize = None
     phases = plan_phases(arguments)
     if objective.contrasts and tokenizer is not None:
+        check_text_lengths(phases, tokenizer)
         tokenize = Tokenize(
             tokenizer,
             config.text_config,

@@ -26,8 +26,8 @@ def check_masks(options: ModelArguments, text_config: FlipTextConfig, num_patche
     check_text_mask("--text_mask_ratio", options.text_mask_ratio, text_config)
 
 
-def check_text_mask(option: str, ratio: float, text_config: FlipTextConfig) -> None:
-    """Checks a text mask ratio, named as `option`, against the model.
+def check_text_mask(option: str, ratio: float, text_config: FlipTextConfig, text_length: int | None = None) -> None:
+    """Checks a text mask ratio, named as `option`, against the model and the length that texts are cut to.
 
     Raises:
         ValueError: it keeps too little of a text, or text masking does not fit the model.
@@ -39,7 +39,7 @@ def check_text_mask(option: str, ratio: float, text_config: FlipTextConfig) -> N
             f"{option} has no effect on a model that pads its texts again (attend_to_padding in its text "
             "configuration). Leave it at 0."
         )
-    context = text_config.max_position_embeddings
+    context = text_length or text_config.max_position_embeddings
     if kept_tokens(context, ratio) < 2:
         raise ValueError(f"{option} {ratio} keeps fewer than 2 of the context's {context} tokens; use a lower one.")
 
@@ -67,10 +67,13 @@ class TextMasks:
             batch["attention_mask"],
             strategy=self.strategy,
             kept=self.kept_tokens(phase),
-            context=self.text.max_position_embeddings,
+            context=self._context(phase),
             pooled=None if pooling_type == "mean" else pooled_token(input_ids, pooling_type, self.text.eos_token_id),
         )
 
     def kept_tokens(self, phase: Phase) -> int:
         """Returns the number of tokens kept of each text in a phase that masks texts."""
-        return kept_tokens(self.text.max_position_embeddings, phase.text_mask_ratio)
+        return kept_tokens(self._context(phase), phase.text_mask_ratio)
+
+    def _context(self, phase: Phase) -> int:
+        return phase.text_length or self.text.max_position_embeddings

@@ -134,12 +134,19 @@ class Tokenize:
         self.compares_captions = compares_captions
         self.packs = can_pack(text_config, text_mask_ratio)
 
-    def __call__(self, captions: list[str]) -> dict[str, torch.Tensor]:
+    def __call__(self, captions: list[str], text_length: int | None = None) -> dict[str, torch.Tensor]:
         """Returns [`pack_texts`]' output, or `input_ids` and `attention_mask` (B, T), padded to the longest.
 
-        Where the loss compares captions, their `caption_ids` (B,) come with them.
+        Where the loss compares captions, their `caption_ids` (B,) come with them, equal for texts that are cut to the
+        same tokens.
+
+        Args:
+            captions: B texts.
+            text_length: tokens that they are cut to, the tokenizer's own special ones included; its
+                `model_max_length` if None.
         """
-        encoded = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+        cut = {"truncation": True, "max_length": text_length}
+        encoded = self.tokenizer(captions, padding=True, return_tensors="pt", **cut)
         input_ids = encoded["input_ids"]
         attention_mask = encoded["attention_mask"]
         ids = {CAPTION_IDS: caption_ids(input_ids, attention_mask)} if self.compares_captions else {}

@@ -48,7 +48,7 @@ def grid_of(phase: Phase, vision: FlipVisionConfig) -> tuple[int, int]:
 
 
 class Views:
-    """Chooses the view of the images at each step, for the workers that cut them into patches.
+    """Chooses the view of images and texts at each step, for the workers that cut them into patches.
 
     A smaller image gets interpolated positions, which tell where in the image a patch lies, as on the whole images that
     follow. CLIPA computes sin-cos from whole numbers instead: the small image then has the positions of a corner.
@@ -71,8 +71,9 @@ class Views:
         image_size = phase.image_size or self.vision.image_size
         patch_size = self.vision.patch_size
         if mask_ratio == 0:
-            return View(image_size)
+            return View(image_size, None, phase.text_length)
         grid = grid_of(phase, self.vision)
         if self.strategy == "resize":
-            return View(resized_side(grid[0] * grid[1], mask_ratio) * patch_size)
-        return View(image_size, partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu"))
+            return View(resized_side(grid[0] * grid[1], mask_ratio) * patch_size, None, phase.text_length)
+        draw = partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu")
+        return View(image_size, draw, phase.text_length)

@@ -47,6 +47,7 @@ class Phase:
         curve: the learning rate, which may have begun in an earlier phase and end in a later one.
         text_mask_ratio: fraction of the text's context dropped.
         image_size: side of the images, in pixels; the model's own if None.
+        text_length: tokens that texts are cut to; the model's context if None.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Phase:
     curve: Curve
     text_mask_ratio: float = 0.0
     image_size: int | None = None
+    text_length: int | None = None
 
     @property
     def mask_ratio(self) -> float:
@@ -77,7 +79,8 @@ class Phase:
         ratios = ", ".join(f"{ratio:.3g}" for ratio in self.mask_ratios)
         rate = f"peak learning rate {self.curve.peak_lr:.3g}" if self.begins_curve else "learning rate as before"
         images = f"images of {self.image_size} pixels, " if self.image_size is not None else ""
-        return f"{self.name}: {self.end - self.start:,} samples, {images}mask ratio {ratios}, {rate}"
+        texts = f"texts of {self.text_length} tokens, " if self.text_length is not None else ""
+        return f"{self.name}: {self.end - self.start:,} samples, {images}{texts}mask ratio {ratios}, {rate}"
 
 
 def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
@@ -130,7 +133,7 @@ def plan_phases(arguments: Arguments) -> list[Phase]:
             curve = phases[-1].curve
         ratios = plan_mask_ratios(model) if stage.mask_ratio is None else (stage.mask_ratio,)
         text_ratio = model.text_mask_ratio if stage.text_mask_ratio is None else stage.text_mask_ratio
-        phases.append(Phase(name, start, end, ratios, curve, text_ratio, stage.image_size))
+        phases.append(Phase(name, start, end, ratios, curve, text_ratio, stage.image_size, stage.text_length))
     return phases
 
 

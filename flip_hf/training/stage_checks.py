@@ -1,6 +1,8 @@
 """The check that the stages of a run fit its model."""
 
-from flip_hf.modeling import FlipConfig
+from transformers import PreTrainedTokenizerBase
+
+from flip_hf.modeling import FlipConfig, FlipTextConfig
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.masks import check_text_mask
@@ -27,7 +29,9 @@ def check_stages_fit(arguments: Arguments, config: FlipConfig) -> None:
     for phase in phases:
         where = f"--stages, {phase.name}"
         _check_images(where, phase, sizes, config.vision_config.ignore_remainder)
-        check_text_mask(f"{where}: text_mask_ratio", phase.text_mask_ratio, config.text_config)
+        if phase.text_length is not None:
+            _check_text_length(where, phase.text_length, arguments.objective.contrasts, config.text_config)
+        check_text_mask(f"{where}: text_mask_ratio", phase.text_mask_ratio, config.text_config, phase.text_length)
         if arguments.objective.reconstructs and phase.image_size not in (None, sizes["image_size"]):
             raise ValueError(
                 f"{where}: the decoder of --objective {arguments.objective.objective} is made for images of "
@@ -58,3 +62,36 @@ def _check_images(where: str, phase: Phase, sizes: dict[str, int], ignores_remai
         num_kept((size // patch_size) ** 2, phase.mask_ratio)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _check_text_length(where: str, text_length: int, reads_texts: bool, text_config: FlipTextConfig) -> None:
+    """Checks the length that texts are cut to in a stage.
+
+    Raises:
+        ValueError: it has no effect, or is beyond the model's context.
+    """
+    if not reads_texts:
+        raise ValueError(f"{where}: --objective reconstruction reads no texts. Leave text_length out.")
+    if text_config.attend_to_padding:
+        raise ValueError(
+            f"{where}: text_length has no effect on a model that pads its texts again (attend_to_padding in its text "
+            "configuration). Leave it out."
+        )
+    context = text_config.max_position_embeddings
+    if text_length > context:
+        raise ValueError(f"{where}: text_length {text_length} is beyond the model's context of {context} tokens.")
+
+
+def check_text_lengths(phases: list[Phase], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that texts which are cut have room for a word.
+
+    Raises:
+        ValueError: the tokenizer's special tokens take all of a stage's `text_length`.
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    for phase in phases:
+        if phase.text_length is not None and phase.text_length <= special:
+            raise ValueError(
+                f"--stages, {phase.name}: text_length {phase.text_length} leaves no room for a word beside the "
+                f"tokenizer's {special} special tokens; use at least {special + 1}."
+            )

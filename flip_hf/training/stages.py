@@ -26,7 +26,8 @@ class Stage:
     Attributes:
         samples: samples seen in it.
         image_size: side of the images, in pixels; the model's own at the end of the run.
-        mask_ratio, text_mask_ratio: fractions of the patches and of the text's context dropped.
+        text_length: tokens that texts are cut to, the end token included; the model's context if not given.
+        mask_ratio, text_mask_ratio: fractions of the patches and of the text's context, or its `text_length`, dropped.
         base_lr: peak, for 256 samples a step, of a learning-rate curve that begins with this stage and lasts until the
             next one that has its own. A stage without it continues the curve before it.
         warmup_samples: length of that curve's linear warm-up.
@@ -34,6 +35,7 @@ class Stage:
 
     samples: int = option(0, "samples seen", POSITIVE)
     image_size: int | None = option(None, "side of the images, in pixels", integer(1, 2**14))
+    text_length: int | None = option(None, "tokens that texts are cut to", integer(2, 2**20))
     mask_ratio: float | None = option(None, "fraction of the patches dropped", FRACTION)
     text_mask_ratio: float | None = option(None, "fraction of the text's context dropped", FRACTION)
     base_lr: float | None = option(None, "peak learning rate for 256 samples a step", number(0, 1000))

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tokenizers.processors import TemplateProcessing
 
+from flip_hf import FlipModel
+from flip_hf.training.masks import TextMasks
 from flip_hf.training.models import make_config
+from flip_hf.training.packing import Tokenize
 from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import parse_arguments, write_recipe
-from flip_hf.training.stage_checks import check_stages_fit
+from flip_hf.training.stage_checks import check_stages_fit, check_text_lengths
+from tests.helpers.models import tiny_config
 from tests.helpers.programs import ROOT
 from tests.helpers.trainers import parse
 
@@ -146,6 +151,8 @@ def check(stages: list[dict], *argv: str, **model) -> None:
         ({"image_size": 36}, "stage 2: image_size 36 is not a multiple of the patch size, 8; use 32.$"),
         ({"image_size": 4}, "stage 2: image_size 4 is not a multiple of the patch size, 8; use 8.$"),
         ({"image_size": 8, "mask_ratio": 0.5}, "stage 2: mask_ratio=0.5 keeps none of the 1 patches"),
+        ({"text_length": 33}, "stage 2: text_length 33 is beyond the model's context of 32 tokens.$"),
+        ({"text_length": 4, "text_mask_ratio": 0.6}, "stage 2: text_mask_ratio 0.6 keeps fewer than 2 .* 4 tokens"),
         ({"text_mask_ratio": 0.95}, "stage 2: text_mask_ratio 0.95 keeps fewer than 2 of the context's 32 tokens"),
     ],
 )
@@ -170,3 +177,50 @@ def test_a_model_that_ignores_a_remainder_takes_images_with_one():
 def test_a_decoder_has_images_of_one_size():
     with pytest.raises(ValueError, match="stage 1: the decoder of --objective both is made for images of 64 pixels"):
         check([{"samples": 100, "image_size": 32}, {"samples": 100}], "--objective", "both")
+
+
+def test_texts_are_cut_where_that_has_an_effect():
+    short = [{"samples": 100, "text_length": 8}]
+    check(short)
+    with pytest.raises(ValueError, match="stage 1: text_length has no effect on a model that pads its texts again"):
+        check(short, attend_to_padding=True)
+    with pytest.raises(ValueError, match="stage 1: --objective reconstruction reads no texts. Leave text_length out."):
+        check(short, "--objective", "reconstruction", "--mask_ratio", "0.5")
+
+
+@pytest.fixture
+def with_ends(tokenizer):
+    """A tokenizer whose texts have a start and an end."""
+    tokenizer.add_special_tokens({"bos_token": "<start>", "eos_token": "<end>"})
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<start>", "<end>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=ids)
+    return tokenizer
+
+
+def test_a_text_that_is_cut_keeps_its_end(with_ends):
+    end = with_ends.convert_tokens_to_ids("<end>")
+    pooling = {"pooling_type": "eos", "eos_token_id": end, "vocab_size": len(with_ends)}
+    config = FlipModel(tiny_config(text=pooling)).config.text_config  # with its attention, which packing asks for
+    texts = ["a red circle left of a blue square"] * 16
+    whole, cut = (Tokenize(with_ends, config, 0.0)(texts, length) for length in (None, 5))
+    assert cut["input_ids"].numel() == 16 * 6  # three texts of five to a row of sixteen
+    assert whole["input_ids"].numel() > cut["input_ids"].numel()
+    for tokens in (whole, cut):
+        assert (tokens["input_ids"].flatten()[tokens["pooled_tokens"]] == end).all()
+    padded = Tokenize(with_ends, config, 0.5)(texts, 5)
+    assert padded["input_ids"].shape == (16, 5) and (padded["input_ids"][:, -1] == end).all()
+
+
+def test_a_text_has_room_for_a_word_beside_its_ends(with_ends):
+    phases = plan_phases(with_stages([{"samples": 100, "text_length": 3}, {"samples": 100, "text_length": 2}]))
+    check_text_lengths(phases[:1], with_ends)
+    with pytest.raises(ValueError, match="stage 2: text_length 2 leaves no room .* 2 special tokens; use at least 3"):
+        check_text_lengths(phases, with_ends)
+
+
+def test_masks_are_drawn_of_a_text_that_is_cut(texts):
+    config = tiny_config().text_config
+    (phase,) = plan_phases(with_stages([{"samples": 100, "text_length": 6, "text_mask_ratio": 0.5}]))
+    masks = TextMasks("random", config)
+    batch = {name: value[:, :6] for name, value in texts.items()}
+    assert masks.kept_tokens(phase) == 3 and masks(batch, phase)["position_ids"].max() < 6
