@@ -261,7 +261,8 @@ def check_finished(arguments: Arguments) -> None:
             f"Finished: {output_dir} ended early after {done:,} samples: {reason}. To continue it, leave "
             "--early_stopping_patience out, or give a larger one."
         )
+    more = "give more --train_samples" if arguments.optimization.stages is None else "add a stage to --stages"
     raise RunFinished(
-        f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To continue it, give more "
-        "--train_samples; to start a new run, name another --output_dir."
+        f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To continue it, {more}; "
+        "to start a new run, name another --output_dir."
     )

@@ -1,6 +1,7 @@
 """Runs in four stages: small images first, cut texts, masks, whole images at the end."""
 
 import json
+import shutil
 from itertools import accumulate
 from pathlib import Path
 
@@ -110,3 +111,16 @@ def test_the_model_has_the_last_stages_size_and_runs_in_a_pipeline(straight):
     classify = pipeline("zero-shot-image-classification", model=str(folder))
     answers = classify(Image.new("RGB", (60, 40), "red"), candidate_labels=list(CLASS_NAMES[:3]))
     assert len(answers) == 3 and sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_finished_run_is_continued_by_one_more_stage(straight, tmp_path):
+    data, whole, _ = straight
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    again = run_program(PRETRAIN, *words(data, folder))
+    assert again.returncode == 0 and "To continue it, add a stage to --stages" in again.stdout, again.stderr[-3000:]
+    one_more = json.dumps([*STAGES, {"samples": 32, "mask_ratio": 0.5, "base_lr": 0.001}])
+    run = run_program(PRETRAIN, *words(data, folder), "--stages", one_more)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "stage 5: 32 samples, mask ratio 0.5" in run.stdout and "stage 4:" not in run.stdout
+    assert losses(whole).items() <= losses(folder).items() and len(losses(folder)) == 18
