@@ -167,6 +167,10 @@ def _stages(run: PublishedRun) -> list[tuple[str, str]]:
     for number, stage in enumerate(run.stages, start=1):
         values = {**run.recipe, **stage}
         said = [f"{stage['samples']:,} {run.kind_of_samples}"]
+        if "image_size" in stage:
+            said.append(f"images of {stage['image_size']} pixels")
+        if "text_length" in stage:
+            said.append(f"texts of {stage['text_length']} tokens")
         said.append(f"patches dropped: {_masking(values, 'mask_ratio', 'mask_strategy')}")
         if values["text_mask_ratio"]:
             said.append(f"text dropped: {_masking(values, 'text_mask_ratio', 'text_mask_strategy')}")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from transformers import pipeline
 
 from flip_hf import FlipConfig, FlipModel
 from flip_hf.data.shapes import CLASS_NAMES
+from flip_hf.training.checkpoint import find_checkpoints
 from flip_hf.training.flops import step_flops
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import PRETRAIN, TINY
@@ -34,6 +36,7 @@ def words(data: Path, folder: Path, *more: str) -> list[str]:
         *("--stages", json.dumps(STAGES), "--base_lr", "0.05", "--warmup_samples", "32", "--ema_half_life", "64"),
         *("--batch_size", str(BATCH), "--log_samples", str(BATCH), "--checkpoint_samples", str(BATCH)),
         *("--eval_data", "shapes", "--eval_samples", "64", "--shuffle_block", "6", "--num_workers", "1"),
+        *("--keep_checkpoints", "20"),
         *("--precision", "fp32", "--report_to", "none", "--resume_from_checkpoint", "auto", *more),
     ]
 
@@ -85,6 +88,15 @@ def test_each_stage_encodes_its_own_patches_and_tokens(straight):
     assert "stage 1: 64 samples, images of 16 pixels, texts of 4 tokens, mask ratio 0, peak learning rate" in said
     assert "stage 3: 64 samples, mask ratio 0.75, learning rate as before" in said
     assert "256 samples in 4 stages at mask ratio 0, 0.5, 0.75, 0 in" in said
+
+
+def test_moments_are_carried_until_a_stage_has_a_learning_rate_of_its_own(straight):
+    _, folder, _ = straight
+    taken = {}
+    for checkpoint in find_checkpoints(folder):
+        with safe_open(checkpoint / "optimizer.safetensors", "pt") as file:
+            taken[int(checkpoint.name[-12:]) // BATCH] = int(file.get_tensor("logit_scale/step"))
+    assert taken == {step: step if step <= 12 else step - 12 for step in range(1, 17)}
 
 
 def test_flops_are_counted_for_each_stage(straight):
