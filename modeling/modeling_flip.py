@@ -211,16 +211,21 @@ class FlipVisionEmbeddings(nn.Module):
         return torch.cat([table[:first], grid.flatten(2)[0].T])
 
     def patch_grid(
-        self, patches: torch.Tensor, ids_keep: torch.Tensor | None, interpolate_pos_encoding: bool
+        self,
+        patches: torch.Tensor,
+        ids_keep: torch.Tensor | None,
+        interpolate_pos_encoding: bool,
+        grid: tuple[int, int] | None = None,
     ) -> tuple[int, int]:
-        """Returns the rows and columns of patches in the images that these patches come from.
+        """Returns the rows and columns of patches in the images that these patches come from: `grid`, if it is known.
 
         Raises:
             ValueError: the patches do not have the model's length, or some are missing without `ids_keep`.
         """
         channels = self.config.num_channels
         side = self.config.patch_size
-        num_patches = self.config.num_patches
+        num_patches = self.config.num_patches if grid is None else grid[0] * grid[1]
+        interpolate_pos_encoding = interpolate_pos_encoding and grid is None
         if patches.ndim != 3 or patches.shape[2] != channels * side**2:
             raise ValueError(
                 f"patches must be of shape (batch, K, {channels * side**2}), each of {channels} channels of {side} x "
@@ -237,9 +242,10 @@ class FlipVisionEmbeddings(nn.Module):
         elif ids_keep is not None and (interpolate_pos_encoding or ids_keep.shape[1:] != patches.shape[1:2]):
             raise ValueError(
                 f"ids_keep must name the place of each of the {patches.shape[1]} patches in an image of the model's "
-                f"own size, got ids_keep of shape {tuple(ids_keep.shape)} and {interpolate_pos_encoding=}."
+                f"own size, or of the given grid, got ids_keep of shape {tuple(ids_keep.shape)}, {grid=} and "
+                f"{interpolate_pos_encoding=}."
             )
-        return math.isqrt(num_patches), math.isqrt(num_patches)
+        return grid or (math.isqrt(num_patches), math.isqrt(num_patches))
 
     def forward(
         self, patches: torch.Tensor, ids_keep: torch.Tensor | None = None, grid: tuple[int, int] | None = None
@@ -576,15 +582,18 @@ class FlipVisionModel(FlipPreTrainedModel):
         interpolate_pos_encoding: bool,
         mask_ratio: float | None,
         ids_keep: torch.Tensor | None,
+        grid: tuple[int, int] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Makes the first block's input, (B, 1 + K, D) with a class token, and the patches in it, (B, K) or None for
         all.
         """
         pixels = check_image_inputs(pixel_values, patches, mask_ratio, ids_keep)
-        if patches is None:
-            grid = self.embeddings.grid(pixels, interpolate_pos_encoding)
+        if patches is not None:
+            grid = self.embeddings.patch_grid(patches, ids_keep, interpolate_pos_encoding, grid)
+        elif grid is not None:
+            raise ValueError("Pass grid with patches alone: pixel_values have a size, and interpolate_pos_encoding.")
         else:
-            grid = self.embeddings.patch_grid(patches, ids_keep, interpolate_pos_encoding)
+            grid = self.embeddings.grid(pixels, interpolate_pos_encoding)
         if ids_keep is not None:
             check_ids_keep(ids_keep, pixels.shape[0], grid[0] * grid[1])
             ids_keep = ids_keep.to(pixels.device)
@@ -602,6 +611,7 @@ class FlipVisionModel(FlipPreTrainedModel):
         mask_ratio: float | None = None,
         ids_keep: torch.Tensor | None = None,
         patches: torch.Tensor | None = None,
+        grid: tuple[int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipVisionOutput:
         r"""Encodes whole images, or patches that were cut out of them before.
@@ -615,12 +625,15 @@ class FlipVisionModel(FlipPreTrainedModel):
             ids_keep: (B, K) patches to encode, in raster order, chosen by the caller instead of drawn.
             patches: (B, K, C * P * P) in place of `pixel_values`: the patches that `ids_keep` names, normalised and
                 flattened as by `cut_patches`. Without `ids_keep`, all of the image; none is dropped.
+            grid: rows and columns of patches in the images that `patches` were cut from, where that is not the model's
+                own size; positions are interpolated.
 
         Raises:
             ValueError: the images' size, the ratio or the shape of `patches` or `ids_keep` does not fit, or arguments
                 are redundant.
         """
-        hidden_states, ids_keep = self._embed(pixel_values, patches, interpolate_pos_encoding, mask_ratio, ids_keep)
+        images = (pixel_values, patches, interpolate_pos_encoding, mask_ratio, ids_keep, grid)
+        hidden_states, ids_keep = self._embed(*images)
         if self.config.use_pre_layernorm:
             hidden_states = self.pre_layernorm(hidden_states)
         hidden_states = self.encoder(hidden_states, None, **kwargs)
@@ -881,13 +894,14 @@ class FlipModel(FlipPreTrainedModel):
         mask_ratio: float | None = None,
         ids_keep: torch.Tensor | None = None,
         patches: torch.Tensor | None = None,
+        grid: tuple[int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | FlipOutput:
         r"""Compares images with texts.
 
         Args:
             input_ids, attention_mask, position_ids, token_type_ids: see [`FlipTextModel`].
-            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep, patches: see [`FlipVisionModel`].
+            pixel_values, interpolate_pos_encoding, mask_ratio, ids_keep, patches, grid: see [`FlipVisionModel`].
             return_loss: also return the loss, SigLIP's where there is a bias; needs as many texts as images, paired.
 
         Example:
@@ -905,16 +919,12 @@ class FlipModel(FlipPreTrainedModel):
             mask_ratio=mask_ratio,
             ids_keep=ids_keep,
             patches=patches,
+            grid=grid,
             return_dict=True,
             **kwargs,
         )
         text_outputs: Any = self.get_text_features(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            return_dict=True,
-            **kwargs,
+            input_ids, attention_mask, position_ids, token_type_ids, return_dict=True, **kwargs
         )
         image_embeds = normalize(vision_outputs.pooler_output)  # (images, E)
         text_embeds = normalize(text_outputs.pooler_output)  # (texts, E)

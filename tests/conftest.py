@@ -25,6 +25,7 @@ LONG_FILES = (
     "training/test_objectives.py",
     "training/test_interruptions.py",
     "training/test_stream_runs.py",
+    "training/test_stage_runs.py",
     "training/test_finetune_clip.py",
     "scripts/test_benchmark.py",
     "hub/test_credentials.py",

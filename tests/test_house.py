@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "scripts": {"commands"},
 }
 MAX_FUNCTION_LINES = 60
-MAX_FILE_LINES = {"modeling_flip.py": 1084}
+MAX_FILE_LINES = {"modeling_flip.py": 1094}
 PUBLISHED = [
     "blocks_flip.py",
     "clip_flip.py",

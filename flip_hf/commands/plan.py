@@ -135,11 +135,13 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
     """Returns the run that the recipe describes."""
     from flip_hf.planning.plan import PlannedRun
     from flip_hf.training.models import make_config
+    from flip_hf.training.stage_checks import check_stages_fit
 
     _require(
         not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
     )
     config = make_config(arguments.model, arguments.objective)
+    check_stages_fit(arguments, config)
     options = arguments.optimization
     text: Any = config.get_text_config()
     learned = arguments.data.tokenizer is None and arguments.model.model_name_or_path is None
@@ -159,6 +161,7 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     from flip_hf.planning.memory import model_bytes
     from flip_hf.planning.plan import Cluster
     from flip_hf.planning.report import make_report, to_markdown
+    from flip_hf.training.phases import plan_phases
 
     core = options.samples_per_core
     gpu = options.gpu
@@ -185,7 +188,7 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
         "loader_source": "given" if core else DEFAULT_CORE_SOURCE,
         "is_paper_model": shape == (24, 1024, 16, 224),
     }
-    report = make_report(run, cluster, options.masks, head)
+    report = make_report(run, cluster, options.masks, plan_phases(arguments), head)
     page = to_markdown(report, run, cluster)
     write(options.output, report, page)
     if options.plot:

@@ -30,7 +30,7 @@ def option(default: object, help: str, within: Range | None = None, *, json: boo
         default: its default value.
         help: its text in `--help`.
         within: the allowed range of a number, or of each of several; required for numbers.
-        json: the text is a JSON object, which a recipe may write as a mapping.
+        json: the text is a JSON object, or a list of them, which a recipe may write as a mapping or as a list of them.
     """
     metadata = {"help": help, RANGE: within, JSON: json}
     if isinstance(default, (list, dict)):

@@ -34,13 +34,17 @@ class View:
         draw: draws the kept patches (B, K) for a batch of B from torch's default generator, or the noise that `choose`
             takes; None if all are kept.
         choose: maps (images (B, 3, S, S), their noise) to their kept patches (B, K), where those depend on the images.
+        text_length: tokens that texts are cut to; the model's context if None.
         text_noise: random numbers drawn for each text, from its sample's own generator, to mask it; 0 if it is whole.
+        text_kept: tokens kept of each text, where it is masked.
     """
 
     image_size: int
     draw: Callable[[int], torch.Tensor] | None = None
     choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    text_length: int | None = None
     text_noise: int = 0
+    text_kept: int = 0
 
     def ids_keep(self, images: torch.Tensor, drawn: torch.Tensor | None) -> torch.Tensor | None:
         """Returns the kept patches (B, K) of images for which `draw` drew; None if all are kept."""
@@ -72,8 +76,9 @@ class TrainStream(IterableDataset):
     Args:
         sources: the data; their `target_column` holds captions, if these are read.
         plan: the way from images to patches.
-        tokenize: maps a list of captions, and the random numbers of those to be masked, to the text tower's arguments,
-            a dict of tensors (see `training/packing.py`); None without captions.
+        tokenize: maps a list of captions to the text tower's arguments, a dict of tensors; see
+            [`Tokenize`][flip_hf.training.packing.Tokenize] for its further arguments, which come from the view. None
+            without captions.
         batch_size: samples per batch.
         process: this process among all.
         seed: seed of order, mixture, augmentation and masks.
@@ -199,8 +204,8 @@ class _Worker:
             ids_keep = {"ids_keep": torch.cat(masks)} if drawn is not None else {}
             texts = {}
             if stream.tokenize is not None:
-                of_texts = (torch.from_numpy(np.stack(noise)),) if view.text_noise else ()
-                texts = stream.tokenize(captions, *of_texts)
+                numbers = torch.from_numpy(np.stack(noise)) if view.text_noise else None
+                texts = stream.tokenize(captions, view.text_length, numbers, view.text_kept)
             yield {"patches": torch.cat(patches), **ids_keep, **texts}
 
     def _draw(self, view: View) -> torch.Tensor | None:

@@ -25,8 +25,10 @@ def about(run: PublishedRun) -> str:
     if run.reconstructs:
         return _about_pretraining(run)
     method = "[FLIP](https://arxiv.org/abs/2212.00794)"
-    if run.recipe and run.recipe["mask_ratio"]:
-        how = f"trained while {run.recipe['mask_ratio']:.0%} of the patches of every image were dropped ({method})"
+    most = max(run.mask_ratios, default=0.0)
+    if most > 0:
+        share = f"up to {most:.0%}" if run.stages else f"{most:.0%}"
+        how = f"trained while {share} of the patches of every image were dropped ({method})"
     else:
         how = f"of the kind of {method}, CLIP trained on masked images" if run.is_flip else "of CLIP's kind"
     kind = "A FlipModel" if run.is_flip else "A stock CLIPModel, which needs no code but Transformers',"
@@ -125,8 +127,7 @@ def training(run: PublishedRun) -> str:
     rows = [
         ("began from", _origin(run)),
         (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} per step{contrasted}"),
-        ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
-        ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
+        *(_stages(run) if run.stages else _masks(recipe)),
         ("optimizer", _optimizer(recipe)),
         ("schedule", f"{recipe['warmup_samples']:,} samples of warm-up, then a cosine"),
     ]
@@ -134,7 +135,7 @@ def training(run: PublishedRun) -> str:
         rows.append(("not trained", ", ".join(map(_frozen, recipe["freeze"]))))
     if recipe.get("lora"):
         rows.append(("learned by", _adapted(recipe["lora"])))
-    if recipe["unmasked_samples"]:
+    if recipe.get("unmasked_samples"):
         peak = recipe["unmasked_base_lr"] * scale
         rows.append(("tuned on whole images", f"{recipe['unmasked_samples']:,} pairs, peak learning rate {peak:.3g}"))
     if run.contrasts and getattr(run.towers, "logit_bias_init_value", None) is not None:  # a CLIPModel has none
@@ -159,6 +160,32 @@ def _origin(run: PublishedRun) -> str:
     linked = f"[{base}](https://huggingface.co/{base})" if base else ""
     origin = f"{named}, which came from {linked}" if named and linked else named or linked
     return origin if run.recipe.get("model_name_or_path") else f"a new model with the image tower of {origin}"
+
+
+def _masks(recipe: JsonObject) -> list[tuple[str, str]]:
+    return [
+        ("patches dropped", _masking(recipe, "mask_ratio", "mask_strategy")),
+        ("text dropped", _masking(recipe, "text_mask_ratio", "text_mask_strategy")),
+    ]
+
+
+def _stages(run: PublishedRun) -> list[tuple[str, str]]:
+    """Describes each stage in a row."""
+    rows = []
+    for number, stage in enumerate(run.stages, start=1):
+        values = {**run.recipe, **stage}
+        said = [f"{stage['samples']:,} {run.kind_of_samples}"]
+        if "image_size" in stage:
+            said.append(f"images of {stage['image_size']} pixels")
+        if "text_length" in stage:
+            said.append(f"texts of {stage['text_length']} tokens")
+        said.append(f"patches dropped: {_masking(values, 'mask_ratio', 'mask_strategy')}")
+        if values["text_mask_ratio"]:
+            said.append(f"text dropped: {_masking(values, 'text_mask_ratio', 'text_mask_strategy')}")
+        if "base_lr" in stage:
+            said.append(f"peak learning rate {stage['base_lr'] * run.recipe['batch_size'] / 256:.3g}")
+        rows.append((f"stage {number}", "; ".join(said)))
+    return rows
 
 
 def _masking(recipe: JsonObject, ratio: str, strategy: str) -> str:
@@ -261,7 +288,7 @@ def limitations(run: PublishedRun) -> str:
         ]
     if run.samples and run.contrasts:
         lines.append(f"It has seen {run.samples:,} pairs; the models of the FLIP paper saw {PAPER_SAMPLES} and more.")
-    if run.contrasts and run.recipe and run.recipe["mask_ratio"] and not run.recipe["unmasked_samples"]:
+    if run.contrasts and run.mask_ratios and run.mask_ratios[-1] > 0:
         lines.append("It was not tuned on whole images after masked training, which gains some accuracy.")
     return "\n".join(f"- {line}" for line in lines)
 

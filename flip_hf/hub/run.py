@@ -82,7 +82,26 @@ class PublishedRun:
         """Samples seen in training; None without a recipe that says so."""
         if not self.recipe:
             return None
-        return self.results.get("samples", self.recipe["train_samples"] + self.recipe["unmasked_samples"])
+        if "samples" in self.results:
+            return self.results["samples"]
+        if self.stages:
+            return sum(stage["samples"] for stage in self.stages)
+        return self.recipe["train_samples"] + self.recipe["unmasked_samples"]
+
+    @property
+    def stages(self) -> list[JsonObject]:
+        """The stages that the recipe lists; empty without `--stages`."""
+        return self.recipe.get("stages") or []
+
+    @property
+    def mask_ratios(self) -> list[float]:
+        """The mask ratios that training began and ended with, or those of its stages; empty without a recipe."""
+        if not self.recipe:
+            return []
+        usual = self.recipe["mask_ratio"]
+        if self.stages:
+            return [stage.get("mask_ratio", usual) for stage in self.stages]
+        return [usual, *([0.0] if self.recipe["unmasked_samples"] else [])]
 
     @property
     def source(self) -> str | None:

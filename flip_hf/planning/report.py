@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from flip_hf.console.json_types import JsonObject
 from flip_hf.planning.cost import schedule
+from flip_hf.planning.phases import plan_run
 from flip_hf.planning.plan import (
     CONTEXT_BYTES,
     FRAGMENTS,
@@ -15,6 +16,7 @@ from flip_hf.planning.plan import (
     choices,
 )
 from flip_hf.training.flops import sample_flops
+from flip_hf.training.phases import Phase
 
 # Samples seen in the paper's two schedules (FLIP, Table 3).
 DATA_SETS = {"LAION-400M": 12.8e9, "LAION-2B": 25.6e9}
@@ -28,13 +30,16 @@ PAPER = (
 )
 
 
-def make_report(run: PlannedRun, cluster: Cluster, mask_ratios: list[float], describe: JsonObject) -> JsonObject:
-    """Plans every mask ratio.
+def make_report(
+    run: PlannedRun, cluster: Cluster, mask_ratios: list[float], phases: list[Phase], describe: JsonObject
+) -> JsonObject:
+    """Plans every mask ratio, and the run's own phases.
 
     Args:
         run: the training to plan.
         cluster: the hardware.
         mask_ratios: fractions of the patches dropped.
+        phases: phases of the run.
         describe: entries for the head of the report.
 
     Returns:
@@ -52,7 +57,8 @@ def make_report(run: PlannedRun, cluster: Cluster, mask_ratios: list[float], des
         masks.append({"mask_ratio": mask_ratio, "memory": rows, **_fastest(memory, cluster, fitting, mask_ratio)})
     whole = sample_flops(run.config, 0.0, run.text_tokens, run.batch_size)
     paper_mfu = whole.training * DATA_SETS["LAION-400M"] / (PAPER_DAYS * 86_400 * TPU_CORE_FLOPS)
-    return {**describe, "masks": masks, "paper_mfu_if_this_were_its_model": paper_mfu}
+    own = plan_run(phases, memory, cluster)
+    return {**describe, "masks": masks, "run": own, "paper_mfu_if_this_were_its_model": paper_mfu}
 
 
 def _choice_row(choice: Choice) -> JsonObject:
@@ -116,12 +122,35 @@ def _time_table(report: JsonObject) -> list[str]:
     return _table(head, rows)
 
 
+def _run_table(planned: JsonObject) -> list[str]:
+    """Tabulates the phases of the run itself, and their sum."""
+    chosen = planned["chosen"]
+    if chosen is None:
+        return ["The run itself: nothing fits in all of its phases."]
+    again = ", checkpointing" if chosen["checkpointing"] else ""
+    how = f"{chosen['strategy']}, micro-batch {chosen['micro_batch_size']:,}{again}"
+    head = ("phase", "samples", "pixels", "mask", "tokens", "GFLOP a pair", "samples/s", "loader cores", "days, cost")
+    rows = [
+        (
+            *(row["phase"], f"{row['samples']:,.0f}", row["image_size"], f"{row['mask_ratio']:.0%}"),
+            *(row["text_tokens"], f"{row['flops_per_sample'] / 1e9:.1f}", f"{row['samples_per_second']:,.0f}"),
+            *(f"{row['loader_cores']:,}", f"{row['days']:,.2f}, ${row['dollars']:,.0f}"),
+        )
+        for row in planned["phases"]
+    ]
+    cost = f"{planned['days']:,.2f}, ${planned['dollars']:,.0f}"
+    mean = planned["flops"] / planned["samples"] / 1e9
+    rows.append(("all", f"{planned['samples']:,.0f}", "", "", "", f"{mean:.1f}", "", "", cost))
+    return [f"The run itself, {how}:", "", *_table(head, rows)]
+
+
 def to_markdown(report: JsonObject, run: PlannedRun, cluster: Cluster) -> str:
     """Renders the report as a Markdown page."""
     lines = [f"# Plan of {report['recipe']}", "", report["model"], "", report["hardware"], ""]
     for mask in report["masks"]:
         title = "largest micro-batch that fits" if run.micro_batch_size is None else "the recipe's micro-batch"
         lines += [f"Memory of one GPU in GB, mask {mask['mask_ratio']:.0%}, {title}:", "", *_memory_table(mask), ""]
+    lines += [*_run_table(report["run"]), ""]
     lines += ["Time, data and cost of the choice that computes least:", "", *_time_table(report), "", PAPER, ""]
     if report["is_paper_model"]:
         lines += [f"By this count of FLOPs, that was an MFU of {report['paper_mfu_if_this_were_its_model']:.2f}.", ""]
@@ -141,6 +170,7 @@ def to_markdown(report: JsonObject, run: PlannedRun, cluster: Cluster) -> str:
         "Weights, inputs, activations and loss are traced on the real step; what sharded strategies keep follows "
         "their authors' formulas. Network volumes are those of ring algorithms; evaluation, checkpoints and "
         "failures take no time.",
-        "Unmasked tuning is not in the days: plan it as mask 0.",
+        "The run itself has one strategy and micro-batch for all phases, the largest that fits in each; smaller images "
+        "run at the rate of a mask that leaves as many patches. The other tables are of one mask all the time.",
     )
     return "\n".join([*lines, "Assumed:", "", *(f"- {line}" for line in assumed)]) + "\n"

@@ -16,6 +16,7 @@ from flip_hf.training.config_fields import config_fields
 from flip_hf.training.freezing import check_trained_parts, read_frozen
 from flip_hf.training.lora import check_adapters, read_ranks
 from flip_hf.training.retention_arguments import RetentionArguments, check_retention
+from flip_hf.training.stages import REPLACED, check_stages, read_stages
 
 # ImageNet's statistics, which the official FLIP normalises with.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -127,11 +128,6 @@ class ModelArguments:
                 f"--{name} changes the model of --model_name_or_path or the vision tower of --init_vision_from; set "
                 "that of a new model in --vision_config.",
             )
-
-    @property
-    def counts_words(self) -> bool:
-        """True if texts are masked by how frequent their words are in the training captions."""
-        return self.text_mask_ratio > 0 and self.text_mask_strategy == "frequency"
 
     @property
     def drawn_strategy(self) -> Literal["random", "block", "grid", "gaussian"]:
@@ -391,6 +387,12 @@ class OptimizationArguments:
         4e-8, "peak learning rate of unmasked tuning, for 256 samples a step", _LEARNING_RATE
     )
     unmasked_warmup_samples: int = option(25_600_000, "samples of warm-up in unmasked tuning", _SAMPLES)
+    stages: str | None = option(
+        None,
+        "stages of the run, as JSON: a list of {samples, image_size, mask_ratio, text_length, text_mask_ratio, "
+        "base_lr, warmup_samples}, in place of --train_samples, --mask_ratio_end and --unmasked_...",
+        json=True,
+    )
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
     compile: bool = option(False, "torch.compile the model: minutes at the start, faster steps on a GPU")
 
@@ -470,6 +472,7 @@ class Arguments:
         check_trained_parts(self)
         check_adapters(self)
         check_retention(self)
+        check_stages(self)
         if not self.objective.reconstructs:
             return
         model = self.model
@@ -495,4 +498,8 @@ class Arguments:
         groups = (getattr(self, field.name) for field in dataclasses.fields(self))
         values = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
         fields = {**self.model.tower_configs(), "decoder_config": self.objective.decoder_fields()}
+        stages = self.optimization.stages
+        if stages is not None:
+            fields["stages"] = [stage.to_recipe() for stage in read_stages(stages)]
+            values = {name: value for name, value in values.items() if name not in REPLACED}
         return redacted({**values, **{name: given or None for name, given in fields.items()}})

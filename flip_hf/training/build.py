@@ -30,6 +30,7 @@ from flip_hf.training.lora import adapters_in_words, check_processes, read_ranks
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs, unmeasured_in_words
+from flip_hf.training.stage_checks import check_stages_fit
 from flip_hf.training.word_frequencies import shared_frequencies
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def _build(arguments: Arguments) -> Trainer:
     try_folder(output_dir, "--output_dir")
     check_finished(arguments)
     config = models.make_config(arguments.model, objective)
+    check_stages_fit(arguments, config)
     check_publishing(arguments.hub, arguments.objective, config)
     sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
     evaluation, retained = open_evaluations(arguments, sources)
@@ -71,22 +73,17 @@ def _build(arguments: Arguments) -> Trainer:
     if checkpoint is None:
         check_output(output_dir)
     start_trackers(accelerator, arguments)
-    if accelerator.is_main_process:
-        for sentence in inputs.captions_in_words(objective, sources):
-            print(sentence)
-        for sentence in unmeasured_in_words(arguments, sources, evaluation):
-            print(sentence)
+    about_data = inputs.captions_in_words(objective, sources)
+    say(accelerator, [*about_data, *unmeasured_in_words(arguments, sources, evaluation)])
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     retained = shared_retained_pairs(arguments, retained, accelerator, resumed=checkpoint is not None)
     pusher = begin_pushing(arguments.hub, arguments.run, accelerator)
-    context_length = config.get_text_config().max_position_embeddings
-    tokenizer = shared_tokenizer(arguments, sources, context_length, accelerator, checkpoint)
-    micro_batch_size, num_micro = split_batch(arguments.optimization, accelerator.num_processes)
+    text_config = config.get_text_config()
+    tokenizer = shared_tokenizer(arguments, sources, text_config.max_position_embeddings, accelerator, checkpoint)
+    micro_batches = split_batch(arguments.optimization, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
-    if accelerator.is_main_process:
-        for sentence in start_in_words(arguments, model):
-            print(sentence)
+    say(accelerator, start_in_words(arguments, model))
     config = flip_of(model).config  # its sizes may have changed
     processor = models.make_processor(config, tokenizer, arguments.model, arguments.data.background_colour())
     if checkpoint is not None:
@@ -98,20 +95,31 @@ def _build(arguments: Arguments) -> Trainer:
         tokenizer,
         accelerator,
         config,
-        (micro_batch_size, num_micro),
+        micro_batches,
         load_data_states(checkpoint) if checkpoint is not None else None,
         frequencies,
     )
-    trainer = Trainer(arguments, accelerator, model, processor, loader, num_micro, evaluation, retained, pusher)
+    trainer = Trainer(arguments, accelerator, model, processor, loader, micro_batches[1], evaluation, retained, pusher)
     trainer.frequencies = frequencies
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    else:
-        # From here on each process draws its own dropout, if the model has any; masks come with the batches.
-        set_seed(arguments.run.seed, device_specific=True)
+    begin(trainer, checkpoint, arguments.run.seed)
     if accelerator.is_main_process:
         tidy(output_dir, trainer.state.samples)
     return trainer
+
+
+def begin(trainer: Trainer, checkpoint: Path | None, seed: int) -> None:
+    """Restores a checkpoint, or seeds the generators of each process for a new run."""
+    if checkpoint is not None:
+        return trainer.restore(checkpoint)
+    # From here on each process draws its own dropout, if the model has any; masks come with the batches.
+    set_seed(seed, device_specific=True)
+
+
+def say(accelerator: Accelerator, sentences: list[str]) -> None:
+    """Prints sentences, a line each, on the main process."""
+    if accelerator.is_main_process:
+        for sentence in sentences:
+            print(sentence)
 
 
 def open_evaluations(arguments: Arguments, sources: list[Source]) -> tuple[inputs.Evaluation, inputs.Evaluation]:

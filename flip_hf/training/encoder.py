@@ -15,7 +15,7 @@ from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.modeling.modeling_flip import FlipEncoderLayer, normalize
 from flip_hf.training.packing import packed_attention_mask
 
-IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding")
+IMAGE_INPUTS = ("patches", "pixel_values", "ids_keep", "mask_ratio", "interpolate_pos_encoding", "grid")
 
 
 class Embeddings(NamedTuple):

@@ -34,8 +34,9 @@ from flip_hf.training.lock import unlock_folder
 from flip_hf.training.lora import read_ranks
 from flip_hf.training.measure import Window
 from flip_hf.training.models import image_processor_of
-from flip_hf.training.optimization import Phase, make_optimizer, phase_at, plan_phases
+from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.patches import Normalize
+from flip_hf.training.phases import Phase, phase_at, plan_phases
 from flip_hf.training.prepare import PrepareBatch
 from flip_hf.training.progress import Progress
 from flip_hf.training.reconstructions import ReconstructionPictures
@@ -118,7 +119,8 @@ class Trainer:
         keeps = evaluation.pairs is not None or patience is not None
         self.best = Best(accelerator, self.output_dir, evaluation.key, patience, keeps)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # samples seen, and metrics
-        self.prepare = PrepareBatch(self.objective, self.normalize, accelerator.device)
+        vision: Any = self.flip.config.vision_config
+        self.prepare = PrepareBatch(self.objective, vision, self.normalize, accelerator.device)
         self.pictures = self._make_pictures(image_processor) if self.objective.reconstructs else None
 
     def _make_validator(self, arguments: Arguments, evaluation: Evaluation) -> Validator:
@@ -328,21 +330,18 @@ class Trainer:
         return every > 0 and before // every != self.state.samples // every
 
     def _begin_phase(self, phase: Phase) -> None:
-        if phase.start > 0:
+        if phase.start > 0 and phase.begins_curve:
             # The official release tunes from the weights alone and drops the moments of the masked phase.
             self.distribution.reset_moments()
-        self.progress.say(
-            f"{phase.name}: {phase.end - phase.start:,} samples, {phase.masks_in_words()}, peak learning rate "
-            f"{phase.peak_lr:.3g}"
-        )
+        self.progress.say(phase.in_words())
 
     def _step(self, phase: Phase, batches: list[Batch]) -> StepResult:
         """Takes one optimizer step on the batch, and updates the average."""
         result = train_step(
             self.distribution,
             batches,
-            self.prepare,
-            learning_rate=phase.learning_rate(self.state.samples + self.options.batch_size),
+            partial(self.prepare, phase=phase),
+            learning_rate=phase.curve.at(self.state.samples + self.options.batch_size),
             reconstruction_weight=self.objective.reconstruction_weight,
             judge=self.health.judge,
         )

@@ -18,7 +18,7 @@ from flip_hf.training.best import BEST
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.lora import ADAPTERS, merged, own_tensors, save_adapters
-from flip_hf.training.optimization import plan_phases
+from flip_hf.training.phases import plan_phases
 from flip_hf.training.progress import plot_curves
 from flip_hf.training.recipes import write_recipe
 from flip_hf.training.retention import changes_in_words
@@ -84,7 +84,8 @@ class Report:
 
     def save(self, arguments: Arguments, folder: Path) -> None:
         """Writes the curves and, last, `results.json`: if that says `"finished": true`, everything is there."""
-        plot_curves(self.records, plan_phases(arguments)[-1].start or None, folder / "training_curves.png")
+        starts = {phase.name: phase.start for phase in plan_phases(arguments)[1:]}
+        plot_curves(self.records, starts, folder / "training_curves.png")
         source = arguments.model.model_name_or_path or arguments.model.init_vision_from
         base = base_model_of(source) if source is not None else None
         results = self.results if base is None else {**self.results, BASE_MODEL: base}
@@ -165,8 +166,8 @@ def summary(
         (
             *([f"Read      {drawn}"] if len(counts.drawn) > 1 else []),
             f"Trained   ViT of {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size}, "
-            f"{parameters / 1e6:.1f} M parameters, {state.samples:,} samples at mask ratio "
-            f"{arguments.model.mask_ratio:g} in {_duration(state.seconds)}",
+            f"{parameters / 1e6:.1f} M parameters, {state.samples:,} samples {_course(arguments)} in "
+            f"{_duration(state.seconds)}",
             f"Bound by  {report.bound}",
             f"Result    {result}",
             *_retention(report.results),
@@ -177,6 +178,15 @@ def summary(
             *_use(arguments, class_names),
         )
     )
+
+
+def _course(arguments: Arguments) -> str:
+    """Says at which mask ratio, or in which stages, a run was trained."""
+    if arguments.optimization.stages is None:
+        return f"at mask ratio {arguments.model.mask_ratio:g}"
+    phases = plan_phases(arguments)
+    ratios = ", ".join(f"{phase.mask_ratio:g}" for phase in phases)
+    return f"in {len(phases)} stages at mask ratio {ratios}"
 
 
 def _retention(results: dict[str, Any]) -> list[str]:

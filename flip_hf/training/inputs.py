@@ -30,9 +30,10 @@ from flip_hf.redaction import shown, shown_apart
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArguments, ObjectiveArguments
 from flip_hf.training.hardware import num_workers
 from flip_hf.training.masks import TextMasks
-from flip_hf.training.optimization import plan_phases
 from flip_hf.training.packing import Tokenize
 from flip_hf.training.patches import Views
+from flip_hf.training.phases import plan_phases
+from flip_hf.training.stage_checks import check_text_lengths
 
 
 @dataclass(frozen=True)
@@ -286,12 +287,17 @@ def make_train_loader(
         micro_batches: the size of a micro-batch and their number per step.
         states: what to resume from, one per process; None to begin.
         frequencies: those of the words in the captions, where texts are masked by them.
+
+    Raises:
+        ValueError: a stage cuts texts to less than a word.
     """
     data = arguments.data
     objective = arguments.objective
     tokenize = None
     context = 0
+    phases = plan_phases(arguments)
     if objective.contrasts and tokenizer is not None:
+        check_text_lengths(phases, tokenizer)
         text_config = config.get_text_config()
         context = text_config.max_position_embeddings
         masks = TextMasks(arguments.model, text_config, tokenizer, frequencies)
@@ -299,7 +305,7 @@ def make_train_loader(
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
         partial(cut_patches, patch_size=config.vision_config.patch_size),
-        Views(arguments.model.mask_strategy, config.vision_config, plan_phases(arguments), context),
+        Views(arguments.model.mask_strategy, config.vision_config, phases, context),
         micro_batches[1],
         whole=objective.reconstructs,
     )

@@ -26,19 +26,25 @@ def check_masks(options: ModelArguments, text_config: FlipTextConfig, num_patche
     """
     for ratio in (options.mask_ratio, options.mask_ratio_end or 0):
         num_kept(num_patches, ratio)
-    if options.text_mask_ratio == 0:
+    check_text_mask("--text_mask_ratio", options.text_mask_ratio, text_config)
+
+
+def check_text_mask(option: str, ratio: float, text_config: FlipTextConfig, text_length: int | None = None) -> None:
+    """Checks a text mask ratio, named as `option`, against the model and the length that texts are cut to.
+
+    Raises:
+        ValueError: it keeps too little of a text, or text masking does not fit the model.
+    """
+    if ratio == 0:
         return
     if text_config.attend_to_padding:
         raise ValueError(
-            "--text_mask_ratio has no effect on a model that pads its texts again (attend_to_padding in its text "
+            f"{option} has no effect on a model that pads its texts again (attend_to_padding in its text "
             "configuration). Leave it at 0."
         )
-    context = text_config.max_position_embeddings
-    if kept_tokens(context, options.text_mask_ratio) < 2:
-        raise ValueError(
-            f"--text_mask_ratio {options.text_mask_ratio} keeps fewer than 2 of the context's {context} tokens; use a "
-            "lower one."
-        )
+    context = text_length or text_config.max_position_embeddings
+    if kept_tokens(context, ratio) < 2:
+        raise ValueError(f"{option} {ratio} keeps fewer than 2 of the context's {context} tokens; use a lower one.")
 
 
 class TextMasks:
@@ -59,11 +65,10 @@ class TextMasks:
         frequencies: WordFrequencies | None = None,
     ):
         self.strategy = options.text_mask_strategy
-        self.kept = kept_tokens(text_config.max_position_embeddings, options.text_mask_ratio)
         self.text = text_config
         self._words = None if frequencies is None else WordWeights(tokenizer, frequencies)
 
-    def __call__(self, encoded: BatchEncoding, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(self, encoded: BatchEncoding, noise: torch.Tensor, kept: int) -> dict[str, torch.Tensor]:
         """Masks the tokenizer's texts (B, T) by random numbers (B, context); returns what [`mask_text`] does."""
         input_ids: Any = encoded["input_ids"]
         attention_mask: Any = encoded["attention_mask"]
@@ -73,7 +78,7 @@ class TextMasks:
             attention_mask,
             noise,
             strategy=self.strategy,
-            kept=self.kept,
+            kept=kept,
             pooled=None if pooling_type == "mean" else pooled_token(input_ids, pooling_type, self.text.eos_token_id),
             **({} if self._words is None else self._words(encoded)),
         )

@@ -1,7 +1,5 @@
-"""Optimizer groups, phases and learning rates, all counted in samples."""
+"""Optimizers: groups of parameters, their weight decay and factors on the learning rate."""
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,107 +8,9 @@ from torch import nn
 from flip_hf.evaluation.finetuning.layers import layer_of
 from flip_hf.modeling import FlipModel
 from flip_hf.modeling.blocks_flip import FlipEncoderLayer
-from flip_hf.training.arguments import Arguments, ModelArguments, OptimizationArguments
+from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.lora import is_adapter
 from flip_hf.training.muon import MuonWithAdamW
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase of training with one learning-rate curve.
-
-    Attributes:
-        name: `masked` or `unmasked`.
-        start, end: samples seen when it begins and ends.
-        mask_ratios: fractions of the patches dropped, in turn, each for an equal part of the phase.
-        peak_lr: learning rate after the warm-up.
-        warmup_samples: length of the linear warm-up.
-        text_mask_ratio: fraction of the text's context dropped.
-        edge_strengths: the strength of `edges` at the start and at the end of the phase, linear between.
-    """
-
-    name: str
-    start: int
-    end: int
-    mask_ratios: tuple[float, ...]
-    peak_lr: float
-    warmup_samples: int
-    text_mask_ratio: float = 0.0
-    edge_strengths: tuple[float, float] = (0.0, 0.0)
-
-    @property
-    def mask_ratio(self) -> float:
-        """The mask ratio at the start of the phase."""
-        return self.mask_ratios[0]
-
-    def mask_ratio_at(self, samples: int) -> float:
-        """Returns the mask ratio at this many samples of the whole run."""
-        part = (samples - self.start) * len(self.mask_ratios) // (self.end - self.start)
-        return self.mask_ratios[min(part, len(self.mask_ratios) - 1)]
-
-    def edge_strength_at(self, samples: int) -> float:
-        """Returns the strength of `edges` at this many samples of the whole run; beyond the end, that of the end."""
-        done = min(1.0, (samples - self.start) / (self.end - self.start))
-        start, end = self.edge_strengths
-        return start * (1 - done) + end * done
-
-    def masks_in_words(self) -> str:
-        """Describes the masks of images: `mask ratio 0.75, 0.5`, with the strength of `edges` where that is not 0."""
-        ratios = ", ".join(f"{ratio:.3g}" for ratio in self.mask_ratios)
-        strengths = " to ".join(f"{strength:.3g}" for strength in dict.fromkeys(self.edge_strengths))
-        return f"mask ratio {ratios}" + (f", edge strength {strengths}" if any(self.edge_strengths) else "")
-
-    def learning_rate(self, samples: int) -> float:
-        """Returns the learning rate at this many samples of the whole run: linear warm-up from 0, half cosine to 0."""
-        done = samples - self.start
-        warmup = min(self.warmup_samples, self.end - self.start)
-        if done < warmup:
-            return self.peak_lr * done / warmup
-        progress = (done - warmup) / max(1, self.end - self.start - warmup)
-        return self.peak_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def plan_mask_ratios(model: ModelArguments) -> tuple[float, ...]:
-    """Plans the mask ratios of the masked phase: few, since `torch.compile` compiles each shape of tensors."""
-    start = model.mask_ratio
-    end = model.mask_ratio_end
-    steps = model.mask_ratio_steps
-    if end is None or end == start:
-        return (start,)
-    done = [step / (steps - 1) for step in range(steps)]  # from 0 to 1
-    if model.mask_ratio_schedule == "cosine":
-        done = [0.5 - 0.5 * math.cos(math.pi * x) for x in done]
-    return tuple(start * (1 - x) + end * x for x in done)
-
-
-def plan_edge_strengths(model: ModelArguments) -> tuple[float, float]:
-    """Plans the strengths of `edges` at the start and at the end of the masked phase; 0 for other strategies."""
-    if model.mask_strategy != "edges":
-        return 0.0, 0.0
-    start = model.mask_edge_strength
-    end = model.mask_edge_strength_end
-    return start, start if end is None else end
-
-
-def plan_phases(arguments: Arguments) -> list[Phase]:
-    """Plans the masked phase and, if configured, the unmasked tuning after it; rates scale by batch / 256."""
-    options = arguments.optimization
-    scale = options.batch_size / 256
-    ratios = plan_mask_ratios(arguments.model)
-    text_ratio = arguments.model.text_mask_ratio
-    strengths = plan_edge_strengths(arguments.model)
-    middle = options.train_samples
-    end = options.train_samples + options.unmasked_samples
-    phases = [
-        Phase("masked", 0, middle, ratios, options.base_lr * scale, options.warmup_samples, text_ratio, strengths),
-        Phase("unmasked", middle, end, (0.0,), options.unmasked_base_lr * scale, options.unmasked_warmup_samples),
-    ]
-    return [phase for phase in phases if phase.end > phase.start]
-
-
-def phase_at(phases: list[Phase], samples: int) -> Phase:
-    """Returns the phase of the step that begins after this many samples; the last one beyond the run's end."""
-    return next((phase for phase in phases if samples < phase.end), phases[-1])
 
 
 def is_decayed(name: str) -> bool:

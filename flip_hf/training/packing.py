@@ -139,22 +139,26 @@ class Tokenize:
         self.compares_captions = compares_captions
         self.packs = can_pack(text_config)
 
-    def __call__(self, captions: list[str], noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, captions: list[str], text_length: int | None = None, noise: torch.Tensor | None = None, kept: int = 0
+    ) -> dict[str, torch.Tensor]:
         """Returns [`pack_texts`]' output, or `input_ids` and `attention_mask` (B, T), padded to the longest.
 
         Masked texts are shorter and have `position_ids`, too. Where the loss compares captions, their `caption_ids`
-        (B,) come with them: those of the whole captions.
+        (B,) come with them, those of the texts before they are masked: equal for texts that are cut to the same tokens.
 
         Args:
             captions: B captions.
+            text_length: tokens that they are cut to, the tokenizer's own special ones included; its
+                `model_max_length` if None.
             noise: (B, context) random numbers in [0, 1) that decide what is masked; None leaves the texts whole.
+            kept: tokens kept of each text that is masked.
         """
         # SigLIP's tokenizers give no mask unless they are asked for one.
-        encoded = self.tokenizer(
-            captions, padding=True, truncation=True, return_attention_mask=True, return_tensors="pt"
-        )
+        options = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
+        encoded = self.tokenizer(captions, truncation=True, max_length=text_length, **options)
         texts = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         ids = {CAPTION_IDS: caption_ids(**texts)} if self.compares_captions else {}
         if self.masks is not None and noise is not None:
-            texts = self.masks(encoded, noise)
+            texts = self.masks(encoded, noise, kept)
         return {**(pack_texts(**texts, text_config=self.text_config) if self.packs else texts), **ids}

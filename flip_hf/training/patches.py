@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,8 @@ from flip_hf.data.stream import View
 from flip_hf.modeling import FlipVisionConfig
 from flip_hf.modeling.masking_flip import draw_mask, num_kept
 from flip_hf.training.edges import draw_gumbel, keep_edges
-from flip_hf.training.optimization import Phase, phase_at
+from flip_hf.training.masks import kept_tokens
+from flip_hf.training.phases import Phase, phase_at
 
 
 class Normalize(nn.Module):
@@ -42,8 +44,14 @@ def resized_side(num_patches: int, mask_ratio: float) -> int:
     return max(1, round(math.sqrt(num_kept(num_patches, mask_ratio))))
 
 
+def grid_of(phase: Phase, vision: FlipVisionConfig) -> tuple[int, int]:
+    """Returns the rows and columns of patches in the images of a phase."""
+    side = (phase.image_size or vision.image_size) // vision.patch_size
+    return side, side
+
+
 class Views:
-    """Chooses the view of the images at each step, for the workers that cut them into patches.
+    """Chooses the view of images and texts at each step, for the workers that cut them into patches.
 
     A smaller image gets interpolated positions, which tell where in the image a patch lies, as on the whole images that
     follow. CLIPA computes sin-cos from whole numbers instead: the small image then has the positions of a corner.
@@ -66,19 +74,27 @@ class Views:
         """Returns the view at the step that begins after this many samples of the whole run."""
         phase = phase_at(self.phases, samples)
         mask_ratio = phase.mask_ratio_at(samples)
-        image_size = self.vision.image_size
+        image_size = phase.image_size or self.vision.image_size
         patch_size = self.vision.patch_size
-        noise = self.context if phase.text_mask_ratio > 0 else 0
+        texts = self._texts(phase)
         if mask_ratio == 0:
-            return View(image_size, text_noise=noise)
+            return View(image_size, **texts)
+        grid = grid_of(phase, self.vision)
+        num_patches = grid[0] * grid[1]
         if self.strategy == "resize":
-            side = resized_side(self.vision.num_patches, mask_ratio) * patch_size
-            return View(side, text_noise=noise)
+            return View(resized_side(num_patches, mask_ratio) * patch_size, **texts)
         if self.strategy == "edges":
-            kept = num_kept(self.vision.num_patches, mask_ratio)
+            kept = num_kept(num_patches, mask_ratio)
             strength = phase.edge_strength_at(samples)
             choose = partial(keep_edges, patch_size=patch_size, kept=kept, strength=strength)
-            return View(image_size, partial(draw_gumbel, num_patches=self.vision.num_patches), choose, noise)
-        grid = (image_size // patch_size, image_size // patch_size)
+            return View(image_size, partial(draw_gumbel, num_patches=num_patches), choose, **texts)
         draw = partial(draw_mask, self.strategy, grid=grid, mask_ratio=mask_ratio, device="cpu")
-        return View(image_size, draw, text_noise=noise)
+        return View(image_size, draw, **texts)
+
+    def _texts(self, phase: Phase) -> dict[str, Any]:
+        """Returns the fields of a view that are about texts."""
+        if self.context == 0 or phase.text_mask_ratio == 0:
+            return {"text_length": phase.text_length}
+        context = phase.text_length or self.context
+        kept = kept_tokens(context, phase.text_mask_ratio)
+        return {"text_length": phase.text_length, "text_noise": context, "text_kept": kept}

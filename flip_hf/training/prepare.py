@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from flip_hf.modeling import FlipVisionConfig
 from flip_hf.training.arguments import ObjectiveArguments
-from flip_hf.training.patches import visible_and_target
+from flip_hf.training.patches import grid_of, visible_and_target
+from flip_hf.training.phases import Phase
 from flip_hf.training.step import Batch, Inputs, without_caption_ids
 
 
@@ -13,16 +15,24 @@ class PrepareBatch:
 
     Args:
         objective: what the batch is trained on.
+        vision: the model's vision configuration.
         normalize: turns uint8 patches into the model's inputs.
         device: the model's device.
     """
 
-    def __init__(self, objective: ObjectiveArguments, normalize: nn.Module, device: torch.device):
+    def __init__(
+        self,
+        objective: ObjectiveArguments,
+        vision: FlipVisionConfig,
+        normalize: nn.Module,
+        device: torch.device,
+    ):
         self.objective = objective
+        self.vision = vision
         self.normalize = normalize
         self.device = device
 
-    def __call__(self, batch: Batch) -> Inputs:
+    def __call__(self, batch: Batch, phase: Phase) -> Inputs:
         """Makes the model's inputs of a micro-batch from the loader."""
         batch = without_caption_ids(batch)
         inputs: Inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
@@ -30,6 +40,8 @@ class PrepareBatch:
         if self.objective.reconstructs:
             inputs |= visible_and_target(inputs["patches"], inputs["ids_keep"])
         inputs["interpolate_pos_encoding"] = "ids_keep" not in inputs  # all patches may be those of a smaller image
+        if "ids_keep" in inputs and phase.image_size not in (None, self.vision.image_size):
+            inputs["grid"] = grid_of(phase, self.vision)
         return inputs
 
     def encoded_lengths(self, batch: Batch) -> tuple[int, int]:

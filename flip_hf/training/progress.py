@@ -148,12 +148,12 @@ _PANELS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 }
 
 
-def plot_curves(records: list[JsonObject], boundary: int | None, path: Path) -> "Figure":
+def plot_curves(records: list[JsonObject], starts: dict[str, int], path: Path) -> "Figure":
     """Plots losses, accuracies, errors, temperature and bias, as recorded, over samples; returns the figure.
 
     Args:
         records: the output of [`Progress.records`].
-        boundary: samples at which the unmasked phase begins, marked by a line; None if there is none.
+        starts: samples at which each phase after the first begins, by its name, marked by lines.
         path: the file to write.
     """
     from matplotlib.figure import Figure
@@ -174,9 +174,22 @@ def plot_curves(records: list[JsonObject], boundary: int | None, path: Path) -> 
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.xaxis.set_major_formatter(EngFormatter(sep=" "))  # 200 k: long numbers would overlap
         panel.grid(color="0.9")
-        if boundary is not None:
-            panel.axvline(boundary, color="0.4", linestyle="--", linewidth=1, label="whole images from here")
+        _mark(panel, starts)
         if len(panel.lines) > 1:  # below the panel, which has little room
             panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     figure.savefig(path, dpi=120)
     return figure
+
+
+def _mark(panel: Any, starts: dict[str, int]) -> None:
+    """Marks where phases begin by lines; stages with their numbers above."""
+    for number, (name, samples) in enumerate(starts.items()):
+        is_stage = name.startswith("stage ")
+        label = "a stage begins, its number above" if is_stage else "whole images from here"
+        # A label that begins with `_` is not in the legend: one entry for all lines.
+        line = {"color": "0.4", "linestyle": "--", "linewidth": 1, "label": f"{'_' if number else ''}{label}"}
+        panel.axvline(samples, **line)
+        if is_stage:
+            above = panel.get_xaxis_transform()
+            text = name.removeprefix("stage ")
+            panel.text(samples, 1.01, text, transform=above, ha="center", va="bottom", fontsize=8, color="0.4")

@@ -30,6 +30,7 @@ from flip_hf.training.arguments import (
     RunArguments,
 )
 from flip_hf.training.retention_arguments import RetentionArguments
+from flip_hf.training.stages import REPLACED
 
 # Named recipes, which come with the package.
 RECIPES = Path(str(resources.files("flip_hf") / "recipes"))
@@ -112,7 +113,13 @@ def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> J
     if base is None or not base.value:
         return options
     below = dict.fromkeys((path.parent, *folders))  # each folder once
-    return recipe_options(base.value, *below, above=(*above, path)) | options
+    found = recipe_options(base.value, *below, above=(*above, path))
+    return (_without_phases(found) if "stages" in options else found) | options
+
+
+def _without_phases(options: JsonObject) -> JsonObject:
+    """Returns a recipe's options without those that stages given over it take the place of."""
+    return {name: value for name, value in options.items() if name not in REPLACED}
 
 
 def _declared(name: str) -> tuple[dataclasses.Field, Kind] | None:
@@ -136,12 +143,12 @@ def _checked(path: Path, key: str, plain: Plain) -> Any:
     if declared is None:
         raise ValueError(f"{path}: there is no option {key!r}.{nearest(key, option_names())}")
     field, kind = declared
-    if field.metadata[JSON] and isinstance(plain.value, dict):
+    if field.metadata[JSON] and (isinstance(plain.value, dict) or _is_list_of_mappings(plain.value)):
         try:
             json.dumps(plain.value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {key} must hold numbers and texts alone: {error}.") from error
-        return plain.value
+        return json.dumps(plain.value) if isinstance(plain.value, list) else plain.value
     given = plain.value if isinstance(plain.value, list) else [plain.value]
     if isinstance(plain.value, list) and not (kind.several and plain.value):
         raise ValueError(
@@ -158,6 +165,10 @@ def _checked(path: Path, key: str, plain: Plain) -> Any:
         same = not isinstance(value, (int, float)) or isinstance(value, bool) or read == value
         found.append(value if kind.value is not str and same else read)
     return found if isinstance(plain.value, list) else found[0]
+
+
+def _is_list_of_mappings(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
 def _as_written(kind: type, written: str | None, value: object) -> object:
@@ -219,7 +230,9 @@ def parse_arguments(
     argv = list(argv)
     names_data = any(word.split("=")[0] == "--train_data" for word in argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else None if names_data else default_recipe
-    words = _as_argv(recipe_options(recipe, recipe_folder)) if recipe else []
+    options = recipe_options(recipe, recipe_folder) if recipe else {}
+    gives_stages = any(word.split("=")[0] == "--stages" for word in argv)
+    words = _as_argv(_without_phases(options) if gives_stages else options)
     return Arguments(*make_parser(recipe_folder, default_recipe, more_options).parse(words + argv))
 
 

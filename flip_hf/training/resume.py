@@ -27,7 +27,7 @@ from flip_hf.training.checkpoint import (
 from flip_hf.training.finish import RESULTS
 from flip_hf.training.lora import ADAPTERS, own_tensors
 from flip_hf.training.manifest import check_manifest
-from flip_hf.training.optimization import plan_phases
+from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import MAX_RECIPE_BYTES
 from flip_hf.training.states import AVERAGE, OPTIMIZER, WEIGHTS, difference, shapes_in, shapes_of
 
@@ -270,7 +270,8 @@ def check_finished(arguments: Arguments) -> None:
             f"Finished: {output_dir} ended early after {done:,} samples: {reason}. To continue it, leave "
             "--early_stopping_patience out, or give a larger one."
         )
+    more = "give more --train_samples" if arguments.optimization.stages is None else "add a stage to --stages"
     raise RunFinished(
-        f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To continue it, give more "
-        "--train_samples; to start a new run, name another --output_dir."
+        f"Finished: {output_dir} was trained on {done:,} samples, and nothing is left to do. To continue it, {more}; "
+        "to start a new run, name another --output_dir."
     )

@@ -18,6 +18,7 @@ from flip_hf.data.frequencies import (
 from flip_hf.data.sources import Source
 from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments
+from flip_hf.training.phases import plan_phases
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def shared_frequencies(
     Raises:
         ValueError: those of the checkpoint are damaged.
     """
-    if tokenizer is None or not arguments.model.counts_words:
+    is_masked = any(phase.text_mask_ratio > 0 for phase in plan_phases(arguments))
+    if tokenizer is None or not is_masked or arguments.model.text_mask_strategy != "frequency":
         return None
     return from_main(accelerator, partial(_frequencies, arguments, sources, tokenizer, checkpoint))
 

@@ -142,7 +142,7 @@ def test_templates_are_drawn_evenly_and_anew_in_every_epoch(parquet):
 def make_loader(source: Source, workers: int, states=None) -> TrainLoader:
     texts: list[str] = []
 
-    def tokenize(captions):
+    def tokenize(captions, *_of_view):
         texts[:] = captions
         return {"texts": list(captions)}
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from flip_hf import FlipModel
-from flip_hf.modeling.masking_flip import random_masking
+from flip_hf.modeling.masking_flip import cut_patches, random_masking
 from flip_hf.training.encoder import Encoded
 from flip_hf.training.step import OneProcess, accumulate_gradients
 from tests.helpers.models import tiny_config
@@ -28,11 +28,27 @@ def make_batch() -> dict[str, torch.Tensor]:
     }
 
 
-def make_model(dropout: float = 0.0, mask_ratio: float = 0.0, bias: float | None = None) -> FlipModel:
+def make_smaller_batch() -> dict[str, torch.Tensor]:
+    """The same with four patches of each image's corner of 24 pixels, which have a grid of their own."""
+    batch = make_batch()
+    ids_keep = batch["ids_keep"][:, :4] % 9
+    corners = batch.pop("pixel_values")[:, :, :24, :24]
+    return {**batch, "patches": cut_patches(corners, 8, ids_keep), "ids_keep": ids_keep}
+
+
+def with_grid(batch: dict) -> dict:
+    """The model's arguments for a batch: the grid of smaller images is not a tensor of it."""
+    return {**batch, "grid": (3, 3)} if "patches" in batch else batch
+
+
+def make_model(
+    dropout: float = 0.0, mask_ratio: float = 0.0, bias: float | None = None, positions: str = "sincos2d"
+) -> FlipModel:
     """The generator's state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        of_towers = {"text": {"attention_dropout": dropout}, "vision": {"mask_ratio": mask_ratio}}
+        of_images = {"mask_ratio": mask_ratio, "position_embedding_type": positions}
+        of_towers = {"text": {"attention_dropout": dropout}, "vision": of_images}
         model = FlipModel(tiny_config(**of_towers, logit_bias_init_value=bias))
     return model.double().train()
 
@@ -45,7 +61,7 @@ def backward(model: FlipModel, micro_batches: list[dict]) -> tuple[float, dict[s
     """The loss and all gradients of one step."""
 
     def encode(target_patches=None, **batch):
-        outputs = model(**batch)
+        outputs = model(**with_grid(batch))
         return Encoded(outputs.image_embeds, outputs.text_embeds, model.get_logit_scale(), model.logit_bias)
 
     loss = accumulate_gradients(OneProcess(encode), micro_batches)

@@ -20,7 +20,7 @@ ALONE = Reader(0, 1)
 PATCH_SIZE = 8
 
 
-def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
+def tokenize(captions: list[str], *_of_view) -> dict[str, torch.Tensor]:
     """The sample's number, which its caption begins with."""
     return {"input_ids": torch.tensor([[int(caption[:5])] for caption in captions])}
 

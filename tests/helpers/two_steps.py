@@ -10,7 +10,7 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.lora import add_adapters, read_ranks
 from flip_hf.training.optimization import make_optimizer
-from tests.helpers.contrast import BIASES, backward, make_batch, make_model
+from tests.helpers.contrast import BIASES, backward, make_batch, make_model, make_smaller_batch
 
 LORA = "lora="  # in front of a tower and a rank
 RUN = """
@@ -20,10 +20,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
-from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.encoder import IMAGE_INPUTS, PairEncoder
 from flip_hf.training.step import train_step
 from flip_hf.training.optimization import make_optimizer
-from tests.helpers.contrast import BIASES, PAIRS, make_batch, make_model, take
+from tests.helpers.contrast import BIASES, PAIRS, make_batch, make_model, make_smaller_batch, take, with_grid
 from tests.helpers.two_steps import set_parts
 
 kind, pieces, out, max_norm = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]) or None
@@ -45,7 +45,8 @@ if kind == "fsdp2":
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["FlipEncoderLayer"],
         cpu_ram_efficient_loading=False, reshard_after_forward=True,
     )
-model = make_model(bias=BIASES[sys.argv[6]])
+smaller = "SMALLER" in os.environ
+model = make_model(bias=BIASES[sys.argv[6]], positions="learned" if smaller else "sincos2d")
 model = model.float() if kind == "zero2" else model
 set_parts(model, sys.argv[7:])
 options = OptimizationArguments(base_lr=1.0, optimizer=sys.argv[5])
@@ -59,19 +60,22 @@ distribution = Distribution(accelerator, PairEncoder(model), optimizer, max_norm
 size = PAIRS // accelerator.num_processes // pieces
 first = accelerator.process_index * size * pieces
 dtype = next(model.parameters()).dtype
-batches = [take(make_batch(), slice(first + i * size, first + (i + 1) * size)) for i in range(pieces)]
+whole = make_smaller_batch() if smaller else make_batch()
+batches = [take(whole, slice(first + i * size, first + (i + 1) * size)) for i in range(pieces)]
 for batch in batches:
-    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    images = "patches" if smaller else "pixel_values"
+    batch[images] = batch[images].to(dtype)
 norms = []
 for step in range(2):
-    result = train_step(distribution, batches, dict, learning_rate=0.01, reconstruction_weight=1.0)
+    result = train_step(distribution, batches, with_grid, learning_rate=0.01, reconstruction_weight=1.0)
     norms.append(result.grad_norm)
     if step == 0:
         losses = accelerator.reduce(result.batch.loss, "mean")
 encoder = distribution.whole_encoder()
 if accelerator.is_main_process:  # one process alone: nothing here may wait for the others
     with torch.no_grad():
-        features = encoder.eval().get_image_features(pixel_values=batches[0]["pixel_values"]).pooler_output
+        images = {n: v for n, v in with_grid(batches[0]).items() if n in (["pixel_values"], IMAGE_INPUTS)[smaller]}
+        features = encoder.eval().get_image_features(**images).pooler_output
     assert torch.isfinite(features).all()
 if compiler:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # with and without gradients
@@ -104,9 +108,10 @@ def one_process(
     optimizer_name: Literal["adamw", "muon"] = "adamw",
     loss: str = "softmax",
     parts: Sequence[str] = (),
+    smaller: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Two plain steps on the whole batch."""
-    model = make_model(bias=BIASES[loss])
+    model = make_model(bias=BIASES[loss], positions="learned" if smaller else "sincos2d")
     set_parts(model, parts)
     optimizer = make_optimizer(model, OptimizationArguments(optimizer=optimizer_name))
     for group in optimizer.param_groups:
@@ -114,7 +119,7 @@ def one_process(
     losses = []
     norms = []
     for _ in range(2):
-        losses.append(backward(model, [make_batch()])[0])
+        losses.append(backward(model, [make_smaller_batch() if smaller else make_batch()])[0])
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or float("inf")))
         optimizer.step()
         optimizer.zero_grad()

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from flip_hf.conversion.folder import card_data
@@ -129,6 +130,26 @@ def test_a_models_origin_is_kept_through_conversions_and_runs(run_folder, tmp_pa
     (run_folder / "recipe.yaml").write_text(recipe.replace("init_vision_from: null", "init_vision_from: user/mae"))
     (run_folder / "results.json").write_text(json.dumps(results))
     assert "| began from | a new model with the image tower of [user/mae](" in card_of(run_folder).text
+
+
+def test_the_stages_of_a_run_are_told_one_by_one(run_folder):
+    stages = [
+        {"samples": 6000, "image_size": 16, "text_length": 8, "mask_ratio": 0.75},
+        {"samples": 1000, "mask_ratio": 0.0, "base_lr": 0.256},
+    ]
+    recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text())
+    left_out = {"train_samples", "unmasked_samples", "unmasked_base_lr", "unmasked_warmup_samples", "mask_ratio_end"}
+    recipe = {name: value for name, value in recipe.items() if name not in left_out}
+    (run_folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "stages": stages, "batch_size": 100}))
+    (run_folder / "results.json").unlink()
+    text = card_of(run_folder).text
+    first = "6,000 pairs; images of 16 pixels; texts of 8 tokens; patches dropped: 75%, random"
+    assert f"| stage 1 | {first} |" in text
+    assert "| stage 2 | 1,000 pairs; patches dropped: none; peak learning rate 0.1 |" in text
+    assert "trained while up to 75% of the patches of every image were dropped" in text
+    assert "7,000, 100 per step" in text and "not tuned on whole images" not in text
+    (run_folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "stages": stages[:1]}))
+    assert "not tuned on whole images" in card_of(run_folder).text
 
 
 def test_without_recipe_and_results_nothing_is_made_up(run_folder):

@@ -44,6 +44,33 @@ def test_all_patches_of_a_smaller_square_image_take_interpolated_positions(model
     assert torch.equal(whole.pooler_output, model.get_image_features(images).pooler_output)
 
 
+@pytest.mark.parametrize("size", [(24, 24), (24, 40)])
+def test_some_patches_of_another_size_take_the_positions_of_its_grid(size, model, images):
+    other = torch.nn.functional.interpolate(images, size)
+    grid = (size[0] // PATCH_SIZE, size[1] // PATCH_SIZE)
+    for mask in ({"ids_keep": IDS_KEEP % 9}, {}):
+        expected = model.get_image_features(other, interpolate_pos_encoding=True, **mask)
+        outputs = model.get_image_features(
+            patches=cut_patches(other, PATCH_SIZE, mask.get("ids_keep")), grid=grid, **mask
+        )
+        assert torch.equal(outputs.pooler_output, expected.pooler_output)
+    elsewhere = model.get_image_features(
+        patches=cut_patches(other, PATCH_SIZE, IDS_KEEP % 9),
+        ids_keep=IDS_KEEP % 9,
+        grid=grid[::-1] if size[1] > 24 else (4, 4),
+    )
+    masked = model.get_image_features(other, interpolate_pos_encoding=True, ids_keep=IDS_KEEP % 9)
+    assert not torch.allclose(elsewhere.pooler_output, masked.pooler_output, atol=1e-4)
+
+
+def test_learned_positions_of_a_grid_are_those_of_the_resized_model(images):
+    model = build(FlipModel, "clip").eval()
+    small = cut_patches(torch.nn.functional.interpolate(images, (24, 24)), PATCH_SIZE, IDS_KEEP % 9)
+    ours = model.get_image_features(patches=small, ids_keep=IDS_KEEP % 9, grid=(3, 3)).pooler_output
+    model.resize_position_embeddings(1 + 9)
+    assert torch.equal(ours, model.get_image_features(patches=small, ids_keep=IDS_KEEP % 9).pooler_output)
+
+
 PATCHES = torch.zeros(3, 3, 3 * PATCH_SIZE**2)
 BAD = {
     "neither": ({}, "You have to specify pixel_values or patches"),
@@ -58,6 +85,9 @@ BAD = {
         {"patches": PATCHES, "ids_keep": IDS_KEEP, "interpolate_pos_encoding": True},
         "own size.*interpolate_pos_encoding=True",
     ),
+    "too few for the grid": ({"patches": PATCHES, "grid": (2, 2)}, "Got 3 of an image's 4 patches: pass ids_keep"),
+    "too many for the grid": ({"patches": PATCHES, "ids_keep": IDS_KEEP, "grid": (1, 2)}, "1 <= K <= 2"),
+    "a grid of images": ({"pixel_values": torch.zeros(3, 3, 32, 32), "grid": (4, 4)}, "Pass grid with patches alone"),
 }
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from flip_hf.training.models import make_config
-from flip_hf.training.optimization import is_decayed, make_optimizer, plan_phases
+from flip_hf.training.optimization import is_decayed, make_optimizer
+from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import option_names, parse_arguments, write_recipe
 from flip_hf.training.resizing import new_sizes
 from tests.helpers.models import tiny_config
@@ -87,7 +88,7 @@ def test_recipes_have_the_papers_towers(recipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize("recipe", PAPERS_RECIPES)
 def test_recipes_have_the_papers_rates_and_lengths(recipe, tmp_path, monkeypatch):
     phases = {phase.name: phase for phase in plan_phases(of_recipe(recipe, tmp_path, monkeypatch))}
-    rates = {name: phase.peak_lr for name, phase in phases.items()}
+    rates = {name: phase.curve.peak_lr for name, phase in phases.items()}
     samples = {name: phase.end - phase.start for name, phase in phases.items()}
     expected = {"masked": (1.024e-3, 12_800_000_000), "unmasked": (1.024e-5, 128_000_000)}
     if recipe.startswith("mae"):
@@ -110,7 +111,7 @@ def test_recipes_have_the_papers_rates_and_lengths(recipe, tmp_path, monkeypatch
 def test_maes_recipes_are_maes(recipe):
     arguments = parse(recipe, "--train_data", "x")
     phases = {phase.name: phase for phase in plan_phases(arguments)}
-    assert phases["masked"].warmup_samples == 40 * 1_281_167 and arguments.objective.objective == "reconstruction"
+    assert phases["masked"].curve.warmup_samples == 40 * 1_281_167 and arguments.objective.objective == "reconstruction"
     assert arguments.optimization.weight_decay == 0.05 and arguments.data.crop_area == [0.2, 1.0]
 
 
@@ -209,17 +210,17 @@ def test_a_recipe_builds_on_its_base_and_overrides_it(tmp_path):
 
 def test_options_are_the_frozen_set():
     """Each option doubles the untested space: add one only in a commit that says why."""
-    assert len(option_names()) == len(set(option_names())) == 101
+    assert len(option_names()) == len(set(option_names())) == 102
 
 
 def test_learning_rate_warms_up_in_samples_and_falls_as_a_cosine():
-    phase = plan_phases(parse("vit_l16", "--train_data", "x"))[0]
-    assert phase.learning_rate(0) == 0
-    assert phase.learning_rate(25_600_000) == pytest.approx(phase.peak_lr / 2)
-    assert phase.learning_rate(51_200_000) == pytest.approx(phase.peak_lr)
-    middle = (51_200_000 + phase.end) // 2
-    assert phase.learning_rate(middle) == pytest.approx(phase.peak_lr / 2)
-    assert phase.learning_rate(phase.end) == pytest.approx(0, abs=1e-12)
+    curve = plan_phases(parse("vit_l16", "--train_data", "x"))[0].curve
+    assert curve.at(0) == 0
+    assert curve.at(25_600_000) == pytest.approx(curve.peak_lr / 2)
+    assert curve.at(51_200_000) == pytest.approx(curve.peak_lr)
+    middle = (51_200_000 + curve.end) // 2
+    assert curve.at(middle) == pytest.approx(curve.peak_lr / 2)
+    assert curve.at(curve.end) == pytest.approx(0, abs=1e-12)
 
 
 def test_phases_follow_each_other():

@@ -22,10 +22,12 @@ def run_two(
     optimizer: str = "adamw",
     loss: str = "softmax",
     parts: Sequence[str] = (),
+    **environment: str,
 ) -> dict[str, torch.Tensor]:
     (folder / "run.py").write_text(RUN)
     arguments = (kind, pieces, folder / "out.pt", max_norm, optimizer, loss, *parts)
-    run = run_program(folder / "run.py", *arguments, processes=2, environment={"CUDA_VISIBLE_DEVICES": ""})
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    run = run_program(folder / "run.py", *arguments, processes=2, environment=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return torch.load(folder / "out.pt", weights_only=True)
 
@@ -76,6 +78,18 @@ def test_two_processes_take_the_step_of_one_with_adapters(kind, pieces, parts, t
     assert any(".lora_B." in name and value.any() for name, value in ours.items())
     for name, value in expected.items():
         assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
+
+
+@pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("compiled", 3), ("fsdp2", 3)])
+def test_two_processes_take_the_step_of_one_on_smaller_images(kind, pieces, tmp_path):
+    """Of a stage: masked, at interpolated positions, which learn."""
+    ours = run_two(kind, pieces, tmp_path, SMALLER="1")
+    expected = one_process(smaller=True)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
+    positions = "vision_model.embeddings.position_embedding.weight"
+    assert not torch.equal(expected[positions], make_model(positions="learned").state_dict()[positions])
 
 
 @pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("fsdp2", 3)])

@@ -17,8 +17,8 @@ from flip_hf.training.arguments import ModelArguments
 from flip_hf.training.build import build_trainer
 from flip_hf.training.edges import keep_edges
 from flip_hf.training.masks import check_masks
-from flip_hf.training.optimization import Phase
 from flip_hf.training.patches import Views, resized_side
+from flip_hf.training.phases import Curve, Phase
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resizing import resized_image_processor
 from tests.helpers.models import randomize, tiny_config
@@ -26,8 +26,8 @@ from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.programs import ROOT
 from tests.helpers.trainers import make_trainer
 
-MASKED = Phase("masked", 0, 1000, (0.75, 0.5), 1e-3, 0, text_mask_ratio=0.5)
-UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), 1e-3, 0)
+MASKED = Phase("masked", 0, 1000, (0.75, 0.5), Curve(0, 1000, 1e-3, 0), text_mask_ratio=0.5)
+UNMASKED = Phase("unmasked", 1000, 1100, (0.0,), Curve(1000, 1100, 1e-3, 0))
 
 
 PHASES = [MASKED, UNMASKED]
@@ -53,9 +53,9 @@ def test_the_phase_gives_the_mask_ratio_and_the_option_the_strategy(strategy, co
 def test_random_numbers_for_texts_are_drawn_in_the_phase_that_masks_them(config):
     views = Views("random", config.vision_config, PHASES, context=16)
     assert views(0).text_noise == views(999).text_noise == 16 and views(1000) == View(32)
-    assert Views("resize", config.vision_config, PHASES, context=16)(0) == View(16, text_noise=16)
+    assert Views("resize", config.vision_config, PHASES, context=16)(0) == View(16, text_noise=16, text_kept=8)
     whole_images = [replace(MASKED, mask_ratios=(0.0,))]
-    assert Views("random", config.vision_config, whole_images, context=16)(0) == View(32, text_noise=16)
+    assert Views("random", config.vision_config, whole_images, context=16)(0) == View(32, text_noise=16, text_kept=8)
     whole_texts = [replace(MASKED, text_mask_ratio=0.0)]
     assert Views("random", config.vision_config, whole_texts, context=16)(0).text_noise == 0
 
@@ -71,6 +71,19 @@ def test_patches_with_edges_are_chosen_with_the_strength_of_the_step(config):
         expected = keep_edges(images, noise, patch_size=8, kept=kept, strength=strength)
         assert noise.shape == (3, 16) and torch.equal(view.ids_keep(images, noise), expected)
     assert views(1000) == views(5000) == View(32)
+
+
+def test_the_phase_gives_the_size_of_the_images(config):
+    """The model's own is 32 pixels, its patches of 8."""
+    small = replace(MASKED, image_size=24)
+    phases = [small, replace(UNMASKED, image_size=16)]
+    views = Views("grid", config.vision_config, phases)
+    torch.manual_seed(1)
+    ids_keep = views(0).draw(3)
+    torch.manual_seed(1)
+    assert torch.equal(ids_keep, draw_mask("grid", 3, (3, 3), 0.75, "cpu"))
+    assert views(0).image_size == 24 and views(1000) == View(16)
+    assert Views("resize", config.vision_config, phases)(0) == View(8)  # 2 of 9 patches are kept: nearly 1 x 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +117,7 @@ def test_nothing_is_left_for_the_model_to_draw(strategy, tar_folder, tmp_path):
     trainer = build_trainer(parse_arguments(argv, ROOT / "flip_hf" / "recipes", "shapes"))
     for samples, phase in zip((0, trainer.phases[0].end), trainer.phases, strict=True):
         trainer.loader.begin_at(samples)
-        batch = trainer.prepare(next(iter(trainer.loader)))
+        batch = trainer.prepare(next(iter(trainer.loader)), phase)
         vision = trainer.flip.config.vision_config
         resized = resized_side(vision.num_patches, 0.75) ** 2
         kept = resized if strategy == "resize" else vision.num_patches // 4

@@ -41,18 +41,18 @@ def counted(tokenizer) -> WordFrequencies:
     return WordFrequencies({(tokenizer.convert_tokens_to_ids(w),): f for w, f in COMMON.items()}, 1e-6, ())
 
 
-def masks_of(strategy: str, ratio: float, text_config, tokenizer) -> TextMasks:
-    options = ModelArguments(text_mask_ratio=ratio, text_mask_strategy=strategy)
-    return TextMasks(options, text_config, tokenizer, counted(tokenizer) if options.counts_words else None)
+def masks_of(strategy: str, text_config, tokenizer) -> TextMasks:
+    options = ModelArguments(text_mask_strategy=strategy)
+    return TextMasks(options, text_config, tokenizer, counted(tokenizer) if strategy == "frequency" else None)
 
 
 @pytest.mark.parametrize("strategy", TEXT_MASK_STRATEGIES)
 @pytest.mark.parametrize("pooling", ["first", "mean", "eos", "argmax"])
 def test_the_count_is_exact_and_the_first_and_pooled_tokens_survive(pooling, strategy, clip_tokenizer):
     text = {"pooling_type": pooling, "eos_token_id": clip_tokenizer.eos_token_id}
-    masks = masks_of(strategy, 0.8, tiny_config(text=text).get_text_config(), clip_tokenizer)
+    masks = masks_of(strategy, tiny_config(text=text).get_text_config(), clip_tokenizer)
     encoded = clip_tokenizer(CAPTIONS * 20, padding=True, truncation=True, return_tensors="pt")
-    masked = masks(encoded, torch.rand(80, 16))
+    masked = masks(encoded, torch.rand(80, 16), kept=3)
     assert masked["input_ids"].shape == (80, 3) and (masked["input_ids"][:, 0] == clip_tokenizer.bos_token_id).all()
     if pooling in ("eos", "argmax"):
         assert (masked["input_ids"] == clip_tokenizer.eos_token_id).any(1).all()
@@ -61,9 +61,9 @@ def test_the_count_is_exact_and_the_first_and_pooled_tokens_survive(pooling, str
 
 
 def test_rare_words_stay_and_common_ones_go(clip_tokenizer):
-    masks = masks_of("frequency", 0.7, tiny_config().get_text_config(), clip_tokenizer)  # 4 of 16
+    masks = masks_of("frequency", tiny_config().get_text_config(), clip_tokenizer)
     encoded = clip_tokenizer([CAPTIONS[0]] * 2000, padding=True, return_tensors="pt")
-    masked = masks(encoded, torch.rand(2000, 16))
+    masked = masks(encoded, torch.rand(2000, 16), kept=4)
     kept = {
         word: (masked["input_ids"] == encoded["input_ids"][0, place]).float().mean().item() * 4
         for word, place in (("a", 1), ("red", 2), ("circle", 3), ("blue", 6))
@@ -79,11 +79,11 @@ def test_packed_masked_texts_have_the_features_of_padded_ones(pooling, strategy,
     text = {"pooling_type": pooling, "causal": pooling == "eos", "eos_token_id": clip_tokenizer.eos_token_id}
     model = randomize(FlipModel(tiny_config(text=text))).double().eval()
     text_config = model.config.get_text_config()
-    tokenize = Tokenize(clip_tokenizer, text_config, masks_of(strategy, 0.6, text_config, clip_tokenizer), True)
+    tokenize = Tokenize(clip_tokenizer, text_config, masks_of(strategy, text_config, clip_tokenizer), True)
     noise = torch.rand(40, 16)
-    packed = tokenize(CAPTIONS * 10, noise)
+    packed = tokenize(CAPTIONS * 10, None, noise, 6)
     tokenize.packs = False
-    padded = tokenize(CAPTIONS * 10, noise)
+    padded = tokenize(CAPTIONS * 10, None, noise, 6)
     assert packed["input_ids"].numel() < 0.9 * tokenize(CAPTIONS * 10)["input_ids"].numel()
     assert torch.equal(packed.pop("caption_ids"), padded.pop("caption_ids"))  # of the whole captions
     pixels = torch.randn(40, 3, 32, 32).double()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -21,7 +22,9 @@ from torch.distributed.run import get_args_parser
 
 from flip_hf.commands.main import COMMANDS
 from flip_hf.evaluation.options import parse_options
+from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.recipes import RECIPES, parse_arguments
+from flip_hf.training.stages import read_stages
 from tests.helpers.documents.prepared import serve_and_leave, small_benchmarks, use_local_hub, use_local_hub_to_push
 from tests.helpers.pretraining import TINY
 from tests.helpers.programs import ROOT
@@ -54,12 +57,23 @@ class Script:
     prepare: Callable[[], None] | None = None
 
 
+def smaller_phases(printed: OptimizationArguments) -> list[Any]:
+    """Two steps of training, and of tuning; of stages as many of each, on images as small as the towers'."""
+    if printed.stages is None:
+        samples = [("train", printed.train_samples), ("unmasked", printed.unmasked_samples)]
+        return [word for name, count in samples for word in (f"--{name}_samples", min(count, 64))]
+    stages = [dict(stage.to_recipe(), samples=min(stage.samples, 64)) for stage in read_stages(printed.stages)]
+    for stage in stages:
+        stage |= {name: most for name, most in (("image_size", 16), ("text_length", 8)) if name in stage}
+    stages[-1].pop("image_size", None)
+    return ["--stages", json.dumps(stages)]
+
+
 def smaller_pretraining(words: list[str], folder: Path) -> list[str]:
     """Two steps of tiny towers; what the printed options say is checked first, all of it."""
     is_file = bool(words) and (folder / words[0]).is_file()
     printed = parse_arguments([str(folder / words[0]), *words[1:]] if is_file else words, RECIPES, "shapes")
-    samples = [("train", printed.optimization.train_samples), ("unmasked", printed.optimization.unmasked_samples)]
-    small = [word for name, count in samples for word in (f"--{name}_samples", min(count, 64))]
+    small = smaller_phases(printed.optimization)
     small += ["--batch_size", 32, "--warmup_samples", 32, "--log_samples", 32, "--shuffle_block", 8]
     small += ["--num_workers", 0, "--precision", "fp32", "--report_to", "none"]
     if printed.optimization.micro_batch_size:
