@@ -14,6 +14,7 @@ from flip_hf.evaluation.templates import PROMPT_SETS, read_templates
 from flip_hf.redaction import redacted
 from flip_hf.training.config_fields import config_fields
 from flip_hf.training.freezing import check_trained_parts, read_frozen
+from flip_hf.training.hub_arguments import HubArguments
 from flip_hf.training.lora import check_adapters, read_ranks
 from flip_hf.training.retention_arguments import RetentionArguments, check_retention
 from flip_hf.training.stages import REPLACED, check_stages, read_stages
@@ -429,26 +430,6 @@ class RunArguments:
 
     def __post_init__(self):
         check_options(self)
-
-
-@dataclass
-class HubArguments:
-    """Publishing during and after the run; the first three are named as in Transformers' TrainingArguments."""
-
-    push_to_hub: bool = option(False, "push the model to the Hub every --hub_push_samples and at the end")
-    hub_model_id: str | None = option(
-        None, "owner/name on the Hub; the name of --output_dir, under your account, if not given"
-    )
-    hub_private_repo: bool = option(True, "make a new repository private; False makes it public")
-    hub_push_samples: int = option(
-        64_000_000, "samples between pushes; 0: only at the end", integer(0, note="0 pushes only at the end")
-    )
-    export_clip: bool = option(False, "push a stock CLIPModel where the model can be one")
-
-    def __post_init__(self):
-        check_options(self)
-        for name in ("hub_model_id", "export_clip"):
-            require(self.push_to_hub or not getattr(self, name), f"--{name} needs --push_to_hub; give that too.")
 
 
 @dataclass

@@ -121,7 +121,8 @@ class Trainer:
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # samples seen, and metrics
         vision: Any = self.flip.config.vision_config
         self.prepare = PrepareBatch(self.objective, vision, self.normalize, accelerator.device)
-        self.pictures = self._make_pictures(image_processor) if self.objective.reconstructs else None
+        drawing = (accelerator, arguments, image_processor, self.normalize, vision.patch_size)
+        self.pictures = ReconstructionPictures(*drawing) if self.objective.reconstructs else None
 
     def _make_validator(self, arguments: Arguments, evaluation: Evaluation) -> Validator:
         tokenizer = getattr(self.processor, "tokenizer", None)
@@ -133,16 +134,6 @@ class Trainer:
         if (self.validator is None and validator is None) or not starts_trained(self.arguments):
             return None
         return Retention(self.arguments, own_key, validator)
-
-    def _make_pictures(self, image_processor: Any) -> ReconstructionPictures:
-        return ReconstructionPictures(
-            self.accelerator,
-            self.output_dir,
-            image_processor,
-            self.normalize,
-            self.flip.vision_model.config.patch_size,
-            self.arguments.model.mask_ratio,
-        )
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 

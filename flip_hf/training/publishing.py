@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from flip_hf.hub.pusher import Pusher
 from flip_hf.modeling.clip_flip import clip_config_from_flip
 from flip_hf.modeling.configuration_flip import FlipConfig
-from flip_hf.training.arguments import HubArguments, ObjectiveArguments, RunArguments
+from flip_hf.training.arguments import ObjectiveArguments, RunArguments
+from flip_hf.training.hub_arguments import HubArguments
 
 
 def check_publishing(hub: HubArguments, objective: ObjectiveArguments, config: FlipConfig) -> None:

@@ -23,12 +23,12 @@ from flip_hf.console.plain_yaml import Plain, read_yaml
 from flip_hf.training.arguments import (
     Arguments,
     DataArguments,
-    HubArguments,
     ModelArguments,
     ObjectiveArguments,
     OptimizationArguments,
     RunArguments,
 )
+from flip_hf.training.hub_arguments import HubArguments
 from flip_hf.training.retention_arguments import RetentionArguments
 from flip_hf.training.stages import REPLACED
 

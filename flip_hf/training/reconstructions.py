@@ -11,6 +11,7 @@ from torch import nn
 
 from flip_hf.evaluation.reconstruction import draw_reconstructions, join_patches
 from flip_hf.modeling import FlipForPreTraining
+from flip_hf.training.arguments import Arguments
 
 IMAGES = 8
 # Trackers that take images through Accelerate, and the arguments that name the axes.
@@ -22,27 +23,25 @@ class ReconstructionPictures:
 
     Args:
         accelerator: the process layer; the main process draws.
-        output_dir: pictures go to its folder `reconstructions`.
+        arguments: the run's, for its folder, whose `reconstructions` the pictures go to, and its mask ratio.
         image_processor: has mean and standard deviation of the pixels.
         normalize: turns uint8 patches into the model's inputs.
         patch_size: side of a patch, in pixels.
-        mask_ratio: fraction of the patches dropped.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        output_dir: Path,
+        arguments: Arguments,
         image_processor: Any,
         normalize: nn.Module,
         patch_size: int,
-        mask_ratio: float,
     ):
         self.accelerator = accelerator
-        self.folder = output_dir / "reconstructions"
+        self.folder = Path(arguments.run.output_dir) / "reconstructions"
         self.normalize = normalize
         self.patch_size = patch_size
-        self.mask_ratio = mask_ratio
+        self.mask_ratio = arguments.model.mask_ratio
         self.mean = image_processor.image_mean
         self.std = image_processor.image_std
         self._pixel_values: torch.Tensor | None = None
