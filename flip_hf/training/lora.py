@@ -86,7 +86,7 @@ def check_adapters(arguments: "Arguments") -> None:
     )
     require(
         not ranks or find_spec("peft") is not None,
-        "--lora needs PEFT, which is not installed: pip install 'peft>=0.17'.",
+        "--lora needs PEFT, which is not installed: pip install 'peft>=0.20'.",
     )
 
 

@@ -72,7 +72,7 @@ def test_a_rank_above_the_layers_own_is_refused_before_data_are_opened(saved):
 
 def test_a_missing_peft_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)  # as Python says that a module cannot be imported
-    with pytest.raises(OptionError, match="^--lora needs PEFT, which is not installed: pip install 'peft>=0.17'.$"):
+    with pytest.raises(OptionError, match="^--lora needs PEFT, which is not installed: pip install 'peft>=0.20'.$"):
         parse("--train_data", "x", *SAVED, "--lora", "image:4")
     assert parse("--train_data", "x", *SAVED).model.lora is None
 
