@@ -14,6 +14,7 @@ from flip_hf.data.frequencies import FILE, WordFrequencies, read_frequencies
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.modeling.masking_flip import TEXT_MASK_STRATEGIES
 from flip_hf.training.arguments import ModelArguments
+from flip_hf.training.build import build_trainer
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.masks import TextMasks
 from flip_hf.training.packing import Tokenize
@@ -21,7 +22,7 @@ from tests.helpers.models import randomize, tiny_config
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.tokenizers import with_ends
-from tests.helpers.trainers import make_trainer
+from tests.helpers.trainers import make_trainer, parse, trainer_of
 
 CAPTIONS = [
     "a red circle above a blue square",
@@ -175,8 +176,6 @@ def by_frequency(samples, tmp_path_factory) -> tuple[Path, list[str]]:
 
 
 def built(folder: Path, argv: list[str], *more: str):
-    from tests.helpers.trainers import build_trainer, parse
-
     return build_trainer(parse(*argv, "--output_dir", str(folder), *more))
 
 
@@ -211,3 +210,14 @@ def test_a_run_that_begins_to_mask_by_frequency_counts_then(tar_folder, tmp_path
     trainer = make_trainer(tmp_path / "resumed", tar_folder, *options)
     assert trainer.frequencies is not None and (tmp_path / "resumed" / FILE).is_file()
     assert any("has no word frequencies: they are counted now" in record.getMessage() for record in caplog.records)
+
+
+def test_texts_are_masked_beside_a_reconstruction_and_not_read_for_one_alone(tar_folder, tmp_path):
+    options = [*MASKED, "--text_mask_strategy", "frequency"]
+    both = trainer_of(tmp_path / "both", tar_folder, "both", *options)
+    batch = next(iter(both.loader))
+    assert both.frequencies is not None and batch["patches"].shape[1] > batch["ids_keep"].shape[1]
+    assert (batch["position_ids"] > 0).sum() < 16 * 8  # 8 of 16 tokens of 16 texts
+    alone = trainer_of(tmp_path / "alone", tar_folder, "reconstruction", *options)
+    assert alone.frequencies is None and not (tmp_path / "alone" / FILE).exists()
+    assert set(next(iter(alone.loader))) == {"patches", "ids_keep"}
