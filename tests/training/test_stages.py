@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 from flip_hf import FlipModel
 from flip_hf.training.arguments import ModelArguments
+from flip_hf.training.build import build_trainer
 from flip_hf.training.masks import TextMasks
 from flip_hf.training.models import make_config
 from flip_hf.training.packing import Tokenize
@@ -18,6 +19,7 @@ from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import parse_arguments, write_recipe
 from flip_hf.training.stage_checks import check_stages_fit, check_text_lengths
 from tests.helpers.models import tiny_config
+from tests.helpers.pretraining import TINY
 from tests.helpers.programs import ROOT
 from tests.helpers.trainers import parse
 
@@ -234,3 +236,18 @@ def test_masks_are_drawn_of_a_text_that_is_cut(with_ends):
     tokenize.packs = False
     masked = tokenize(["a red circle left of a blue square"] * 8, 6, torch.rand(8, 6), 3)
     assert masked["input_ids"].shape == (8, 3) and masked["position_ids"].max() < 6
+
+
+def test_the_model_is_told_the_grid_of_masked_patches_of_another_size(tar_folder, tmp_path):
+    stages = [{"samples": 64, "image_size": 24}, {"samples": 64, "image_size": 16, "mask_ratio": 0}, {"samples": 64}]
+    options = ["--batch_size", "32", "--num_workers", "0", "--report_to", "none", "--mask_ratio", "0.5"]
+    folders = ["--train_data", str(tar_folder), "--output_dir", str(tmp_path / "run")]
+    trainer = build_trainer(parse(*folders, *TINY, *options, "--stages", json.dumps(stages)))
+    made = []
+    for phase in trainer.phases:
+        trainer.loader.begin_at(phase.start)
+        made.append(trainer.prepare(next(iter(trainer.loader)), phase))
+    assert [batch.get("grid") for batch in made] == [(3, 3), None, None]
+    assert [batch["patches"].shape[1] for batch in made] == [4, 4, 8]
+    assert made[0]["ids_keep"].max() == 8 and made[2]["ids_keep"].max() == 15
+    assert [batch["interpolate_pos_encoding"] for batch in made] == [False, True, False]
