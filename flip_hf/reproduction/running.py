@@ -147,10 +147,10 @@ class Points:
 
 def _retention(results: JsonObject) -> JsonObject:
     """Returns the fields of a point about retained data, from a run's results; none where it had no such data."""
-    if "retention" not in results:
+    retained = results.get("retention", {}).get("retained")
+    if retained is None:
         return {}
     own = results["retention"]["own"]
-    retained = results["retention"]["retained"]
     return {"retained": retained["after"], "before": (own["before"], retained["before"])}
 
 

@@ -273,6 +273,6 @@ def test_a_fall_is_a_share_of_the_value_before(before, after, fall):
 
 def test_the_curves_show_the_retained_metrics(tmp_path):
     records = [{"samples": i, "retained_zero_shot_top1": 0.1 * i, "retained_mean_recall": 0.2} for i in range(3)]
-    figure = plot_curves(records, None, tmp_path / "curves.png")
+    figure = plot_curves(records, {}, tmp_path / "curves.png")
     labels = [line.get_label() for axes in figure.axes for line in axes.lines]
     assert labels == ["retained: zero-shot top-1", "retained: mean of R@1, 5 and 10"]
