@@ -6,16 +6,22 @@ parts are toys, to see that they run.
 """
 
 import argparse
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from flip_hf.console.program import command_line
+from flip_hf.training.hardware import device_name
 
 DONE = "done"
 KEPT = "kept"
@@ -76,7 +82,7 @@ def on_cpu() -> tuple[Part, ...]:
     return (
         _benchmark("step_tiny", f"step --mask_ratios 0.5 {toy}"),
         _benchmark("large_batch_tiny", f"large-batch --micro_batch_size 2 --mask_ratios 0.75 {toy}"),
-        _benchmark("loss", "loss --pairs 64 --repeats 1"),
+        _benchmark("loss_tiny", "loss --pairs 64 --repeats 1"),
         _benchmark("inference_tiny", f"inference {toy}"),
     )
 
@@ -97,7 +103,7 @@ def benchmark_gpu(options: argparse.Namespace) -> dict:
             bar.set_description(part.name)
             words = [*part.words, *(["--device", options.device] if part.subcommand == "benchmark" else [])]
             start = time.monotonic()
-            state = _run(part.subcommand, words, folder / part.name, deadline)
+            state = _run(part.subcommand, words, folder / part.name, options.device, deadline)
             seconds = round(time.monotonic() - start, 1)
             rows.append(
                 {"part": part.name, "command": command_line(part.subcommand, words), "state": state, "seconds": seconds}
@@ -105,20 +111,39 @@ def benchmark_gpu(options: argparse.Namespace) -> dict:
     return {"question": "gpu", "minutes": options.minutes, "folder": str(folder), "rows": rows}
 
 
-def _run(subcommand: str, words: list[str], stem: Path, deadline: float) -> str:
+def _run(subcommand: str, words: list[str], stem: Path, device: str, deadline: float) -> str:
     """Runs a part, unless it has a result or no time is left, with its output in `STEM.txt`; returns its state."""
-    if stem.with_suffix(".json").is_file():
+    if _has_result(stem, device):
         return KEPT
     left = deadline - time.monotonic()
     if left <= 0:
         return NO_TIME
     argv = [sys.executable, "-m", "flip_hf", subcommand, *words, "--output", str(stem.absolute())]
-    with stem.with_suffix(".txt").open("w", encoding="utf-8") as log:
+    return run_within(argv, stem.with_suffix(".txt"), left)
+
+
+def run_within(argv: list[str], log: Path, seconds: float) -> str:
+    """Runs a program with its output in a file; it and all processes that it started end at the limit."""
+    with log.open("w", encoding="utf-8") as output:
+        # In a group of its own: none of its processes may disturb the next part.
+        process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            done = subprocess.run(argv, stdout=log, stderr=subprocess.STDOUT, timeout=left)
+            return DONE if process.wait(seconds) == 0 else FAILED
         except subprocess.TimeoutExpired:
             return ENDED
-    return DONE if done.returncode == 0 else FAILED
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _has_result(stem: Path, device: str) -> bool:
+    """Returns whether a part was measured on this hardware with this torch."""
+    path = stem.with_suffix(".json")
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return (found["hardware"], found["torch"]) == (device_name(device), torch.__version__)
 
 
 def gpu_markdown(result: dict) -> str:

@@ -36,6 +36,7 @@ from flip_hf.reproduction.plan import SEEDS, SETS, Experiment, Scale, planned_ru
 from flip_hf.training.recipes import RECIPES, recipe_options
 
 if TYPE_CHECKING:
+    from flip_hf.reproduction.choices import TunedData
     from flip_hf.reproduction.running import Point, Points
 
 FINETUNING = "finetuning"
@@ -65,13 +66,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=SETS[0],
         help="runs: the paper's tables, those on photographs, or ways to fine-tune",
     )
-    parser.add_argument("--recipe", help="of every run; scenes, or cifar10 for photographs, if not given")
+    parser.add_argument("--recipe", help="of every run; scenes, or cifar10 for the other sets, if not given")
     parser.add_argument("--train_data", nargs="+", help="training data, over the recipe's; see `flip-hf pretrain`")
     parser.add_argument("--eval_data", help="labelled test data, over the recipe's")
     parser.add_argument("--tune_data", nargs="+", help="labelled data to fine-tune on, with --set finetuning")
     parser.add_argument("--tune_eval_data", help="labelled test data of the fine-tuned models")
     parser.add_argument(
-        "--folder", type=Path, help="of points, models, logs and figures; runs/reproduce or runs/reproduce_photos"
+        "--folder", type=Path, help="of points, models, logs and figures; runs/reproduce, with the set's name behind it"
     )
     parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="of the runs; 0 1 2 if not given")
     parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
@@ -101,14 +102,39 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error(f"--set {FINETUNING} needs --tune_data and --tune_eval_data, the labelled images to fine-tune on.")
 
 
+def tuned_data(recipe: str, options: argparse.Namespace) -> "TunedData":
+    """Returns the data of the set that fine-tunes; what is retained is measured on the base's evaluation data.
+
+    Raises:
+        ValueError: neither the recipe nor an option names the latter.
+    """
+    from flip_hf.reproduction.choices import TunedData
+
+    retained = options.eval_data or recipe_options(recipe, RECIPES).get("eval_data")
+    if retained is None:
+        raise ValueError(f"the recipe {recipe} names no labelled test data; name those of the base with --eval_data.")
+    return TunedData(tuple(options.tune_data), options.tune_eval_data, retained)
+
+
+def check_tuned_data(recipe: str, options: argparse.Namespace) -> None:
+    """Checks the data to fine-tune on, where the set does so, before the base is trained.
+
+    Raises:
+        ValueError, OSError: they cannot be used or read.
+    """
+    if options.set == FINETUNING:
+        from flip_hf.reproduction.choices import check_data
+
+        check_data(recipe, tuned_data(recipe, options))
+
+
 def runs_of(scale: Scale, recipe: str, options: argparse.Namespace) -> list[Experiment]:
     """Lists the runs of the set, those that others start from first."""
     if options.set != FINETUNING:
         return planned_runs(scale, options.set)
-    from flip_hf.reproduction.choices import TunedData, finetuning_runs
+    from flip_hf.reproduction.choices import finetuning_runs
 
-    retained = options.eval_data or recipe_options(recipe, RECIPES)["eval_data"]
-    return finetuning_runs(scale, TunedData(tuple(options.tune_data), options.tune_eval_data, retained))
+    return finetuning_runs(scale, tuned_data(recipe, options))
 
 
 def scale_for(budget: float, points: "Points", which: str, tuned: Sequence[str] = ()) -> Scale:
@@ -221,6 +247,7 @@ def main(argv: Sequence[str]) -> None:
         if not options.figures_only:
             # Names are checked before anything is run.
             chosen(runs_of(Scale.of_recipe(recipe, 10**6), recipe, options), options.only, options.skip)
+            check_tuned_data(recipe, options)
             scale = scale_for(options.budget, points, options.set, tuned_words(options))
             runs = chosen(runs_of(scale, recipe, options), options.only, options.skip)
             if options.list:

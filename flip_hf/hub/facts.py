@@ -93,9 +93,10 @@ def data(run: PublishedRun) -> str:
 
 def _optimizer(recipe: JsonObject) -> str:
     peak = recipe["base_lr"] * recipe["batch_size"] / 256
+    rate = "" if recipe.get("stages") else f"peak learning rate {peak:.3g}, "  # of stages, each names its own
     adamw = (
-        f"AdamW, peak learning rate {peak:.3g}, weight decay {recipe['weight_decay']:g}, "
-        f"betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}"
+        f"AdamW, {rate}weight decay {recipe['weight_decay']:g}, betas {recipe['adam_beta1']:g} and "
+        f"{recipe['adam_beta2']:g}"
     )
     if recipe.get("optimizer") != "muon":
         return adamw
@@ -129,7 +130,7 @@ def training(run: PublishedRun) -> str:
         (f"{run.kind_of_samples} seen", f"{run.samples:,}, {batch:,} per step{contrasted}"),
         *(_stages(run) if run.stages else _masks(recipe)),
         ("optimizer", _optimizer(recipe)),
-        ("schedule", f"{recipe['warmup_samples']:,} samples of warm-up, then a cosine"),
+        *([] if run.stages else [("schedule", f"{recipe['warmup_samples']:,} samples of warm-up, then a cosine")]),
     ]
     if recipe.get("freeze"):
         rows.append(("not trained", ", ".join(map(_frozen, recipe["freeze"]))))
@@ -182,8 +183,9 @@ def _stages(run: PublishedRun) -> list[tuple[str, str]]:
         said.append(f"patches dropped: {_masking(values, 'mask_ratio', 'mask_strategy')}")
         if values["text_mask_ratio"]:
             said.append(f"text dropped: {_masking(values, 'text_mask_ratio', 'text_mask_strategy')}")
-        if "base_lr" in stage:
-            said.append(f"peak learning rate {stage['base_lr'] * run.recipe['batch_size'] / 256:.3g}")
+        if number == 1 or "base_lr" in stage:
+            peak = values["base_lr"] * run.recipe["batch_size"] / 256
+            said.append(f"peak learning rate {peak:.3g} after {values['warmup_samples']:,} of warm-up, then a cosine")
         rows.append((f"stage {number}", "; ".join(said)))
     return rows
 

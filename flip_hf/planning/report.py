@@ -162,6 +162,7 @@ def to_markdown(report: JsonObject, run: PlannedRun, cluster: Cluster) -> str:
         f"A loader core prepares {cluster.samples_per_core:,.0f} pairs a second ({report['loader_source']}).",
         f"A pair takes {cluster.sample_bytes / 1e3:g} kB in storage (LAION-400M as published: 10 TB at 256 pixels).",
         f"A GPU-hour costs ${cluster.dollars:g}. Storage, network and processors cost nothing here.",
+        "All weights are trained: --freeze and --lora take less time and memory.",
         f"Texts take {run.text_tokens} tokens each, the whole context; training packs short ones and takes less.",
         f"`other`: {CONTEXT_BYTES / 1e9:g} GB for context and libraries, {FRAGMENTS:.0%} of activations for fragments.",
         "`inputs`: the prepared patches of one micro-batch, float32, where the peak still holds them. `buffers`: "

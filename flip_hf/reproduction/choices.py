@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from flip_hf.reproduction.figures import DPI, mean_in_words
 from flip_hf.reproduction.plan import MASKS, Experiment, Scale, lengths
 from flip_hf.reproduction.running import Point
+from flip_hf.training.recipes import RECIPES, parse_arguments
 
 BASE = "base"
 BASE_LENGTH = 4  # times the pairs of the longest unmasked run, at a quarter of the patches: about its time
@@ -83,6 +84,22 @@ def finetuning_runs(scale: Scale, data: TunedData) -> list[Experiment]:
         Experiment(name, {"alpha": alpha, **both}, INTERPOLATED, "interpolation") for name, alpha in BETWEEN.items()
     ]
     return [*runs, *between]
+
+
+def check_data(recipe: str, data: TunedData) -> None:
+    """Opens the data to fine-tune on and to measure on, before the base is trained.
+
+    Raises:
+        ValueError: they cannot be used with the recipe; the message names them.
+        OSError: they cannot be read.
+    """
+    from flip_hf.training.inputs import label_column, open_evaluation_data, open_training_data
+
+    for evaluation in (data.evaluation, data.retained):
+        words = [recipe, "--train_data", *data.train, "--eval_data", evaluation]
+        arguments = parse_arguments(words, RECIPES, recipe).data
+        sources = open_training_data(arguments)
+        open_evaluation_data(arguments, likely=label_column(sources))
 
 
 def _options(steps: int, batch: int, mask: int, warm_up: float) -> dict[str, Any]:

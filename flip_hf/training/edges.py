@@ -42,7 +42,8 @@ def edge_scores(images: torch.Tensor, patch_size: int) -> torch.Tensor:
     """
     step = 2 if patch_size >= _HALVED and patch_size % 2 == 0 else 1
     span = min(_SPAN // step, images.shape[-1] - 1)
-    red, green, blue = images[:, :, ::step, ::step].unbind(1)
+    filled = images.shape[-1] // patch_size * patch_size  # the rest is in no patch
+    red, green, blue = images[:, :, :filled:step, :filled:step].unbind(1)
     luma = red.short().add_(green, alpha=2).add_(blue)  # (B, S / step, S / step)
     gradient = _differences(luma, 1, span).add_(_differences(luma, 2, span))
     return avg_pool2d(gradient.float(), patch_size // step).flatten(1) / (_LUMA * span * step)

@@ -186,7 +186,7 @@ def _course(arguments: Arguments) -> str:
         return f"at mask ratio {arguments.model.mask_ratio:g}"
     phases = plan_phases(arguments)
     ratios = ", ".join(f"{phase.mask_ratio:g}" for phase in phases)
-    return f"in {len(phases)} stages at mask ratio {ratios}"
+    return f"in {len(phases)} stage{'s' if len(phases) > 1 else ''} at mask ratio {ratios}"
 
 
 def _retention(results: dict[str, Any]) -> list[str]:

@@ -90,7 +90,8 @@ class Phase:
 
     def in_words(self) -> str:
         """Describes the phase in a line, without a full stop."""
-        rate = f"peak learning rate {self.curve.peak_lr:.3g}" if self.begins_curve else "learning rate as before"
+        peak = f"peak learning rate {self.curve.peak_lr:.3g} after {self.curve.warmup_samples:,} samples of warm-up"
+        rate = peak if self.begins_curve else "learning rate as before"
         images = f"images of {self.image_size} pixels, " if self.image_size is not None else ""
         texts = f"texts of {self.text_length} tokens, " if self.text_length is not None else ""
         return f"{self.name}: {self.end - self.start:,} samples, {images}{texts}{self.masks_in_words()}, {rate}"

@@ -59,7 +59,7 @@ STARTING = {
 # Options that recipes of older checkpoints do not have, and what those trained with.
 ADDED = {
     **{"optimizer": "adamw", "muon_lr_scale": 1.0},
-    **{"image_lr_scale": 1.0, "text_lr_scale": 1.0, "layer_decay": 1.0},
+    **{"image_lr_scale": 1.0, "text_lr_scale": 1.0, "layer_decay": 1.0, "mask_edge_strength": 0.5},
 }
 
 

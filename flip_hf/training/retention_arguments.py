@@ -33,15 +33,17 @@ class RetentionArguments:
     )
     retain_warning: float = option(
         0.1,
-        "fall of top-1 or mean recall on the retained data, as a share of its value before the run, that is warned of",
+        "fall of top-1 or mean recall that is warned of, as a share of its value before the run: on the retained data, "
+        "or the run's own where there are none",
         number(0, 1, says="is a share of the value before the run, {range}", note="1 never warns"),
     )
 
     def __post_init__(self):
         check_options(self)
         for field in dataclasses.fields(self):
+            is_of_data = field.name != "retain_warning"
             require(
-                self.retain_data is not None or getattr(self, field.name) == field.default,
+                self.retain_data is not None or not is_of_data or getattr(self, field.name) == field.default,
                 f"--{field.name} is about the data of --retain_data; give that too.",
             )
         require(

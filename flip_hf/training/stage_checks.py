@@ -18,9 +18,9 @@ def check_stages_fit(arguments: Arguments, config: FlipConfig) -> None:
         config: configuration of the model, as it is before it is resized to the run's own sizes.
 
     Raises:
-        ValueError: patches do not fill the images of a stage, a mask keeps too little of them or of its texts, images
-            are of another size at the end than the model's, or there is a decoder, which has one size; the message
-            names the stage.
+        ValueError: a learning rate would only warm up, patches do not fill the images of a stage, a mask keeps too
+            little of them or of its texts, images are of another size at the end than the model's, or there is a
+            decoder, which has one size; the message names the stage.
     """
     if arguments.optimization.stages is None:
         return
@@ -36,6 +36,13 @@ def check_stages_fit(arguments: Arguments, config: FlipConfig) -> None:
             raise ValueError(
                 f"{where}: the decoder of --objective {arguments.objective.objective} is made for images of "
                 f"{sizes['image_size']} pixels. Leave image_size out."
+            )
+    for phase in phases[1:]:
+        length = phase.curve.end - phase.curve.start
+        if phase.begins_curve and phase.curve.warmup_samples >= length:
+            raise ValueError(
+                f"--stages, {phase.name}: the warm-up of its learning rate, {phase.curve.warmup_samples:,} samples, is "
+                f"not shorter than the {length:,} samples of its curve. Give the stage its own warmup_samples."
             )
     last = phases[-1]
     if last.image_size not in (None, sizes["image_size"]):

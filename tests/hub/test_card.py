@@ -144,8 +144,10 @@ def test_the_stages_of_a_run_are_told_one_by_one(run_folder):
     (run_folder / "results.json").unlink()
     text = card_of(run_folder).text
     first = "6,000 pairs; images of 16 pixels; texts of 8 tokens; patches dropped: 75%, random"
-    assert f"| stage 1 | {first} |" in text
-    assert "| stage 2 | 1,000 pairs; patches dropped: none; peak learning rate 0.1 |" in text
+    warmup = f"after {recipe['warmup_samples']:,} of warm-up, then a cosine"
+    assert f"| stage 1 | {first}; peak learning rate {recipe['base_lr'] * 100 / 256:.3g} {warmup} |" in text
+    assert f"| stage 2 | 1,000 pairs; patches dropped: none; peak learning rate 0.1 {warmup} |" in text
+    assert "| schedule |" not in text and text.count("peak learning rate") == 2
     assert "trained while up to 75% of the patches of every image were dropped" in text
     assert "7,000, 100 per step" in text and "not tuned on whole images" not in text
     (run_folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "stages": stages[:1]}))

@@ -104,6 +104,19 @@ def test_the_published_table_is_made_of_the_published_points(tmp_path):
     assert (tmp_path / "made" / "choices.png").is_file() and (published / "choices.png").is_file()
 
 
+def test_data_that_cannot_be_tuned_on_are_named_before_the_base_is_trained(made, tmp_path):
+    other = str(made.parent / "other.parquet")
+    words = ["--set", "finetuning", "--eval_data", other, "--folder", str(tmp_path / "none")]
+    with pytest.raises(SystemExit, match="mispelt.parquet"):
+        main([*words, "--tune_data", str(tmp_path / "mispelt.parquet"), "--tune_eval_data", other])
+    labelled_pictures(6).to_parquet(str(tmp_path / "unusual.parquet"))
+    with pytest.raises(SystemExit, match="has no .*column.*fine_label"):
+        main([*words, "--tune_data", str(tmp_path / "unusual.parquet"), "--tune_eval_data", other])
+    with pytest.raises(SystemExit, match="the recipe scenes names no labelled test data"):
+        main(["--set", "finetuning", "--recipe", "scenes", "--tune_data", other, "--tune_eval_data", other])
+    assert not (tmp_path / "none" / "logs").exists()
+
+
 def test_several_values_are_several_words():
     assert words_of({"lora": ("image:8", "text:8"), "seed": 1}) == ["--lora", "image:8", "text:8", "--seed", "1"]
     assert Experiment("x", {"alpha": 0.5}, kind="interpolation").cost == 0

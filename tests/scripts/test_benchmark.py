@@ -6,6 +6,7 @@ import statistics
 import sys
 from importlib.util import find_spec
 
+import psutil
 import pytest
 
 from flip_hf.benchmarks import gpu, loader, zero_shot
@@ -182,6 +183,21 @@ def test_the_parts_of_a_gpu_are_kept_and_the_rest_begins_again(two_parts, tmp_pa
     assert two_parts("5") == {"loss": gpu.KEPT, "broken": gpu.FAILED}
     table = (tmp_path / "gpu.md").read_text()
     assert "| broken | failed | " in table and "\n## loss\n" in table and "| 64 | dense | " in table
+
+
+def test_a_part_that_another_machine_measured_begins_again(two_parts, tmp_path):
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "loss.json").write_text(json.dumps({**environment("cpu"), "hardware": "an abacus"}))
+    assert two_parts("0")["loss"] == gpu.NO_TIME
+    (tmp_path / "gpu" / "loss.json").write_text(json.dumps(environment("cpu")))
+    assert two_parts("0")["loss"] == gpu.KEPT
+
+
+def test_the_limit_ends_all_processes_of_a_part(tmp_path):
+    program = f"sleep 1000 & echo $! > {tmp_path}/child; wait"
+    assert gpu.run_within(["sh", "-c", program], tmp_path / "log.txt", 1) == gpu.ENDED
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_parts_of_a_gpu_are_commands_that_there_are():

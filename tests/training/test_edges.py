@@ -62,6 +62,14 @@ def test_the_score_is_the_mean_gradient_of_the_luma(side, patch_size):
         np.testing.assert_allclose(found, cells.flatten(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("side", [47, 46, 45])
+def test_what_is_in_no_patch_has_no_score(side):
+    """Images of models that ignore a remainder, here of patches of 8 pixels in 40."""
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    assert torch.equal(edge_scores(images, 8), edge_scores(images[:, :, :40, :40], 8))
+    assert keep_edges(images, draw_gumbel(2, 25), patch_size=8, kept=5, strength=1.0).max() < 25
+
+
 @pytest.mark.parametrize("strength", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize(("side", "patch_size"), [(224, 16), (32, 4), (12, 4)])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 0.85])

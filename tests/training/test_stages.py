@@ -158,6 +158,7 @@ def check(stages: list[dict], *argv: str, **model) -> None:
         ({"image_size": 8, "mask_ratio": 0.5}, "stage 2: mask_ratio=0.5 keeps none of the 1 patches"),
         ({"text_length": 33}, "stage 2: text_length 33 is beyond the model's context of 32 tokens.$"),
         ({"text_length": 4, "text_mask_ratio": 0.6}, "stage 2: text_mask_ratio 0.6 keeps fewer than 2 .* 4 tokens"),
+        ({"base_lr": 1e-5}, "stage 2: the warm-up of its learning rate, 2,048 samples, is not shorter than the 200 .*"),
         ({"text_mask_ratio": 0.95}, "stage 2: text_mask_ratio 0.95 keeps fewer than 2 of the context's 32 tokens"),
     ],
 )
