@@ -24,8 +24,8 @@ GAUSSIAN_VARIANCE = 0.2
 # - prioritized: any tokens (ibidem).
 # - block: one run of tokens, at a uniformly random place (CLIPA, Li et al. 2023).
 # - frequency: words drawn one after another, each with a probability proportional to its weight among those left, until
-#   the text is full; of the last word drawn, the first pieces that fit. The whole word that begins a text is kept. For
-#   the weights see CLIPF (Liang and Larson 2024, arXiv 2412.16148).
+#   the text is full; of the last word drawn, the first pieces that fit. The first token is kept, with what is of one
+#   word with it. For the weights see CLIPF (Liang and Larson 2024, arXiv 2412.16148).
 TEXT_MASK_STRATEGIES = ("random", "prioritized", "block", "frequency")
 
 

@@ -7,7 +7,8 @@ in reading damaged models (CVE-2026-1260), is not needed.
 
 The ids are the same, with these exceptions:
 
-- combining marks in an order that no normal form of Unicode has are put in order;
+- combining marks behind characters that NFKC takes apart, or in an order that no normal form of Unicode has, are put
+  in order;
 - behind a literal `</s>` or `<unk>` a word begins anew, and a text that ends with `</s>` has two of them;
 - letters of alphabets newer than the tables of `tokenizers` keep their case.
 """
@@ -36,6 +37,9 @@ SIGLIP_FILES = (SPIECE, TOKENIZER_CONFIG, CONFIG)
 SLOW = "SiglipTokenizer"
 # The largest, with 250,000 pieces, has 4.3 MB.
 MAX_SPIECE_BYTES = 32 * 2**20
+MAX_PIECES = 2**20
+# `tokenizers` needs stack for each letter of the longest piece. SigLIP's have at most 16 letters.
+MAX_PIECE_LETTERS = 256
 SPACE = "▁"  # sentencepiece's sign for a space
 # Of sentencepiece's format: the type of a model, and types of pieces.
 UNIGRAM = 1
@@ -93,7 +97,9 @@ def read_siglip_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         made("")
     except ConversionError as error:
         raise ConversionError(f"{folder / SPIECE}: {error}") from error
-    except Exception as error:  # protobuf and tokenizers raise many types for a damaged file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # protobuf raises many types for a damaged file, and tokenizers Rust's panics
         raise ConversionError(
             f"{folder / SPIECE} cannot be read as a model of sentencepiece: {reason(error)}. Fetch it again."
         ) from error
@@ -154,6 +160,8 @@ def _check_model(proto: Any) -> None:
     Raises:
         ConversionError: the model is not a unigram model of whole words without symbols of its own.
     """
+    if len(proto.pieces) > MAX_PIECES:
+        raise ConversionError(f"this sentencepiece model has {len(proto.pieces):,} pieces, more than {MAX_PIECES:,}.")
     rules = proto.normalizer_spec
     pieces = [(piece.piece, piece.type) for piece in proto.pieces]
     punctuation = set(string.punctuation)
@@ -165,6 +173,7 @@ def _check_model(proto: Any) -> None:
         "it has no piece for a space": (SPACE, NORMAL) not in pieces,
         "its pieces go on after a space": any(SPACE in piece[1:] for piece, kind in pieces if kind == NORMAL),
         "it has not one unknown piece": [kind for _, kind in pieces].count(UNKNOWN) != 1,
+        "a piece is empty or very long": not all(0 < len(piece) <= MAX_PIECE_LETTERS for piece, _ in pieces),
         "its scores are not finite": not all(math.isfinite(piece.score) for piece in proto.pieces),
         f"it has symbols of its own ({', '.join(symbols):.80})": symbols,
         "its rules are not based on NFKC": not _based_on_nfkc(rules.precompiled_charsmap),

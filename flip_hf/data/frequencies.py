@@ -39,6 +39,7 @@ THRESHOLD = 1e-6
 
 FILE = "word_frequencies.json"
 _FORMAT = 1
+_ABOUT_BYTES = 2**20  # left for what is beside the words
 _SEED = 0  # of the order of shards and of drawn captions, independent of the run's seed
 _AT_ONCE = 1024  # captions tokenized together
 
@@ -127,11 +128,13 @@ def count_words(
         count: Counter[Word] = Counter()
         captions = _captions(source, share)
         read = 0
+        tokens = 0
         for some in _in_pieces(captions, math.ceil(share * max_captions)):
             read += len(some)
             words = finder(tokenizer(some, padding=True, truncation=True, return_tensors="np"))
             count.update(itertools.compress(words.found, words.spoken))
-            if count.total() >= share * MAX_TOKENS:
+            tokens += int(words.lengths.sum())
+            if tokens >= share * MAX_TOKENS:
                 break
         counts.append(count)
         counted.append(Counted(source.name, share, read, count.total()))
@@ -183,11 +186,16 @@ def _in_pieces(captions: Iterator[str], limit: int) -> Iterator[list[str]]:
 
 
 def write_frequencies(counted: WordFrequencies, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the frequencies into a folder, the most frequent word first, one a line: its pieces, frequency and ids."""
-    rows = [
-        json.dumps([" ".join(tokenizer.convert_ids_to_tokens(list(word))), frequency, *word], ensure_ascii=False)
-        for word, frequency in counted.frequencies.items()
-    ]
+    """Writes the frequencies into a folder, the most frequent word first, one a line: its pieces, frequency and ids.
+
+    Words that the file has no room for are left out, the rarest first.
+    """
+    rows = []
+    for word, frequency in counted.frequencies.items():
+        pieces = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(word))))
+        rows.append(json.dumps([pieces, frequency, *word], ensure_ascii=False))
+    size = itertools.accumulate(len(row.encode()) + 2 for row in rows)
+    rows = [row for row, until in zip(rows, size, strict=True) if until < MAX_FILE_BYTES - _ABOUT_BYTES]
     about = {"format": _FORMAT, "unseen": counted.unseen, "sources": [asdict(source) for source in counted.sources]}
     text = f'{json.dumps(about, ensure_ascii=False)[:-1]}, "words": [\n' + ",\n".join(rows) + "\n]}\n"
     (folder / FILE).write_text(text, encoding="utf-8")
@@ -214,8 +222,8 @@ def _read(found: dict[str, Any]) -> WordFrequencies:
     if found["format"] != _FORMAT:
         raise ValueError(f"it has format {found['format']}, and this version of flip_hf reads format {_FORMAT}")
     frequencies: dict[Word, float] = {}
-    for _, frequency, *ids in found["words"]:
-        frequencies[tuple(int(number) for number in ids)] = _fraction(frequency)
+    for _, frequency, first, *others in found["words"]:
+        frequencies[tuple(map(_token, (first, *others)))] = _fraction(frequency)
     sources = (Counted(**source) for source in redacted(found["sources"]))
     read = tuple(Counted(str(s.name), float(s.weight), int(s.captions), int(s.words)) for s in sources)
     return WordFrequencies(frequencies, _fraction(found["unseen"]), read)
@@ -225,3 +233,9 @@ def _fraction(value: Any) -> float:
     if not isinstance(value, (int, float)) or not 0 < value <= 1 + 1e-9:
         raise ValueError(f"{value!r} is not a frequency")
     return float(value)
+
+
+def _token(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{value!r} is not the id of a token")
+    return value

@@ -1,7 +1,8 @@
 """Find the words of tokenized texts: of word pieces, of byte pairs, and of pieces by SentencePiece.
 
 A fast tokenizer knows the words that it split a text into before it cut them into pieces. Some of those that come from
-SentencePiece do not split: their pieces show where a word begins.
+SentencePiece do not split: their pieces show where a word begins. Scripts without spaces, such as Chinese and Thai,
+have whole sentences between two spaces: of a run of many tokens, each is taken as a word.
 
 Letters: B texts, T tokens.
 """
@@ -16,6 +17,8 @@ Word = tuple[int, ...]  # the ids of its tokens
 
 _SPACE = "\u2581"  # SentencePiece writes it for the space before a word
 _NO_WORD = -1
+# Words of more tokens are runs of a script without spaces, or no words at all.
+MAX_WORD_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,20 @@ class WordFinder:
         begins = self._begins[ids] | (words == _NO_WORD)
         begins[:, :1] = True
         begins[:, 1:] |= words[:, 1:] != words[:, :-1]
-        starts = np.flatnonzero(begins[is_text])  # no word goes on in the next text
+        lengths = _lengths(begins[is_text])  # no word goes on in the next text
+        begins[is_text] |= (lengths > MAX_WORD_TOKENS).repeat(lengths)
+        starts = np.flatnonzero(begins[is_text])
+        lengths = _lengths(begins[is_text])
         flat = ids[is_text].tolist()
-        ends = [*starts[1:].tolist(), len(flat)]
         return Words(
             begins=begins,
             special=words == _NO_WORD,
-            found=[tuple(flat[start:end]) for start, end in zip(starts.tolist(), ends, strict=True)],
-            lengths=np.diff(np.append(starts, len(flat))),
+            found=[tuple(flat[start : start + length]) for start, length in zip(starts, lengths, strict=True)],
+            lengths=lengths,
             spoken=(words != _NO_WORD)[is_text][starts],
         )
+
+
+def _lengths(begins: np.ndarray) -> np.ndarray:
+    """Returns the number of tokens of each word of tokens (N,), of which those that begin one are marked."""
+    return np.diff(np.append(np.flatnonzero(begins), len(begins)))

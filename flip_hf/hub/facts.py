@@ -195,7 +195,13 @@ def _masking(recipe: JsonObject, ratio: str, strategy: str) -> str:
         return "none"
     end = recipe.get(f"{ratio}_end")
     to = "" if end is None else f" to {end:.0%}"
-    return f"{recipe[ratio]:.0%}{to}, {recipe[strategy]}"
+    return f"{recipe[ratio]:.0%}{to}, {recipe[strategy]}{_strength(recipe) if recipe[strategy] == 'edges' else ''}"
+
+
+def _strength(recipe: JsonObject) -> str:
+    """Describes how much masks by content prefer edges."""
+    end = recipe.get("mask_edge_strength_end")
+    return f" at a strength of {recipe['mask_edge_strength']:g}" + ("" if end is None else f" to {end:g}")
 
 
 def compute(run: PublishedRun) -> str:

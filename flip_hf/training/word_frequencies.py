@@ -54,6 +54,7 @@ def _frequencies(
     else:
         if checkpoint is not None:
             logger.warning("%s has no word frequencies: they are counted now.", checkpoint.name)
+        print("Counting the words of the training captions, for minutes at most.", flush=True)
         frequencies = count_words(sources, weights, tokenizer)
         print(f"{frequencies.in_words()}.")
     write_frequencies(frequencies, tokenizer, Path(arguments.run.output_dir))

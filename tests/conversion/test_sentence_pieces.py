@@ -135,10 +135,14 @@ def test_other_rules_are_refused(tmp_path):
 def test_damaged_rules_and_scores_are_refused(tmp_path):
     path = train_sentencepiece(tmp_path)
     model = import_protobuf().ModelProto.FromString(path.read_bytes())
-    for change in ("scores", "rules"):
+    for change in ("scores", "rules", "end of the rules", "long piece", "empty piece"):
         proto = import_protobuf().ModelProto.FromString(model.SerializeToString())
         if change == "scores":
             proto.pieces[10].score = float("nan")
+        elif change == "end of the rules":  # on which `tokenizers` panics
+            proto.normalizer_spec.precompiled_charsmap = proto.normalizer_spec.precompiled_charsmap[:-1007]
+        elif change.endswith("piece"):
+            proto.pieces.add(piece="a" * 300_000 if change == "long piece" else "", score=-1.0)
         else:
             proto.normalizer_spec.precompiled_charsmap = proto.normalizer_spec.precompiled_charsmap[:1001]
         path.write_bytes(proto.SerializeToString())

@@ -10,7 +10,14 @@ import pytest
 
 from flip_hf.data import frequencies
 from flip_hf.data.captions import Prompts
-from flip_hf.data.frequencies import FILE, count_words, keep_weight, read_frequencies, write_frequencies
+from flip_hf.data.frequencies import (
+    FILE,
+    WordFrequencies,
+    count_words,
+    keep_weight,
+    read_frequencies,
+    write_frequencies,
+)
 from flip_hf.data.sources import open_source
 from tests.helpers.pairs import write_tar
 from tests.helpers.tokenizers import KINDS, make_tokenizer
@@ -133,8 +140,10 @@ def test_frequencies_come_back_from_their_file(samples, tmp_path):
         ({"format": 2}, "it has format 2"),
         ({"unseen": 0}, "0 is not a frequency"),
         ({"unseen": float("nan")}, "nan is not a frequency"),
-        ({"words": [["a", 0.5, "x"]]}, "invalid literal"),
+        ({"words": [["a", 0.5, "x"]]}, "'x' is not the id of a token"),
         ({"words": [["a"]]}, "not enough values"),
+        ({"words": [["a", 0.5]]}, "not enough values"),
+        ({"words": [["a", 0.5, True]]}, "True is not the id"),
         ({"words": [["a", "0.5", 5]]}, "'0.5' is not a frequency"),
         ({"sources": [{"name": "a"}]}, "missing 3 required"),
         ({"sources": [{"name": "a", "weight": [], "captions": 1, "words": 1}]}, "must be a string or a real number"),
@@ -148,6 +157,16 @@ def test_a_damaged_file_is_one_error_that_names_it(change, message, tmp_path):
     (tmp_path / FILE).write_text(json.dumps({**whole, **change}))
     with pytest.raises(ValueError, match=f"{FILE} with the word frequencies of the run cannot be read: .*{message}"):
         read_frequencies(tmp_path)
+
+
+def test_what_is_written_can_be_read(tmp_path, monkeypatch):
+    tokenizer = make_tokenizer("wordpiece", ["a red circle", "a blue square"] * 5)
+    monkeypatch.setattr(frequencies, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(frequencies, "_ABOUT_BYTES", 200)
+    counted = WordFrequencies({(2, number): 1 / (2 + number) for number in range(200)}, 1e-3, ())
+    write_frequencies(counted, tokenizer, tmp_path)
+    found = read_frequencies(tmp_path).frequencies
+    assert 10 < len(found) < 200 and found == dict(list(counted.frequencies.items())[: len(found)])
 
 
 def test_a_file_that_is_no_table_or_too_large_is_refused(tmp_path, monkeypatch):

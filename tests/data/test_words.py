@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from flip_hf.data.words import WordFinder
+from flip_hf.data.words import MAX_WORD_TOKENS, WordFinder
 from tests.helpers.pairs import shapes_rows
 from tests.helpers.tokenizers import KINDS, make_tokenizer
 
@@ -45,3 +45,18 @@ def test_an_unknown_word_is_a_word_and_a_word_cut_short_is_its_first_pieces(capt
     words = WordFinder(tokenizer)(encoded)
     assert words.lengths.tolist() == [1, 3] and words.found[0] == (tokenizer.unk_token_id,)
     assert words.spoken.tolist() == [True, True]
+
+
+def test_a_long_run_without_spaces_has_a_word_for_each_token():
+    text = "red あいうえおかきくけこさしすせそたちつてとなにぬねの"
+    tokenizer = make_tokenizer("unigram", [text], vocab_size=40)
+    encoded = tokenizer([text, "red"], padding=True, return_tensors="np")
+    words = WordFinder(tokenizer)(encoded)
+    assert words.begins[0].sum() > MAX_WORD_TOKENS and words.lengths.sum() == encoded["attention_mask"].sum()
+    assert max(words.lengths) <= MAX_WORD_TOKENS
+
+
+def test_texts_without_a_token_have_no_words(captions):
+    tokenizer = make_tokenizer("wordpiece", captions)
+    words = WordFinder(tokenizer)(tokenizer(["", ""], padding="max_length", max_length=4, return_tensors="np"))
+    assert words.found == [] and words.lengths.size == words.spoken.size == 0
