@@ -47,7 +47,7 @@ class Choice:
         name: name of its run.
         words: the choice in words.
         mask: percent of the patches dropped.
-        base_lr: learning rate for 256 samples, chosen on held-out pictures (docs/finetuning.md).
+        base_lr: learning rate for 256 samples, chosen on held-out pictures; see docs/finetuning.md.
         unmasked: share of the pairs that are seen whole, at the end.
         options: further options of `flip-hf pretrain`.
     """

@@ -1,6 +1,7 @@
 """The comparison of ways to fine-tune: its plan, real tiny runs of every kind, and its report."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flip_hf.reproduction.plan import Experiment, Scale, words_of
 from flip_hf.reproduction.running import Point, Points
 from flip_hf.training.recipes import RECIPES, parse_arguments
 from tests.helpers.labelled import labelled_pictures
+from tests.helpers.programs import ROOT
 
 SCALE = Scale.of_recipe("cifar10", 40 * 128)
 DATA = TunedData(("one.parquet", "two.parquet"), "test.parquet", "other.parquet")
@@ -92,6 +94,14 @@ def test_data_to_fine_tune_on_are_for_the_set_that_does_so(capsys, words, said):
     with pytest.raises(SystemExit):
         main(words)
     assert said in capsys.readouterr().err
+
+
+def test_the_published_table_is_made_of_the_published_points(tmp_path):
+    published = ROOT / "scripts" / "results" / "reproduce_finetuning"
+    shutil.copytree(published, tmp_path / "made", ignore=shutil.ignore_patterns("*.png", "README.md"))
+    main(["--set", "finetuning", "--figures_only", "--folder", str(tmp_path / "made")])
+    assert (tmp_path / "made" / "README.md").read_text() == (published / "README.md").read_text()
+    assert (tmp_path / "made" / "choices.png").is_file() and (published / "choices.png").is_file()
 
 
 def test_data_that_cannot_be_tuned_on_are_named_before_the_base_is_trained(made, tmp_path):
