@@ -132,7 +132,7 @@ def test_a_finished_run_is_continued_by_one_more_stage(straight, tmp_path):
     shutil.copytree(whole, folder)
     again = run_program(PRETRAIN, *words(data, folder))
     assert again.returncode == 0 and "To continue it, add a stage to --stages" in again.stdout, again.stderr[-3000:]
-    one_more = json.dumps([*STAGES, {"samples": 32, "mask_ratio": 0.5, "base_lr": 0.001}])
+    one_more = json.dumps([*STAGES, {"samples": 32, "mask_ratio": 0.5, "base_lr": 0.001, "warmup_samples": 16}])
     run = run_program(PRETRAIN, *words(data, folder), "--stages", one_more)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "stage 5: 32 samples, mask ratio 0.5" in run.stdout and "stage 4:" not in run.stdout
