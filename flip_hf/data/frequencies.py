@@ -71,7 +71,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class WordFrequencies:
-    """How frequent words are in the training captions.
+    """The frequencies of words in the training captions.
 
     Attributes:
         frequencies: the fraction of all words that each word is.
