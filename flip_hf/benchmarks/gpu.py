@@ -143,7 +143,7 @@ def _has_result(stem: Path, device: str) -> bool:
     if not path.is_file():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))
-    return (found["hardware"], found["torch"]) == (device_name(device), torch.__version__)
+    return (found.get("hardware"), found.get("torch")) == (device_name(device), torch.__version__)
 
 
 def gpu_markdown(result: dict) -> str:
