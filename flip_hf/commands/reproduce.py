@@ -252,7 +252,7 @@ def main(argv: Sequence[str]) -> None:
             runs = chosen(runs_of(scale, recipe, options), options.only, options.skip)
             if options.list:
                 for run in runs:
-                    print(f"{run.name:<32} {run.options.get('train_samples', 0):>10,}  {run.start or ''}")
+                    print(f"{run.name:<32} {run.samples:>10,}  {run.start or ''}")
                 return
             run_all(points, runs, options.seeds)
         plan = read_plan(folder)

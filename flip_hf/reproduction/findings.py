@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind, ttest_rel
 
-from flip_hf.reproduction.plan import MAIN, MASKS, PAIRS, SETS, Scale, planned_runs
+from flip_hf.reproduction.plan import MAIN, MASKS, PAIRS, SETS, STAGES, Scale, planned_runs
 from flip_hf.reproduction.running import Point
 
 SIGNIFICANT = 0.05
@@ -155,6 +155,7 @@ def _claims() -> list[Claim]:
         Claim("GLIP", "patches near the centre beat random ones", f"{m75}-gaussian", m75, 1.9, 1),
         # The paper's value is that of its whole method over random patches, at half of them, a mean over 17 data sets.
         Claim("CLIP-PGS", "patches with edges beat random ones", f"{m75}-edges", m75, 4.6, 1),
+        Claim("PE", "small images first lose nothing", f"{long0}-{STAGES}", long0, 0.0, 0),
     ]
 
 
@@ -173,7 +174,8 @@ def accuracies(points: Sequence[Point]) -> dict[str, dict[int, float]]:
 
 def claims_of(which: str) -> list[Claim]:
     """Lists the claims about runs of one of `SETS`."""
-    planned = {run.name for run in planned_runs(Scale(samples=64, batch=4, base_lr=1.0, decoder={}), which)}
+    scale = Scale(samples=64, batch=4, base_lr=1.0, decoder={}, image_size=16, patch_size=4)
+    planned = {run.name for run in planned_runs(scale, which)}
     return [claim for claim in CLAIMS if {_run(claim.first), _run(claim.second)} <= planned]
 
 

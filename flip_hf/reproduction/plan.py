@@ -21,6 +21,8 @@ TUNING_LR = 0.3  # factor on the recipe's: does well on the embedded data
 # Sets of runs about claims: all of them on captioned data; Figure 1, masks and positives on labelled data.
 SETS = ("paper", "photos")
 PAIRS = "pairs"  # runs without equal captions as positives
+STAGES = "stages"  # runs on small images first
+SIDES = (1 / 2, 3 / 4, 1)  # of their images, as fractions of the model's: Perception Encoder has 98, 154, 224 pixels
 STRATEGIES = ("block", "edges", "gaussian", "resize")
 BEST_STRATEGY = "grid"  # on the embedded data, so that it is run at every length too
 
@@ -34,12 +36,15 @@ class Scale:
         batch: samples per step, standing for the paper's 32k; half and twice as much stand for its 16k and 64k.
         base_lr: learning rate of training, for 256 samples.
         decoder: decoder for reconstruction: one layer, half as wide as the image tower, as MAE's for ViT-L.
+        image_size, patch_size: sides of the model's images and patches, in pixels.
     """
 
     samples: int
     batch: int
     base_lr: float
     decoder: dict[str, int]
+    image_size: int
+    patch_size: int
 
     @classmethod
     def of_recipe(cls, recipe: str, samples: int) -> "Scale":
@@ -56,7 +61,9 @@ class Scale:
         width = tower.hidden_size // 2
         decoder = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 1}
         decoder["num_attention_heads"] = max(1, tower.num_attention_heads // 2)
-        return cls(samples, arguments.optimization.batch_size, arguments.optimization.base_lr, decoder)
+        optimization = arguments.optimization
+        sizes = (tower.image_size, tower.patch_size)
+        return cls(samples, optimization.batch_size, optimization.base_lr, decoder, *sizes)
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,15 @@ class Experiment:
     kind: str = "training"
 
     @property
+    def samples(self) -> int:
+        """Pairs seen in training; 0 where nothing is trained."""
+        stages = self.options.get("stages", [])
+        return self.options.get("train_samples", 0) + sum(stage["samples"] for stage in stages)
+
+    @property
     def cost(self) -> float:
-        """Approximate relative duration: images encoded in training, in whole images."""
-        return self.options.get("train_samples", 0) * (1 - self.options.get("mask_ratio", 0))
+        """Approximate relative duration: images encoded in training, in whole images of the model's size."""
+        return self.samples * (1 - self.options.get("mask_ratio", 0))
 
 
 def _training(name: str, samples: float, mask: int, batch: int, **options: Any) -> Experiment:
@@ -100,7 +113,7 @@ def lengths(steps: int, batch: int, warm_up: float) -> dict[str, int]:
 
 def _tuned(run: Experiment, scale: Scale) -> Experiment:
     """Plans the tuning of the same model on whole images, as a separate run, so that its time is known."""
-    steps = max(4, round(TUNING * run.options["train_samples"] / scale.batch))
+    steps = max(4, round(TUNING * run.samples / scale.batch))
     options = {"mask_ratio": 0.0, "batch_size": scale.batch, **lengths(steps, scale.batch, 0.2)}
     return Experiment(f"{run.name}-tuned", {**options, "base_lr": TUNING_LR * scale.base_lr}, start=run.name)
 
@@ -152,8 +165,24 @@ def _table(scale: Scale) -> Iterator[Experiment]:
         yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, batch, mask_strategy=strategy)
 
 
+def _staged(scale: Scale) -> Experiment:
+    """Plans the longest unmasked run with small images first, and as many pairs of each size."""
+    steps = round(scale.samples / scale.batch)
+    options = {name: value for name, value in lengths(steps, scale.batch, 1 / 16).items() if name != "train_samples"}
+    ends = [round(steps * (index + 1) / len(SIDES)) for index in range(len(SIDES))]
+    patches = scale.image_size // scale.patch_size
+    stages = [
+        {"samples": (end - start) * scale.batch, "image_size": max(1, round(side * patches)) * scale.patch_size}
+        for start, end, side in zip((0, *ends), ends, SIDES, strict=False)
+    ]
+    return Experiment(
+        f"mask0-full-{STAGES}", {"mask_ratio": 0.0, "batch_size": scale.batch, **options, "stages": stages}
+    )
+
+
 def _labelled(scale: Scale) -> Iterator[Experiment]:
-    """Plans, at the main length, other masks, and runs in which an equal caption of another image is a negative."""
+    """Plans stages, and at the main length other masks and runs without equal captions as positives."""
+    yield _staged(scale)
     samples = scale.samples * LENGTHS[MAIN]
     for strategy in STRATEGIES:
         yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, scale.batch, mask_strategy=strategy)
@@ -169,5 +198,5 @@ def words_of(options: dict[str, Any]) -> list[str]:
         if isinstance(value, tuple):
             found += map(str, value)
         else:
-            found.append(json.dumps(value) if isinstance(value, dict) else str(value))
+            found.append(json.dumps(value) if isinstance(value, (dict, list)) else str(value))
     return found

@@ -159,10 +159,21 @@ def _empty(run: Experiment, seed: int) -> JsonObject:
 
 
 def training_rate(log: Path) -> float:
-    """Returns samples per second of training steps alone: the median over log lines, without the first (warm-up)."""
+    """Returns samples per second of training steps alone: those of each phase at the median of its log lines.
+
+    The run's first line is left out, since its steps warm caches up.
+    """
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    rates = [r["samples_per_second"] / (1 - r["data_wait"]) for r in records if "data_wait" in r]
-    return statistics.median(rates[1:] or rates)
+    timed = [record for record in records if "data_wait" in record]
+    rates: dict[str, list[float]] = {}
+    samples: dict[str, int] = {}
+    for before, record in zip((None, *timed), timed, strict=False):
+        phase = record["phase"]
+        samples[phase] = samples.get(phase, 0) + record["samples"] - (before["samples"] if before else 0)
+        if before or len(timed) == 1:
+            rates.setdefault(phase, []).append(record["samples_per_second"] / (1 - record["data_wait"]))
+    seconds = sum(samples[phase] / statistics.median(many) for phase, many in rates.items())
+    return sum(samples[phase] for phase in rates) / seconds
 
 
 def _commit() -> str | None:

@@ -22,6 +22,7 @@ from flip_hf.reproduction.plan import SETS, Scale, planned_runs, words_of
 from flip_hf.reproduction.running import Point, training_rate
 from flip_hf.reproduction.speedup import SpeedUp, best_recipe, speed_up, steady, summary
 from flip_hf.training.recipes import parse_arguments
+from flip_hf.training.stages import read_stages
 from tests.helpers.programs import ROOT
 
 RUNS = {run.name: run for run in planned_runs(Scale.of_recipe("scenes", 64 * 128))}
@@ -61,6 +62,27 @@ def test_photographs_are_trained_with_and_without_equal_captions_as_positives():
     assert runs["mask75-half-pairs"].options == {**runs["mask75-half"].options, "positives": "pair"}
     assert {"mask75-half", "mask75-half-grid", "mask75-half-tuned", "mask75-quadruple"} <= runs.keys()
     assert "UniCL" in {claim.table for claim in claims_of("photos")} - {claim.table for claim in claims_of("paper")}
+
+
+def test_stages_see_as_many_pairs_of_each_size_and_only_they_count_them():
+    runs = {run.name: run for run in planned_runs(Scale.of_recipe("cifar10", 64 * 128), "photos")}
+    run = runs["mask0-full-stages"]
+    assert [stage["image_size"] for stage in run.options["stages"]] == [16, 24, 32]
+    assert run.samples == runs["mask0-full"].samples == 8192
+    arguments = parse_arguments(["cifar10", *words_of(run.options)], ROOT / "flip_hf" / "recipes", "shapes")
+    assert [stage.samples for stage in read_stages(arguments.optimization.stages)] == [21 * 128, 22 * 128, 21 * 128]
+
+
+def test_the_time_of_a_run_is_that_of_each_of_its_phases(tmp_path):
+    def line(samples: int, phase: str, rate: float, wait: float = 0.0) -> str:
+        return json.dumps({"samples": samples, "phase": phase, "samples_per_second": rate, "data_wait": wait})
+
+    log = tmp_path / "log.jsonl"
+    first = [line(10, "stage 1", 1.0), line(20, "stage 1", 100.0), line(30, "stage 1", 50.0, 0.5)]
+    log.write_text("\n".join([*first, json.dumps({"samples": 30, "top1": 0.5}), line(60, "stage 2", 10.0)]))
+    assert training_rate(log) == pytest.approx(60 / (30 / 100 + 30 / 10))
+    log.write_text(first[0])
+    assert training_rate(log) == 1
 
 
 def test_sizes_are_in_the_papers_proportions():
@@ -207,12 +229,12 @@ def test_seeds_of_a_speed_up_are_summed_up_and_listed():
 
 def test_data_preparation_is_not_in_the_time(tmp_path):
     lines = [
-        {"samples_per_second": 1.0, "data_wait": 0.0},
-        {"samples_per_second": 100.0, "data_wait": 0.5},
+        {"samples": 10, "phase": "masked", "samples_per_second": 1.0, "data_wait": 0.0},
+        {"samples": 20, "phase": "masked", "samples_per_second": 100.0, "data_wait": 0.5},
         {"top1": 1},
     ]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert training_rate(tmp_path / "log.jsonl") == 200
+    assert training_rate(tmp_path / "log.jsonl") == pytest.approx(200)
 
 
 def test_the_tables_hold_the_points(tmp_path):
