@@ -183,10 +183,11 @@ def test_published_files_are_flat_and_import_nothing_else():
                 assert node.module not in (None, "__future__")  # strings instead of types break configurations
 
 
-def test_only_the_loss_and_the_states_talk_to_torch_distributed():
+def test_only_the_loss_the_states_and_the_agreement_talk_to_torch_distributed():
     users = {p.name for p in SOURCES if any(n.startswith("torch.distributed") for n in imports_of(p))}
-    # The states of a checkpoint too: Accelerate and torch read sharded ones by pickle.
-    assert users == {"losses.py", "states.py"}
+    # The states of a checkpoint too: Accelerate and torch read sharded ones by pickle. And the agreement before a step,
+    # which Accelerate would make on the device.
+    assert users == {"losses.py", "states.py", "agreement.py"}
 
 
 # Methods whose unsafe forms can run what a file says, and what must be said in each call.

@@ -2,14 +2,17 @@
 
 A process that is asked to stop, or whose data end, must not leave alone: the others would wait for it in the loss until
 a timeout. Instead it says so here, where every process arrives once a step with its batch in hand, and all of them save
-and leave together.
+and leave together. The answer is needed before the step, and a device has the last step still to do by then: so it is
+the hosts that agree, over a group of their own, and none of them waits for its device.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -44,9 +47,15 @@ def agree(accelerator: Accelerator, *, stop: bool, failed: bool, overdue: bool) 
     """Combines the wishes of all processes; each must call it once a step, and all get the same answer."""
     if accelerator.num_processes == 1:
         return Agreement(stop, failed, overdue)
-    wishes = torch.tensor([stop, failed, overdue], dtype=torch.float32, device=accelerator.device)
-    total = accelerator.reduce(wishes, "sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
-    return Agreement(*(count > 0 for count in total))
+    wishes = torch.tensor([stop, failed, overdue], dtype=torch.uint8)
+    dist.all_reduce(wishes, dist.ReduceOp.MAX, group=_hosts(dist.group.WORLD, accelerator.device.type))
+    return Agreement(*map(bool, wishes.tolist()))
+
+
+@cache
+def _hosts(world: dist.ProcessGroup, device: str) -> dist.ProcessGroup:
+    """Returns a group of all processes that reduces in host memory: that of the world itself on CPUs."""
+    return world if device == "cpu" else dist.new_group(backend="gloo")  # pyright: ignore[reportReturnType]
 
 
 def is_first(accelerator: Accelerator, wish: bool) -> bool:
