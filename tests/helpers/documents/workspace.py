@@ -22,6 +22,7 @@ from flip_hf.data.shapes import CLASS_NAMES, generate_test
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.hub.folder import prepare
 from tests.helpers.clip_folder import make_clip_folder
+from tests.helpers.labelled import labelled_pictures
 from tests.helpers.models import tiny_config
 from tests.helpers.pairs import shapes_rows, write_tar
 from tests.helpers.pretraining import TINY
@@ -184,6 +185,10 @@ def class_folders(workspace: Workspace, folder: Path) -> None:
             image.save(folder / split / LABELS[label] / f"{number}.png")
 
 
+def labelled_parquet(workspace: Workspace, file: Path) -> None:
+    labelled_pictures(40).to_parquet(str(file))
+
+
 def copies(workspace: Workspace, folder: Path) -> None:
     """Local copies of a few known data sets; of the others it is said that they are not there."""
     for name in ("cifar10", "imagenet", "imagenet_r", "flickr30k", "mscoco"):
@@ -214,10 +219,12 @@ STAND_INS: dict[str, Callable[[Workspace, Path], None]] = {
     "models/flip-siglip": flip_of_siglip,
     "models/flip*": flip_of_clip,
     "*.jpg": picture,
+    "*.png": picture,
     "classes.txt": class_names,
     "my/images": class_folders,
     "my/everyday": class_folders,
     "copies": copies,
     "*.tar": shards,
+    "*.parquet": labelled_parquet,
     "...": shard_folder,
 }
