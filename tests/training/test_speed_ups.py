@@ -1,6 +1,7 @@
 """Speed-ups: the same numbers, or close ones, under the same names; refused where they cannot be had."""
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch._inductor.cudagraph_trees import MarkStepBox
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModel
 
 from flip_hf import FlipModel
 from flip_hf.console.fields import OptionError
 from flip_hf.modeling.blocks_flip import FlipEncoderLayer
+from flip_hf.modeling.masking_flip import cut_patches
 from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder, recompute_activations
@@ -185,6 +189,40 @@ def test_the_numbers_of_a_step_outlive_the_next_replay(bias):
     accumulate_gradients(trained, [make_batch()])
     values = [value for value in vars(first).values() if value is not None]
     assert len(values) == 3 + (bias is not None) and all(torch.isfinite(value).all() for value in values)
+
+
+class OffTheDevice(TorchDispatchMode):
+    """Finds operations whose results are on another device than `meta`, which stands for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.found += [str(func) for x in tree_leaves(result) if isinstance(x, torch.Tensor) and not x.is_meta]
+        return result
+
+
+class WithoutAutocast(PairEncoder):
+    """Autocast does not know `meta`."""
+
+    def autocast(self):
+        return nullcontext()
+
+
+@pytest.mark.parametrize("text", [{}, {"causal": True, "pooling_type": "eos", "eos_token_id": 599}])
+def test_nothing_of_a_pass_is_on_the_cpu_or_no_graph_would_be_recorded(text):
+    config = tiny_config(text=text, logit_bias_init_value=-3.0)
+    with torch.device("meta"):
+        model = FlipModel(config).train()
+    batch = packed(make_batch(), model)
+    batch["patches"] = cut_patches(batch.pop("pixel_values").float(), 8, batch["ids_keep"])
+    batch = {name: value.to("meta") for name, value in batch.items()}
+    with OffTheDevice() as mode:
+        encoded = WithoutAutocast(model)(**batch)
+        (encoded.image_embeds.sum() + encoded.text_embeds.sum() + encoded.logit_scale.sum()).backward()
+    assert mode.found == []
 
 
 class Doubling(nn.Module):
