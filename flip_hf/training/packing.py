@@ -78,7 +78,7 @@ def pack_texts(
         input_ids, attention_mask: (B, T), padded on the right.
         text_config: the model's text configuration.
         position_ids: (B, T), rising from 0 in each text; those of whole texts, 0 to T - 1, if None.
-        fewest_shapes: add rows of padding, until batches of this size have two or three different R.
+        fewest_shapes: add rows of padding, so that batches of one size have few different R.
 
     Returns:
         `input_ids` (R, W); `position_ids` (R, W), which rise from 0 in every text and are 0 on padding;

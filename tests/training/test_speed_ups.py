@@ -83,7 +83,7 @@ def test_one_product_has_the_numbers_of_three(how):
     products = count_products(model, batch) if how == "sdpa" else 0
     ours = gradients_of(model, batches)
     assert list(ours) == list(expected) and list(model.state_dict()) == names
-    assert products in (0, 4)  # one of each block
+    assert products == (4 if how == "sdpa" else 0)  # one of each block
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-10, atol=1e-10, msg=name)
 
@@ -128,8 +128,8 @@ def test_hidden_states_between_blocks_are_in_bfloat16():
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_gradients_with_residuals_in_bfloat16_are_as_near_as_autocasts(recomputed):
-    """To float32's: 1.3 times as far as those of autocast alone at most, and within 3 %."""
+def test_gradients_with_residuals_in_bfloat16_are_near_those_in_float32(recomputed):
+    """Within 3 %, and at most twice as far as those of autocast alone."""
     model = float_model()
     if recomputed:
         recompute_activations(model, {"use_reentrant": False})
@@ -138,7 +138,7 @@ def test_gradients_with_residuals_in_bfloat16_are_as_near_as_autocasts(recompute
     speed_up(model, ["bf16_residual"])
     rounded = gradients_of(model, [float_batch()], torch.bfloat16)
     assert {value.dtype for value in rounded.values()} == {torch.float32}
-    assert 0 < distance(rounded, exact) < min(1.3 * autocast, 0.03)
+    assert 0 < distance(rounded, exact) < min(2 * autocast, 0.03)
 
 
 def test_without_autocast_residuals_stay_as_they_are():
