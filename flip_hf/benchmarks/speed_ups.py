@@ -74,16 +74,19 @@ class Candidate:
 
     def steps(self, batch: Batch) -> None:
         """Takes the steps of a turn on a batch, and waits for the device once."""
-        for _ in range(STEPS_A_TURN[self.device]):
-            result = train_step(
-                self.distribution,
-                [batch],
-                lambda batch: prepare(batch, self.normalize, self.device),
-                learning_rate=LEARNING_RATE,
-                reconstruction_weight=1.0,
-            )
+        norms = [self._step(batch) for _ in range(STEPS_A_TURN[self.device])]
         wait(self.device)
-        assert math.isfinite(result.grad_norm)
+        assert all(math.isfinite(norm) for norm in norms)
+
+    def _step(self, batch: Batch) -> torch.Tensor:
+        result = train_step(
+            self.distribution,
+            [batch],
+            lambda batch: prepare(batch, self.normalize, self.device),
+            learning_rate=LEARNING_RATE,
+            reconstruction_weight=1.0,
+        )
+        return result.grad_norm
 
 
 def make_candidates(options: argparse.Namespace, names: Sequence[str]) -> list[Candidate]:
