@@ -50,10 +50,21 @@ class FlipAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         # Some attention functions read it from the module; the text tower passes its own value in every call.
         self.is_causal = False
+        # Set where it pays, by the training code; neither parameters nor configuration know of it.
+        self.fuses_projections = False
         self.q_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
         self.k_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
         self.v_proj = FlipQueryKeyValue(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps (B, T, D) to queries, keys and values, (B, T, D) each, by three products, or by one if fused."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if not self.fuses_projections:
+            return tuple(layer(hidden_states) for layer in layers)
+        weight = torch.cat([layer.weight for layer in layers])  # (3 * D, D)
+        bias = torch.cat([layer.bias for layer in layers])  # (3 * D)
+        return nn.functional.linear(hidden_states, weight, bias).chunk(3, dim=-1)
 
     def forward(
         self,
@@ -66,11 +77,12 @@ class FlipAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
+        query, key, value = (each.view(heads).transpose(1, 2) for each in self._project(hidden_states))
         output, weights = attend(
             self,
-            self.q_proj(hidden_states).view(heads).transpose(1, 2),
-            self.k_proj(hidden_states).view(heads).transpose(1, 2),
-            self.v_proj(hidden_states).view(heads).transpose(1, 2),
+            query,
+            key,
+            value,
             attention_mask,
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,

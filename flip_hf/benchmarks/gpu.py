@@ -12,16 +12,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import torch
 from tqdm import tqdm
 
+from flip_hf.benchmarks.speed_ups import possible_speed_ups
 from flip_hf.console.program import command_line
 from flip_hf.training.hardware import device_name
+from flip_hf.training.speed_ups import SpeedUp
 
 DONE = "done"
 KEPT = "kept"
@@ -56,14 +60,27 @@ def _step(name: str, words: str, peers: tuple[str, ...] = PEERS) -> Part:
     return _benchmark(name, f"step {words} --precision bf16 --compile --peers {' '.join(installed)}")
 
 
-def on_gpu() -> tuple[Part, ...]:
-    """Lists the parts at the sizes of a large GPU."""
+def _speed_ups(architecture: str, batch_size: int, possible: Sequence[str]) -> tuple[Part, ...]:
+    """Makes parts of steps at 75 %, with and without each of the possible speed-ups, and with all of them."""
+    common = f"--architecture {architecture} --batch_size {batch_size} --mask_ratios 0.75 --precision bf16 --compile"
+    name = architecture.replace("/", "").lower()
+    chosen = {**{each: each for each in possible}, "all": " ".join(possible)}
+    return tuple(
+        _benchmark(f"speed_ups_{name}_{label}", f"speed-ups {common} --repeats 10 --speed_ups {names}")
+        for label, names in chosen.items()
+    )
+
+
+def on_gpu(speed_ups: Sequence[str] = get_args(SpeedUp)) -> tuple[Part, ...]:
+    """Lists the parts at the sizes of a large GPU, which has these speed-ups."""
     large_batch = "large-batch --batch_size 65536 --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2"
     end_to_end = "end-to-end --batch_size 256 --mask_ratios 0.75 --steps 50 --repeats 2 --compile --peers"
     of_l16 = "--architecture L/16 --precision bf16"
     return (
         _step("step_l16", "--architecture L/16 --batch_size 256 --mask_ratios 0 0.5 0.75 --repeats 10"),
         _step("step_b16", "--architecture B/16 --batch_size 512 --mask_ratios 0 0.5 0.75 --repeats 10"),
+        *_speed_ups("L/16", 256, speed_ups),
+        *_speed_ups("B/16", 128, speed_ups),
         _benchmark("large_batch_l16", f"{large_batch} {of_l16}"),
         Part("plan_memory", "plan", ("--check",)),
         _benchmark("end_to_end_l16", f"{end_to_end} {of_l16}"),
@@ -84,12 +101,13 @@ def on_cpu() -> tuple[Part, ...]:
         _benchmark("large_batch_tiny", f"large-batch --micro_batch_size 2 --mask_ratios 0.75 {toy}"),
         _benchmark("loss_tiny", "loss --pairs 64 --repeats 1"),
         _benchmark("inference_tiny", f"inference {toy}"),
+        _benchmark("speed_ups_tiny", f"speed-ups --mask_ratios 0.75 --precision bf16 {toy}"),
     )
 
 
 def parts_for(device: str) -> tuple[Part, ...]:
     """Lists the parts for a kind of device, the most important first."""
-    return on_gpu() if device == "cuda" else on_cpu()
+    return on_gpu(possible_speed_ups(device)) if device == "cuda" else on_cpu()
 
 
 def benchmark_gpu(options: argparse.Namespace) -> dict:
@@ -108,7 +126,8 @@ def benchmark_gpu(options: argparse.Namespace) -> dict:
             rows.append(
                 {"part": part.name, "command": command_line(part.subcommand, words), "state": state, "seconds": seconds}
             )
-    return {"question": "gpu", "minutes": options.minutes, "folder": str(folder), "rows": rows}
+    failed = [row["part"] for row in rows if row["state"] == FAILED]
+    return {"question": "gpu", "minutes": options.minutes, "folder": str(folder), "rows": rows, "failed": failed}
 
 
 def _run(subcommand: str, words: list[str], stem: Path, device: str, deadline: float) -> str:

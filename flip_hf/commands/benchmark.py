@@ -13,6 +13,8 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
     flip-hf benchmark mae --device cuda --precision bf16 --architecture L/16 --batch_size 128 --repeats 20
     flip-hf benchmark large-batch --device cuda --precision bf16 --architecture L/16 --batch_size 65536 \
         --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2
+    flip-hf benchmark speed-ups --device cuda --precision bf16 --architecture L/16 --batch_size 256 \
+        --mask_ratios 0.75 --repeats 10 --compile --speed_ups cuda_graphs
     flip-hf benchmark gpu --minutes 25
     flip-hf benchmark loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
@@ -26,8 +28,9 @@ shards: ours at several mask ratios, at random and by edges, and open_clip's own
 `end-to-end` runs the training programs themselves on such shards, ours and open_clip's, and says how long their steps
 wait for data. `mae` is a training step of MAE, encoder and decoder, at several mask ratios against full images with the
 same decoder, and Transformers' ViTMAEForPreTraining. `large-batch` is a step of many pairs in pieces, and its memory
-beside the plan's. `gpu` runs all of them at the sizes of a large GPU, the most important first, ends at the limit, and
-goes on with the rest at the next call.
+beside the plan's. `speed-ups` is a step with and without those of `flip-hf pretrain --speed_ups`. `gpu` runs all of
+them at the sizes of a large GPU, the most important first, ends at the limit, and goes on with the rest at the next
+call; where a part failed, it ends with an error that names it.
 Candidates take turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written
 as JSON and Markdown: below scripts/results where there is such a folder, as in a clone, else in this one.
 """
@@ -38,6 +41,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 from flip_hf.benchmarks.names import ARCHITECTURES, PEERS
 from flip_hf.console.endings import end_with
@@ -47,10 +51,11 @@ from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
 from flip_hf.console.ranges import FRACTION, integer, number
 from flip_hf.redaction import install, redact
+from flip_hf.training.speed_ups import SpeedUp
 
 # Of this repository, for those who measure in a clone of it.
 CLONED_RESULTS = Path("scripts/results")
-QUESTIONS = ("step", "inference", "zero-shot", "loss", "loader", "end-to-end", "mae", "large-batch", "gpu")
+QUESTIONS = ("step", "inference", "zero-shot", "loss", "loader", "end-to-end", "mae", "large-batch", "speed-ups", "gpu")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,6 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
     end_to_end.add_argument("--workers", type=integer(1, 1024), help="loader workers; by the cores if not given")
     large = parser.add_argument_group("large-batch", "also takes --architecture, --mask_ratios and --batch_size")
     large.add_argument("--micro_batch_size", type=integer(1, 2**20), default=16, help="pairs encoded at once (16)")
+    speed_ups = parser.add_argument_group("speed-ups", "also takes the options of step")
+    speed_ups.add_argument(
+        "--speed_ups",
+        choices=get_args(SpeedUp),
+        nargs="+",
+        help="taken together; all that can be had if not given",
+    )
     gpu = parser.add_argument_group("gpu")
     gpu.add_argument(
         "--minutes", type=number(0, 100_000), default=25.0, help="after which no part goes on; finished ones are kept"
@@ -145,3 +157,5 @@ def main(argv: Sequence[str]) -> None:
         (results / options.output).parent.mkdir(parents=True, exist_ok=True)
         (results / f"{options.output}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (results / f"{options.output}.md").write_text(table, encoding="utf-8")
+    if result.get("failed"):
+        end_with(f"parts failed, and their output is in {result['folder']}: {', '.join(result['failed'])}")

@@ -17,6 +17,7 @@ from flip_hf.training.freezing import check_trained_parts, read_frozen
 from flip_hf.training.hub_arguments import HubArguments
 from flip_hf.training.lora import check_adapters, read_ranks
 from flip_hf.training.retention_arguments import RetentionArguments, check_retention
+from flip_hf.training.speed_ups import SpeedUp, check_speed_ups
 from flip_hf.training.stages import REPLACED, check_stages, read_stages
 
 # ImageNet's statistics, which the official FLIP normalises with.
@@ -396,6 +397,9 @@ class OptimizationArguments:
     )
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
     compile: bool = option(False, "torch.compile the model: minutes at the start, faster steps on a GPU")
+    speed_ups: list[SpeedUp] | None = option(
+        None, "fused_qkv, bf16_residual, cuda_graphs, fp8: faster arithmetic and launches; none is measured yet"
+    )
 
     def __post_init__(self):
         check_options(self)
@@ -453,6 +457,7 @@ class Arguments:
         check_trained_parts(self)
         check_adapters(self)
         check_retention(self)
+        check_speed_ups(self)
         check_stages(self)
         if not self.objective.reconstructs:
             return

@@ -24,12 +24,14 @@ from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
 from flip_hf.training.freezing import in_words, read_frozen
+from flip_hf.training.hardware import autocast_dtype
 from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.lora import adapters_in_words, check_processes, read_ranks
 from flip_hf.training.publishing import begin_pushing, check_publishing
 from flip_hf.training.resume import check_finished, check_fit, check_output, shared_checkpoint
 from flip_hf.training.retained_data import open_retained_data, shared_retained_pairs, unmeasured_in_words
+from flip_hf.training.speed_ups import check_hardware
 from flip_hf.training.stage_checks import check_stages_fit
 from flip_hf.training.word_frequencies import shared_frequencies
 
@@ -68,6 +70,9 @@ def _build(arguments: Arguments) -> Trainer:
 
     accelerator = make_accelerator(arguments.run)
     check_processes(read_ranks(arguments.model.lora), accelerator)
+    micro_batches = split_batch(arguments.optimization, accelerator.num_processes)
+    dtype = autocast_dtype(arguments.optimization.precision)
+    check_hardware(arguments.optimization.speed_ups or (), accelerator.device, dtype, num_micro=micro_batches[1])
     take_folder(accelerator, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     if checkpoint is None:
@@ -80,7 +85,6 @@ def _build(arguments: Arguments) -> Trainer:
     pusher = begin_pushing(arguments.hub, arguments.run, accelerator)
     text_config = config.get_text_config()
     tokenizer = shared_tokenizer(arguments, sources, text_config.max_position_embeddings, accelerator, checkpoint)
-    micro_batches = split_batch(arguments.optimization, accelerator.num_processes)
     set_seed(arguments.run.seed)
     model = models.make_model(arguments, config, tokenizer)
     say(accelerator, start_in_words(arguments, model))

@@ -29,6 +29,7 @@ class Distribution:
         make_optimizer: makes the optimizer of a module.
         max_grad_norm: norm that gradients are clipped to; None does not clip.
         compiler: torch.compile's backend for the encoder; None does not compile.
+        cuda_graphs: record what is compiled as CUDA graphs, and replay them.
 
     Raises:
         ValueError: Accelerate is configured in a way that the contrastive loss or the compiler does not allow.
@@ -41,10 +42,12 @@ class Distribution:
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         max_grad_norm: float | None,
         compiler: str | None = None,
+        cuda_graphs: bool = False,
     ):
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.max_grad_norm = max_grad_norm
+        self.cuda_graphs = cuda_graphs
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._check()
         if compiler is not None:
@@ -86,7 +89,8 @@ class Distribution:
             raise ValueError("--compile works with one process or DistributedDataParallel; leave it out here.")
         # One graph for each number of patches and rows of texts, with and without gradients.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
-        encoder.compile(fullgraph=True, dynamic=False, backend=compiler)
+        mode = "reduce-overhead" if self.cuda_graphs else None
+        encoder.compile(fullgraph=True, dynamic=False, backend=compiler, mode=mode)
 
     def _configure_deepspeed(self) -> None:
         plugin: Any = self.accelerator.state.deepspeed_plugin
@@ -98,6 +102,11 @@ class Distribution:
         plugin.deepspeed_config["gradient_clipping"] = self.max_grad_norm or 0.0
 
     # -- a step --------------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Lets replayed graphs reuse the memory of the last step, whose outputs and gradients are gone."""
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

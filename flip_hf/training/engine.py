@@ -107,8 +107,8 @@ class Trainer:
         encoder = PairEncoder(model, self.autocast_dtype)
         self.flip = encoder.flip
         make = partial(make_optimizer, options=self.options)
-        compiler = "inductor" if self.options.compile else None
-        self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, compiler)
+        compiling = ("inductor" if self.options.compile else None, "cuda_graphs" in (self.options.speed_ups or ()))
+        self.distribution = Distribution(accelerator, encoder, make, self.options.max_grad_norm, *compiling)
         self.average = make_average(accelerator, model, self.options.ema_half_life, self.options.batch_size)
         self.health = Health(self.run_options.max_skipped_steps, accelerator.device)
         image_processor = image_processor_of(processor)

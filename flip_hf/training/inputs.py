@@ -301,7 +301,9 @@ def make_train_loader(
         text_config = config.get_text_config()
         context = text_config.max_position_embeddings
         masks = TextMasks(arguments.model, text_config, tokenizer, frequencies)
-        tokenize = Tokenize(tokenizer, text_config, masks, positives(objective, sources) == "caption")
+        graphs = "cuda_graphs" in (arguments.optimization.speed_ups or ())
+        by_caption = positives(objective, sources) == "caption"
+        tokenize = Tokenize(tokenizer, text_config, masks, by_caption, fewest_shapes=graphs)
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
         partial(cut_patches, patch_size=config.vision_config.patch_size),

@@ -55,6 +55,7 @@ from flip_hf.training.lora import add_adapters, check_ranks, read_ranks
 from flip_hf.training.masks import check_masks
 from flip_hf.training.memory_limit import check_memory
 from flip_hf.training.resizing import new_sizes, resized_image_processor
+from flip_hf.training.speed_ups import speed_up
 
 # Enough captions to measure what a tokenizer loses.
 MEASURED_CAPTIONS = 1000
@@ -273,6 +274,7 @@ def make_model(
         recompute_activations(made, {"use_reentrant": False})
         # Transformers makes the embeddings require a gradient, for the other kind: frozen blocks would keep a graph.
         made.disable_input_require_grads()
+    speed_up(made, arguments.optimization.speed_ups or ())
     return made.train()
 
 

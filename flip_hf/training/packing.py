@@ -17,6 +17,9 @@ from flip_hf.training.masks import TextMasks
 
 # The number of rows is a multiple of batch / 64, so that batches have few shapes: torch.compile compiles each.
 STEPS = 64
+# Of batches whose shapes are to be fewest, one of batch / 32, and of 8: each graph that is recorded occupies memory.
+FEWEST_STEPS = 32
+FEWEST_ROWS = 8
 
 CAPTION_IDS = "caption_ids"  # of a batch: equal where captions are, for a loss that counts those as positives
 
@@ -56,11 +59,18 @@ def _place(lengths: list[int], width: int) -> tuple[list[int], int]:
     return starts, num_rows
 
 
+def padded_rows(num_rows: int, batch_size: int, fewest_shapes: bool = False) -> int:
+    """Returns a number of rows that batches of this size share: the next multiple of a part of the batch."""
+    step = max(FEWEST_ROWS, -(-batch_size // FEWEST_STEPS)) if fewest_shapes else -(-batch_size // STEPS)
+    return -(-num_rows // step) * step
+
+
 def pack_texts(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     text_config: FlipTextConfig,
     position_ids: torch.Tensor | None = None,
+    fewest_shapes: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Packs texts into rows; on the CPU.
 
@@ -68,6 +78,7 @@ def pack_texts(
         input_ids, attention_mask: (B, T), padded on the right.
         text_config: the model's text configuration.
         position_ids: (B, T), rising from 0 in each text; those of whole texts, 0 to T - 1, if None.
+        fewest_shapes: add rows of padding, so that batches of one size have few different R.
 
     Returns:
         `input_ids` (R, W); `position_ids` (R, W), which rise from 0 in every text and are 0 on padding;
@@ -78,8 +89,7 @@ def pack_texts(
     pooled = pooled_token(input_ids, text_config.pooling_type, text_config.eos_token_id)  # (B)
     lengths = torch.maximum(attention_mask.sum(dim=1), pooled + 1)  # (B), an empty text keeps its pooled token
     starts, num_rows = _place(lengths.tolist(), width)
-    step = -(-batch_size // STEPS)
-    num_rows = -(-num_rows // step) * step
+    num_rows = padded_rows(num_rows, batch_size, fewest_shapes)
 
     starts = torch.tensor(starts)  # (B)
     positions = torch.arange(input_ids.shape[1])  # (T)
@@ -124,6 +134,7 @@ class Tokenize:
         text_config: the model's text configuration.
         masks: masks the texts of batches that come with random numbers; None where none does.
         compares_captions: whether the loss needs to know which captions are equal.
+        fewest_shapes: pad so that batches have as few different shapes as may be; results are the same.
     """
 
     def __init__(
@@ -132,17 +143,21 @@ class Tokenize:
         text_config: FlipTextConfig,
         masks: TextMasks | None = None,
         compares_captions: bool = False,
+        fewest_shapes: bool = False,
     ):
         self.tokenizer = tokenizer
         self.text_config = text_config
         self.masks = masks
         self.compares_captions = compares_captions
+        self.fewest_shapes = fewest_shapes
         self.packs = can_pack(text_config)
 
     def __call__(
         self, captions: list[str], text_length: int | None = None, noise: torch.Tensor | None = None, kept: int = 0
     ) -> dict[str, torch.Tensor]:
         """Returns [`pack_texts`]' output, or `input_ids` and `attention_mask` (B, T), padded to the longest.
+
+        For the fewest shapes, texts that are not packed are padded to the length that they are cut to.
 
         Masked texts are shorter and have `position_ids`, too. Where the loss compares captions, their `caption_ids`
         (B,) come with them, those of the texts before they are masked: equal for texts that are cut to the same tokens.
@@ -155,10 +170,13 @@ class Tokenize:
             kept: tokens kept of each text that is masked.
         """
         # SigLIP's tokenizers give no mask unless they are asked for one.
-        options = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
+        padding = "max_length" if self.fewest_shapes and not self.packs else True
+        options = {"padding": padding, "return_attention_mask": True, "return_tensors": "pt"}
         encoded = self.tokenizer(captions, truncation=True, max_length=text_length, **options)
         texts = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         ids = {CAPTION_IDS: caption_ids(**texts)} if self.compares_captions else {}
         if self.masks is not None and noise is not None:
             texts = self.masks(encoded, noise, kept)
-        return {**(pack_texts(**texts, text_config=self.text_config) if self.packs else texts), **ids}
+        if self.packs:
+            texts = pack_texts(**texts, text_config=self.text_config, fewest_shapes=self.fewest_shapes)
+        return {**texts, **ids}

@@ -195,7 +195,7 @@ def recipe_changes(arguments: Arguments, checkpoint: Path) -> dict[str, tuple[ob
     there = ADDED | there
     here = yaml.safe_load(yaml.safe_dump(arguments.to_recipe()))
     for values in (there, here):
-        for name in ("freeze", "lora"):
+        for name in ("freeze", "lora", "speed_ups"):
             values[name] = sorted(values.get(name) or []) or None  # in any order
     # In a column that is named there may be labels, whose captions are made of the class names.
     harmless = HARMLESS - {"class_names"} if arguments.data.caption_column else HARMLESS

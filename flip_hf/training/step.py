@@ -60,6 +60,8 @@ class OneProcess:
 class BatchLoss:
     """The losses of this process's part of a batch, detached, on the device.
 
+    Each has memory of its own, since the next step may write its outputs where those of this one were.
+
     Attributes:
         loss: the loss whose gradient was taken.
         accuracy: fraction of images whose most similar text is a positive; None where nothing is contrasted.
@@ -134,6 +136,7 @@ def train_step(
     optimizer = distribution.optimizer
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+    distribution.begin_step()
     batch = accumulate_gradients(distribution, micro_batches, prepare, reconstruction_weight)
     grad_norm = distribution.clip_and_norm()
     skipped = judge(grad_norm)
@@ -255,8 +258,8 @@ def _batch_loss(contrastive: torch.Tensor, accuracy: torch.Tensor, embeddings: E
     return BatchLoss(
         contrastive.detach(),
         accuracy,
-        embeddings.logit_scale.detach(),
-        None if bias is None else bias.detach(),
+        embeddings.logit_scale.detach().clone(),
+        None if bias is None else bias.detach().clone(),
     )
 
 
@@ -264,7 +267,7 @@ def _with_reconstruction(contrast: BatchLoss, reconstruction: torch.Tensor | Non
     """Adds the reconstruction's loss, where there is one, to the contrastive one."""
     if reconstruction is None:
         return contrast
-    reconstruction = reconstruction.detach()
+    reconstruction = reconstruction.detach().clone()
     return replace(
         contrast,
         loss=contrast.loss + weight * reconstruction,

@@ -10,9 +10,11 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.lora import add_adapters, read_ranks
 from flip_hf.training.optimization import make_optimizer
+from flip_hf.training.speed_ups import speed_up
 from tests.helpers.contrast import BIASES, backward, make_batch, make_model, make_smaller_batch
 
 LORA = "lora="  # in front of a tower and a rank
+SPEED_UP = "speed_up="
 RUN = """
 import os, sys, torch
 from accelerate import Accelerator, PartialState
@@ -94,7 +96,9 @@ if kind == "ddp":  # gloo's threads would abort the process now and then
 
 
 def set_parts(model: FlipModel, parts: Sequence[str]) -> None:
-    """Freezes what `--freeze` would name, and adds the adapters of `lora=image:4`, the same in every process."""
+    """Freezes what `--freeze` would name, and adds adapters, the same in every process, and speed-ups."""
+    speed_up(model, [part.removeprefix(SPEED_UP) for part in parts if part.startswith(SPEED_UP)])
+    parts = [part for part in parts if not part.startswith(SPEED_UP)]
     ranks = read_ranks([part.removeprefix(LORA) for part in parts if part.startswith(LORA)])
     frozen = read_frozen([part for part in parts if not part.startswith(LORA)])
     freeze(model, {**frozen, **dict.fromkeys(ranks)})

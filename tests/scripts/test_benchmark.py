@@ -5,6 +5,7 @@ import re
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import psutil
@@ -14,6 +15,7 @@ from flip_hf.benchmarks import gpu, loader, zero_shot
 from flip_hf.benchmarks.end_to_end import OPEN_CLIP_STEP, run_program
 from flip_hf.benchmarks.loss import loss_markdown, measure_alone
 from flip_hf.benchmarks.measuring import environment
+from flip_hf.benchmarks.speed_ups import possible_speed_ups
 from flip_hf.commands import benchmark
 from flip_hf.commands.plan import make_parser as plan_parser
 from flip_hf.commands.plan import read_mfu
@@ -168,8 +170,10 @@ def two_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "on_cpu", lambda: parts)
     monkeypatch.chdir(tmp_path)
 
-    def run(minutes: str) -> dict[str, str]:
-        benchmark.main(["gpu", "--minutes", minutes, "--device", "cpu"])
+    def run(minutes: str, failed: bool = False) -> dict[str, str]:
+        named = "error: parts failed, and their output is in gpu: broken$"
+        with pytest.raises(SystemExit, match=named) if failed else nullcontext():
+            benchmark.main(["gpu", "--minutes", minutes, "--device", "cpu"])
         rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
         return {row["part"]: row["state"] for row in rows}
 
@@ -179,9 +183,9 @@ def two_parts(tmp_path, monkeypatch):
 def test_the_parts_of_a_gpu_are_kept_and_the_rest_begins_again(two_parts, tmp_path):
     assert two_parts("0") == {"loss": gpu.NO_TIME, "broken": gpu.NO_TIME}
     assert two_parts("0.01") == {"loss": gpu.ENDED, "broken": gpu.NO_TIME}
-    assert two_parts("5") == {"loss": gpu.DONE, "broken": gpu.FAILED}
+    assert two_parts("5", failed=True) == {"loss": gpu.DONE, "broken": gpu.FAILED}
     assert "the following arguments are required: question" in (tmp_path / "gpu" / "broken.txt").read_text()
-    assert two_parts("5") == {"loss": gpu.KEPT, "broken": gpu.FAILED}
+    assert two_parts("5", failed=True) == {"loss": gpu.KEPT, "broken": gpu.FAILED}
     table = (tmp_path / "gpu.md").read_text()
     assert "| broken | failed | " in table and "\n## loss\n" in table and "| 64 | dense | " in table
 
@@ -211,6 +215,13 @@ def test_the_limit_ends_all_processes_of_a_part(tmp_path):
     assert not is_running(child)
 
 
+def test_the_parts_of_a_gpu_measure_each_speed_up_alone_and_all_together():
+    names = [part.name for part in gpu.on_gpu(["fused_qkv", "cuda_graphs"]) if part.name.startswith("speed_ups")]
+    chosen = ("fused_qkv", "cuda_graphs", "all")
+    assert names == [f"speed_ups_{size}_{each}" for size in ("l16", "b16") for each in chosen]
+    assert possible_speed_ups("cpu") == ["fused_qkv", "bf16_residual"]
+
+
 def test_the_parts_of_a_gpu_are_commands_that_there_are():
     for part in gpu.on_gpu():
         parser = {"benchmark": benchmark.make_parser, "plan": plan_parser}[part.subcommand]()
@@ -225,3 +236,15 @@ def test_large_batch_benchmark_measures_steps_in_pieces(tiny_benchmark):
     assert "A step of 4 pairs in pieces of 2" in table and result["command"] in table
     with pytest.raises(SystemExit, match="--batch_size 4 is no multiple of --micro_batch_size"):
         tiny_benchmark("large-batch", "--micro_batch_size", "3")
+
+
+def test_speed_ups_benchmark_measures_a_step_with_and_without_them(tiny_benchmark):
+    result, table = tiny_benchmark("speed-ups", "--mask_ratios", "0.75", "--precision", "bf16")
+    fast = "flip_hf, fused_qkv, bf16_residual"
+    assert [row["candidate"] for row in result["rows"]] == ["flip_hf", fast]
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
+    assert re.search(rf"\n\| {fast} \| 75% \| .* \| \d\.\d+ \(\d\.\d+ - \d\.\d+\) \|\n", table)
+    with pytest.raises(SystemExit, match="--speed_ups fp8 needs a CUDA device"):
+        tiny_benchmark("speed-ups", "--speed_ups", "fp8", "--precision", "bf16")
+    with pytest.raises(SystemExit, match="--speed_ups bf16_residual needs bfloat16"):
+        tiny_benchmark("speed-ups", "--speed_ups", "bf16_residual")

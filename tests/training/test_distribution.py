@@ -80,6 +80,14 @@ def test_two_processes_take_the_step_of_one_with_adapters(kind, pieces, parts, t
         assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
 
 
+def test_two_processes_take_the_step_of_one_with_fused_projections_of_shards(tmp_path):
+    ours = run_two("fsdp2", 3, tmp_path, parts=["speed_up=fused_qkv"])
+    expected = one_process()
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (ours[name].double() - value.double()).abs().max() < 1e-8, name
+
+
 @pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("compiled", 3), ("fsdp2", 3)])
 def test_two_processes_take_the_step_of_one_on_smaller_images(kind, pieces, tmp_path):
     """Of a stage: masked, at interpolated positions, which learn."""

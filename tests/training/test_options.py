@@ -79,7 +79,7 @@ def test_the_choices_are_read_from_the_types():
     chosen = {name: kind.choices for (_, name), kind in KINDS.items() if kind.choices}
     assert set(chosen) == {
         *("mask_strategy", "mask_ratio_schedule", "text_mask_strategy", "objective", "loss", "positives"),
-        *("optimizer", "precision"),
+        *("optimizer", "precision", "speed_ups"),
         *("tasks", "caption_form", "text_labels", "metric", "probe", "recipe"),
     }
     assert chosen["objective"] == OBJECTIVES

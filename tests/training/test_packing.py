@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from flip_hf import FlipConfig, FlipModel
+from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training.encoder import PairEncoder
-from flip_hf.training.packing import STEPS, can_pack, pack_texts
+from flip_hf.training.packing import STEPS, Tokenize, can_pack, pack_texts, padded_rows
 
 CONTEXT = 12
 EOS = 49
@@ -82,3 +83,36 @@ def test_texts_are_padded_where_packing_would_change_something():
         config = make_model(FLIP).config.get_text_config()
         setattr(config, field, value)
         assert not can_pack(config), field
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "few", "fewest"),
+    [(5, 16, 5, 8), (33, 64, 33, 40), (131, 256, 132, 136), (520, 1024, 528, 544), (33_000, 65_536, 33_792, 34_816)],
+)
+def test_batches_of_a_size_share_their_numbers_of_rows(num_rows, batch_size, few, fewest):
+    assert padded_rows(num_rows, batch_size) == few
+    assert padded_rows(num_rows, batch_size, fewest_shapes=True) == fewest
+
+
+def draw_captions(batch_size: int) -> list[str]:
+    """Captions of log-normal lengths, cut to the context by the tokenizer."""
+    lengths = (4 * (0.5 * torch.randn(batch_size)).exp()).round().clamp(min=1).int().tolist()
+    return [" ".join(["square"] * length) for length in lengths]
+
+
+@pytest.mark.parametrize("text", [FLIP, {"pooling_type": "mean"}], ids=["packed", "padded"])
+def test_200_batches_have_a_handful_of_shapes_and_the_same_features(text):
+    model = make_model(text)
+    config = model.config.get_text_config()
+    tokenizer = train_wordpiece(["square"] * 9, vocab_size=EOS + 1, context_length=CONTEXT)
+    plain, fewest = (Tokenize(tokenizer, config, fewest_shapes=few) for few in (False, True))
+    shapes = {True: set(), False: set()}
+    for number in range(200):
+        captions = draw_captions(64)
+        batches = {few: tokenize(captions) for few, tokenize in ((False, plain), (True, fewest))}
+        for few, batch in batches.items():
+            shapes[few].add(tuple((name, tuple(value.shape)) for name, value in batch.items()))
+        if number % 50 == 0:
+            one, other = (PairEncoder(model).get_text_features(**batch).pooler_output for batch in batches.values())
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert len(shapes[True]) <= (3 if plain.packs else 1) and len(shapes[True]) < len(shapes[False])
