@@ -79,17 +79,17 @@ def on_gpu(speed_ups: Sequence[str] = get_args(SpeedUp)) -> tuple[Part, ...]:
     return (
         _step("step_l16", "--architecture L/16 --batch_size 256 --mask_ratios 0 0.5 0.75 --repeats 10"),
         _step("step_b16", "--architecture B/16 --batch_size 512 --mask_ratios 0 0.5 0.75 --repeats 10"),
-        *_speed_ups("L/16", 256, speed_ups),
-        *_speed_ups("B/16", 128, speed_ups),
         _benchmark("large_batch_l16", f"{large_batch} {of_l16}"),
         Part("plan_memory", "plan", ("--check",)),
         _benchmark("end_to_end_l16", f"{end_to_end} {of_l16}"),
+        *_speed_ups("L/16", 256, speed_ups),
         _step("step_h14", "--architecture H/14 --batch_size 128 --mask_ratios 0.5 --repeats 5", ()),
         _benchmark("loss", "loss --pairs 4096 32768 65536 131072 262144 --repeats 2"),
         _benchmark("inference_l16", f"inference --batch_size 512 --repeats 10 {of_l16}"),
         _benchmark("mae_l16", f"mae --batch_size 256 --repeats 10 {of_l16}"),
         _benchmark("loader", "loader --batch_size 128 --repeats 3"),
         _benchmark("zero_shot", "zero-shot --repeats 3"),
+        *_speed_ups("B/16", 128, speed_ups),
     )
 
 
