@@ -131,11 +131,12 @@ def test_files_and_functions_fit_their_size(path):
 def test_pictures_are_opened_in_one_place():
     """Elsewhere no limit would hold: on formats, pixels, metadata, time.
 
-    `jpeg_end.py` is given what `decode.py` has opened; `reconstructions.py` opens what it has drawn itself.
+    `jpeg_end.py` is given what `decode.py` has opened; `plain_jpeg.py` keeps all limits by what it takes for plain;
+    `reconstructions.py` opens what it has drawn itself.
     """
     openers = r"\bImage\.open\(|\bload_images?\b|\bimread\(|\bImageFile\.|\bdecode_jpeg|\bread_image\("
     users = {path.name for path in SOURCES if re.search(openers, path.read_text(encoding="utf-8"))}
-    assert users == {"decode.py", "jpeg_end.py", "reconstructions.py"}
+    assert users == {"decode.py", "jpeg_end.py", "plain_jpeg.py", "reconstructions.py"}
 
 
 def test_tests_share_helpers_and_not_each_other():

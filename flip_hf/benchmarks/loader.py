@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from flip_hf.benchmarks.loader_profile import shares_markdown, shares_of_time
 from flip_hf.benchmarks.measuring import about
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.training import inputs, models
@@ -36,11 +37,13 @@ PEER = "open_clip"
 FLIP_CROP = (0.5, 1.0)
 CROPS = {(0.9, 1.0): "open_clip's crops", FLIP_CROP: "FLIP's crops"}
 BY_EDGES = ", by edges"
+PACKAGES = ("open_clip_torch", "webdataset", "torchvision", "pillow", "simplejpeg")
 SIZES = ((640, 480), (480, 640), (480, 480), (720, 480))
 SHARDS = 2
 PER_SHARD = 1536
 DISTINCT = 96
 QUALITY = 90
+PROFILED = 1024  # samples, of several blocks, since a block is read at once
 QUEUED = 4  # batches that a worker may have ready or begun: DataLoader's two, and what it works on
 WORDS = (
     "a the of in on with and at by photo picture view house street old new red blue green white black small large man "
@@ -98,10 +101,16 @@ def write_shards(folder: Path, shards: int = SHARDS) -> float:
 
 
 def our_batches(
-    folder: Path, batch_size: int, mask_ratio: float, crop_area: tuple[float, float], strategy: str = "random"
+    folder: Path,
+    batch_size: int,
+    mask_ratio: float,
+    crop_area: tuple[float, float],
+    strategy: str = "random",
+    workers: int = 1,
 ) -> Iterator[Any]:
     """Makes the loader that `flip-hf pretrain` trains on."""
-    argv = ["--train_data", f"{folder}/*.tar", "--tokenizer", str(folder / "tokenizer"), "--num_workers", "1"]
+    argv = ["--train_data", f"{folder}/*.tar", "--tokenizer", str(folder / "tokenizer")]
+    argv += ["--num_workers", str(workers)]
     argv += ["--mask_ratio", str(mask_ratio), "--crop_area", *map(str, crop_area), "--batch_size", str(batch_size)]
     argv += ["--mask_strategy", strategy, "--shuffle_block", "256"]  # so that every turn reads as much as it uses
     arguments = parse_arguments(argv, RECIPES, "vit_b16")
@@ -120,11 +129,15 @@ def our_candidates(folder: Path, batch_size: int, mask_ratios: list[float]) -> d
     candidates = {}
     for crop_area, crops in CROPS.items():
         for ratio in mask_ratios:
-            name = f"flip_hf {ratio:.0%} masked, {crops}"
+            name = _name(ratio, crops)
             candidates[name] = our_batches(folder, batch_size, ratio, crop_area)
             if ratio > 0 and crop_area == FLIP_CROP:
                 candidates[name + BY_EDGES] = our_batches(folder, batch_size, ratio, crop_area, "edges")
     return candidates
+
+
+def _name(mask_ratio: float, crops: str) -> str:
+    return f"flip_hf {mask_ratio:.0%} masked, {crops}"
 
 
 def open_clip_batches(folder: Path, batch_size: int) -> Iterator[Any]:
@@ -175,14 +188,19 @@ def benchmark_loader(options: argparse.Namespace) -> dict:
                         rates[candidate].append(measured)
                     bar.update()
         candidates.clear()
-    packages = [name for name in ("open_clip_torch", "webdataset", "torchvision", "pillow") if _is_installed(name)]
+        ratio = max(options.mask_ratios)
+        shares = shares_of_time(
+            our_batches(folder, batch_size, ratio, FLIP_CROP, workers=0), -(-PROFILED // batch_size)
+        )
     return {
         "question": "loader",
         "batch_size": batch_size,
         "repeats": options.repeats,
         "image_bytes": round(image_bytes),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in PACKAGES if _is_installed(name)},
         "samples_per_second": rates,
+        "profiled": _name(ratio, CROPS[FLIP_CROP]),
+        "shares": shares,
     }
 
 
@@ -191,7 +209,7 @@ def _is_installed(package: str) -> bool:
 
 
 def loader_markdown(result: dict) -> str:
-    """A table of medians, spread and ratios to open_clip, and of masks by edges to random ones."""
+    """Tables of medians, spread and ratios to open_clip, of edges to random masks, and of shares of the time."""
     medians = {name: statistics.median(values) for name, values in result["samples_per_second"].items()}
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines = [
@@ -212,4 +230,5 @@ def loader_markdown(result: dict) -> str:
             f"| {name} | {medians[name]:.0f} ({min(values):.0f} - {max(values):.0f}) | {ratio} | "
             f"{turns if name.endswith(BY_EDGES) else '-'} |"
         )
-    return "\n".join(lines) + "\n"
+    shares = shares_markdown(result["shares"], result["profiled"]) if "shares" in result else ""
+    return "\n".join(lines) + "\n" + ("\n" + shares if shares else "")

@@ -11,7 +11,17 @@ from flip_hf.redaction import install
 # Those of pyproject.toml that decide what is computed, and what else a run may use.
 PACKAGES = (
     *("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "huggingface_hub"),
-    *("numpy", "pillow", "pyarrow", "scikit-learn", "evaluate", "torchvision", "deepspeed", "open_clip_torch"),
+    *(
+        "numpy",
+        "pillow",
+        "simplejpeg",
+        "pyarrow",
+        "scikit-learn",
+        "evaluate",
+        "torchvision",
+        "deepspeed",
+        "open_clip_torch",
+    ),
     *("torchao", "peft", "gradio"),
 )
 

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from flip_hf.data.bounds import BudgetedBytes, check_encoded, check_exif, check_tiles
 from flip_hf.data.files import MAX_FILE_BYTES, OversizedFileError, StoredFile, read_file
 from flip_hf.data.jpeg_end import ended, lacks_end
+from flip_hf.data.plain_jpeg import PlainJpeg, read_plain
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.rendering import WHITE, Colour, as_shown, load
 from flip_hf.data.texts import read_caption, usable_captions
@@ -126,8 +127,16 @@ def open_image(value: object, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image
     return image
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
+def open_to_crop(value: object, max_pixels: int = MAX_IMAGE_PIXELS) -> PlainJpeg | Image.Image:
+    """Opens an image of which [`decode_crop`] will decode a part; see [`open_image`]."""
+    data = image_bytes(value)
+    return read_plain(data, max_pixels) or open_image(data, max_pixels)
+
+
+def upright_size(image: PlainJpeg | Image.Image) -> tuple[int, int]:
     """Returns the width and height of an opened image once it is turned upright."""
+    if isinstance(image, PlainJpeg):
+        return image.size
     return (image.height, image.width) if _orientation(image) in (5, 6, 7, 8) else image.size
 
 
@@ -152,30 +161,40 @@ def decode_image(value: object, background: Colour = WHITE, max_pixels: int = MA
     return _decoded(open_image(value, max_pixels), background)
 
 
-def decode_crop(image: Image.Image, box: Box, side: int, background: Colour = WHITE) -> Image.Image:
-    """Decodes a part of an opened image to RGB, at the smallest size that is still at least `side` x `side` pixels.
+def decode_crop(image: PlainJpeg | Image.Image, box: Box, side: int, background: Colour = WHITE) -> np.ndarray:
+    """Decodes a part of an opened image, at the smallest size that is still at least `side` x `side` pixels.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough: the decoder then skips the
     high frequencies of each 8 x 8 block, which costs less than computing them and averaging them away. The box is
-    moved to whole pixels of that size, by less than one of them.
+    moved to whole pixels of that size, by less than one of them. (Other eighths cost more than the whole size, for
+    which alone libjpeg-turbo has vector instructions.)
 
     Args:
-        image: from [`open_image`].
+        image: from [`open_to_crop`] or [`open_image`].
         box: left, top, right and bottom, in pixels of the upright image.
         side: side to which the part will be resized, in pixels.
         background: colour of transparent parts.
+
+    Returns:
+        (height, width, 3), uint8.
 
     Raises:
         RefusedSample: the image is truncated or otherwise damaged.
     """
     scale = 1
-    if image.format in _JPEGS:
+    if isinstance(image, PlainJpeg) or image.format in _JPEGS:
         scale = next(n for n in (8, 4, 2, 1) if n == 1 or _fits(scaled_box(box, n), side))
+    part = scaled_box(box, scale)
+    if isinstance(image, PlainJpeg):
+        try:
+            left, top, right, bottom = part
+            return image.pixels(bottom, scale)[top:bottom, left:right]
+        except ValueError:  # Pillow knows the reason
+            image = open_image(image.data)
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
     decoded = _decoded(image, background)
-    part = scaled_box(box, scale)
-    return decoded if part == (0, 0, *decoded.size) else decoded.crop(part)
+    return np.array(decoded if part == (0, 0, *decoded.size) else decoded.crop(part))
 
 
 def scaled_box(box: Box, scale: int) -> Box:

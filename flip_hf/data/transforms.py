@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flip_hf.data.decode import Box, bounded_shape, decode_crop, open_image, upright_size
+from flip_hf.data.decode import Box, bounded_shape, decode_crop, open_to_crop, upright_size
 from flip_hf.data.rendering import WHITE, Colour
 
 
-def _to_tensor(image: Image.Image) -> torch.Tensor:
-    """Converts an image to (3, height, width), uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Makes a view (3, height, width) of pixels (height, width, 3), uint8."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def resize(pixels: torch.Tensor, side: int) -> torch.Tensor:
@@ -71,12 +71,12 @@ class TrainTransform:
     background: Colour = WHITE
 
     def __call__(self, value: object, rng: np.random.Generator, image_size: int) -> torch.Tensor:
-        """Transforms an encoded image (see `open_image`) to (3, image_size, image_size), uint8.
+        """Transforms an encoded image (see `open_to_crop`) to (3, image_size, image_size), uint8.
 
         Raises:
             RefusedSample: the image cannot be used.
         """
-        image = open_image(value)
+        image = open_to_crop(value)
         box = random_crop_box(*upright_size(image), self.crop_area, self.crop_ratio, rng)
         pixels = resize(_to_tensor(decode_crop(image, box, image_size, self.background)), image_size)
         return pixels.flip(2) if rng.random() < self.flip else pixels
@@ -100,4 +100,4 @@ class EvalTransform:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left = (width - self.image_size) // 2
         top = (height - self.image_size) // 2
-        return _to_tensor(image.crop((left, top, left + self.image_size, top + self.image_size)))
+        return _to_tensor(np.array(image.crop((left, top, left + self.image_size, top + self.image_size))))

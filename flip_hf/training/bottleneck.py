@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from flip_hf.console.json_types import JsonObject
+from flip_hf.data.plain_jpeg import is_usable
 from flip_hf.data.workers import cores_per_process
 from flip_hf.training.arguments import Arguments, DataArguments
 from flip_hf.training.hardware import autocast_dtype, num_workers
@@ -49,9 +50,10 @@ def _faster_data(data: DataArguments) -> str:
     cores = cores_per_process()
     if workers < cores - 1:
         return f"try --num_workers {cores - 1}, now {workers}"
+    decoder = "" if is_usable() else "install simplejpeg, which decodes JPEGs faster than Pillow, "
     return (
-        f"every core is in use, {cores} a process: store smaller images, or take a machine with more cores for each "
-        "device"
+        f"every core is in use, {cores} a process: {decoder}store smaller images, or take a machine with "
+        "more cores for each device"
     )
 
 

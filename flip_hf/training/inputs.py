@@ -31,7 +31,7 @@ from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments, DataArgument
 from flip_hf.training.hardware import num_workers
 from flip_hf.training.masks import TextMasks
 from flip_hf.training.packing import Tokenize
-from flip_hf.training.patches import Views
+from flip_hf.training.patches import Views, cut_bytes
 from flip_hf.training.phases import plan_phases
 from flip_hf.training.stage_checks import check_text_lengths
 
@@ -306,7 +306,7 @@ def make_train_loader(
         tokenize = Tokenize(tokenizer, text_config, masks, by_caption, fewest_shapes=graphs)
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
-        partial(cut_patches, patch_size=config.vision_config.patch_size),
+        partial(cut_bytes, patch_size=config.vision_config.patch_size),
         Views(arguments.model.mask_strategy, config.vision_config, phases, context),
         micro_batches[1],
         whole=objective.reconstructs,

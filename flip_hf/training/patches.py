@@ -10,10 +10,13 @@ from torch import nn
 
 from flip_hf.data.stream import View
 from flip_hf.modeling import FlipVisionConfig
-from flip_hf.modeling.masking_flip import draw_mask, num_kept
+from flip_hf.modeling.masking_flip import cut_patches, draw_mask, num_kept
 from flip_hf.training.edges import draw_gumbel, keep_edges
 from flip_hf.training.masks import kept_tokens
 from flip_hf.training.phases import Phase, phase_at
+
+# Bytes that are moved at once, and a type of that size.
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
 class Normalize(nn.Module):
@@ -32,6 +35,17 @@ class Normalize(nn.Module):
         """Normalises (B, K, 3 * P * P) patches, uint8 to float32."""
         channels = patches.float().unflatten(2, (3, -1))  # (B, K, 3, P * P)
         return ((channels - self.mean) / self.std).flatten(2)
+
+
+def cut_bytes(images: torch.Tensor, patch_size: int, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
+    """Cuts uint8 images (B, 3, S, S) as [`cut_patches`] does, in less than half of the time at P = 16.
+
+    A row of a patch is moved as one number of 16 bytes, or as a few smaller ones. The number is never computed with.
+    """
+    size = math.gcd(patch_size, max(_WORDS))
+    side = images.shape[3] // patch_size * patch_size
+    words = images[:, :, :, :side].contiguous().view(_WORDS[size])
+    return cut_patches(words, (patch_size, patch_size // size), ids_keep).view(torch.uint8)
 
 
 def visible_and_target(patches: torch.Tensor, ids_keep: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -119,6 +119,7 @@ def test_loss_benchmark_leaves_out_sizes_that_do_not_fit():
 def test_loader_benchmark_reads_shards_with_every_mask_and_crop(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "PER_SHARD", 32)
     monkeypatch.setattr(loader, "DISTINCT", 2)
+    monkeypatch.setattr(loader, "PROFILED", 128)
     monkeypatch.setattr("flip_hf.benchmarks.loader.find_spec", lambda name: None)  # open_clip is not always installed
     monkeypatch.chdir(tmp_path)
     options = ["--batch_size", "4", "--mask_ratios", "0.75", "--repeats", "1", "--seconds", "0.01", "--output", "x"]
@@ -128,6 +129,8 @@ def test_loader_benchmark_reads_shards_with_every_mask_and_crop(tmp_path, monkey
     names.append("flip_hf 75% masked, FLIP's crops, by edges")
     assert list(result["samples_per_second"]) == names and 40_000 < result["image_bytes"] < 100_000
     assert all(values[0] > 0 for values in result["samples_per_second"].values())
+    assert all(0 < share < 0.9 for share in result["shares"].values()) and len(result["shares"]) == 6
+    assert "\n| decoding JPEGs | " in (tmp_path / "x.md").read_text()
 
 
 def test_masks_by_edges_are_compared_with_random_ones_turn_by_turn():
