@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -19,6 +19,8 @@ from flip_hf.data.sources import Source
 from flip_hf.data.workers import default_workers
 from flip_hf.evaluation.encoder import EncodeImages, Encoder, masked_images
 from flip_hf.evaluation.features import Features, extract, extract_texts
+from flip_hf.evaluation.label_cache import LabelCache, default_folder
+from flip_hf.evaluation.labels import LabelEmbeddings
 from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.registry import DataSet
@@ -140,20 +142,37 @@ class Subject:
 
     @cached_property
     def class_weights(self) -> np.ndarray:
-        """One embedding per class (C, E), as by [`class_embeddings`], with prompts divided among the processes.
+        """One embedding per class (C, E), as by [`class_embeddings`], from the cache on disk if they are there.
 
-        The sum over prompts has the same order for any number of processes, and so is bit-identical.
+        With prompts divided among the processes; the sum over prompts has the same order for any number of them, and so
+        is bit-identical.
         """
+        model = self.encoder.model
+        names = tuple(map(spoken, self.class_names))
+        cache = None
+        found: list[torch.Tensor | None] = [None]
+        if self.accelerator.is_main_process:
+            cache = LabelCache(default_folder(), model, self.encoder.processor.tokenizer, "stacked")
+            kept = cache.load(names, self.templates)
+            found = [None if kept is None else kept.weights]
+        broadcast_object_list(found)
+        if found[0] is not None:
+            return found[0].numpy()
+        weights = self._encoded_classes(names)
+        if cache is not None:
+            cache.save(LabelEmbeddings(names, self.templates, weights, cache.fingerprint))
+        return weights.numpy()
+
+    def _encoded_classes(self, names: tuple[str, ...]) -> torch.Tensor:
         turns = range(self.accelerator.process_index, len(self.templates), self.accelerator.num_processes)
         bar = tqdm(turns, desc="prompts", leave=False, disable=not self.accelerator.is_main_process)
-        mine = [(turn, self._prompted(self.templates[turn]).cpu()) for turn in bar]
+        mine = [(turn, self._prompted(names, self.templates[turn]).cpu()) for turn in bar]
         embeds = dict(gather_object(mine))
-        return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0)).numpy()
+        return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0))
 
-    def _prompted(self, template: str) -> torch.Tensor:
+    def _prompted(self, names: tuple[str, ...], template: str) -> torch.Tensor:
         model = self.encoder.model
-        tokenizer = self.encoder.processor.tokenizer
-        return prompt_embeddings(model, tokenizer, list(map(spoken, self.class_names)), template, model.device)
+        return prompt_embeddings(model, self.encoder.processor.tokenizer, names, template, model.device)
 
 
 def make_result(
