@@ -21,7 +21,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -51,7 +51,9 @@ def text_fingerprint(model: Any, tokenizer: Any) -> str:
     """Returns a digest of all that turns texts into embeddings: weights but the vision tower's, settings, tokenizer."""
     weights = ((name, tensor) for name, tensor in model.state_dict().items() if not name.startswith(_VISION))
     config = _config_of(model, without=("vision_config",))
-    return _settings_digest(tensors_digest(weights), config, _tokenizer_settings(tokenizer, getattr(model, "config", None)))
+    return _settings_digest(
+        tensors_digest(weights), config, _tokenizer_settings(tokenizer, getattr(model, "config", None))
+    )
 
 
 def model_fingerprint(model: Any, processor: Any) -> dict[str, str]:

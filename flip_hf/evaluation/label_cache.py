@@ -28,7 +28,7 @@ MAX_BYTES = 256 * 2**20
 
 
 def default_folder() -> Path | None:
-    """Returns the folder for label embeddings: below $FLIP_HF_CACHE, else below HF_HOME; None if there is to be none."""
+    """Returns the folder for label embeddings: below $FLIP_HF_CACHE, else below HF_HOME; None if that is empty."""
     named = os.environ.get(VARIABLE)
     if named == "":
         return None
@@ -42,7 +42,7 @@ class LabelCache:
     Args:
         folder: the folder, which may not exist yet; None keeps nothing.
         model: the model.
-        tokenizer: its tokenizer. Of one in Python alone, not everything that it does can be read off, so nothing is kept.
+        tokenizer: its tokenizer. Nothing is kept for one in Python alone, whose content cannot all be read off.
         summed: how the embeddings of prompts are added up, as its order decides the last bits.
     """
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
 from flip_hf.data.class_names import spoken
-from flip_hf.data.decode import decode_image
-from flip_hf.data.reading import Reader, read_rows
+from flip_hf.data.processes import from_main
 from flip_hf.data.sources import Source
 from flip_hf.data.workers import default_workers
 from flip_hf.evaluation.encoder import EncodeImages, Encoder, masked_images
@@ -25,6 +24,7 @@ from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.registry import DataSet
 from flip_hf.evaluation.result import Result
+from flip_hf.evaluation.spread import THUMBNAIL, pictures_at
 from flip_hf.evaluation.templates import resolve_templates
 from flip_hf.evaluation.zero_shot import normalized, prompt_embeddings
 
@@ -101,16 +101,8 @@ class Subject:
     def pictures(self, split: str, numbers: set[int]) -> dict[int, Image.Image]:
         """Returns thumbnails of images of a split, by their number among its features."""
         wanted = {self.features(split).places[number]: number for number in numbers}
-        found = {}
-        source = self.source(split)
-        for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *reasons: None):
-            if place in wanted:
-                image = decode_image(source.image(row), self.encoder.transform.background)
-                image.thumbnail((160, 160))
-                found[wanted[place]] = image
-            if len(found) == len(wanted):
-                break
-        return found
+        found = pictures_at(self.source(split), wanted, THUMBNAIL, self.encoder.transform.background)
+        return {wanted[place]: image for place, image in found.items()}
 
     def labels(self, split: str) -> np.ndarray:
         """Returns the labels (N,) of a split's features, or (N, C) where images show several classes."""
@@ -149,15 +141,15 @@ class Subject:
         """
         model = self.encoder.model
         names = tuple(map(spoken, self.class_names))
-        cache = None
-        found: list[torch.Tensor | None] = [None]
-        if self.accelerator.is_main_process:
-            cache = LabelCache(default_folder(), model, self.encoder.processor.tokenizer, "stacked")
-            kept = cache.load(names, self.templates)
-            found = [None if kept is None else kept.weights]
-        broadcast_object_list(found)
-        if found[0] is not None:
-            return found[0].numpy()
+        tokenizer = self.encoder.processor.tokenizer
+        cache = LabelCache(default_folder(), model, tokenizer, "stacked") if self.accelerator.is_main_process else None
+
+        def kept() -> LabelEmbeddings | None:
+            return None if cache is None else cache.load(names, self.templates)
+
+        found = from_main(self.accelerator, kept)
+        if found is not None:
+            return found.weights.numpy()
         weights = self._encoded_classes(names)
         if cache is not None:
             cache.save(LabelEmbeddings(names, self.templates, weights, cache.fingerprint))
