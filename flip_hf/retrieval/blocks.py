@@ -44,11 +44,13 @@ class Ending:
     """What is known of a block once it was read.
 
     Attributes:
+        rows: how many were read.
         is_last: whether the shard ends in it.
         refused: row, key and reason of each sample that cannot be used.
         damage: reason and place of each damaged part of the shard.
     """
 
+    rows: int = 0
     is_last: bool = False
     refused: list[tuple[int, str, str]] = field(default_factory=list)
     damage: list[tuple[str, str]] = field(default_factory=list)
@@ -150,6 +152,8 @@ class BlockStream(IterableDataset):
                 yield {"images": torch.stack(images), "about": Batch(block, samples)}
                 images = []
                 samples = []
+        if ending.is_last and not ending.rows and block.number:
+            return True  # the shard ends before this block, in one that may be another reader's
         stacked = torch.stack(images) if images else torch.empty(0)
         yield {"images": stacked, "about": Batch(block, samples, ending)}
         return ending.is_last
@@ -186,6 +190,7 @@ class BlockStream(IterableDataset):
             begun = True
             if row >= end:
                 return
+            ending.rows += 1
             yield row, values
         ending.is_last = True
 

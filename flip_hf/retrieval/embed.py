@@ -26,7 +26,7 @@ from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.fingerprints import model_fingerprint
 from flip_hf.redaction import shown
 from flip_hf.retrieval.blocks import Batch, Block, BlockStream, Ending, Sample
-from flip_hf.retrieval.folder import Manifest, find_parts, finish, take_folder, write_manifest
+from flip_hf.retrieval.folder import Manifest, file_digest, find_parts, finish, take_folder, write_manifest
 from flip_hf.retrieval.index import build_index, require_faiss
 from flip_hf.retrieval.opening import open_data
 from flip_hf.retrieval.options import EmbedOptions
@@ -157,7 +157,7 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
 
     manifest = from_main(accelerator, take)
     try:
-        if not _is_complete(options.folder, manifest):
+        if not from_main(accelerator, partial(_is_complete, options.folder, manifest)):
             manifest = _encode_missing(options, encoder, source, manifest, accelerator)
         return from_main(accelerator, partial(_with_index, options, manifest)), accelerator.is_main_process
     finally:
@@ -165,7 +165,15 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
 
 
 def _is_complete(folder: Path, manifest: Manifest) -> bool:
-    return manifest.finished and all((folder / name).is_file() for name in manifest.files)
+    """Checks every file of a finished folder, and removes those that are not what they were when it was finished."""
+    whole = manifest.finished
+    for name, about in manifest.files.items():
+        path = folder / name
+        if path.is_file() and file_digest(path) != about["sha256"]:
+            logger.warning("%s has changed since it was written, and is written again.", path)
+            path.unlink()
+        whole = whole and path.is_file()
+    return whole
 
 
 def _encode_missing(

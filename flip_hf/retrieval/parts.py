@@ -100,7 +100,7 @@ def read_part(path: Path) -> Part:
         about: dict[str, Any] = json.loads((metadata.metadata or {})[_METADATA])
         refused = [(row, key, reason) for row, key, reason in about["refused"]]
         damage = [(reason, detail) for reason, detail in about["damage"]]
-        ending = Ending(about["is_last"], refused, damage)
+        ending = Ending(about["rows"], about["is_last"], refused, damage)
         return Part(Block(*about["block"]), about["identity"], metadata.num_rows, about["captions"], ending)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not a whole file of features: {error}.") from error
