@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 LEVELS = 256
-# Of the picture that a table is tried on: resized by all image processors, and cropped by most.
+# Size of the picture that a table is tried on: resized by all image processors, and cropped by most. Its bytes have
+# another range than the table's, as a function of a whole picture, not of each byte, would show in that.
 _TRIED = (40, 24)
+_TRIED_LEVELS = (20, 120)
 
 
 class Transform(Protocol):
@@ -35,7 +37,7 @@ def colour_table(transform: Transform) -> torch.Tensor | None:
         return None
     levels = np.arange(LEVELS, dtype=np.uint8).reshape(16, 16)
     plain = Image.fromarray(np.stack([levels] * 3, axis=2))
-    noise = np.random.default_rng(0).integers(0, LEVELS, (*_TRIED, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(*_TRIED_LEVELS, (*_TRIED, 3), dtype=np.uint8)
     tried = Image.fromarray(noise)
     try:
         table = transform._processed(plain, do_resize=False, do_center_crop=False).reshape(3, -1)
