@@ -52,7 +52,20 @@ def colour_table(transform: Transform) -> torch.Tensor | None:
 
 def looked_up(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Returns the numbers (B, 3, S, S), float32, that a table (3, 256) has for bytes (B, 3, S, S)."""
-    found = torch.empty(pixels.shape, dtype=table.dtype, device=pixels.device)
-    for channel, levels in enumerate(table):
-        found[:, channel] = levels.index_select(0, pixels[:, channel].reshape(-1).int()).view_as(found[:, channel])
-    return found
+    return (_looked_up_here if pixels.device.type == "cpu" else _looked_up_at_once)(pixels, table)
+
+
+def _looked_up_at_once(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    starts = LEVELS * torch.arange(3, dtype=torch.int32, device=pixels.device)[:, None, None]
+    places = (pixels.int() + starts).reshape(-1)
+    return table.reshape(-1).index_select(0, places).view(pixels.shape)
+
+
+def _looked_up_here(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Looks up in a processor's cache, channel by channel, which takes a third of the time there."""
+    found = np.empty(pixels.shape, np.float32)
+    levels = table.numpy()
+    for image, numbers in zip(pixels.numpy(), found, strict=True):
+        for channel, row in enumerate(levels):
+            np.take(row, image[channel], out=numbers[channel], mode="clip")  # no byte is clipped; others make a copy
+    return torch.from_numpy(found)

@@ -8,6 +8,7 @@ from transformers import ViTImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from flip_hf.evaluation.colours import _looked_up_at_once, looked_up
 from flip_hf.evaluation.encoder import ImageTransform
 
 SQUARE = {"height": 32, "width": 32}
@@ -60,3 +61,11 @@ def test_other_image_processors_make_the_numbers_themselves(processor):
         pixels = transform.pixels(picture)
         assert pixels.dtype == torch.float32
         assert torch.equal(transform.normalize(pixels[None])[0], transform(picture))
+
+
+@pytest.mark.parametrize("look_up", [looked_up, _looked_up_at_once], ids=["here", "on another device"])
+def test_the_numbers_are_those_of_the_table(look_up):
+    pixels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    table = torch.randn(3, 256)
+    expected = torch.stack([table[channel][pixels[:, channel].long()] for channel in range(3)], dim=1)
+    assert torch.equal(look_up(pixels, table), expected)
