@@ -7,6 +7,7 @@ left out and the table says why.
 
 import argparse
 import io
+import itertools
 import os
 import statistics
 import tarfile
@@ -57,15 +58,15 @@ Labelled = Iterator[tuple[bytes, int]]
 
 
 def drawn_pictures() -> Labelled:
-    """Yields encoded pictures of 640 x 480 pixels and labels, forever."""
+    """Yields encoded pictures of 640 x 480 pixels and labels, forever; the first [`DISTINCT`] recur."""
     rng = np.random.default_rng(0)
     encoded: list[bytes] = []
-    for _ in range(DISTINCT):
-        buffer = io.BytesIO()
-        natural_image(640, 480, rng).save(buffer, "JPEG", quality=90)
-        encoded.append(buffer.getvalue())
-    while True:
-        yield from ((image, number % len(DRAWN_CLASSES)) for number, image in enumerate(encoded))
+    for number in itertools.count():
+        if number < DISTINCT:
+            buffer = io.BytesIO()
+            natural_image(640, 480, rng).save(buffer, "JPEG", quality=90)
+            encoded.append(buffer.getvalue())
+        yield encoded[number % DISTINCT], number % len(DRAWN_CLASSES)
 
 
 def pictures_of(data: str) -> tuple[Labelled, tuple[str, ...]]:

@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     logging.disable_progress_bar()
     begin = time.monotonic()
     try:
-        try_folder(options.folder, "OUT")
+        try_folder(options.folder, "out")
         manifest, is_main = embed(options)
     except (ValueError, OSError, BadDataError) as error:
         end_with(error)

@@ -1,5 +1,6 @@
 """The work behind `flip-hf embed`: features of a data set by all processes, in files that a restart goes on with."""
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 from tqdm.auto import tqdm
 
 from flip_hf.console.lock import lock_folder, unlock_folder
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 NOT_FINITE = "features are not finite"
 # A process that has finished its blocks waits for the others, however long they take.
 _PATIENCE = timedelta(days=30)
+# Of torch's own memory, in bytes.
+ALIGNMENT = 64
 
 
 def describe(options: EmbedOptions, encoder: Encoder, data: dict[str, Any]) -> Manifest:
@@ -55,6 +59,17 @@ def describe(options: EmbedOptions, encoder: Encoder, data: dict[str, Any]) -> M
             "device": encoder.model.device.type,
         },
     )
+
+
+def align(model: nn.Module) -> None:
+    """Moves weights to where torch places tensors itself, at multiples of 64 bytes.
+
+    A file's tensors are used where they lie in it, and not in every run at the same distance from such a multiple. The
+    last bits of a product of a single row depend on that.
+    """
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 @dataclass
@@ -148,6 +163,7 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
     encoder = Encoder.from_pretrained(options.model, device=accelerator.device, dtype=dtype, **more)
     if not encoder.knows_texts:
         raise ValueError(f"{options.model} is only a vision tower; give a model of images and texts.")
+    align(encoder.model)
     wanted = describe(options, encoder, data)
 
     def take() -> Manifest:
