@@ -14,6 +14,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -33,6 +34,7 @@ from flip_hf.retrieval.index import build_index, require_faiss
 from flip_hf.retrieval.opening import open_data
 from flip_hf.retrieval.options import EmbedOptions
 from flip_hf.retrieval.parts import Part, write_part
+from flip_hf.retrieval.texts import have_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class Embedder:
 
     def __init__(self, encoder: Encoder, folder: Path, identity: str, options: EmbedOptions):
         self.encoder = encoder
-        self.width = encoder.texts([""]).shape[1]  # E, where a block has no image to tell it
+        self.width = feature_width(encoder)
         self.folder = folder
         self.identity = identity
         self.options = options
@@ -134,9 +136,23 @@ class Embedder:
         write_part(self.folder, part, samples, found[finite], texts)
 
     def _texts(self, captions: Sequence[str]) -> np.ndarray:
+        """Encodes M captions to (M, E), float16; zeros stand for those without tokens."""
         size = self.options.batch_size
-        starts = range(0, len(captions), size)
-        return _stacked([self.encoder.texts(captions[start : start + size]).half() for start in starts], self.width)
+        found = np.zeros((len(captions), self.width), np.float16)
+        for start in range(0, len(captions), size):
+            batch = captions[start : start + size]
+            numbers = [number for number, usable in enumerate(have_tokens(self.encoder, batch)) if usable]
+            if numbers:
+                features = self.encoder.texts([batch[number] for number in numbers])
+                found[[start + number for number in numbers]] = features.half().cpu().numpy()
+        return found
+
+
+@torch.no_grad()
+def feature_width(encoder: Encoder) -> int:
+    """Returns E, the length of a model's features, as a plain picture shows."""
+    pixels = encoder.transform(Image.new("RGB", (32, 32)))[None]
+    return encoder.images(pixels.to(encoder.model.device)).shape[1]
 
 
 def _stacked(features: Sequence[torch.Tensor], width: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from flip_hf.retrieval.folder import Manifest, read_manifest
 from flip_hf.retrieval.index import open_index
 from flip_hf.retrieval.opening import open_again
 from flip_hf.retrieval.parts import read_features, read_samples
+from flip_hf.retrieval.texts import have_tokens
 
 # Pictures of a row of the contact sheet.
 MAX_SHOWN = 12
@@ -70,9 +71,12 @@ class EmbeddedData:
         """Encodes queries: texts, then pictures given by path or URL, to (Q, E), float32.
 
         Raises:
-            ValueError: a picture cannot be used; the message names it.
+            ValueError: a picture cannot be used, or the tokenizer makes nothing of a text; the message names it.
         """
         encoder = self.encoder
+        for text, usable in zip(texts, have_tokens(encoder, texts) if texts else [], strict=True):
+            if not usable:
+                raise ValueError(f"The text {text!r} holds nothing that the model's tokenizer knows: use other words.")
         background = encoder.transform.background
         found = [encoder.texts(texts)] if texts else []
         with torch.no_grad():

@@ -19,6 +19,7 @@ from flip_hf.data.decode import decode_image
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.retrieval.embed import align
 from tests.helpers.embedding import SMALL, embedded, features_of
+from tests.helpers.pairs import write_tar
 from tests.helpers.programs import ROOT, Program, run_program
 
 KILLS = int(os.environ.get("FLIP_HF_KILLS", "3"))
@@ -71,6 +72,15 @@ def test_labels_become_the_names_of_their_classes(clip, samples, tmp_path):
     embedded(clip, tmp_path / "images", tmp_path / "out")
     table = pq.read_table(sorted((tmp_path / "out").glob("*.parquet")))
     assert table.column("captions").to_pylist() == [["cat"], ["dog"], ["dog"]]
+
+
+def test_captions_without_tokens_have_zeros(saved, samples, tmp_path):
+    """This tokenizer has no special tokens, so that of a blank that no stripping removes nothing is left."""
+    blank = "\u200b".encode()
+    write_tar(tmp_path / "0.tar", [("a", samples[0][1], blank), ("b", samples[1][1], samples[1][2])])
+    embedded(saved, tmp_path / "0.tar", tmp_path / "out", "--texts")
+    texts = features_of(tmp_path / "out", "text_features")[:, 0]
+    assert not texts[0].any() and np.isclose(np.linalg.norm(texts[1]), 1, atol=1e-2)
 
 
 @pytest.mark.parametrize("form", ["two shards", "one file"])

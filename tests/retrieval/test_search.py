@@ -98,6 +98,11 @@ def test_only_the_features_own_model_is_taken(features, clip, tmp_path, capsys):
     assert "is not the model of these features: its image_processor differ" in said
 
 
+def test_a_text_without_tokens_is_refused(saved, tars, tmp_path, capsys):
+    embedded(saved, tars, tmp_path / "out")
+    assert "holds nothing that the model's tokenizer knows" in refusal(capsys, tmp_path / "out", "a", "")
+
+
 def test_an_index_that_was_changed_is_not_opened(clip, tars, own, capsys):
     embedded(clip, tars, own, "--index", "flat")
     (own / "index.faiss").write_bytes((own / "index.faiss").read_bytes()[:-1] + b"?")
