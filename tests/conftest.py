@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Nor do their tiny models gain by a second one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nothing is kept from one test for another, nor among the files of whoever runs them.
+os.environ.setdefault("FLIP_HF_CACHE", "")
 
 # Files that start many programs or compile. Workers take files in the order of their collection
 # (`--no-loadscope-reorder`): begun last, one of these would keep a single worker busy after the others have finished.

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "conversion": {"conversion", "console", "modeling", "redaction"},
     # A Space of it holds these rooms alone.
     "demo": {"demo", "evaluation", "data", "modeling", "console", "redaction"},
+    "retrieval": {"retrieval", "evaluation", "data", "modeling", "console", "redaction"},
     "hub": {"hub", "console", "conversion", "evaluation", "data", "modeling", "redaction"},
     # `conversion` to start from a ViTMAE
     "training": {
@@ -61,7 +62,7 @@ MAY_IMPORT = {
     },
     "commands": {
         *("flip_hf", "commands", "reproduction", "benchmarks", "training", "evaluation", "conversion", "demo", "hub"),
-        *("planning", "data", "losses", "console", "redaction"),
+        *("retrieval", "planning", "data", "losses", "console", "redaction"),
     },
     "scripts": {"commands"},
 }

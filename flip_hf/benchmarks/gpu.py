@@ -89,6 +89,7 @@ def on_gpu(speed_ups: Sequence[str] = get_args(SpeedUp)) -> tuple[Part, ...]:
         _benchmark("mae_l16", f"mae --batch_size 256 --repeats 10 {of_l16}"),
         _benchmark("loader", "loader --batch_size 128 --repeats 3"),
         _benchmark("zero_shot", "zero-shot --repeats 3"),
+        _benchmark("evaluation_l16", f"evaluation --batch_size 512 --repeats 2 {of_l16}"),
         *_speed_ups("B/16", 128, speed_ups),
     )
 

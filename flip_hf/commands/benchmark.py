@@ -5,6 +5,7 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
         --compile --peers open_clip open_clip-strong clip
     flip-hf benchmark inference --repeats 7
     flip-hf benchmark zero-shot --repeats 3
+    flip-hf benchmark evaluation --data test.parquet --repeats 3
     flip-hf benchmark loss --repeats 3
     flip-hf benchmark loader --batch_size 128
     flip-hf benchmark end-to-end --device cuda --precision bf16 --architecture L/16 --batch_size 256 \
@@ -22,6 +23,8 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
 and as strong as it can be made, and Transformers' CLIPModel, all of the same shapes on the same images and texts.
 `inference` is the features of whole images and texts, of the same models. `zero-shot` is the classification of images
 by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model.
+`evaluation` is zero-shot classification of a whole test set, pictures read, decoded and encoded, by `flip-hf evaluate`
+and by CLIP_benchmark's own loop on the same model, and the share of decoding in each.
 `loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
 whole matrix, and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar
 shards: ours at several mask ratios, at random and by edges, and open_clip's own pipeline where that is installed.
@@ -55,7 +58,19 @@ from flip_hf.training.speed_ups import SpeedUp
 
 # Of this repository, for those who measure in a clone of it.
 CLONED_RESULTS = Path("scripts/results")
-QUESTIONS = ("step", "inference", "zero-shot", "loss", "loader", "end-to-end", "mae", "large-batch", "speed-ups", "gpu")
+QUESTIONS = (
+    "step",
+    "inference",
+    "zero-shot",
+    "evaluation",
+    "loss",
+    "loader",
+    "end-to-end",
+    "mae",
+    "large-batch",
+    "speed-ups",
+    "gpu",
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cuda where there is one, else cpu")
     parser.add_argument("--output", help="path of the result files, without ending; not written if not given")
     installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
-    step = parser.add_argument_group("step, inference, end-to-end, mae")
+    step = parser.add_argument_group("step, inference, evaluation, end-to-end, mae")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16", help="the model's size (B/16)")
     step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="of step, mae")
     step.add_argument("--batch_size", type=integer(1, 2**20), default=16, help="pairs or images a step (16)")
@@ -83,6 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     loader.add_argument(
         "--seconds", type=number(0, 100_000, open_low=True), default=3.0, help="a turn lasts at least so long"
     )
+    evaluation = parser.add_argument_group("evaluation", "also takes --workers")
+    evaluation.add_argument("--data", help="labelled pictures, of which the split test is read; else drawn ones")
+    evaluation.add_argument("--images", type=integer(1, 10_000_000), default=10_000, help="how many, at most (10,000)")
     end_to_end = parser.add_argument_group("end-to-end")
     end_to_end.add_argument("--steps", type=integer(1, 1_000_000), default=10, help="counted steps of a run")
     end_to_end.add_argument("--workers", type=integer(1, 1024), help="loader workers; by the cores if not given")

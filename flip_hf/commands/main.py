@@ -18,6 +18,8 @@ COMMANDS = {
     "pretrain": "train a model on image-text pairs, or on images alone",
     "evaluate": "measure a model: zero-shot, retrieval, probes, fine-tuning",
     "zero-shot": "classify images by labels of your own",
+    "embed": "encode a data set into files of features",
+    "search": "find pictures of an encoded data set by texts or pictures",
     "convert": "convert models of CLIP, open_clip, the official FLIP and ViTMAE, and back",
     "interpolate": "mix a model with what it was fine-tuned to, and measure the models between",
     "reconstruct": "draw what a model with a decoder reconstructs of masked images",
@@ -31,6 +33,7 @@ COMMANDS = {
 # Of what a plain `pip install flip_hf` leaves out, the module that is imported, and the extra that has it.
 EXTRAS = {
     **dict.fromkeys(("accelerate", "datasets", "evaluate", "matplotlib", "sklearn", "tensorboard", "tqdm"), "train"),
+    "faiss": "search",
     "gradio": "demo",
 }
 

@@ -1,12 +1,16 @@
-"""Set up the process group of every script: all processes that were started, or an error."""
+"""Set up the process group of every script: all processes that were started, or an error; and act as one."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from flip_hf.data.workers import cores_per_process
+
+T = TypeVar("T")
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -58,3 +62,21 @@ def _refuse_lone_launch(accelerator: Accelerator) -> None:
             "not). For several on CPUs use `torchrun --standalone --nproc_per_node 2 SCRIPT ...`, for one "
             "`python SCRIPT ...`."
         )
+
+
+def from_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Calls a function on the main process and returns its result on all; each must call this.
+
+    Raises:
+        Exception: whatever the function raised, on every process, so that none waits for the main one in vain.
+    """
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer = [function(), None]
+        except Exception as error:
+            answer = [None, error]
+    result, raised = broadcast_object_list(answer)
+    if raised is not None:
+        raise raised
+    return result

@@ -190,11 +190,19 @@ class SourceReader:
 
 def sample_key(row: dict, source: Source) -> str:
     """Returns a row's name for messages: its key and shard, or the image's file name."""
+    key = own_key(row, source)
+    if key is not None and isinstance(row.get("__key__"), str) and "__url__" in row:
+        return f"{key} of {shown(str(row['__url__']))}"
+    return key or "without a name"
+
+
+def own_key(row: dict, source: Source) -> str | None:
+    """Returns a row's own name, its key in an archive, list or folder, or its image's file name; else None."""
     if isinstance(row.get("__key__"), str):
-        return f"{row['__key__']} of {shown(str(row['__url__']))}" if "__url__" in row else row["__key__"]
+        return row["__key__"]
     try:
         image = column_value(row, source.image_column)
     except RefusedSample:
-        image = None
+        return None
     path = image.get("path") if isinstance(image, dict) else image
-    return os.path.basename(path) if path and isinstance(path, str) else "without a name"
+    return os.path.basename(path) if path and isinstance(path, str) else None

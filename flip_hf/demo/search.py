@@ -14,6 +14,7 @@ from flip_hf.data.files import StoredFile, files_below
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.shapes import CLASS_NAMES, NUM_SAMPLES, generate_test
 from flip_hf.demo.model import DemoModel
+from flip_hf.evaluation.nearest import nearest
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 BATCH_SIZE = 32
@@ -136,10 +137,10 @@ class ImageSearch:
         Raises:
             ValueError: see [`ImageSearch.encode`].
         """
-        scores = self.encode() @ self.model.embed_text(text)  # (N,)
-        best = scores.topk(min(count, len(scores)))
+        embeds = self.encode()
+        scores, indices = nearest(self.model.embed_text(text)[None].numpy(), [embeds.numpy()], count)
         answers = []
-        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        for score, index in zip(scores[0].tolist(), indices[0].tolist(), strict=True):
             picture = self._usable[index]
             try:
                 shown = fit_to_show(picture.decode(self.model.transform.background))

@@ -4,8 +4,6 @@ Transformers' zero-shot pipeline encodes every label again for every image, and 
 and 80 prompts that is 80,000 texts per image; here it is 80,000 texts once.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,7 +18,9 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.decode import open_picture
 from flip_hf.evaluation.encoder import ImageTransform
-from flip_hf.evaluation.labels import FORMAT, LabelEmbeddings
+from flip_hf.evaluation.fingerprints import text_fingerprint
+from flip_hf.evaluation.label_cache import LabelCache
+from flip_hf.evaluation.labels import LabelEmbeddings
 from flip_hf.evaluation.templates import check_labels, resolve_templates
 from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
 
@@ -101,25 +101,13 @@ class ZeroShotClassifier:
 
     # -- labels -------------------------------------------------------------------------------------------------------
 
-    def _text_side(self) -> list[tuple[str, Tensor]]:
-        return [(n, t) for n, t in self.model.state_dict().items() if n.startswith("text_")]
-
     def _version(self) -> int:
         """Returns a value that changes when the text tower is trained, loaded or moved."""
         return hash(tuple((id(p), p._version, p.device) for p in self.model.parameters()))
 
     def fingerprint(self) -> str:
-        """Returns a digest of the text tower's weights and the tokenizer, which identifies label embeddings."""
-        digest = hashlib.sha256()
-        for name, tensor in self._text_side():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        tokenizer = self.processor.tokenizer
-        if getattr(tokenizer, "is_fast", False):
-            digest.update(
-                json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["model"], sort_keys=True).encode()
-            )
-        return digest.hexdigest()
+        """Returns a digest of the text tower and the tokenizer, which identifies label embeddings."""
+        return text_fingerprint(self.model, self.processor.tokenizer)
 
     def encode_labels(self, labels: Sequence[str], templates: str | Sequence[str] = "clip_1") -> LabelEmbeddings:
         """Embeds labels as the normalised mean over templates of normalised text embeddings; cached.
@@ -134,25 +122,15 @@ class ZeroShotClassifier:
         labels = tuple(labels)
         templates = resolve_templates(templates)
         check_labels(labels)
-        fingerprint = self.fingerprint()
-        path = self._cache_path(labels, templates, fingerprint)
-        if path is not None and path.is_file():
-            return self._check(LabelEmbeddings.load(path), fingerprint)
+        cache = LabelCache(self.cache_dir, self.model, self.processor.tokenizer, "one by one")
+        found = cache.load(labels, templates)
+        if found is not None:
+            return found
         bar = tqdm(templates, desc="encoding labels", unit="template", disable=None if len(templates) > 1 else True)
         weights = class_embeddings(self.model, self.processor.tokenizer, labels, bar, self.model.device)
-        embeddings = LabelEmbeddings(labels, templates, weights.cpu(), fingerprint)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(".partial")
-            embeddings.save(scratch)
-            scratch.replace(path)
+        embeddings = LabelEmbeddings(labels, templates, weights.cpu(), cache.fingerprint)
+        cache.save(embeddings)
         return embeddings
-
-    def _cache_path(self, labels: tuple[str, ...], templates: tuple[str, ...], fingerprint: str) -> Path | None:
-        if self.cache_dir is None:
-            return None
-        key = hashlib.sha256(json.dumps([FORMAT, fingerprint, labels, templates]).encode()).hexdigest()
-        return self.cache_dir / f"{key[:32]}.safetensors"
 
     def _check(self, embeddings: LabelEmbeddings, fingerprint: str) -> LabelEmbeddings:
         if embeddings.fingerprint != fingerprint:

@@ -14,6 +14,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from flip_hf.console.loading import check_loaded, loading
 from flip_hf.data.decode import bounded_shape, open_picture
 from flip_hf.data.rendering import background_of
+from flip_hf.evaluation.colours import colour_table, looked_up
 from flip_hf.evaluation.zero_shot import TextInputs, normalized
 from flip_hf.modeling import (
     FlipForPreTraining,
@@ -53,14 +54,36 @@ class ImageTransform:
     def __init__(self, image_processor: Any):
         self.image_processor = image_processor
         self.background = background_of(image_processor)
+        self._colours = colour_table(self)
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        return self._processed(image)
+
+    def pixels(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """Returns an image as bytes (3, S, S), a quarter of the memory, for [`ImageTransform.normalize`].
+
+        Of an image processor whose arithmetic is not known to act on each byte alone, they are normalised numbers.
+        """
+        if self._colours is None:
+            return self._processed(image)
+        return self._processed(image, do_rescale=False, do_normalize=False)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turns bytes (B, 3, S, S) into what the model takes, on their device, to the bits of the image processor.
+
+        Numbers are returned as they are.
+        """
+        if self._colours is None or pixels.dtype != torch.uint8:
+            return pixels
+        return looked_up(pixels, self._colours.to(pixels.device))
+
+    def _processed(self, image: Image.Image | np.ndarray, **options: Any) -> torch.Tensor:
         if isinstance(image, Image.Image):
             image = open_picture(image, self.background)
         if keeps_aspect(self.image_processor) and isinstance(image, (Image.Image, np.ndarray)):
             image = bounded_shape(image)
         # Explicit, since a processor may have been saved without it, and would leave grey images (MNIST) grey.
-        options: dict[str, Any] = {"do_convert_rgb": True}
+        options["do_convert_rgb"] = True
         if isinstance(image, np.ndarray) and image.ndim == 3:  # else one of 1 or 3 rows passes for (C, H, W)
             options["input_data_format"] = "channels_last"
         return self.image_processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
@@ -161,9 +184,15 @@ class Encoder:
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
     def images(self, pixel_values: torch.Tensor, places: object = None, **masking: Any) -> torch.Tensor:
-        """Returns normalised features (B, E) of images (B, 3, S, S); `masking` is passed to FlipModel."""
-        pixel_values = pixel_values.to(self.model.dtype)
+        """Returns normalised features (B, E) of images (B, 3, S, S); `masking` is passed to FlipModel.
+
+        Here and in the methods below, images are what [`ImageTransform`] makes of them: numbers, or bytes.
+        """
+        pixel_values = self._values(pixel_values)
         return normalized(self.model.get_image_features(pixel_values=pixel_values, **masking).pooler_output)
+
+    def _values(self, images: torch.Tensor) -> torch.Tensor:
+        return self.transform.normalize(images).to(self.model.dtype)
 
     def trunk(self, pixel_values: torch.Tensor, places: object = None) -> torch.Tensor:
         """Returns features (B, D) of images before the projection, for linear probes as in CLIP's paper, section 3.2.
@@ -171,7 +200,7 @@ class Encoder:
         They are pooled as the tower pools. For a tower trained by MAE that is FLIP's mean over all tokens: MAE's
         decoder reads them all, and its paper finds the mean as good as the class token (appendix A.1).
         """
-        return self.vision_model(pixel_values=pixel_values.to(self.model.dtype)).pooler_output
+        return self.vision_model(pixel_values=self._values(pixel_values)).pooler_output
 
     def class_token(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the class token (B, D) of images after the last LayerNorm, as in MAE's linear probe.
@@ -183,7 +212,7 @@ class Encoder:
             raise ValueError(
                 f"{type(self.model).__name__} has no class token, which MAE's probe needs; use --probe flip."
             )
-        outputs = self.vision_model(pixel_values=pixel_values.to(self.model.dtype))
+        outputs = self.vision_model(pixel_values=self._values(pixel_values))
         if getattr(self.vision_config, "normalizes_tokens", False):
             return outputs.last_hidden_state[:, 0]
         if getattr(self.vision_config, "pooling_type", "cls") == "cls":

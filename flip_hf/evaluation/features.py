@@ -59,8 +59,8 @@ def extract(
             for batch in opened:
                 part.refused.update(batch["refused"])
                 if batch["targets"]:
-                    images = batch["images"].to(accelerator.device)
-                    part.values.append(encode(images, batch["places"]).float().cpu().numpy())
+                    images = batch["images"].to(accelerator.device, non_blocking=True)
+                    part.add(encode(images, batch["places"]).float())
                     part.targets += batch["targets"]
                     part.places += map(tuple, batch["places"])  # a loader turns them into lists
                     bar.update(len(images) * accelerator.num_processes)
@@ -68,6 +68,7 @@ def extract(
             part.error = str(error)
         except WaitEnded:
             part.ended = True
+    part.fetch()
     return _together(gather_object([part]))
 
 
@@ -81,6 +82,21 @@ class _Part:
     refused: Counter[str] = field(default_factory=Counter)
     error: str | None = None
     ended: bool = False
+    _last: torch.Tensor | None = None
+
+    def add(self, values: torch.Tensor) -> None:
+        """Adds the features of a batch, which may still be computed, and fetches those of the batch before.
+
+        The device then has the next batch to work on while the host waits for the last one.
+        """
+        self.fetch()
+        self._last = values
+
+    def fetch(self) -> None:
+        """Waits for the features of the last batch."""
+        if self._last is not None:
+            self.values.append(self._last.cpu().numpy())
+            self._last = None
 
 
 def _together(parts: Sequence[_Part]) -> Features:

@@ -160,10 +160,10 @@ def eval_loader(
     process = Reader(accelerator.process_index, accelerator.num_processes)
     stream = EvalStream(
         source,
-        transform,
+        transform.pixels,
         target_reader(data_set),
         batch_size=batch_size,
         process=process,
         background=transform.background,
     )
-    return make_loader(stream, num_workers=num_workers)
+    return make_loader(stream, num_workers=num_workers, pin_memory=accelerator.device.type == "cuda")

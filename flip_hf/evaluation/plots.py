@@ -195,14 +195,14 @@ def _draw_cell(axes: Axes, content: Cell, right: bool | None) -> None:
 
 
 def plot_retrieval_grid(
-    queries: Sequence[Cell], results: Sequence[Sequence[tuple[Cell, bool]]], path: str | Path
+    queries: Sequence[Cell], results: Sequence[Sequence[tuple[Cell, bool | None]]], path: str | Path
 ) -> Figure:
     """Draws queries and their answers, one row per query; right answers have a thick frame and a tick.
 
     Args:
         queries: texts, or images: PIL images or arrays (H, W, 3).
         results: the best answers of each query, for example five, best first: a text or an image, and whether it is
-            right.
+            right, or None where that is unknown.
         path: the picture's file.
     """
     if len(queries) != len(results) or not queries:

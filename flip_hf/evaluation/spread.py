@@ -2,7 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from flip_hf.data.sources import Source
 
 # Maximum number of rows to choose images from: rows that are not decoded are still read.
 MAX_ROWS = 2**14
+# Side of a picture among many, in pixels.
+THUMBNAIL = 160
 
 
 def _rows(source: Source) -> Iterator[tuple[Place, dict]]:
@@ -80,3 +83,42 @@ def batches_at(
             refused = Counter()
     if found:
         yield _batch(images, found, refused)
+
+
+def pictures_at(
+    source: Source, places: Collection[Place], side: int, background: Colour = WHITE
+) -> dict[Place, Image.Image]:
+    """Decodes the pictures at some places, and shrinks each to a thumbnail that many can be held of.
+
+    Each shard is read from its first place to its last one alone.
+
+    Args:
+        source: the data.
+        places: shard and row of each picture.
+        side: the thumbnails' longer side, in pixels, at most.
+        background: colour of transparent parts.
+
+    Returns:
+        The thumbnails; of pictures that cannot be decoded, or are no longer there, it has none.
+    """
+    found: dict[Place, Image.Image] = {}
+    for shard in sorted({shard for shard, _ in places}):
+        wanted = {place for place in places if place[0] == shard}
+        rows = read_rows(
+            source.shards,
+            Reader(0, 1),
+            epoch=0,
+            seed=None,
+            start=min(wanted),
+            stop=shard + 1,
+            report=lambda *reasons: None,
+        )
+        for place, row in rows:
+            if place in wanted:
+                wanted.remove(place)
+                with suppress(RefusedSample):
+                    found[place] = decode_image(source.image(row), background)
+                    found[place].thumbnail((side, side))
+            if not wanted:
+                break
+    return found

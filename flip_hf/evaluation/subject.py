@@ -13,16 +13,18 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from flip_hf.data.class_names import spoken
-from flip_hf.data.decode import decode_image
-from flip_hf.data.reading import Reader, read_rows
+from flip_hf.data.processes import from_main
 from flip_hf.data.sources import Source
 from flip_hf.data.workers import default_workers
 from flip_hf.evaluation.encoder import EncodeImages, Encoder, masked_images
 from flip_hf.evaluation.features import Features, extract, extract_texts
+from flip_hf.evaluation.label_cache import LabelCache, default_folder
+from flip_hf.evaluation.labels import LabelEmbeddings
 from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.registry import DataSet
 from flip_hf.evaluation.result import Result
+from flip_hf.evaluation.spread import THUMBNAIL, pictures_at
 from flip_hf.evaluation.templates import resolve_templates
 from flip_hf.evaluation.zero_shot import normalized, prompt_embeddings
 
@@ -99,16 +101,8 @@ class Subject:
     def pictures(self, split: str, numbers: set[int]) -> dict[int, Image.Image]:
         """Returns thumbnails of images of a split, by their number among its features."""
         wanted = {self.features(split).places[number]: number for number in numbers}
-        found = {}
-        source = self.source(split)
-        for place, row in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=lambda *reasons: None):
-            if place in wanted:
-                image = decode_image(source.image(row), self.encoder.transform.background)
-                image.thumbnail((160, 160))
-                found[wanted[place]] = image
-            if len(found) == len(wanted):
-                break
-        return found
+        found = pictures_at(self.source(split), wanted, THUMBNAIL, self.encoder.transform.background)
+        return {wanted[place]: image for place, image in found.items()}
 
     def labels(self, split: str) -> np.ndarray:
         """Returns the labels (N,) of a split's features, or (N, C) where images show several classes."""
@@ -140,20 +134,37 @@ class Subject:
 
     @cached_property
     def class_weights(self) -> np.ndarray:
-        """One embedding per class (C, E), as by [`class_embeddings`], with prompts divided among the processes.
+        """One embedding per class (C, E), as by [`class_embeddings`], from the cache on disk if they are there.
 
-        The sum over prompts has the same order for any number of processes, and so is bit-identical.
+        With prompts divided among the processes; the sum over prompts has the same order for any number of them, and so
+        is bit-identical.
         """
+        model = self.encoder.model
+        names = tuple(map(spoken, self.class_names))
+        tokenizer = self.encoder.processor.tokenizer
+        cache = LabelCache(default_folder(), model, tokenizer, "stacked") if self.accelerator.is_main_process else None
+
+        def kept() -> LabelEmbeddings | None:
+            return None if cache is None else cache.load(names, self.templates)
+
+        found = from_main(self.accelerator, kept)
+        if found is not None:
+            return found.weights.numpy()
+        weights = self._encoded_classes(names)
+        if cache is not None:
+            cache.save(LabelEmbeddings(names, self.templates, weights, cache.fingerprint))
+        return weights.numpy()
+
+    def _encoded_classes(self, names: tuple[str, ...]) -> torch.Tensor:
         turns = range(self.accelerator.process_index, len(self.templates), self.accelerator.num_processes)
         bar = tqdm(turns, desc="prompts", leave=False, disable=not self.accelerator.is_main_process)
-        mine = [(turn, self._prompted(self.templates[turn]).cpu()) for turn in bar]
+        mine = [(turn, self._prompted(names, self.templates[turn]).cpu()) for turn in bar]
         embeds = dict(gather_object(mine))
-        return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0)).numpy()
+        return normalized(torch.stack([embeds[turn] for turn in range(len(embeds))]).sum(dim=0))
 
-    def _prompted(self, template: str) -> torch.Tensor:
+    def _prompted(self, names: tuple[str, ...], template: str) -> torch.Tensor:
         model = self.encoder.model
-        tokenizer = self.encoder.processor.tokenizer
-        return prompt_embeddings(model, tokenizer, list(map(spoken, self.class_names)), template, model.device)
+        return prompt_embeddings(model, self.encoder.processor.tokenizer, names, template, model.device)
 
 
 def make_result(

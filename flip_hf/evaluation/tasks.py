@@ -7,6 +7,7 @@ import numpy as np
 from flip_hf.console.json_types import JsonObject
 from flip_hf.evaluation.labelled import Labelled
 from flip_hf.evaluation.metrics import METRICS
+from flip_hf.evaluation.nearest import nearest
 from flip_hf.evaluation.probes.linear import few_shot, linear_probe
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.subject import Subject, make_result
@@ -124,7 +125,7 @@ ANSWERS = 5
 def best_answers(queries: np.ndarray, answers: np.ndarray) -> dict[int, list[int]]:
     """Picks a few queries (Q, E), evenly spread, and ranks answers (A, E) by cosine similarity of unit vectors."""
     chosen = np.unique(np.linspace(0, len(queries) - 1, QUERIES).astype(int))
-    order = np.argsort(-(queries[chosen] @ answers.T), axis=1, kind="stable")[:, :ANSWERS]
+    _, order = nearest(queries[chosen], [answers], ANSWERS)
     return {int(query): best.tolist() for query, best in zip(chosen, order, strict=True)}
 
 

@@ -6,17 +6,12 @@ and leave together. The answer is needed before the step, and a device has the l
 the hosts that agree, over a group of their own, and none of them waits for its device.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
-T = TypeVar("T")
 
 
 class PeerFailed(RuntimeError):
@@ -64,21 +59,3 @@ def is_first(accelerator: Accelerator, wish: bool) -> bool:
     mine = torch.tensor([rank if wish else accelerator.num_processes], device=accelerator.device)
     first = accelerator.gather(mine).min().item()  # pyright: ignore[reportAttributeAccessIssue]
     return wish and first == rank
-
-
-def from_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Calls a function on the main process and returns its result on all; each must call this.
-
-    Raises:
-        Exception: whatever the function raised, on every process, so that none waits for the main one in vain.
-    """
-    answer: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            answer = [function(), None]
-        except Exception as error:
-            answer = [None, error]
-    result, raised = broadcast_object_list(answer)
-    if raised is not None:
-        raise raised
-    return result

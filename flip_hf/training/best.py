@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from flip_hf.console.json_types import JsonObject
-from flip_hf.training.agreement import from_main
+from flip_hf.data.processes import from_main
 from flip_hf.training.checkpoint import SET_ASIDE, TrainState, free_name
 
 BEST = "best"

@@ -11,21 +11,21 @@ from transformers import PreTrainedTokenizerBase
 
 from flip_hf.console.files import try_folder
 from flip_hf.console.loading import loading
+from flip_hf.console.lock import lock_folder, unlock_folder
 from flip_hf.data import processes
 from flip_hf.data.pool import FEW
+from flip_hf.data.processes import from_main
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.hub.push import HubRefused
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.training import inputs, models
-from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments, OptimizationArguments, RunArguments
 from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
 from flip_hf.training.freezing import in_words, read_frozen
 from flip_hf.training.hardware import autocast_dtype
-from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.lora import adapters_in_words, check_processes, read_ranks
 from flip_hf.training.publishing import begin_pushing, check_publishing

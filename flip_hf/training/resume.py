@@ -11,9 +11,9 @@ from accelerate.utils import DistributedType
 
 from flip_hf.console.files import read_text
 from flip_hf.console.plain_yaml import read_yaml
+from flip_hf.data.processes import from_main
 from flip_hf.modeling import FlipForPreTraining, FlipModel
 from flip_hf.redaction import redacted
-from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.checkpoint import (
     DEEPSPEED,

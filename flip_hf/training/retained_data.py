@@ -10,10 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from flip_hf.data.pool import PoolFacts, collect, open_pool, read_facts, write_pool
+from flip_hf.data.processes import from_main
 from flip_hf.data.sources import Source
 from flip_hf.redaction import redacted, shown
 from flip_hf.training import inputs
-from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments
 from flip_hf.training.retention_arguments import starts_trained
 

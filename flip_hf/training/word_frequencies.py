@@ -15,8 +15,8 @@ from flip_hf.data.frequencies import (
     read_frequencies,
     write_frequencies,
 )
+from flip_hf.data.processes import from_main
 from flip_hf.data.sources import Source
-from flip_hf.training.agreement import from_main
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.phases import plan_phases
 

@@ -46,6 +46,15 @@ def tiny_benchmark(tmp_path, monkeypatch):
     return measure
 
 
+def test_evaluation_benchmark_measures_decoding_alone_too(tiny_benchmark):
+    result, table = tiny_benchmark("evaluation", "--images", "6", "--workers", "1")
+    assert result["images"] == 6 and result["top1"]["flip_hf"] in [number / 6 for number in range(7)]
+    measured = {"flip_hf", "flip_hf, class embeddings kept", "flip_hf, decoding alone"}
+    peers = {"CLIP_benchmark", "CLIP_benchmark, decoding alone"}
+    assert set(result["seconds"]) == (measured if result["missing"] else measured | peers)
+    assert "CLIP_benchmark" in (result["missing"] or "CLIP_benchmark") and "\n| flip_hf | " in table
+
+
 def test_step_benchmark_measures_all_candidates_in_one_run(tiny_benchmark):
     result, table = tiny_benchmark("step")
     measured = {(row["candidate"], row["mask_ratio"]) for row in result["rows"]}

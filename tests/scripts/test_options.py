@@ -23,14 +23,16 @@ from flip_hf.training.recipes import option_names, parse_arguments
 from tests.helpers.models import tiny_config
 from tests.helpers.programs import ROOT
 
-COMMANDS = ["benchmark", "demo", "plan", "push", "reconstruct", "reproduce", "zero_shot"]
+COMMANDS = ["benchmark", "demo", "embed", "plan", "push", "reconstruct", "reproduce", "search", "zero_shot"]
 FIRST = {
     "benchmark": ["step"],
     "demo": ["MODEL"],
+    "embed": ["MODEL", "DATA", "OUT"],
     "plan": [],
     "push": ["FOLDER", "OWNER/NAME"],
     "reconstruct": ["MODEL", "IMAGE"],
     "reproduce": [],
+    "search": ["FOLDER", "TEXT"],
     "zero_shot": ["MODEL", "IMAGE", "--labels", "x"],
 }
 
@@ -154,6 +156,7 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         ("benchmark", ["loss", "--device", "gpu"], "--device gpu is no device of this machine: ", 2),
         ("zero_shot", ["MODEL", "IMAGE"], "the following arguments are required: --labels.", 2),
         ("reconstruct", ["MODEL"], "give image files or --data, one of the two.", 2),
+        ("search", ["FOLDER"], "give texts, or pictures with --image.", 2),
         ("plan", ["vit_b16", "--mask-ration", "0.5"], "there is no option --mask-ration. Did you mean", 2),
         ("plan", ["vit_b16", "--nodez", "2"], "there is no option --nodez. Did you mean '--nodes'", 2),
         ("plan", ["vit_b16", "--gpu", "X100"], "--gpu There is no GPU 'X100' in the table.* Known: B200, ", 2),
@@ -207,6 +210,7 @@ def test_mistakes_are_one_line_with_an_exit_code(script, words, said, code, monk
         ("reconstruct", ["MODEL", "--data", "x", "--output", "OUT/x.png"], "--output"),
         ("reproduce", ["--folder", "OUT"], "--folder"),
         ("evaluate", ["MODEL", "--datasets", "cifar10", "--output_dir", "OUT"], "--output_dir"),
+        ("embed", ["MODEL", "x", "OUT"], "out"),
     ],
 )
 def test_the_output_folder_is_checked_first(script, words, option, tmp_path, monkeypatch):
@@ -238,6 +242,7 @@ def test_parsers_are_the_scripts_own():
         ("zero_shot", ["MODEL", "IMAGE", "--labels", "a", "b"]),
         ("reconstruct", ["MODEL", "IMAGE", "--output", "OUT.png"]),
         ("evaluate", ["MODEL", "--data", "shapes", "--output_dir", "OUT"]),
+        ("embed", ["MODEL", "shapes", "OUT"]),
         ("demo", ["MODEL"]),
         ("demo", ["MODEL", "--space", "OUT"]),
     ],

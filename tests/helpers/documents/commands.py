@@ -149,6 +149,8 @@ SCRIPTS = {
     "interpolate.py": Script(smaller_interpolation),
     "reconstruct.py": Script(lambda words, folder: ["--samples", "8"]),
     "zero_shot.py": Script(),
+    "embed.py": Script(lambda words, folder: ["--workers", "0"], outputs=(2,)),
+    "search.py": Script(),
     "push_to_hub.py": Script(outputs=(1, "--dry_run"), prepare=use_local_hub),
     "demo.py": Script(prepare=serve_and_leave),
     "benchmark.py": Script(smaller_benchmark, prepare=small_benchmarks),

@@ -1,0 +1,99 @@
+"""Encodes a whole data set, pictures and if asked captions, into parquet files of features.
+
+    flip-hf embed runs/mine 'shards/{00000..00999}.tar' features
+    flip-hf embed openai/clip-vit-base-patch16 my/images features --split test --texts --index flat
+    accelerate launch --num_processes 8 -m flip_hf embed runs/mine 'shards/{00000..00999}.tar' features
+
+The same command goes on where an earlier one was ended. `flip-hf search` finds pictures in what it writes.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flip_hf.console.endings import end_with
+from flip_hf.console.files import try_folder
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.ranges import integer
+from flip_hf.redaction import install
+from flip_hf.retrieval.options import BATCH_SIZE, INDEX_KINDS, ROWS_PER_FILE, EmbedOptions
+
+if TYPE_CHECKING:
+    from flip_hf.retrieval.folder import Manifest
+
+INTERRUPTED = 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = ScriptParser(
+        prog="flip-hf embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="folder or Hub id of a FLIP, CLIP or SigLIP model")
+    parser.add_argument("data", help="a data set: a folder, tar or parquet files, lists, or a Hub id")
+    parser.add_argument("folder", type=Path, metavar="out", help="folder of the features, new or begun by this command")
+    parser.add_argument("--revision", help="the model's revision on the Hub: a branch, tag or commit")
+    parser.add_argument("--split", default="train", help="split of the data (train)")
+    parser.add_argument("--config", help="configuration of the data, on the Hub or in a folder with a card")
+    parser.add_argument("--image_column", help="image column; found by its usual names if not given")
+    parser.add_argument("--caption_column", help="column of captions or labels; found by its usual names if not given")
+    parser.add_argument("--texts", action="store_true", help="encode captions, too")
+    parser.add_argument(
+        "--batch_size", type=integer(1, 2**16), default=BATCH_SIZE, help=f"pictures encoded at once ({BATCH_SIZE})"
+    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the model (fp32)")
+    parser.add_argument(
+        "--workers", type=integer(0, 1024), help="loader workers per process; by the cores if not given"
+    )
+    parser.add_argument(
+        "--rows_per_file",
+        type=integer(1, 2**20),
+        default=ROWS_PER_FILE,
+        help=f"rows of the data in each file ({ROWS_PER_FILE:,}); what is lost when a run is ended, for each worker",
+    )
+    parser.add_argument(
+        "--index",
+        choices=INDEX_KINDS,
+        help="also a FAISS index: flat (exact), hnsw (a graph: fast, more memory) or ivf (cells: fast, approximate)",
+    )
+    return parser
+
+
+def summary(manifest: "Manifest", folder: Path) -> str:
+    """What is in a finished folder, in a few lines."""
+    captions = f" with {manifest.captions:,} captions" if manifest.captions else ""
+    lines = [f"{folder}: {manifest.images:,} pictures{captions} in {len(manifest.files):,} files"]
+    if manifest.refused:
+        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in manifest.refused.items())
+        lines.append(f"not used: {reasons}; listed in {folder / 'refused.jsonl'}")
+    if manifest.index is not None:
+        lines.append(f"index: {manifest.index['kind']}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Encodes, or goes on; a mistake ends in one line, before anything is encoded."""
+    install()
+    options = EmbedOptions(**vars(make_parser().parse_args(argv)))
+    from transformers.utils import logging
+
+    from flip_hf.data.refusals import BadDataError
+    from flip_hf.retrieval.embed import embed
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    begin = time.monotonic()
+    try:
+        try_folder(options.folder, "out")
+        manifest, is_main = embed(options)
+    except (ValueError, OSError, BadDataError) as error:
+        end_with(error)
+    except KeyboardInterrupt:
+        print("\nInterrupted: the same command goes on where this one ended.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if is_main:
+        print(summary(manifest, options.folder))
+        print(f"{time.monotonic() - begin:,.1f} seconds")

@@ -1,0 +1,186 @@
+"""The folder of a data set's features: `embeddings.json`, which says what they are of, and the parquet files."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flip_hf.console.files import read_text
+from flip_hf.console.json_types import JsonObject
+from flip_hf.retrieval.blocks import Block
+from flip_hf.retrieval.parts import PATTERN, UNFINISHED, part_path, read_part
+
+MANIFEST = "embeddings.json"
+REFUSED = "refused.jsonl"
+FORMAT = "flip_hf embeddings 1"
+_MAX_BYTES = 64 * 2**20
+
+
+@dataclass
+class Manifest:
+    """The content of `embeddings.json`.
+
+    Attributes:
+        model: the model's name, `revision`, and digests of its parts.
+        data: the data set's name and what was asked of it.
+        options: the options that features depend on.
+        finished: whether all of the data are in the files.
+        images, captions: numbers of both.
+        width: E, the length of a feature.
+        refused: samples that could not be used, by reason.
+        files: size in rows and SHA-256 of each file of features.
+        index: kind, file and SHA-256 of the index, if there is one.
+        environment: versions and hardware, for information.
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    options: dict[str, Any]
+    finished: bool = False
+    images: int = 0
+    captions: int = 0
+    width: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    index: dict[str, str] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Everything that decides the features, by name; the model by its content, wherever it lies."""
+        model = {f"the model's {name}": value for name, value in self.model.items() if name not in ("name", "revision")}
+        data = {f"the data's {name}": value for name, value in self.data.items()}
+        return {**model, **data, **{f"--{name}": value for name, value in self.options.items()}}
+
+    @property
+    def identity(self) -> str:
+        """A digest of what decides the features."""
+        return hashlib.sha256(json.dumps(self.decides, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `embeddings.json`, whole."""
+    scratch = folder / f"{MANIFEST}{UNFINISHED}"
+    scratch.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2) + "\n", encoding="utf-8")
+    scratch.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `embeddings.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of another version.
+    """
+    text = read_text(folder / MANIFEST, "what features are of; `flip-hf embed` writes it", _MAX_BYTES)
+    try:
+        fields: JsonObject = json.loads(text)
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        return Manifest(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder / MANIFEST} is damaged ({error}). Embed the data again.") from None
+
+
+def take_folder(folder: Path, wanted: Manifest) -> Manifest:
+    """Begins a folder, or checks that one that was begun is of the same model, data and options.
+
+    Returns:
+        What is in it so far.
+
+    Raises:
+        ValueError: it holds features of something else, or files of another kind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MANIFEST).exists():
+        others = [name for name in os.listdir(folder) if not name.endswith((UNFINISHED, ".lock"))]
+        if others:
+            raise ValueError(f"{folder} holds other files, such as {min(others)}, and no features: name a new folder.")
+        write_manifest(folder, wanted)
+    found = read_manifest(folder)
+    before, now = found.decides, wanted.decides
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder} holds features of something else: {', '.join(changed)} differ. Ask for the same, or name a new "
+            "folder."
+        )
+    for path in folder.glob(f"*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+    return found
+
+
+def find_parts(folder: Path, identity: str) -> tuple[dict[Block, bool], list[Path]]:
+    """Finds the blocks that a folder has files of.
+
+    Returns:
+        Whether its shard ends in each block; and the files that are damaged, or belong to another run, and count as not
+        there.
+    """
+    there: dict[Block, bool] = {}
+    unusable: list[Path] = []
+    for path in sorted(folder.glob(PATTERN)):
+        try:
+            part = read_part(path)
+        except ValueError:
+            unusable.append(path)
+            continue
+        if part.identity == identity and part_path(folder, part.block) == path:
+            there[part.block] = part.ending.is_last
+        else:
+            unusable.append(path)
+    return there, unusable
+
+
+def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width: int) -> Manifest:
+    """Writes the final `embeddings.json`, which it returns, and `refused.jsonl` if samples could not be used.
+
+    Args:
+        folder: the folder, with all files of features.
+        manifest: what was begun; it is completed.
+        names: gives the source's name of a shard.
+        width: E.
+    """
+    manifest.files = {}
+    manifest.images = manifest.captions = 0
+    refused: Counter[str] = Counter()
+    damage: dict[tuple[str, str], None] = {}
+    there, _ = find_parts(folder, manifest.identity)
+    with (folder / REFUSED).open("w", encoding="utf-8") as listed:
+        for block in sorted(there):
+            path = part_path(folder, block)
+            part = read_part(path)
+            manifest.images += part.images
+            manifest.captions += part.captions
+            manifest.files[path.name] = {"rows": part.images, "sha256": file_digest(path)}
+            damage.update(dict.fromkeys(part.ending.damage))
+            for row, key, reason in part.ending.refused:
+                refused[reason] += 1
+                listed.write(_line(names(block.shard), row, key, reason))
+        for reason, detail in damage:
+            refused[reason] += 1
+            listed.write(_line(detail, None, None, reason))
+    if not refused:
+        (folder / REFUSED).unlink()
+    manifest.refused = dict(sorted(refused.items()))
+    manifest.width = width
+    manifest.finished = True
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _line(shard: str, row: int | None, key: str | None, reason: str) -> str:
+    return json.dumps({"shard": shard, "row": row, "key": key, "reason": reason}) + "\n"
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,61 @@
+"""Open the data of a folder of features: once to encode them, and again, the same way, to show pictures of them."""
+
+import os
+from typing import Any
+
+from flip_hf.data.files import is_remote
+from flip_hf.data.sources import Source, open_source
+from flip_hf.retrieval.options import EmbedOptions
+
+
+def open_data(options: EmbedOptions) -> tuple[Source, dict[str, Any]]:
+    """Opens the data: with captions, else with labels that have names, else the images alone.
+
+    Returns:
+        The data, and a description by which [`open_again`] opens them, and by which other data are told apart.
+
+    Raises:
+        ValueError, FileNotFoundError: the data cannot be opened, have no column that was named, or no captions where
+            these are to be encoded.
+    """
+    asked = {name: getattr(options, name) for name in ("split", "config", "image_column", "caption_column")}
+    kind, source = _first_that_opens(options.data, asked)
+    if options.texts and source.target_column is None:
+        raise ValueError(f"{source.name!r} has no captions to encode: name their column with --caption_column.")
+    files = [url for url in getattr(source.shards, "urls", ()) if not is_remote(url)]
+    found = {"kind": kind, "shards": source.shards.num_shards, "bytes": sum(map(os.path.getsize, files))}
+    return source, {"name": source.name, **asked, **found}
+
+
+def open_again(data: dict[str, Any]) -> Source:
+    """Opens the data of a description.
+
+    Raises:
+        ValueError, FileNotFoundError: they cannot be opened any more.
+    """
+    return _open(data["name"], data["kind"], data)
+
+
+def _first_that_opens(name: str, asked: dict[str, Any]) -> tuple[str, Source]:
+    """Opens data with captions, labels or neither; returns the kind, too."""
+    if asked["caption_column"] is not None:
+        return "caption", _open(name, "caption", asked)
+    for kind in ("caption", "label"):
+        try:
+            source = _open(name, kind, asked)
+        except ValueError:
+            continue
+        if kind == "caption" or source.class_names:
+            return kind, source
+    return "image", _open(name, "image", asked)
+
+
+def _open(name: str, kind: str, asked: dict[str, Any]) -> Source:
+    return open_source(
+        name,
+        split=asked["split"],
+        config=asked["config"],
+        image_column=asked["image_column"],
+        target_column=asked["caption_column"],
+        kind=kind,
+    )
