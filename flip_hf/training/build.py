@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flip_hf.console.files import try_folder
 from flip_hf.console.loading import loading
+from flip_hf.console.lock import lock_folder, unlock_folder
 from flip_hf.data import processes
 from flip_hf.data.pool import FEW
 from flip_hf.data.sources import Source
@@ -25,7 +26,6 @@ from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
 from flip_hf.training.freezing import in_words, read_frozen
 from flip_hf.training.hardware import autocast_dtype
-from flip_hf.training.lock import lock_folder, unlock_folder
 from flip_hf.training.logit_bias import change_in_words
 from flip_hf.training.lora import adapters_in_words, check_processes, read_ranks
 from flip_hf.training.publishing import begin_pushing, check_publishing

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from flip_hf.console.lock import unlock_folder
 from flip_hf.data.frequencies import WordFrequencies
 from flip_hf.data.loader import TrainLoader
 from flip_hf.data.waits import WaitEnded
@@ -30,7 +31,6 @@ from flip_hf.training.freezing import read_frozen
 from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
 from flip_hf.training.inputs import Evaluation
-from flip_hf.training.lock import unlock_folder
 from flip_hf.training.lora import read_ranks
 from flip_hf.training.measure import Window
 from flip_hf.training.models import image_processor_of
