@@ -19,7 +19,7 @@ _MANY = 2**24
 # Hashes after a hash, in a list of those that agree with it in the chosen blocks, to which it is compared.
 MAX_NEIGHBOURS = 512
 # Levels of 255 by which the colours of images that look alike may differ: encoding again changes them by three.
-MAX_LEVELS = 8
+MAX_LEVELS = 6
 _ONES = np.array([number.bit_count() for number in range(256)], np.uint8)
 
 # Kinds of surplus samples: an earlier sample has the same image and captions, the same image, or one that looks alike.

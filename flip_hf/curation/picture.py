@@ -117,6 +117,8 @@ def _draw_bars(axes: Axes, counts: Mapping[str, int], title: str) -> None:
     axes.invert_yaxis()
     axes.set_title(title if shown else f"{title}: none", fontsize=10)
     axes.set_xlim(0, 1.2 * max([1, *shown.values()]))
+    if not shown:
+        axes.axis("off")
 
 
 def _draw_image(axes: Axes, member: Mapping[str, Any] | None, source: Source, background: Colour) -> None:

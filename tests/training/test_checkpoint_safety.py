@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from flip_hf.console.lock import unlock_folder
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.checkpoint import find_checkpoints
-from flip_hf.console.lock import unlock_folder
 from flip_hf.training.manifest import write_manifest
 from flip_hf.training.recipes import parse_arguments
 from tests.helpers.pairs import write_tar

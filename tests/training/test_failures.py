@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flip_hf.console.lock import FolderInUse, lock_folder
 from flip_hf.training.build import build_trainer
 from flip_hf.training.checkpoint import find_checkpoints, newest_good_checkpoint, read_state
 from flip_hf.training.health import RunDiverged
-from flip_hf.console.lock import FolderInUse, lock_folder
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.resume import RunFinished
 from tests.helpers.pairs import write_tar
