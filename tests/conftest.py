@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # (`--no-loadscope-reorder`): begun last, one of these would keep a single worker busy after the others have finished.
 LONG_FILES = (
     "docs/test_guides.py",
+    "curation/test_shard_kills.py",
     "modeling/test_export.py",
     "training/test_kill.py",
     "training/test_pretrain.py",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from flip_hf.console.endings import end_with
 from flip_hf.console.fields import require
 from flip_hf.console.files import try_folder
+from flip_hf.console.names import counted
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
 from flip_hf.console.ranges import SEED, integer, number
@@ -177,15 +178,16 @@ def run_shard(options: argparse.Namespace, workers: int) -> None:
 def in_words(manifest: dict[str, Any], options: argparse.Namespace, seconds: float) -> str:
     """Describes the shards, and how to train on them."""
     refused = sum(manifest["unusable"].values())
-    left_out = f", {manifest['left_out']:,} duplicates left out" if options.without else ""
+    left_out = f", {counted(manifest['left_out'], 'duplicate')} left out" if options.without else ""
     column = manifest["caption_column"]
     named = f" --caption_column {column!r}" if column else ""
     if manifest["class_names"]:
         named += f" --class_names {options.output / manifest['class_names']}"
     pattern = options.output / f"{options.split}-*.{options.format}"
+    shards = counted(len(manifest["shards"]), "shard")
     return (
-        f"{options.output}: {manifest['samples']:,} samples in {len(manifest['shards']):,} shards of "
-        f"{manifest['bytes'] / 1e6:,.1f} MB, in {seconds:,.0f} s; {refused:,} samples could not be used{left_out}.\n"
+        f"{options.output}: {counted(manifest['samples'], 'sample')} in {shards} of {manifest['bytes'] / 1e6:,.1f} MB, in "
+        f"{seconds:,.0f} s; {counted(refused, 'sample')} could not be used{left_out}.\n"
         f"To train on them: --train_data '{pattern}'{named}"
     )
 

@@ -131,7 +131,7 @@ def _list_duplicates(places: np.ndarray, duplicates: Duplicates, folder: Path) -
     groups = {first: number for number, first in enumerate(np.unique(duplicates.first[members]).tolist())}
     listed: list[dict[str, Any]] = []
     for member in members.tolist():
-        shard, row = shard_and_row(places[member])
+        shard, row = shard_and_row(int(places[member]))
         kind = int(duplicates.kind[member])
         group = groups[int(duplicates.first[member])]
         surplus_kind = KINDS[kind] if kind else None

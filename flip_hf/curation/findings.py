@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flip_hf.curation.examination import Damage, Examined, Lengths
 from flip_hf.curation.hashing import COLOURS
@@ -39,7 +38,7 @@ def places_of(shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def shard_and_row(place: int) -> tuple[int, int]:
     """Unpacks a number of [`places_of`]."""
-    return int(place) >> _ROW_BITS, int(place) & ((1 << _ROW_BITS) - 1)
+    return place >> _ROW_BITS, place & ((1 << _ROW_BITS) - 1)
 
 
 class Example(NamedTuple):
@@ -81,11 +80,10 @@ class Findings:
         self.samples += samples.num_rows
         self.damage.update(batch.damage)
         self.lengths.add(batch.lengths)
-        is_usable = pc.is_null(samples["refused"])
-        usable = samples.filter(is_usable)
-        self.captions += pc.sum(usable["captions"]).as_py() or 0
+        usable = samples.filter(samples["refused"].is_null())
+        self.captions += int(usable["captions"].to_numpy().sum())
         self._records.append(_records(usable))
-        self._add_refused(samples.filter(pc.invert(is_usable)).to_pylist())
+        self._add_refused(samples.filter(samples["refused"].is_valid()).to_pylist())
 
     def _add_refused(self, rows: Iterable[dict]) -> None:
         for row in rows:
@@ -108,8 +106,8 @@ def _records(usable: pa.RecordBatch) -> np.ndarray:
     records["place"] = places_of(shards, rows)
     records["image"] = np.frombuffer(b"".join(usable["image_hash"].to_pylist()), np.uint64).reshape(-1, 2)
     records["caption"] = usable["caption_hash"].to_numpy()
-    records["looks"] = pc.fill_null(usable["perceptual_hash"], 0).to_numpy()
-    records["has_looks"] = pc.is_valid(usable["perceptual_hash"]).to_numpy(zero_copy_only=False)
+    records["looks"] = usable["perceptual_hash"].fill_null(0).to_numpy()
+    records["has_looks"] = usable["perceptual_hash"].is_valid().to_numpy(zero_copy_only=False)
     records["colours"] = np.frombuffer(b"".join(usable["colours"].to_pylist()), np.uint8).reshape(-1, COLOURS)
     for name in ("width", "height", "bytes"):
         records[name] = usable[name].to_numpy()

@@ -8,7 +8,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flip_hf.console.files import read_text
@@ -75,6 +74,6 @@ def read_unwanted(folder: Path, kind: DuplicateKind, source: Source) -> Unwanted
         if before != value:
             raise ValueError(f"{folder} is a check of other data: their {name} was {before!r}, and is {value!r} now.")
     kinds = DUPLICATE_KINDS[: DUPLICATE_KINDS.index(kind) + 1]
-    surplus = listed.filter(pc.is_in(listed["surplus"], pa.array(kinds)))
-    places = np.sort(places_of(surplus["shard"].to_numpy(), surplus["row"].to_numpy()))
+    is_surplus = np.isin(listed["surplus"].to_numpy().astype(str), kinds)
+    places = places_of(listed["shard"].to_numpy(), listed["row"].to_numpy())[is_surplus]
     return Unwanted(places, samples, hashlib.sha256(places.tobytes()).hexdigest())

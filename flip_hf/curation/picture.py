@@ -50,7 +50,8 @@ def draw_report(
     pairs = near_examples(listed)
     rows = 3 if pairs else 2
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
-    sizes, losses, *alike = figure.subfigures(rows, 1)
+    parts: Any = figure.subfigures(rows, 1)
+    sizes, losses, *alike = parts
     _draw_sizes(sizes, findings)
     _draw_losses(losses, report)
     for part in alike:

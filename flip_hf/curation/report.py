@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flip_hf.console.json_types import JsonObject
+from flip_hf.console.names import counted
 from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Duplicates
 from flip_hf.curation.findings import EXAMPLES, Findings
 from flip_hf.data.sources import Source
@@ -134,7 +135,7 @@ def in_words(report: JsonObject) -> str:
     """Writes a report as Markdown."""
     unusable = report["samples"] - report["usable"]
     lines = [
-        f"{report['data']}: {report['samples']:,} samples in {report['shards']:,} shards. "
+        f"{report['data']}: {counted(report['samples'], 'sample')} in {counted(report['shards'], 'shard')}. "
         f"{report['usable']:,} can be used, {unusable:,} cannot.",
         "",
         *_losses(report),
@@ -174,7 +175,7 @@ def _duplicates(report: JsonObject) -> list[str]:
     lines = [
         f"Surplus samples: {found['same_pair']:,} repeat an image with its captions, {found['same_image']:,} an image "
         f"with other captions, {found['near']:,} look like an earlier image (up to {found['distance']} bits of their "
-        f"perceptual hashes differ); {found['groups']:,} groups in all.{more}",
+        f"perceptual hashes differ); {counted(found['groups'], 'group')} in all.{more}",
     ]
     if found["without_structure"]:
         lines.append(f"{found['without_structure']:,} images are too plain to compare their looks.")
@@ -185,7 +186,7 @@ def _duplicates(report: JsonObject) -> list[str]:
 
 
 def _speed(speed: JsonObject) -> list[str]:
-    lines = [f"Checked {speed['checked_per_second']:,.0f} samples/s with {speed['workers']:,} processes."]
+    lines = [f"Checked {speed['checked_per_second']:,.0f} samples/s with {counted(speed['workers'], 'process')}."]
     rate = speed["loaded_per_second_and_worker"]
     if rate is None:
         return lines
@@ -193,5 +194,7 @@ def _speed(speed: JsonObject) -> list[str]:
     wanted = speed["wanted_per_second"]
     if wanted is not None:
         workers = math.ceil(wanted / rate)
-        lines.append(f"A GPU that trains on {wanted:,.0f} samples/s needs {workers:,} workers on cores like these.")
+        lines.append(
+            f"A GPU that trains on {wanted:,.0f} samples/s needs {counted(workers, 'worker')} on cores like these."
+        )
     return lines

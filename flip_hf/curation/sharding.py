@@ -19,6 +19,7 @@ from tqdm import tqdm
 from flip_hf.console.files import replacing
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.lock import lock_folder, unlock_folder
+from flip_hf.console.names import counted
 from flip_hf.curation.contents import caption_columns
 from flip_hf.curation.dealing import Dealing, ImageForm
 from flip_hf.curation.leaving_out import Unwanted
@@ -218,8 +219,8 @@ def _spool(work: Dealing, workers: int) -> None:
                 bar.update(told)
     if unread:
         raise WorkFailed(
-            f"{len(unread):,} shards could not be read to their ends, such as {unread[0]}. Give the same command again "
-            "to try them again, or leave out what cannot be read of them with --skip_unreadable."
+            f"{counted(len(unread), 'shard')} could not be read to the end, such as {unread[0]}. Give the same command "
+            "again to try once more, or leave out what cannot be read with --skip_unreadable."
         )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flip_hf.console.files import replacing
 from flip_hf.curation.findings import places_of
@@ -99,9 +98,9 @@ class Spool:
         forms: set[str] = set()
         for number, path in enumerate(self.paths()):
             rows = _open(path)
-            usable = pc.is_null(rows["refused"]).to_numpy(zero_copy_only=False)
+            usable = rows["refused"].is_null().to_numpy()
             refused.update(rows["refused"].drop_null().to_pylist())
-            forms.update(pc.unique(rows["forms"].drop_null()).to_pylist())
+            forms.update(rows["forms"].drop_null().unique().to_pylist())
             places.append(places_of(rows["shard"].to_numpy(), rows["row"].to_numpy())[usable])
             numbers.append(np.flatnonzero(usable).astype(np.int32))
             files.append(np.full(len(numbers[-1]), number, np.int32))
@@ -113,7 +112,7 @@ class Spool:
         """Yields the shard, row, key and reason of samples that cannot be used, in the order of tracks."""
         for path in self.paths():
             rows = _open(path).select(["shard", "row", "key", "refused"])
-            yield from rows.filter(pc.is_valid(rows["refused"])).to_pylist()
+            yield from rows.filter(rows["refused"].is_valid()).to_pylist()
 
 
 @dataclass(frozen=True)

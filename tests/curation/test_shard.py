@@ -219,22 +219,19 @@ def test_unusable_samples_are_left_out_counted_and_listed(tmp_path):
     assert len(listed) == planted.refused.total() and set(listed[0]) == {"shard", "row", "key", "refused"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "left"), [("pair", "pairs"), ("image", "pairs images"), ("near", "pairs images near")]
-)
-def test_duplicates_that_a_check_has_found_are_left_out(kind, left, tmp_path, capsys):
-    (tmp_path / "data").mkdir()
-    planted = write_planted(tmp_path / "data", 3, 40, 2, 4, 3)
-    check = ["data", "check", str(tmp_path / "data"), str(tmp_path / "check"), "--seconds", "0", "--workers", "0"]
-    main.main(check)
-    more = ("--without", tmp_path / "check", "--duplicates", kind)
-    manifest = shard(tmp_path / "data", tmp_path / "out", *more)
-    expected = sum(len(getattr(planted, name)) for name in left.split())
-    assert manifest["left_out"] == expected and manifest["samples"] == planted.usable - expected
-    (tmp_path / "data" / "0000.tar").unlink()
-    assert "is a check of other data: their shards was 3, and is 2 now" in failed(
-        capsys, tmp_path / "data", tmp_path / "other", *more
-    )
+def test_duplicates_that_a_check_has_found_are_left_out(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    planted = write_planted(data, 3, 40, 2, 4, 3)
+    main.main(["data", "check", str(data), str(tmp_path / "check"), "--seconds", "0", "--workers", "0"])
+    expected = 0
+    for kind, found in (("pair", planted.pairs), ("image", planted.images), ("near", planted.near)):
+        expected += len(found)
+        manifest = shard(data, tmp_path / kind, "--without", tmp_path / "check", "--duplicates", kind)
+        assert manifest["left_out"] == expected and manifest["samples"] == planted.usable - expected
+    (data / "0000.tar").unlink()
+    said = failed(capsys, data, tmp_path / "out", "--without", tmp_path / "check", "--duplicates", "near")
+    assert "is a check of other data: their shards was 3, and is 2 now" in said
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
@@ -299,7 +296,7 @@ def test_a_shard_that_cannot_be_read_is_no_loss_in_silence(samples, tmp_path, ca
     (data / "b.tar").rename(tmp_path / "b")
     (data / "b.tar").write_bytes(b"too short")
     said = failed(capsys, data, tmp_path / "out")
-    assert "1 shards could not be read to their ends, such as" in said and "--skip_unreadable" in said
+    assert "1 shard could not be read to the end, such as" in said and "--skip_unreadable" in said
     shutil.copytree(tmp_path / "out", tmp_path / "skipped")
     manifest = shard(data, tmp_path / "skipped", "--skip_unreadable")
     assert manifest["samples"] == 20 and manifest["damage"] == {"unreadable shard": 1}
