@@ -184,10 +184,10 @@ def in_words(manifest: dict[str, Any], options: argparse.Namespace, seconds: flo
     if manifest["class_names"]:
         named += f" --class_names {options.output / manifest['class_names']}"
     pattern = options.output / f"{options.split}-*.{options.format}"
-    shards = counted(len(manifest["shards"]), "shard")
+    shards = f"{counted(len(manifest['shards']), 'shard')} of {manifest['bytes'] / 1e6:,.1f} MB"
     return (
-        f"{options.output}: {counted(manifest['samples'], 'sample')} in {shards} of {manifest['bytes'] / 1e6:,.1f} MB, in "
-        f"{seconds:,.0f} s; {counted(refused, 'sample')} could not be used{left_out}.\n"
+        f"{options.output}: {counted(manifest['samples'], 'sample')} in {shards}, in {seconds:,.0f} s; "
+        f"{counted(refused, 'sample')} could not be used{left_out}.\n"
         f"To train on them: --train_data '{pattern}'{named}"
     )
 
