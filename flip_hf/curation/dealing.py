@@ -20,6 +20,7 @@ from flip_hf.data.sources import Source
 # Extensions by which images are found in tar shards; those of other formats are called img.
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _OTHER = "img"
+_MAX_JPEG_SIDE = 65_500  # libjpeg's
 # Decoded at this side where images are only tested, in pixels.
 _TESTED_SIDE = 64
 # Rows after which a worker tells its progress.
@@ -32,8 +33,8 @@ class ImageForm:
     """The form in which images are written.
 
     Attributes:
-        short_side: images with a longer short side are reduced to it, and encoded as JPEG; None keeps all bytes as
-            they are.
+        short_side: images with a longer short side are reduced to it, and encoded as JPEG if they are not too long
+            for one; None keeps all bytes as they are.
         quality: of these JPEGs.
         background: colour of transparent parts.
     """
@@ -48,7 +49,9 @@ class ImageForm:
         if self.short_side is None or min(contents.size) <= self.short_side:
             return contents.image, extension
         scale = self.short_side / min(contents.size)
-        width, height = (max(1, round(side * scale)) for side in contents.size)
+        width, height = (round(side * scale) for side in contents.size)
+        if max(width, height) > _MAX_JPEG_SIDE:
+            return contents.image, extension
         reduced = contents.pixels.resize((width, height), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         reduced.save(buffer, "JPEG", quality=self.quality)

@@ -36,9 +36,10 @@ def places_of(shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return shards.astype(np.uint64) << np.uint64(_ROW_BITS) | rows.astype(np.uint64)
 
 
-def shard_and_row(place: int) -> tuple[int, int]:
-    """Unpacks a number of [`places_of`]."""
-    return place >> _ROW_BITS, place & ((1 << _ROW_BITS) - 1)
+def shards_and_rows(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unpacks the numbers of [`places_of`]."""
+    rows = places & np.uint64((1 << _ROW_BITS) - 1)
+    return (places >> np.uint64(_ROW_BITS)).astype(np.int32), rows.astype(np.int64)
 
 
 class Example(NamedTuple):

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_hf.console.files import read_text
-from flip_hf.curation.check import DUPLICATES, REPORT
+from flip_hf.curation.check import REPORT
 from flip_hf.curation.findings import places_of
+from flip_hf.curation.listing import DUPLICATES
 from flip_hf.data.sources import Source
 
 # Each kind includes those before it.

@@ -1,7 +1,6 @@
 """Draw the report of a check on one page: sizes, captions, losses, and images that look alike."""
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from flip_hf.data.sources import Source
 _DPI = 120
 _BINS = 40
 # Groups of images that look alike of which two are drawn, and the side of a drawn image in pixels.
-_GROUPS = 6
+GROUPS = 6
 _SIDE = 128
 _BARS = 10
 # Images of more extreme shapes are drawn at the edge.
@@ -33,7 +32,7 @@ def draw_report(
     report: JsonObject,
     findings: Findings,
     source: Source,
-    listed: Sequence[Mapping[str, Any]],
+    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     path: Path,
     background: Colour,
 ) -> Figure:
@@ -43,11 +42,10 @@ def draw_report(
         report: the report.
         findings: what the examination found.
         source: the data, of which a few images are read again.
-        listed: the samples of all groups of duplicates, in the order of their groups.
+        pairs: at most [`GROUPS`] samples, each with one that looks like it.
         path: the file to write.
         background: colour of transparent parts.
     """
-    pairs = near_examples(listed)
     rows = 3 if pairs else 2
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     parts: Any = figure.subfigures(rows, 1)
@@ -56,8 +54,8 @@ def draw_report(
     _draw_losses(losses, report)
     for part in alike:
         part.suptitle("samples, and below each one that looks like it", fontsize=10)
-        axes = part.subplots(2, _GROUPS)
-        for number, place in itertools.product(range(_GROUPS), range(2)):
+        axes = part.subplots(2, GROUPS)
+        for number, place in itertools.product(range(GROUPS), range(2)):
             _draw_image(axes[place, number], pairs[number][place] if number < len(pairs) else None, source, background)
     title = f"{report['data']}: {report['usable']:,} of {report['samples']:,} samples can be used"
     figure.suptitle(title, parse_math=False)
@@ -69,10 +67,10 @@ def _draw_sizes(part: SubFigure, findings: Findings) -> None:
     records = findings.records()
     width, height = records["width"], records["height"]
     sides, aspect, lengths = part.subplots(1, 3)
-    _draw_histogram(sides, Counter(np.minimum(width, height).tolist()), "short side, pixels", "images")
-    ratios = np.round(width / np.maximum(height, 1), 2)
-    _draw_histogram(aspect, Counter(ratios.clip(0, _MAX_ASPECT).tolist()), "width / height", "images")
-    _draw_histogram(lengths, findings.lengths.characters, "characters", "captions")
+    _draw_histogram(sides, np.minimum(width, height), "short side, pixels")
+    _draw_histogram(aspect, (width / np.maximum(height, 1)).clip(0, _MAX_ASPECT), "width / height")
+    counts = findings.lengths.characters
+    _draw_histogram(lengths, np.array(list(counts)), "characters", np.array(list(counts.values())))
 
 
 def _draw_losses(part: SubFigure, report: JsonObject) -> None:
@@ -91,23 +89,9 @@ def _draw_losses(part: SubFigure, report: JsonObject) -> None:
     _draw_bars(surplus, named, "surplus samples")
 
 
-def near_examples(listed: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Returns the first sample and one that looks like it, of the first few groups that have such a sample."""
-    found: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
-    for _, members in itertools.groupby(listed, key=lambda each: each["group"]):
-        first, *others = members
-        near = next((each for each in others if each["surplus"] == "near"), None)
-        if near is not None:
-            found.append((first, near))
-        if len(found) == _GROUPS:
-            break
-    return found
-
-
-def _draw_histogram(axes: Axes, counts: Counter, label: str, of: str) -> None:
-    values = list(counts)
-    axes.hist(values, bins=_BINS, weights=list(counts.values()), color="0.6")
-    axes.set(xlabel=label, ylabel=of)
+def _draw_histogram(axes: Axes, values: np.ndarray, label: str, weights: np.ndarray | None = None) -> None:
+    axes.hist(values, bins=_BINS, weights=weights, color="0.6")
+    axes.set(xlabel=label, ylabel="images" if weights is None else "captions")
 
 
 def _draw_bars(axes: Axes, counts: Mapping[str, int], title: str) -> None:

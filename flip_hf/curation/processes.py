@@ -57,11 +57,16 @@ def run_in_workers(work: IterableDataset, workers: int) -> Iterator[Any]:
         worker_init_fn=start_worker,
         in_order=False,  # a worker that waits for a web server holds up no other
     )
-    with open_batches(loader) as items:
-        for item in items:
-            if isinstance(item, dict) and "error" in item:
-                raise WorkFailed(item["error"])
-            yield item
+    try:
+        with open_batches(loader) as items:
+            for item in items:
+                if isinstance(item, dict) and "error" in item:
+                    raise WorkFailed(item["error"])
+                yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkFailed(f"{str(error).splitlines()[0]} If memory is short, give fewer --workers.") from error
 
 
 def _unchanged(item: Any) -> Any:

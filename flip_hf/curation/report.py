@@ -16,9 +16,7 @@ from flip_hf.data.sources import Source
 QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 
 
-def make_report(
-    source: Source, findings: Findings, duplicates: Duplicates, distance: int, listed: Sequence[Mapping[str, Any]]
-) -> JsonObject:
+def make_report(source: Source, findings: Findings, duplicates: Duplicates, distance: int, groups: int) -> JsonObject:
     """Makes the report of what was found.
 
     Args:
@@ -26,7 +24,7 @@ def make_report(
         findings: what their examination found.
         duplicates: their duplicates.
         distance: bits in which perceptual hashes of images that look alike may differ.
-        listed: the samples of all groups of duplicates.
+        groups: number of groups of duplicates.
     """
     records = findings.records()
     return {
@@ -50,7 +48,7 @@ def make_report(
         "images": _image_sizes(records),
         "captions": _caption_lengths(findings, records),
         "duplicates": {
-            "groups": len({each["group"] for each in listed}),
+            "groups": groups,
             "same_pair": int((duplicates.kind == PAIR).sum()),
             "same_image": int((duplicates.kind == IMAGE).sum()),
             "near": int((duplicates.kind == NEAR).sum()),

@@ -209,6 +209,14 @@ def test_large_images_are_reduced_and_others_stay_as_they_are(tmp_path):
                 assert (image.format, image.size) == ("JPEG", size)
 
 
+def test_an_image_that_is_too_long_for_a_jpeg_stays_as_it_is(tmp_path):
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (80_000, 9)).save(buffer, "PNG")
+    (tmp_path / "a.tar").write_bytes(damaged.shard([("0", [("png", buffer.getvalue()), ("txt", b"long")])]))
+    assert shard(tmp_path / "a.tar", tmp_path / "out", "--resize", "8")["samples"] == 1
+    assert next(opened(tmp_path / "out").rows())["png"] == buffer.getvalue()
+
+
 def test_unusable_samples_are_left_out_counted_and_listed(tmp_path):
     (tmp_path / "data").mkdir()
     planted = write_planted(tmp_path / "data", 4, 60, 6, 0, 0)

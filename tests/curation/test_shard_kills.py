@@ -74,7 +74,7 @@ def test_killed_at_random_times_it_writes_the_same_bytes(workers, data, whole, t
     kills = 0
     for kill in range(KILLS):
         stage = 2 * kill // KILLS
-        program = start(tmp_path, data, tmp_path / "out", workers)
+        program = start(tmp_path, data, tmp_path / "out", workers + kill % 2)
         wait_for((tmp_path / "out" / ".work" / STAGES[stage]).exists, program)
         time.sleep(rng.random() * seconds[stage] / KILLS / 2)
         kills += program.poll() is None
