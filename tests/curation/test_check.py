@@ -66,6 +66,14 @@ def test_the_reasons_are_those_of_training(planted, checked):
     assert refused(loader) == reasons
 
 
+def test_of_two_reasons_it_is_that_of_training(samples, tmp_path):
+    write_tar(tmp_path / "a.tar", [*samples[:9], ("00009", b"none", b" ")])
+    loader = make_train_loader(tmp_path / "a.tar", batch_size=10, block=1)
+    next(iter(loader))
+    report = check(tmp_path / "a.tar", tmp_path / "out")
+    assert set(report["unusable"]) == set(refused(loader)) == {"empty caption"}
+
+
 def test_the_report_is_the_same_for_any_number_of_processes(planted, checked, tmp_path):
     others = [
         check(planted[0], tmp_path / str(workers), "--workers", workers) for workers in ((0,) if LONG else (0, 7))

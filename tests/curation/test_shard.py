@@ -260,7 +260,10 @@ class Killed(BaseException):
 def test_a_command_goes_on_after_any_file_that_it_has_written(form, tmp_path, monkeypatch):
     """Not at a random time: after every single write of a small data set. Real kills are in `test_shard_kills.py`."""
     (tmp_path / "data").mkdir()
-    write_planted(tmp_path / "data", 3, 40, 4, 2, 0)
+    write_planted(tmp_path / "data", 2, 40, 4, 2, 0)
+    # Damage that is seen again by whoever goes on behind it.
+    early = [("0", damaged.damaged(damaged.KINDS - 1, 0)[0]), *((f"{row}", damaged.good(row)) for row in range(1, 25))]
+    (tmp_path / "data" / "early.tar").write_bytes(damaged.shard(early))
     more = ("--format", form, "--samples_per_shard", "30", "--resize", "20")
     shard(tmp_path / "data", tmp_path / "whole", *more)
     replace = os.replace
