@@ -49,7 +49,7 @@ class Looks:
 
     Attributes:
         hashes: (N,), perceptual hashes, uint64.
-        colours: (N, C), colours of their parts, uint8.
+        colours: (N, C), colours of their parts, uint8; C is a multiple of four.
         are_known: (N,), bool, False where an image has no structure to compare.
     """
 
@@ -75,7 +75,8 @@ def find_duplicates(images: np.ndarray, captions: np.ndarray, looks: Looks, dist
     first_pair = _first_equal(first_image, captions)
     group = first_image.copy()
     known = np.flatnonzero(looks.are_known)
-    first_look = _first_equal(looks.hashes[known], *looks.colours[known].T)
+    colours = np.ascontiguousarray(looks.colours[known]).view(np.uint32)  # four levels a key, to sort by fewer
+    first_look = _first_equal(looks.hashes[known], *colours.T)
     distinct, node = np.unique(first_look, return_inverse=True)
     edges, is_complete = near_pairs(looks.take(known[distinct]), distance)
     # Equal images have equal looks, so that their groups never fall apart.

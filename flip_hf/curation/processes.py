@@ -66,7 +66,8 @@ def run_in_workers(work: IterableDataset, workers: int) -> Iterator[Any]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise WorkFailed(f"{str(error).splitlines()[0]} If memory is short, give fewer --workers.") from error
+        said = str(error).splitlines()[0].rstrip(". ")
+        raise WorkFailed(f"A worker process was ended: {said}. If memory is short, give fewer --workers.") from error
 
 
 def _unchanged(item: Any) -> Any:
