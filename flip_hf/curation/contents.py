@@ -80,7 +80,7 @@ def read_contents(row: dict, source: Source, side: int, background: Colour = WHI
     opened = open_image(image)
     size = upright_size(opened)
     encoding = opened.format or ""
-    pixels = decode_crop(opened, (0, 0, *size), side, background)
+    pixels = Image.fromarray(decode_crop(opened, (0, 0, *size), side, background))
     return Contents(image, encoding, size, pixels, caption, _read_captions(row, caption_columns(source)))
 
 

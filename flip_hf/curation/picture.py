@@ -133,7 +133,7 @@ def _read_image(source: Source, shard: int, row: int, background: Colour) -> Ima
         if found is None or found[0] != (shard, row):
             return None
         opened = open_image(source.image(found[1]))
-        decoded = decode_crop(opened, (0, 0, *upright_size(opened)), _SIDE, background)
+        decoded = Image.fromarray(decode_crop(opened, (0, 0, *upright_size(opened)), _SIDE, background))
     except RefusedSample:
         return None
     decoded.thumbnail((_SIDE, _SIDE))
