@@ -17,6 +17,7 @@ os.environ.setdefault("FLIP_HF_CACHE", "")
 # (`--no-loadscope-reorder`): begun last, one of these would keep a single worker busy after the others have finished.
 LONG_FILES = (
     "docs/test_guides.py",
+    "curation/test_shard_kills.py",
     "modeling/test_export.py",
     "training/test_kill.py",
     "training/test_pretrain.py",

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "losses": set(),
     "console": {"console"},
     "redaction": set(),
+    "curation": {"curation", "data", "modeling", "console", "redaction"},
     "evaluation": {"evaluation", "data", "modeling", "console", "redaction"},
     "conversion": {"conversion", "console", "modeling", "redaction"},
     # A Space of it holds these rooms alone.
@@ -62,7 +63,7 @@ MAY_IMPORT = {
     },
     "commands": {
         *("flip_hf", "commands", "reproduction", "benchmarks", "training", "evaluation", "conversion", "demo", "hub"),
-        *("retrieval", "planning", "data", "losses", "console", "redaction"),
+        *("retrieval", "planning", "curation", "data", "losses", "console", "redaction"),
     },
     "scripts": {"commands"},
 }

@@ -16,6 +16,7 @@ from flip_hf.console.program import PROGRAM
 # What each does; its module has its name, with underscores.
 COMMANDS = {
     "pretrain": "train a model on image-text pairs, or on images alone",
+    "data": "check a data set before training, or write it as shuffled shards",
     "evaluate": "measure a model: zero-shot, retrieval, probes, fine-tuning",
     "zero-shot": "classify images by labels of your own",
     "embed": "encode a data set into files of features",
@@ -32,7 +33,8 @@ COMMANDS = {
 }
 # Of what a plain `pip install flip_hf` leaves out, the module that is imported, and the extra that has it.
 EXTRAS = {
-    **dict.fromkeys(("accelerate", "datasets", "evaluate", "matplotlib", "sklearn", "tensorboard", "tqdm"), "train"),
+    **dict.fromkeys(("accelerate", "datasets", "evaluate", "matplotlib"), "train"),
+    **dict.fromkeys(("scipy", "sklearn", "tensorboard", "tqdm"), "train"),
     "faiss": "search",
     "gradio": "demo",
 }

@@ -1,8 +1,10 @@
-"""Files and folders that options name: read within bounds, and tested for writing before anything is computed."""
+"""Files and folders that options name: read within bounds, tested for writing before anything is computed, synced."""
 
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # For lists of names, recipes, tables of settings: what people write or read.
@@ -100,3 +102,27 @@ def try_file(path: str | Path, option: str) -> None:
         _try_to_write_below(Path(os.path.abspath(path)).parent, path, option)
     except OSError as error:
         raise ValueError(f"{option} {path} cannot be written: {error.strerror or error}.") from None
+
+
+def sync(path: Path) -> None:
+    """Syncs a file, or the names in a folder, to the disk, so that they survive a loss of power."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the path of a file to write, which takes the place of `path` when it is whole and on the disk."""
+    part = path.with_name(f".{path.name}.part{path.suffix}")  # the suffix decides on the format of pictures
+    try:
+        yield part
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ def lock_folder(folder: Path) -> None:
             holder = _holder(file)
             file.close()
             raise FolderInUse(
-                f"{folder} is in use by another run ({holder}). Wait for it or end it, or name another --output_dir."
+                f"{folder} is in use by another run ({holder}). Wait for it or end it, or name another folder."
             ) from None
         except OSError:  # a file system without locks
             return file.close()

@@ -43,3 +43,8 @@ def without_paths(value: Any) -> Any:  # Any: texts stay texts, lists lists, whi
         return short_name(value)
     shortened = _QUOTED.sub(lambda match: short_name(match[0]), value)
     return _PLAIN.sub(lambda match: short_name(match[0]), shortened)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun: `1 shard`, `2,000 shards`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"

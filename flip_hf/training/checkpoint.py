@@ -23,12 +23,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
 
+from flip_hf.console.files import sync
 from flip_hf.data.frequencies import WordFrequencies, write_frequencies
 from flip_hf.redaction import redacted
 from flip_hf.training import states
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.lora import adapted_tensors, merged, own_tensors
-from flip_hf.training.manifest import check_manifest, sync, write_manifest
+from flip_hf.training.manifest import check_manifest, write_manifest
 from flip_hf.training.recipes import write_recipe
 
 logger = logging.getLogger(__name__)

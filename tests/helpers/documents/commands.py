@@ -126,6 +126,11 @@ def smaller_benchmark(words: list[str], folder: Path) -> list[str]:
     return small + of_question.get(words[0], [])
 
 
+def smaller_data(words: list[str], folder: Path) -> list[str]:
+    """In one process, with a short measurement."""
+    return ["--workers", "0", *(["--seconds", "0.01"] if words[0] == "check" else [])]
+
+
 def smaller_interpolation(words: list[str], folder: Path) -> list[str]:
     """No loader workers."""
     return ["--num_workers", "0"] if "--data" in words else []
@@ -146,6 +151,7 @@ SCRIPTS = {
     "pretrain.py": Script(smaller_pretraining, prepare=use_local_hub_to_push),
     "evaluate.py": Script(smaller_evaluation),
     "convert.py": Script(smaller_conversion, outputs=(2,)),
+    "data.py": Script(smaller_data, outputs=(2,)),
     "interpolate.py": Script(smaller_interpolation),
     "reconstruct.py": Script(lambda words, folder: ["--samples", "8"]),
     "zero_shot.py": Script(),

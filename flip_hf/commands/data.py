@@ -1,0 +1,213 @@
+r"""Checks a data set before training, or writes it as shuffled shards, so that streaming it is fast everywhere.
+
+    flip-hf data check 'shards/{00000..00999}.tar' checks/web
+    flip-hf data check my/images checks/images --caption_column label --samples_per_second 2500
+    flip-hf data shard my/images sharded --format parquet --resize 256
+    flip-hf data shard 'shards/*.tar' sharded --without checks/web --duplicates near
+
+`check` reads all samples once: what training would skip, by reason; sizes; duplicates; the speed of the loader.
+`shard` reads any data that training reads and writes tar or parquet shards. The same command goes on where it was
+interrupted.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flip_hf.console.endings import end_with
+from flip_hf.console.fields import require
+from flip_hf.console.files import try_folder
+from flip_hf.console.names import counted
+from flip_hf.console.parsers import ScriptParser
+from flip_hf.console.program import command_line
+from flip_hf.console.ranges import SEED, integer, number
+from flip_hf.redaction import install, redact
+
+if TYPE_CHECKING:
+    from flip_hf.data.rendering import Colour
+    from flip_hf.data.sources import Source
+
+# As a shell counts a program that SIGINT has ended.
+INTERRUPTED = 130
+PATCH = 16
+
+
+def make_parser() -> ScriptParser:
+    """The command's options."""
+    parser = ScriptParser(
+        prog="flip-hf data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="read a data set once, and report what is in it")
+    _add_data(check, "folder of the report; files of an earlier one in it are replaced")
+    check.add_argument("--tokenizer", help="folder or Hub id: count tokens of captions, too")
+    check.add_argument(
+        "--distance",
+        type=integer(0, 8),
+        default=4,
+        help="bits of 64 in which hashes of images that look alike differ (4)",
+    )
+    check.add_argument("--image_size", type=integer(PATCH, 4096), default=224, help="to measure the loader at (224)")
+    check.add_argument(
+        "--seconds", type=number(0, 3600), default=5.0, help="to measure the loader for; 0 does not measure it (5)"
+    )
+    check.add_argument(
+        "--samples_per_second",
+        type=number(0, 1e9, open_low=True),
+        help="that your GPU trains on: says how many workers",
+    )
+    shard = commands.add_parser("shard", help="write a data set as shuffled shards")
+    _add_data(shard, "folder of the shards: new, or of this command when it was interrupted")
+    shard.add_argument("--format", choices=("tar", "parquet"), default="tar", help="of the shards (tar)")
+    shard.add_argument("--samples_per_shard", type=integer(1, 10**7), default=2000, help="of all but the last (2000)")
+    shard.add_argument("--seed", type=SEED, default=0, help="of the order of all samples (0)")
+    shard.add_argument(
+        "--resize", type=integer(8, 2**15), help="reduce images to this short side, in pixels; unchanged if not given"
+    )
+    shard.add_argument("--quality", type=integer(1, 100), help="of the JPEGs of --resize (90)")
+    shard.add_argument("--without", type=Path, metavar="CHECK", help="folder of a check, whose duplicates are left out")
+    shard.add_argument(
+        "--duplicates",
+        choices=("pair", "image", "near"),
+        help="which: of image and captions (pair), of the image, or near",
+    )
+    shard.add_argument("--skip_unreadable", action="store_true", help="leave out what cannot be read of damaged shards")
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser, output: str) -> None:
+    """Adds the options that choose data, named as those of training and evaluation."""
+    parser.add_argument(
+        "data", metavar="DATA", help="as --train_data of pretrain: a folder, a pattern of files, a Hub id"
+    )
+    parser.add_argument("output", metavar="OUT", type=Path, help=output)
+    parser.add_argument("--split", default="train", help="split of the data (train)")
+    parser.add_argument("--config", help="configuration, on the Hub or in a folder with a card")
+    parser.add_argument("--image_column", help="found by its usual names if not given")
+    parser.add_argument(
+        "--caption_column", help="captions or labels; 'caption:3 alt:1' for several; found if not given"
+    )
+    parser.add_argument("--caption_templates", nargs="+", help="prompts that make captions of labels")
+    parser.add_argument("--class_names", help="file with one class a line, for labels that the data do not name")
+    parser.add_argument("--images_alone", action="store_true", help="read no captions")
+    parser.add_argument("--background", default="white", help="colour behind transparent parts (white)")
+    parser.add_argument("--workers", type=integer(0, 1024), help="processes; as many as there are cores if not given")
+
+
+def open_data(options: argparse.Namespace) -> tuple["Source", "Colour"]:
+    """Opens the data as training does; returns them, and the colour behind transparent parts."""
+    from flip_hf.training.arguments import DataArguments
+    from flip_hf.training.inputs import open_training_data
+
+    wanted = DataArguments(
+        train_data=[options.data],
+        train_split=options.split,
+        train_config=options.config and [options.config],
+        image_column=options.image_column and [options.image_column],
+        caption_column=options.caption_column and [options.caption_column],
+        caption_templates=options.caption_templates,
+        class_names=options.class_names,
+        background=options.background,
+    )
+    (source,) = open_training_data(wanted, captions=not options.images_alone)
+    return source, wanted.background_colour()
+
+
+def token_counter(name: str | None) -> Callable[[Sequence[str]], list[int]] | None:
+    """Returns a function that counts the tokens of captions, special ones included; None without a tokenizer."""
+    if name is None:
+        return None
+    from flip_hf.console.loading import loading
+    from flip_hf.data.tokenization import load_tokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would be lost in forked workers
+    with loading(name, "tokenizer"):
+        tokenizer = load_tokenizer(name, context_length=2**20, special_tokens=True)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
+
+    return count
+
+
+def run_check(options: argparse.Namespace, workers: int, command: str) -> None:
+    """Checks, and prints the report."""
+    from flip_hf.curation.check import PICTURE, REPORT, CheckOptions, check
+    from flip_hf.curation.report import in_words
+
+    require(options.image_size % PATCH == 0, f"--image_size must be a multiple of {PATCH}, got {options.image_size}.")
+    try_folder(options.output, "OUT")
+    count_tokens = token_counter(options.tokenizer)
+    source, background = open_data(options)
+    chosen = CheckOptions(
+        workers, options.distance, options.image_size, options.seconds, options.samples_per_second, background
+    )
+    report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens)
+    print(in_words(report))
+    print(f"{options.output / REPORT}, {options.output / PICTURE}; samples and duplicates in tables beside them.")
+
+
+def run_shard(options: argparse.Namespace, workers: int) -> None:
+    """Writes the shards, and prints what is in them."""
+    from flip_hf.curation.dealing import ImageForm
+    from flip_hf.curation.leaving_out import read_unwanted
+    from flip_hf.curation.sharding import ShardOptions, shard
+
+    given = options.quality is None or options.resize is not None
+    require(given, "--quality is of the JPEGs that --resize writes; give that, too. Other images stay as they are.")
+    pair = (options.without is None) == (options.duplicates is None)
+    require(pair, "--without CHECK and --duplicates go together: whose duplicates, and which of them, are left out.")
+    try_folder(options.output, "OUT")
+    folder = Path(options.data).expanduser().resolve()
+    inside = folder.is_dir() and options.output.resolve().is_relative_to(folder)
+    require(not inside, f"{options.output} lies in the folder of the data, and would be read as a part of them.")
+    source, background = open_data(options)
+    unwanted = options.without and read_unwanted(options.without, options.duplicates, source)
+    form = ImageForm(options.resize, options.quality or 90, background)
+    chosen = ShardOptions(
+        options.format, options.samples_per_shard, options.seed, form, options.split, options.skip_unreadable
+    )
+    start = time.monotonic()
+    manifest = shard(source, options.output, chosen, workers, unwanted)
+    print(in_words(manifest, options, time.monotonic() - start))
+
+
+def in_words(manifest: dict[str, Any], options: argparse.Namespace, seconds: float) -> str:
+    """Describes the shards, and how to train on them."""
+    refused = sum(manifest["unusable"].values())
+    left_out = f", {counted(manifest['left_out'], 'duplicate')} left out" if options.without else ""
+    column = manifest["caption_column"]
+    named = f" --caption_column {column!r}" if column else ""
+    if manifest["class_names"]:
+        named += f" --class_names {options.output / manifest['class_names']}"
+    pattern = options.output / f"{options.split}-*.{options.format}"
+    shards = f"{counted(len(manifest['shards']), 'shard')} of {manifest['bytes'] / 1e6:,.1f} MB"
+    return (
+        f"{options.output}: {counted(manifest['samples'], 'sample')} in {shards}, in {seconds:,.0f} s; "
+        f"{counted(refused, 'sample')} could not be used{left_out}.\n"
+        f"To train on them: --train_data '{pattern}'{named}"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Checks or shards; a mistake ends in one line."""
+    install()
+    options = make_parser().parse_args(argv)
+    from flip_hf.curation.processes import WorkFailed, sigterm_as_interrupt
+    from flip_hf.data.workers import cores_per_process
+
+    workers = cores_per_process() if options.workers is None else options.workers
+    try:
+        with sigterm_as_interrupt():
+            if options.command == "check":
+                run_check(options, workers, command_line("data", argv))
+            else:
+                run_shard(options, workers)
+    except KeyboardInterrupt:
+        goes_on = " The same command goes on from here." if options.command == "shard" else ""
+        end_with(f"Interrupted.{goes_on}", INTERRUPTED)
+    except (ValueError, OSError, WorkFailed) as error:
+        end_with(error)

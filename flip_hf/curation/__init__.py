@@ -1,0 +1,1 @@
+"""Data sets before training: checked in one pass, and written as shuffled shards."""

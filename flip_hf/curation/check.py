@@ -1,0 +1,106 @@
+"""Check a data set: read all of it once, find what training would skip and what it holds twice, and report."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from flip_hf.console.files import replacing
+from flip_hf.console.json_types import JsonObject
+from flip_hf.curation.duplicates import Looks, find_duplicates
+from flip_hf.curation.examination import Examination
+from flip_hf.curation.findings import Findings
+from flip_hf.curation.listing import SAMPLES, SampleTable, list_duplicates, near_examples
+from flip_hf.curation.loader_speed import loader_rate
+from flip_hf.curation.picture import GROUPS, draw_report
+from flip_hf.curation.processes import run_in_workers
+from flip_hf.curation.report import make_report
+from flip_hf.data.rendering import WHITE, Colour
+from flip_hf.data.sources import Source
+
+REPORT = "report.json"
+PICTURE = "report.png"
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of a check.
+
+    Attributes:
+        workers: processes that read; 0 reads in this one.
+        distance: bits in which the perceptual hashes of images that look alike may differ.
+        image_size: side of the images that the loader's speed is measured with, in pixels.
+        seconds: duration of that measurement; 0 measures nothing.
+        samples_per_second: what a GPU trains on, to compute the workers that it needs; None if unknown.
+        background: colour of transparent parts.
+    """
+
+    workers: int
+    distance: int
+    image_size: int
+    seconds: float
+    samples_per_second: float | None = None
+    background: Colour = WHITE
+
+
+def check(
+    source: Source,
+    folder: Path,
+    options: CheckOptions,
+    about: JsonObject,
+    count_tokens: Callable[[Sequence[str]], list[int]] | None = None,
+) -> JsonObject:
+    """Checks a data set and writes what was found into a folder.
+
+    Args:
+        source: the data.
+        folder: the folder; files of an earlier check in it are replaced.
+        options: the options.
+        about: facts that the report begins with.
+        count_tokens: maps captions to their numbers of tokens.
+
+    Returns:
+        The report, as it is in [`REPORT`].
+
+    Raises:
+        WorkFailed: the data cannot be read.
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rate = loader_rate(source, options.image_size, options.seconds, options.background) if options.seconds else None
+    start = time.perf_counter()
+    findings = _examine(Examination(source, count_tokens, options.background), folder, options.workers)
+    seconds = time.perf_counter() - start
+    records = findings.records()
+    looks = Looks(records["looks"], records["colours"], records["has_looks"])
+    duplicates = find_duplicates(records["image"], records["caption"], looks, options.distance)
+    listed = list_duplicates(records["place"], duplicates, folder)
+    speed = {
+        "workers": max(1, options.workers),
+        "checked_per_second": findings.samples / seconds,
+        "image_size": options.image_size,
+        "loaded_per_second_and_worker": rate,
+        "wanted_per_second": options.samples_per_second,
+    }
+    groups = len(listed["group"].unique())
+    report = {**about, **make_report(source, findings, duplicates, options.distance, groups), "speed": speed}
+    with replacing(folder / PICTURE) as path:
+        draw_report(report, findings, source, near_examples(listed, GROUPS), path, options.background)
+    with replacing(folder / REPORT) as path:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _examine(work: Examination, folder: Path, workers: int) -> Findings:
+    """Examines every sample, and writes a row for each into [`SAMPLES`]."""
+    findings = Findings()
+    bar = tqdm(desc="checking", unit=" samples", unit_scale=True, disable=None)
+    with bar, replacing(folder / SAMPLES) as path, SampleTable(path) as table:
+        for batch in run_in_workers(work, workers):
+            findings.add(batch)
+            table.add(batch.samples)
+            bar.update(batch.samples.num_rows)
+    return findings

@@ -1,0 +1,164 @@
+"""Find duplicates among many images by their hashes: equal pairs, equal images, and images that look alike.
+
+Two hashes of 64 bits that differ in at most `distance` of them agree in two of `distance + 2` blocks of bits at least.
+So the hashes are sorted once by each choice of two blocks, and only those that agree there are compared, not all pairs
+(Manku et al. 2007, "Detecting near-duplicates for web crawling").
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+_BITS = 64
+# Blocks that must agree; one more where hashes are so many that two would leave long lists to compare.
+_AGREEING = 2
+_MANY = 2**24
+# Hashes after a hash, in a list of those that agree with it in the chosen blocks, to which it is compared.
+MAX_NEIGHBOURS = 512
+# Levels of 255 by which the colours of images that look alike may differ: encoding again changes them by three.
+MAX_LEVELS = 6
+_ONES = np.array([number.bit_count() for number in range(256)], np.uint8)
+
+# Kinds of surplus samples: an earlier sample has the same image and captions, the same image, or one that looks alike.
+FIRST, PAIR, IMAGE, NEAR = range(4)
+KINDS = ("first", "pair", "image", "near")
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The duplicates among N samples.
+
+    Attributes:
+        first: (N,), the first sample of each sample's group: its own number if it is the first, or alone.
+        kind: (N,), one of [`FIRST`], [`PAIR`], [`IMAGE`] and [`NEAR`].
+        is_complete: whether all images that look alike were found; False if some lists were longer than
+            [`MAX_NEIGHBOURS`].
+    """
+
+    first: np.ndarray
+    kind: np.ndarray
+    is_complete: bool
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The looks of N images.
+
+    Attributes:
+        hashes: (N,), perceptual hashes, uint64.
+        colours: (N, C), colours of their parts, uint8; C is a multiple of four.
+        are_known: (N,), bool, False where an image has no structure to compare.
+    """
+
+    hashes: np.ndarray
+    colours: np.ndarray
+    are_known: np.ndarray
+
+    def take(self, numbers: np.ndarray) -> "Looks":
+        """Returns those of some images."""
+        return Looks(self.hashes[numbers], self.colours[numbers], self.are_known[numbers])
+
+
+def find_duplicates(images: np.ndarray, captions: np.ndarray, looks: Looks, distance: int) -> Duplicates:
+    """Groups samples by their hashes.
+
+    Args:
+        images: (N, 2), hashes of the encoded images, uint64.
+        captions: (N,), hashes of the captions, uint64.
+        looks: the looks of the images.
+        distance: bits in which the perceptual hashes of images that look alike may differ.
+    """
+    first_image = _first_equal(images[:, 0], images[:, 1])
+    first_pair = _first_equal(first_image, captions)
+    group = first_image.copy()
+    known = np.flatnonzero(looks.are_known)
+    colours = np.ascontiguousarray(looks.colours[known]).view(np.uint32)  # four levels a key, to sort by fewer
+    first_look = _first_equal(looks.hashes[known], *colours.T)
+    distinct, node = np.unique(first_look, return_inverse=True)
+    edges, is_complete = near_pairs(looks.take(known[distinct]), distance)
+    # Equal images have equal looks, so that their groups never fall apart.
+    group[known] = known[_first_equal(_components(len(distinct), edges)[node])]
+    own = np.arange(len(images))
+    kind = np.full(len(images), FIRST, np.uint8)
+    for value, first in ((NEAR, group), (IMAGE, first_image), (PAIR, first_pair)):
+        kind[first != own] = value
+    return Duplicates(group, kind, is_complete)
+
+
+def _first_equal(*keys: np.ndarray) -> np.ndarray:
+    """Returns, for each of N rows of keys (N,), the number of the first row that equals it."""
+    count = len(keys[0])
+    order = np.lexsort(keys)  # stable, so that the first of equal rows comes first
+    differs = np.zeros(count, bool)
+    for key in keys:
+        differs[1:] |= key[order[1:]] != key[order[:-1]]
+    starts = np.flatnonzero(differs | (np.arange(count) == 0))
+    found = np.empty(count, np.int64)
+    found[order] = np.repeat(order[starts], np.diff(np.append(starts, count)))
+    return found
+
+
+def _components(count: int, edges: np.ndarray) -> np.ndarray:
+    """Returns the component (count,) of each node of a graph with edges (E, 2)."""
+    if not count:
+        return np.empty(0, np.int64)
+    ones = np.ones(len(edges), np.uint8)
+    graph = coo_matrix((ones, (edges[:, 0], edges[:, 1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def near_pairs(looks: Looks, distance: int) -> tuple[np.ndarray, bool]:
+    """Finds the pairs of images that look alike.
+
+    Args:
+        looks: the looks of N images.
+        distance: maximum number of bits in which their hashes differ; their colours differ by [`MAX_LEVELS`] at most.
+
+    Returns:
+        The pairs (E, 2), as numbers of the images, some of them repeatedly, and whether all were found.
+    """
+    agreeing = _AGREEING + (len(looks.hashes) > _MANY)
+    blocks = _blocks(distance + agreeing)
+    in_order = np.argsort(looks.hashes, kind="stable")
+    found: list[np.ndarray] = [np.empty((0, 2), np.int64)]
+    is_complete = True
+    for chosen in itertools.combinations(blocks, agreeing):
+        mask = np.bitwise_or.reduce(np.array(chosen, np.uint64))
+        keys = looks.hashes[in_order] & mask
+        by_key = np.argsort(keys, kind="stable")  # equal keys stay sorted by the whole hash: near ones are neighbours
+        order = in_order[by_key]
+        pairs, is_whole = _near_neighbours(looks.take(order), keys[by_key], distance)
+        found.append(order[pairs])
+        is_complete = is_complete and is_whole
+    return np.concatenate(found), is_complete
+
+
+def _blocks(count: int) -> list[int]:
+    """Divides the bits of a hash into blocks, as masks."""
+    edges = [_BITS * number // count for number in range(count + 1)]
+    return [(1 << end) - (1 << begin) for begin, end in itertools.pairwise(edges)]
+
+
+def _near_neighbours(looks: Looks, keys: np.ndarray, distance: int) -> tuple[np.ndarray, bool]:
+    """Finds the pairs that look alike among images with equal keys, which are sorted."""
+    found: list[np.ndarray] = [np.empty((0, 2), np.int64)]
+    left = np.arange(len(keys))
+    for step in range(1, MAX_NEIGHBOURS + 1):
+        left = left[left < len(keys) - step]
+        left = left[keys[left] == keys[left + step]]
+        if not len(left):
+            return np.concatenate(found), True
+        near = left[_differing_bits(looks.hashes[left], looks.hashes[left + step]) <= distance]
+        levels = np.abs(looks.colours[near].astype(np.int16) - looks.colours[near + step]).max(axis=1, initial=0)
+        near = near[levels <= MAX_LEVELS]
+        found.append(np.stack([near, near + step], axis=1))
+    return np.concatenate(found), False
+
+
+def _differing_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns the number of bits in which hashes (N,) and (N,) differ."""
+    differing = (a ^ b).view(np.uint8).reshape(-1, _BITS // 8)
+    return _ONES[differing].sum(axis=1)

@@ -1,0 +1,156 @@
+"""Keep the samples of a data set on disk while they are shuffled: files of rows, each written whole or not at all.
+
+A track is the part of a shard that one worker reads in one go, from its first row on; its rows are spooled in files one
+after the other, so that a killed process loses what it held in memory, and no more.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flip_hf.console.files import replacing
+from flip_hf.curation.findings import places_of
+
+# A row for each sample; of one that cannot be used, only where it is, its name and the reason.
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("refused", pa.string()),
+        ("image", pa.binary()),
+        ("extension", pa.string()),
+        ("captions", pa.string()),  # JSON, by column
+        ("forms", pa.string()),  # of the captions, a letter for each column
+    ]
+)
+# A file ends with the row that brings it to one of these.
+FILE_BYTES = 64 * 2**20
+FILE_ROWS = 2048
+# Files that are open at once.
+_OPEN = 128
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a track after its last file.
+
+    Attributes:
+        files: number of files.
+        next_row: the first row that is not spooled.
+        is_finished: whether the whole track is.
+        damage: what was found damaged in it, each as (reason, detail).
+    """
+
+    files: int = 0
+    next_row: int = 0
+    is_finished: bool = False
+    damage: tuple[tuple[str, str], ...] = ()
+
+
+class Spool:
+    """The files of all tracks.
+
+    Args:
+        folder: their folder; made if it does not exist.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, track: int, rows: list[dict[str, Any]], progress: Progress) -> None:
+        """Writes the next file of a track; `progress` is the state after it."""
+        about = json.dumps([progress.next_row, progress.is_finished, progress.damage])
+        table = pa.Table.from_pylist(rows, SCHEMA).replace_schema_metadata({"progress": about})
+        with replacing(self._path(track, progress.files - 1)) as path, pa.OSFile(str(path), "wb") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+
+    def _path(self, track: int, number: int) -> Path:
+        return self.folder / f"{track:08d}-{number:06d}.arrow"
+
+    def paths(self) -> list[Path]:
+        """Returns the files in the order of their tracks and rows."""
+        return sorted(path for path in self.folder.glob("*.arrow") if not path.name.startswith("."))
+
+    def progress(self) -> dict[int, Progress]:
+        """Returns the state of every track that was begun."""
+        found: dict[int, Progress] = {}
+        for path in self.paths():
+            track = int(path.name.split("-")[0])
+            next_row, is_finished, damage = _progress_of(path)
+            before = found.get(track, Progress())
+            found[track] = Progress(before.files + 1, next_row, is_finished, before.damage + damage)
+        return found
+
+    def index(self) -> "Index":
+        """Reads where the samples are, in the order of the data."""
+        places, files, numbers = ([np.empty(0, kind)] for kind in (np.uint64, np.int32, np.int32))
+        refused: Counter[str] = Counter()
+        forms: set[str] = set()
+        for number, path in enumerate(self.paths()):
+            rows = _open(path)
+            usable = rows["refused"].is_null().to_numpy()
+            refused.update(rows["refused"].drop_null().to_pylist())
+            forms.update(rows["forms"].drop_null().unique().to_pylist())
+            places.append(places_of(rows["shard"].to_numpy(), rows["row"].to_numpy())[usable])
+            numbers.append(np.flatnonzero(usable).astype(np.int32))
+            files.append(np.full(len(numbers[-1]), number, np.int32))
+        place = np.concatenate(places)
+        order = np.argsort(place)
+        return Index(place[order], np.concatenate(files)[order], np.concatenate(numbers)[order], refused, forms)
+
+    def refused(self) -> Iterator[dict[str, Any]]:
+        """Yields the shard, row, key and reason of samples that cannot be used, in the order of tracks."""
+        for path in self.paths():
+            rows = _open(path).select(["shard", "row", "key", "refused"])
+            yield from rows.filter(rows["refused"].is_valid()).to_pylist()
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where the N usable samples are.
+
+    Attributes:
+        places: (N,), in the data; see `places_of`.
+        files: (N,), number of the spool's file.
+        rows: (N,), row in the file.
+        refused: number of samples that cannot be used, by reason.
+        forms: the forms of captions that occur.
+    """
+
+    places: np.ndarray
+    files: np.ndarray
+    rows: np.ndarray
+    refused: Counter[str]
+    forms: set[str]
+
+    def take(self, order: np.ndarray) -> "Index":
+        """Returns the samples of some numbers, in their order."""
+        return Index(self.places[order], self.files[order], self.rows[order], self.refused, self.forms)
+
+
+def _progress_of(path: Path) -> tuple[int, bool, tuple[tuple[str, str], ...]]:
+    with pa.memory_map(str(path)) as file:
+        about = pa.ipc.open_file(file).schema.metadata[b"progress"]
+    next_row, is_finished, damage = json.loads(about)
+    return next_row, is_finished, tuple((reason, detail) for reason, detail in damage)
+
+
+@lru_cache(_OPEN)
+def _open(path: Path) -> pa.Table:
+    """Maps a file into memory; only what is used of it is read."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def spooled_sample(path: Path, row: int) -> dict[str, Any]:
+    """Reads one sample of a file, as a row of [`SCHEMA`]."""
+    return _open(path).slice(row, 1).to_pylist()[0]

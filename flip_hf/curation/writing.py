@@ -1,0 +1,83 @@
+"""Write shuffled shards from the spool, in worker processes, each shard whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
+
+from flip_hf.console.files import replacing
+from flip_hf.console.json_types import JsonObject
+from flip_hf.curation.processes import this_worker
+from flip_hf.curation.shard_files import Parquet, Tar
+from flip_hf.curation.spool import Index, spooled_sample
+
+if TYPE_CHECKING:
+    from flip_hf.curation.sharding import ShardOptions
+
+_FACTS = ".work/shards"
+
+
+class Writing(IterableDataset):
+    """The work of writing shards. Workers yield the number of each shard when it is written.
+
+    Args:
+        folder: folder of the shards.
+        spooled: files of the spool.
+        samples: where the samples are, in the order in which they are written.
+        layout: writes a shard.
+        options: the options.
+    """
+
+    def __init__(
+        self, folder: Path, spooled: list[Path], samples: Index, layout: Tar | Parquet, options: "ShardOptions"
+    ):
+        self.folder = folder
+        self.spooled = spooled
+        self.samples = samples
+        self.layout = layout
+        self.options = options
+        self.count = -(-len(samples.places) // options.samples_per_shard)
+        (folder / _FACTS).mkdir(exist_ok=True)
+        self.written = {number for number in range(self.count) if self._facts_file(number).is_file()}
+
+    def __iter__(self) -> Iterator[int | dict[str, str]]:
+        """Writes this worker's shards; yields `{"error": message}` where one cannot be written."""
+        worker = this_worker()
+        try:
+            for number in range(worker.index, self.count, worker.count):
+                if number not in self.written:
+                    self._write(number)
+                    yield number
+        except OSError as error:
+            yield {"error": f"{self.folder} cannot be written: {error.strerror or error}."}
+
+    def facts(self) -> list[JsonObject]:
+        """Returns name, samples, bytes and checksum of every shard, in order."""
+        return [json.loads(self._facts_file(number).read_text(encoding="utf-8")) for number in range(self.count)]
+
+    def _facts_file(self, number: int) -> Path:
+        return self.folder / _FACTS / f"{number:05d}.json"
+
+    def _write(self, number: int) -> None:
+        size = self.options.samples_per_shard
+        numbers = range(number * size, min(len(self.samples.places), (number + 1) * size))
+        name = f"{self.options.split}-{number:05d}-of-{self.count:05d}.{self.options.format}"
+        with replacing(self.folder / name) as path:
+            self.layout.write(path, ((each, self._sample(each)) for each in numbers))
+            facts = {"name": name, "samples": len(numbers), "bytes": path.stat().st_size, "sha256": _checksum(path)}
+        with replacing(self._facts_file(number)) as path:
+            path.write_text(json.dumps(facts), encoding="utf-8")
+
+    def _sample(self, number: int) -> dict[str, Any]:
+        return spooled_sample(self.spooled[self.samples.files[number]], int(self.samples.rows[number]))
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""`flip-hf data check` finds what is planted in a data set, and nothing else, with any number of processes.
+
+`FLIP_HF_LONG_TESTS=1` is the promised size: 20,000 samples.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flip_hf.commands import main
+from flip_hf.data.tokenization import train_wordpiece
+from tests.helpers.loading import make_train_loader, refused
+from tests.helpers.pairs import write_tar
+from tests.helpers.planted import Planted, write_planted
+
+LONG = bool(os.environ.get("FLIP_HF_LONG_TESTS"))
+# Shards, and in each: samples, damaged ones, exact duplicates, near ones.
+SIZE = (10, 2000, 60, 20, 20) if LONG else (6, 60, 4, 3, 3)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> tuple[Path, Planted]:
+    folder = tmp_path_factory.mktemp("planted")
+    return folder, write_planted(folder, *SIZE)
+
+
+def check(data: object, folder: Path, *more: object) -> dict:
+    main.main(["data", "check", *map(str, (data, folder, "--seconds", "0", "--workers", "0", *more))])
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def checked(planted, tmp_path_factory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("checks") / "check"
+    return check(planted[0], folder, "--workers", "2"), folder
+
+
+def surplus(folder: Path, kind: str) -> set[tuple[int, int]]:
+    rows = pq.read_table(folder / "duplicates.parquet").to_pylist()
+    return {(row["shard"], row["row"]) for row in rows if row["surplus"] == kind}
+
+
+def test_everything_planted_is_found_and_nothing_else(planted, checked):
+    wanted = planted[1]
+    report, folder = checked
+    assert (report["samples"], report["usable"]) == (wanted.samples, wanted.usable)
+    assert {reason: found["count"] for reason, found in report["unusable"].items()} == wanted.refused
+    assert {reason: found["count"] for reason, found in report["damage"].items()} == +wanted.damage
+    assert len(wanted.refused) >= 9 and wanted.damage["truncated shard"] == SIZE[0]
+    assert surplus(folder, "pair") == wanted.pairs
+    assert surplus(folder, "image") == wanted.images
+    assert surplus(folder, "near") == wanted.near
+
+
+def test_the_reasons_are_those_of_training(planted, checked):
+    # One more than there are, so that the end of the last shard is seen, and the sound beginning of the next epoch.
+    loader = make_train_loader(planted[0], batch_size=planted[1].usable + 1, block=1)
+    next(iter(loader))
+    report = checked[0]
+    reasons = {reason: found["count"] for reason, found in {**report["unusable"], **report["damage"]}.items()}
+    assert refused(loader) == reasons
+
+
+def test_of_two_reasons_it_is_that_of_training(samples, tmp_path):
+    write_tar(tmp_path / "a.tar", [*samples[:9], ("00009", b"none", b" ")])
+    loader = make_train_loader(tmp_path / "a.tar", batch_size=10, block=1)
+    next(iter(loader))
+    report = check(tmp_path / "a.tar", tmp_path / "out")
+    assert set(report["unusable"]) == set(refused(loader)) == {"empty caption"}
+
+
+def test_the_report_is_the_same_for_any_number_of_processes(planted, checked, tmp_path):
+    others = [
+        check(planted[0], tmp_path / str(workers), "--workers", workers) for workers in ((0,) if LONG else (0, 7))
+    ]
+    for report in (checked[0], *others):
+        report = {name: value for name, value in report.items() if name not in ("speed", "command")}
+        assert report == {name: checked[0][name] for name in report}
+
+
+def test_tables_name_every_sample(planted, checked):
+    report, folder = checked
+    samples = pq.read_table(folder / "samples.parquet").to_pylist()
+    assert len({(row["shard"], row["row"]) for row in samples}) == len(samples) == report["samples"]
+    keys = {(row["shard"], row["row"]): row["key"] for row in samples}
+    duplicates = pq.read_table(folder / "duplicates.parquet").to_pylist()
+    assert all(row["key"] == keys[row["shard"], row["row"]] for row in duplicates)
+    assert re.fullmatch(r"\d{5} of .*/\d{4}\.tar", duplicates[0]["key"])
+    first = [row for row in duplicates if row["surplus"] is None]
+    assert len(first) == report["duplicates"]["groups"] == len({row["group"] for row in duplicates})
+
+
+def test_examples_are_the_first_of_their_reason(checked):
+    report, folder = checked
+    samples = pq.read_table(folder / "samples.parquet").to_pylist()
+    bad = sorted((row["shard"], row["row"]) for row in samples if row["refused"] == "damaged image")
+    named = [(each["shard"], each["row"]) for each in report["unusable"]["damaged image"]["examples"]]
+    assert named == bad[:5]
+
+
+def test_the_picture_can_be_opened(checked):
+    with Image.open(checked[1] / "report.png") as picture:
+        picture.load()
+        assert picture.width > 1000 and picture.height > 1000
+
+
+def test_sizes_captions_and_tokens_are_measured(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [(key, image, b"two words") for key, image, _ in samples[:9]] + samples[9:10])
+    tokenizer = train_wordpiece(["two words"] * 9, vocab_size=60, context_length=16)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    report = check(tmp_path / "a.tar", tmp_path / "out", "--tokenizer", tmp_path / "tokenizer")
+    assert report["captions"]["characters"]["median"] == 9 and report["captions"]["words"]["median"] == 2
+    assert report["captions"]["samples_with_captions_of_others"] == 8
+    lengths = report["captions"]["tokens"]
+    assert lengths["median"] == len(tokenizer("two words")["input_ids"]) < lengths["max"]
+    with Image.open(tmp_path / "out" / "report.png"):
+        assert "| tokens of a caption |" in capsys.readouterr().out
+
+
+def test_the_speed_of_the_loader_and_the_workers_that_a_gpu_needs(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:40])
+    more = ("--seconds", "0.2", "--image_size", "32", "--samples_per_second", "1000000000")
+    speed = check(tmp_path / "a.tar", tmp_path / "out", *more)["speed"]
+    assert speed["loaded_per_second_and_worker"] > 1 and speed["wanted_per_second"] == 1e9
+    workers = -(-1e9 // speed["loaded_per_second_and_worker"])
+    assert f"needs {workers:,.0f} workers" in capsys.readouterr().out
+
+
+def test_labels_and_images_alone_are_checked_too(tmp_path):
+    report = check("shapes", tmp_path / "labels", "--caption_column", "label", "--split", "test")
+    assert report["caption_column"] == "label" and report["usable"] == report["samples"]
+    report = check("shapes", tmp_path / "alone", "--images_alone", "--split", "test")
+    assert report["captions"] == {"count": 0, "samples_with_captions_of_others": report["usable"] - 1}
+
+
+def test_data_without_any_usable_sample_are_reported(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [(f"{number:03d}", b"none", b"text") for number in range(5)])
+    report = check(tmp_path / "a.tar", tmp_path / "out", "--seconds", "0.1", "--image_size", "32")
+    assert report["usable"] == 0 and report["unusable"]["not an image"]["count"] == 5
+    assert report["speed"]["loaded_per_second_and_worker"] is None
+    assert "0 can be used, 5 cannot" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image_size", "100"], "--image_size must be a multiple of 16, got 100."),
+        (["--distance", "9"], "--distance must be between 0 and 8, got 9."),
+        (["--caption_column", "text"], "has no caption column 'text'"),
+        (["--tokenizer", "no/such"], "no/such"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(words, said, samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:4])
+    with pytest.raises(SystemExit) as end:
+        main.main(["data", "check", str(tmp_path / "a.tar"), str(tmp_path / "out"), *words])
+    printed = capsys.readouterr().err
+    assert end.value.code in (1, 2) and printed.count("\n") == 1 and said in printed
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,105 @@
+"""Duplicates are found by their hashes, near ones as surely as by comparing all pairs."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flip_hf.curation import duplicates
+from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Looks, find_duplicates, near_pairs
+from flip_hf.curation.hashing import content_hash, perceptual_hash, quarter_colours
+from flip_hf.data.shapes import generate_test
+
+
+def looks_of(hashes: list[int], colours: list[int] | None = None) -> Looks:
+    levels = np.repeat(np.array(colours or [0] * len(hashes), np.uint8)[:, None], 12, axis=1)
+    return Looks(np.array(hashes, np.uint64), levels, np.ones(len(hashes), bool))
+
+
+def as_set(pairs: np.ndarray) -> set[tuple[int, int]]:
+    return {(min(pair), max(pair)) for pair in pairs.tolist()}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    rows = list(generate_test([0], 40, image_size=96, seed=0))
+    return [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
+
+
+def test_near_pairs_are_those_of_comparing_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 300, dtype=np.uint64).tolist()
+    for number in range(200):  # copies with up to seven bits changed, of which four are near
+        flips = rng.choice(64, number % 8, replace=False).tolist()
+        hashes.append(hashes[number] ^ sum(1 << bit for bit in flips))
+    all_pairs = ((i, j) for j in range(len(hashes)) for i in range(j))
+    expected = {(i, j) for i, j in all_pairs if (hashes[i] ^ hashes[j]).bit_count() <= 4}
+    found, is_complete = near_pairs(looks_of(hashes), 4)
+    assert as_set(found) == expected and len(expected) == 125 and is_complete
+    monkeypatch.setattr(duplicates, "_MANY", 100)  # three blocks agree, as among many millions
+    assert as_set(near_pairs(looks_of(hashes), 4)[0]) == expected
+
+
+def test_equal_shades_of_other_colours_are_no_copies():
+    found, _ = near_pairs(looks_of([5, 5, 5], [100, 105, 112]), 4)
+    assert as_set(found) == {(0, 1)}
+
+
+def test_time_is_bounded_where_nearly_all_look_alike(monkeypatch):
+    monkeypatch.setattr(duplicates, "MAX_NEIGHBOURS", 3)
+    hashes = [1 << bit for bit in range(60)]  # any two differ in two bits
+    found, is_complete = near_pairs(looks_of(hashes), 4)
+    assert not is_complete and len(as_set(found)) < 60 * 59 / 2
+
+
+def test_kinds_of_duplicates_and_their_groups():
+    images = np.array([[1, 1], [2, 2], [1, 1], [1, 1], [3, 3], [4, 4], [4, 4]], np.uint64)
+    captions = np.array([7, 8, 7, 9, 7, 7, 7], np.uint64)
+    looks = looks_of([5, 2**50 - 1, 5, 5, 7, 0, 0])
+    looks.are_known[5:] = False  # plain: only equal images are duplicates
+    found = find_duplicates(images, captions, looks, 4)
+    assert found.kind.tolist() == [FIRST, FIRST, PAIR, IMAGE, NEAR, FIRST, PAIR]
+    assert found.first.tolist() == [0, 1, 0, 0, 0, 5, 5]
+
+
+def test_a_chain_of_near_copies_is_one_group():
+    hashes = [0, 0b1111, 0b11111111]  # the last two of four bits each, the first and the last of eight
+    images = np.arange(6, dtype=np.uint64).reshape(3, 2)
+    assert find_duplicates(images, np.zeros(3, np.uint64), looks_of(hashes), 4).first.tolist() == [0, 0, 0]
+
+
+def test_no_samples_have_no_duplicates():
+    none = np.empty((0, 2), np.uint64)
+    found = find_duplicates(none, none[:, 0], looks_of([]), 4)
+    assert found.kind.tolist() == [] and found.is_complete
+
+
+def encoded_again(image: Image.Image, scale: float, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    size = (round(image.width * scale), round(image.height * scale))
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+@pytest.mark.parametrize(("scale", "quality"), [(1.0, 60), (0.5, 90), (1.5, 90)])
+def test_copies_share_hash_and_colours_and_other_pictures_do_not(pictures, scale, quality):
+    kept = [image for image in pictures if perceptual_hash(image) is not None]
+    copies = [encoded_again(image, scale, quality) for image in kept]
+    both = [*kept, *copies]
+    hashes = [perceptual_hash(image) or 0 for image in both]
+    colours = np.array([list(quarter_colours(image)) for image in both], np.uint8)
+    found, _ = near_pairs(Looks(np.array(hashes, np.uint64), colours, np.ones(len(both), bool)), 4)
+    wanted = {(number, number + len(kept)) for number in range(len(kept))}
+    assert len(as_set(found) & wanted) >= 0.95 * len(wanted)
+    assert len(as_set(found) - wanted) <= 2
+
+
+def test_a_plain_picture_has_no_perceptual_hash():
+    assert perceptual_hash(Image.new("RGB", (50, 50), "white")) is None
+    noisy = np.random.default_rng(0).integers(250, 256, (64, 64, 3), dtype=np.uint8)
+    assert perceptual_hash(Image.fromarray(noisy)) is None
+
+
+def test_a_content_hash_has_sixteen_bytes():
+    assert len(content_hash(b"")) == 16 and content_hash(b"a") != content_hash(b"b")
