@@ -1,4 +1,4 @@
-r"""Measures speed as ratios against a peer, in one run, on this machine.
+r"""Measures the speed of flip_hf beside that of other libraries, in one run on this machine, as ratios.
 
     flip-hf benchmark step --repeats 5
     flip-hf benchmark step --device cuda --precision bf16 --architecture L/16 --batch_size 256 --repeats 20 \
@@ -19,23 +19,28 @@ r"""Measures speed as ratios against a peer, in one run, on this machine.
     flip-hf benchmark gpu --minutes 25
     flip-hf benchmark loss --device cuda --pairs 512 4096 32768 65536 --tile_sizes 2048 4096 8192
 
-`step` is a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
-and as strong as it can be made, and Transformers' CLIPModel, all of the same shapes on the same images and texts.
-`inference` is the features of whole images and texts, of the same models. `zero-shot` is the classification of images
-by 1,000 labels with a tiny model: ZeroShotClassifier, its labels encoded, and Transformers' pipeline on the same model.
-`evaluation` is zero-shot classification of a whole test set, pictures read, decoded and encoded, by `flip-hf evaluate`
-and by CLIP_benchmark's own loop on the same model, and the share of decoding in each.
-`loss` is the time and the peak memory of the contrastive loss and its gradient: in tiles, as a user writes it with the
-whole matrix, and open_clip's where that is installed. `loader` is how many samples one worker process makes of tar
-shards: ours at several mask ratios, at random and by edges, and open_clip's own pipeline where that is installed.
-`end-to-end` runs the training programs themselves on such shards, ours and open_clip's, and says how long their steps
-wait for data. `mae` is a training step of MAE, encoder and decoder, at several mask ratios against full images with the
-same decoder, and Transformers' ViTMAEForPreTraining. `large-batch` is a step of many pairs in pieces, and its memory
-beside the plan's. `speed-ups` is a step with and without those of `flip-hf pretrain --speed_ups`. `gpu` runs all of
-them at the sizes of a large GPU, the most important first, ends at the limit, and goes on with the rest at the next
-call; where a part failed, it ends with an error that names it.
-Candidates take turns, so that a machine whose speed drifts drifts for all; medians and ratios are printed, and written
-as JSON and Markdown: below scripts/results where there is such a folder, as in a clone, else in this one.
+step         a whole training step (forward, loss, backward, AdamW) at several mask ratios: FLIP, open_clip as installed
+             and tuned as far as possible, and Transformers' CLIPModel, with the same shapes, images and texts
+inference    features of whole images and texts, by the same models
+zero-shot    classification of images by 1,000 labels with a tiny model: ZeroShotClassifier, with its labels encoded
+             before, and Transformers' pipeline
+evaluation   zero-shot classification of a whole test set, from reading to encoding, by `flip-hf evaluate` and by
+             CLIP_benchmark's own loop on the same model, and the share of decoding in each
+loss         time and peak memory of the contrastive loss and its gradient: in tiles, with the whole matrix as usual,
+             and by open_clip if it is installed
+loader       samples per second that one worker process makes of tar shards: by flip_hf at several mask ratios, at
+             random and by edges, and by open_clip's pipeline if it is installed
+end-to-end   the training programs of flip_hf and open_clip on such shards, and how long their steps wait for data
+mae          a training step of MAE at several mask ratios, against full images with the same decoder and against
+             Transformers' ViTMAEForPreTraining
+large-batch  a step of many pairs in pieces, and its memory beside the planned one
+speed-ups    a step with and without `flip-hf pretrain --speed_ups`
+gpu          all of these at the sizes of a large GPU, the most important first. It ends after --minutes, and the next
+             call continues with the rest. If a part fails, it ends with an error that names the part.
+
+Candidates take turns, so that a drift of the machine's speed affects all of them alike. Medians and ratios are printed
+and, with --output or by gpu, written as JSON and Markdown: below scripts/results if there is such a folder, as in a
+clone, else in the current one.
 """
 
 import argparse
@@ -75,35 +80,52 @@ QUESTIONS = (
 
 def make_parser() -> argparse.ArgumentParser:
     """The benchmark's options."""
-    parser = ScriptParser(prog="flip-hf benchmark", description="Speed against peers, as ratios in one run.")
-    parser.add_argument("question", choices=sorted(QUESTIONS), help="what is measured")
-    parser.add_argument("--repeats", type=integer(1, 100_000), default=7, help="counted runs of each candidate")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
-    parser.add_argument("--output", help="path of the result files, without ending; not written if not given")
+    parser = ScriptParser(
+        prog="flip-hf benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("question", choices=sorted(QUESTIONS), help="what to measure; see above")
+    parser.add_argument("--repeats", type=integer(1, 100_000), default=7, help="measured runs of each candidate (7)")
+    parser.add_argument("--device", help="device; cuda if there is one, else cpu, if not given")
+    parser.add_argument("--output", help="path of the result files, without ending; if not given, only gpu writes any")
     installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
     step = parser.add_argument_group("step, inference, evaluation, end-to-end, mae")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16", help="the model's size (B/16)")
-    step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="of step, mae")
-    step.add_argument("--batch_size", type=integer(1, 2**20), default=16, help="pairs or images a step (16)")
-    step.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the forward pass (fp32)")
+    step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="(0 0.5 0.75)")
+    step.add_argument("--batch_size", type=integer(1, 2**20), default=16, help="pairs or images per step (16)")
+    step.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the forward pass (fp32)"
+    )
     step.add_argument("--compile", action="store_true", help="step: also flip_hf compiled; end-to-end: both compiled")
     step.add_argument(
         "--peers",
         choices=PEERS,
         nargs="*",
         default=installed,
-        help="who is measured beside, where the question has them",
+        help="libraries to compare with, where they apply (open_clip if installed, clip, vit_mae)",
     )
+    _add_programs(parser)
+    _add_losses(parser)
+    return parser
+
+
+def _add_programs(parser: ScriptParser) -> None:
+    """Adds the options of the questions about loading, evaluating and training."""
     loader = parser.add_argument_group("loader", "also takes --mask_ratios and --batch_size")
     loader.add_argument(
-        "--seconds", type=number(0, 100_000, open_low=True), default=3.0, help="a turn lasts at least so long"
+        "--seconds", type=number(0, 100_000, open_low=True), default=3.0, help="shortest time of a turn (3)"
     )
     evaluation = parser.add_argument_group("evaluation", "also takes --workers")
-    evaluation.add_argument("--data", help="labelled pictures, of which the split test is read; else drawn ones")
-    evaluation.add_argument("--images", type=integer(1, 10_000_000), default=10_000, help="how many, at most (10,000)")
+    evaluation.add_argument(
+        "--data", help="labelled pictures, of which the split test is read; drawn pictures if not given"
+    )
+    evaluation.add_argument(
+        "--images", type=integer(1, 10_000_000), default=10_000, help="pictures to read, at most (10,000)"
+    )
     end_to_end = parser.add_argument_group("end-to-end")
-    end_to_end.add_argument("--steps", type=integer(1, 1_000_000), default=10, help="counted steps of a run")
-    end_to_end.add_argument("--workers", type=integer(1, 1024), help="loader workers; by the cores if not given")
+    end_to_end.add_argument("--steps", type=integer(1, 1_000_000), default=10, help="measured steps of a run (10)")
+    end_to_end.add_argument(
+        "--workers", type=integer(1, 1024), help="loader workers; chosen by the number of cores if not given"
+    )
     large = parser.add_argument_group("large-batch", "also takes --architecture, --mask_ratios and --batch_size")
     large.add_argument("--micro_batch_size", type=integer(1, 2**20), default=16, help="pairs encoded at once (16)")
     speed_ups = parser.add_argument_group("speed-ups", "also takes the options of step")
@@ -111,15 +133,19 @@ def make_parser() -> argparse.ArgumentParser:
         "--speed_ups",
         choices=get_args(SpeedUp),
         nargs="+",
-        help="taken together; all that can be had if not given",
+        help="speed-ups to take together; all that this machine can run if not given",
     )
     gpu = parser.add_argument_group("gpu")
     gpu.add_argument(
-        "--minutes", type=number(0, 100_000), default=25.0, help="after which no part goes on; finished ones are kept"
+        "--minutes", type=number(0, 100_000), default=25.0, help="time limit; finished parts are kept (25)"
     )
+
+
+def _add_losses(parser: ScriptParser) -> None:
+    """Adds the options of the questions about MAE and the contrastive loss."""
     mae = parser.add_argument_group("mae")
     mae.add_argument(
-        "--decoder_blocks", type=integer(1, 1024), default=8, help="depth of MAE's decoder; the paper also has 1"
+        "--decoder_blocks", type=integer(1, 1024), default=8, help="depth of MAE's decoder; the paper also has 1 (8)"
     )
     loss = parser.add_argument_group("loss")
     loss.add_argument(
@@ -130,9 +156,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="pairs that are contrasted (64 512 4096 8192 16384 32768)",
     )
     loss.add_argument(
-        "--tile_sizes", type=integer(1, 2**24), nargs="+", help="rows of a tile; the loss's own if not given"
+        "--tile_sizes", type=integer(1, 2**24), nargs="+", help="rows of a tile; the default of the loss if not given"
     )
-    return parser
 
 
 def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], JsonObject], Callable[..., str]]:

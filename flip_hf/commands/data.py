@@ -5,9 +5,9 @@ r"""Checks a data set before training, or writes it as shuffled shards, so that 
     flip-hf data shard my/images sharded --format parquet --resize 256
     flip-hf data shard 'shards/*.tar' sharded --without checks/web --duplicates near
 
-`check` reads all samples once: what training would skip, by reason; sizes; duplicates; the speed of the loader.
-`shard` reads any data that training reads and writes tar or parquet shards. The same command goes on where it was
-interrupted.
+`check` reads all samples once, and reports what training would skip and why, sizes, duplicates, and the loader's speed.
+`shard` reads any data that training can read, and writes tar or parquet shards. If it is interrupted, the same command
+resumes it.
 """
 
 import argparse
@@ -41,60 +41,89 @@ def make_parser() -> ScriptParser:
         prog="flip-hf data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="read a data set once, and report what is in it")
+    _add_check(commands.add_parser("check", help="read a data set once, and report what is in it"))
+    _add_shard(commands.add_parser("shard", help="write a data set as shuffled shards"))
+    return parser
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    """Adds the options of `check`."""
     _add_data(check, "folder of the report; files of an earlier one in it are replaced")
-    check.add_argument("--tokenizer", help="folder or Hub id: count tokens of captions, too")
+    check.add_argument("--tokenizer", help="folder or Hub id of a tokenizer: measures captions in tokens, too")
     check.add_argument(
         "--distance",
         type=integer(0, 8),
         default=4,
-        help="bits of 64 in which hashes of images that look alike differ (4)",
+        help="images look alike if at most so many of the 64 bits of their perceptual hashes differ (4)",
     )
-    check.add_argument("--image_size", type=integer(PATCH, 4096), default=224, help="to measure the loader at (224)")
     check.add_argument(
-        "--seconds", type=number(0, 3600), default=5.0, help="to measure the loader for; 0 does not measure it (5)"
+        "--image_size",
+        type=integer(PATCH, 4096),
+        default=224,
+        help="image size in pixels at which the loader's speed is measured (224)",
+    )
+    check.add_argument(
+        "--seconds",
+        type=number(0, 3600),
+        default=5.0,
+        help="time for which the loader's speed is measured; 0 to leave it out (5)",
     )
     check.add_argument(
         "--samples_per_second",
         type=number(0, 1e9, open_low=True),
-        help="that your GPU trains on: says how many workers",
+        help="speed at which your GPU trains: the report says how many loader workers that takes",
     )
-    shard = commands.add_parser("shard", help="write a data set as shuffled shards")
-    _add_data(shard, "folder of the shards: new, or of this command when it was interrupted")
-    shard.add_argument("--format", choices=("tar", "parquet"), default="tar", help="of the shards (tar)")
-    shard.add_argument("--samples_per_shard", type=integer(1, 10**7), default=2000, help="of all but the last (2000)")
-    shard.add_argument("--seed", type=SEED, default=0, help="of the order of all samples (0)")
+
+
+def _add_shard(shard: argparse.ArgumentParser) -> None:
+    """Adds the options of `shard`."""
+    _add_data(shard, "folder of the shards: a new one, or that of an interrupted run of this command")
+    shard.add_argument("--format", choices=("tar", "parquet"), default="tar", help="format of the shards (tar)")
     shard.add_argument(
-        "--resize", type=integer(8, 2**15), help="reduce images to this short side, in pixels; unchanged if not given"
+        "--samples_per_shard", type=integer(1, 10**7), default=2000, help="in every shard but the last (2000)"
     )
-    shard.add_argument("--quality", type=integer(1, 100), help="of the JPEGs of --resize (90)")
-    shard.add_argument("--without", type=Path, metavar="CHECK", help="folder of a check, whose duplicates are left out")
+    shard.add_argument("--seed", type=SEED, default=0, help="seed of the order of the samples (0)")
+    shard.add_argument(
+        "--resize",
+        type=integer(8, 2**15),
+        help="reduce larger images to this short side, in pixels; unchanged if not given",
+    )
+    shard.add_argument("--quality", type=integer(1, 100), help="quality of the JPEGs that --resize writes (90)")
+    shard.add_argument(
+        "--without", type=Path, metavar="CHECK", help="leave out the duplicates that a check found: its folder"
+    )
     shard.add_argument(
         "--duplicates",
         choices=("pair", "image", "near"),
-        help="which: of image and captions (pair), of the image, or near",
+        help="pair: same image and captions; image: also other captions; near: also images that look alike",
     )
-    shard.add_argument("--skip_unreadable", action="store_true", help="leave out what cannot be read of damaged shards")
-    return parser
+    shard.add_argument(
+        "--skip_unreadable", action="store_true", help="leave out the parts of shards that cannot be read"
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser, output: str) -> None:
     """Adds the options that choose data, named as those of training and evaluation."""
     parser.add_argument(
-        "data", metavar="DATA", help="as --train_data of pretrain: a folder, a pattern of files, a Hub id"
+        "data", metavar="DATA", help="as --train_data of `flip-hf pretrain`: a folder, a pattern of files, a Hub id"
     )
     parser.add_argument("output", metavar="OUT", type=Path, help=output)
     parser.add_argument("--split", default="train", help="split of the data (train)")
-    parser.add_argument("--config", help="configuration, on the Hub or in a folder with a card")
-    parser.add_argument("--image_column", help="found by its usual names if not given")
+    parser.add_argument("--config", help="configuration of the data, on the Hub or in a folder with a card")
+    parser.add_argument("--image_column", help="image column; found by its usual names if not given")
     parser.add_argument(
-        "--caption_column", help="captions or labels; 'caption:3 alt:1' for several; found if not given"
+        "--caption_column",
+        help="column of captions or labels, or several, 'caption:3 alt:1'; found by its usual names if not given",
     )
-    parser.add_argument("--caption_templates", nargs="+", help="prompts that make captions of labels")
-    parser.add_argument("--class_names", help="file with one class a line, for labels that the data do not name")
+    parser.add_argument(
+        "--caption_templates",
+        nargs="+",
+        help="prompts that turn labels into captions: clip_1, clip_7, clip_80, files or templates",
+    )
+    parser.add_argument("--class_names", help="file with one class a line, for data that have only indices")
     parser.add_argument("--images_alone", action="store_true", help="read no captions")
     parser.add_argument("--background", default="white", help="colour behind transparent parts (white)")
-    parser.add_argument("--workers", type=integer(0, 1024), help="processes; as many as there are cores if not given")
+    parser.add_argument("--workers", type=integer(0, 1024), help="worker processes; one for each core if not given")
 
 
 def open_data(options: argparse.Namespace) -> tuple["Source", "Colour"]:
@@ -147,7 +176,7 @@ def run_check(options: argparse.Namespace, workers: int, command: str) -> None:
     )
     report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens)
     print(in_words(report))
-    print(f"{options.output / REPORT}, {options.output / PICTURE}; samples and duplicates in tables beside them.")
+    print(f"Report: {options.output / REPORT} and {options.output / PICTURE}, with tables of samples and duplicates.")
 
 
 def run_shard(options: argparse.Namespace, workers: int) -> None:
@@ -157,13 +186,22 @@ def run_shard(options: argparse.Namespace, workers: int) -> None:
     from flip_hf.curation.sharding import ShardOptions, shard
 
     given = options.quality is None or options.resize is not None
-    require(given, "--quality is of the JPEGs that --resize writes; give that, too. Other images stay as they are.")
+    require(
+        given,
+        "--quality is that of the JPEGs that --resize writes: give --resize, too. Other images stay as they are.",
+    )
     pair = (options.without is None) == (options.duplicates is None)
-    require(pair, "--without CHECK and --duplicates go together: whose duplicates, and which of them, are left out.")
+    require(
+        pair,
+        "--without CHECK and --duplicates go together: the folder of a check, and which duplicates to leave out.",
+    )
     try_folder(options.output, "OUT")
     folder = Path(options.data).expanduser().resolve()
     inside = folder.is_dir() and options.output.resolve().is_relative_to(folder)
-    require(not inside, f"{options.output} lies in the folder of the data, and would be read as a part of them.")
+    require(
+        not inside,
+        f"{options.output} lies in the folder of the data, and would be read as part of them: name a folder elsewhere.",
+    )
     source, background = open_data(options)
     unwanted = options.without and read_unwanted(options.without, options.duplicates, source)
     form = ImageForm(options.resize, options.quality or 90, background)
@@ -207,7 +245,7 @@ def main(argv: Sequence[str]) -> None:
             else:
                 run_shard(options, workers)
     except KeyboardInterrupt:
-        goes_on = " The same command goes on from here." if options.command == "shard" else ""
-        end_with(f"Interrupted.{goes_on}", INTERRUPTED)
+        resumes = " The same command resumes from here." if options.command == "shard" else ""
+        end_with(f"Interrupted.{resumes}", INTERRUPTED)
     except (ValueError, OSError, WorkFailed) as error:
         end_with(error)

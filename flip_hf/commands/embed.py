@@ -1,10 +1,10 @@
-"""Encodes a whole data set, pictures and if asked captions, into parquet files of features.
+"""Encodes the pictures of a whole data set, and with --texts its captions, into parquet files of features.
 
     flip-hf embed runs/mine 'shards/{00000..00999}.tar' features
     flip-hf embed openai/clip-vit-base-patch16 my/images features --split test --texts --index flat
     accelerate launch --num_processes 8 -m flip_hf embed runs/mine 'shards/{00000..00999}.tar' features
 
-The same command goes on where an earlier one was ended. `flip-hf search` finds pictures in what it writes.
+If it is interrupted, the same command resumes it. `flip-hf search` finds pictures by the features that it writes.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", help="folder or Hub id of a FLIP, CLIP or SigLIP model")
     parser.add_argument("data", help="a data set: a folder, tar or parquet files, lists, or a Hub id")
-    parser.add_argument("folder", type=Path, metavar="out", help="folder of the features, new or begun by this command")
+    parser.add_argument("folder", type=Path, metavar="out", help="folder of the features: new, or from an earlier run")
     parser.add_argument("--revision", help="the model's revision on the Hub: a branch, tag or commit")
     parser.add_argument("--split", default="train", help="split of the data (train)")
     parser.add_argument("--config", help="configuration of the data, on the Hub or in a folder with a card")
@@ -44,20 +44,22 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch_size", type=integer(1, 2**16), default=BATCH_SIZE, help=f"pictures encoded at once ({BATCH_SIZE})"
     )
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the model (fp32)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the model (fp32)")
     parser.add_argument(
-        "--workers", type=integer(0, 1024), help="loader workers per process; by the cores if not given"
+        "--workers",
+        type=integer(0, 1024),
+        help="loader workers per process; chosen by the number of cores if not given",
     )
     parser.add_argument(
         "--rows_per_file",
         type=integer(1, 2**20),
         default=ROWS_PER_FILE,
-        help=f"rows of the data in each file ({ROWS_PER_FILE:,}); what is lost when a run is ended, for each worker",
+        help=f"rows of the data in each file ({ROWS_PER_FILE:,}); each worker loses at most these in an interruption",
     )
     parser.add_argument(
         "--index",
         choices=INDEX_KINDS,
-        help="also a FAISS index: flat (exact), hnsw (a graph: fast, more memory) or ivf (cells: fast, approximate)",
+        help="also build a FAISS index: flat (exact); or fast and approximate, hnsw (more memory) or ivf (cells)",
     )
     return parser
 
@@ -68,14 +70,14 @@ def summary(manifest: "Manifest", folder: Path) -> str:
     lines = [f"{folder}: {manifest.images:,} pictures{captions} in {len(manifest.files):,} files"]
     if manifest.refused:
         reasons = ", ".join(f"{count:,} x {reason}" for reason, count in manifest.refused.items())
-        lines.append(f"not used: {reasons}; listed in {folder / 'refused.jsonl'}")
+        lines.append(f"not usable: {reasons}; listed in {folder / 'refused.jsonl'}")
     if manifest.index is not None:
         lines.append(f"index: {manifest.index['kind']}")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Encodes, or goes on; a mistake ends in one line, before anything is encoded."""
+    """Encodes, or resumes; a mistake ends in one line, before anything is encoded."""
     install()
     options = EmbedOptions(**vars(make_parser().parse_args(argv)))
     from transformers.utils import logging
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     except (ValueError, OSError, BadDataError) as error:
         end_with(error)
     except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on where this one ended.", file=sys.stderr)
+        print("\nInterrupted. The same command resumes from here.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     if is_main:
         print(summary(manifest, options.folder))

@@ -2,6 +2,8 @@
 
 flip-hf search features "a photo of a dog" "two people on a beach"
 flip-hf search features --image photo.jpg --top 5 --output hits.png
+
+Each text and each picture is a query of its own. Without an index, a query is compared with every picture.
 """
 
 import argparse
@@ -24,11 +26,13 @@ def make_parser() -> argparse.ArgumentParser:
         prog="flip-hf search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="folder that `flip-hf embed` has written")
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to find")
-    parser.add_argument("--image", nargs="+", default=[], help="pictures to find similar ones of")
-    parser.add_argument("--top", type=integer(1, 10_000), default=10, help="how many to find for each (10)")
-    parser.add_argument("--output", type=Path, help="draw what was found into this file; the data are opened again")
-    parser.add_argument("--model", help="where the model is now, if no longer where it was")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to search by")
+    parser.add_argument("--image", nargs="+", default=[], help="pictures to search by")
+    parser.add_argument("--top", type=integer(1, 10_000), default=10, help="pictures to find for each query (10)")
+    parser.add_argument(
+        "--output", type=Path, help="image file to draw the pictures found into; needs the data that were embedded"
+    )
+    parser.add_argument("--model", help="folder or Hub id of the model, if it was moved")
     parser.add_argument("--exact", action="store_true", help="compare with every picture, even if there is an index")
     return parser
 

@@ -47,7 +47,7 @@ class Unwanted:
         """
         if samples != self.samples:
             raise ValueError(
-                f"The data have {samples:,} samples, and had {self.samples:,} when they were checked: check them again."
+                f"The data have {samples:,} samples, but had {self.samples:,} when they were checked: check them again."
             )
         return np.flatnonzero(~np.isin(places, self.places))
 
@@ -69,11 +69,14 @@ def read_unwanted(folder: Path, kind: DuplicateKind, source: Source) -> Unwanted
         checked = {name: report[name] for name in ("data", "shards", "image_column", "caption_column")}
         samples = int(report["samples"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError, pa.ArrowException) as error:
-        raise ValueError(f"{folder} has no check that can be read ({error}): run `flip-hf data check` again.") from None
+        raise ValueError(f"{folder} holds no readable check ({error}): run `flip-hf data check` again.") from None
     now = (source.name, source.shards.num_shards, source.image_column, source.target_column)
     for (name, before), value in zip(checked.items(), now, strict=True):
         if before != value:
-            raise ValueError(f"{folder} is a check of other data: their {name} was {before!r}, and is {value!r} now.")
+            raise ValueError(
+                f"{folder} is a check of other data ({name}: {before!r} then, {value!r} now): run `flip-hf data check` "
+                "on these."
+            )
     kinds = DUPLICATE_KINDS[: DUPLICATE_KINDS.index(kind) + 1]
     is_surplus = np.isin(listed["surplus"].to_numpy().astype(str), kinds)
     places = places_of(listed["shard"].to_numpy(), listed["row"].to_numpy())[is_surplus]

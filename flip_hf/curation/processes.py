@@ -67,7 +67,7 @@ def run_in_workers(work: IterableDataset, workers: int) -> Iterator[Any]:
         if "DataLoader worker" not in str(error):
             raise
         said = str(error).splitlines()[0].rstrip(". ")
-        raise WorkFailed(f"A worker process was ended: {said}. If memory is short, give fewer --workers.") from error
+        raise WorkFailed(f"A worker process ended: {said}. If memory is short, give fewer --workers.") from error
 
 
 def _unchanged(item: Any) -> Any:

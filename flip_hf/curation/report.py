@@ -169,17 +169,17 @@ def _sizes(facts: Mapping[str, Any]) -> list[str]:
 
 def _duplicates(report: JsonObject) -> list[str]:
     found = report["duplicates"]
-    more = "" if found["is_complete"] else " So many look alike that not all of these were found."
+    more = "" if found["is_complete"] else " So many images look alike that not all of them were found."
     lines = [
-        f"Surplus samples: {found['same_pair']:,} repeat an image with its captions, {found['same_image']:,} an image "
-        f"with other captions, {found['near']:,} look like an earlier image (up to {found['distance']} bits of their "
-        f"perceptual hashes differ); {counted(found['groups'], 'group')} in all.{more}",
+        f"Surplus samples: {found['same_pair']:,} repeat an image and its captions, {found['same_image']:,} repeat an "
+        f"image with other captions, {found['near']:,} look like an earlier image (at most {found['distance']} bits of "
+        f"their perceptual hashes differ); {counted(found['groups'], 'group')} in all.{more}",
     ]
     if found["without_structure"]:
-        lines.append(f"{found['without_structure']:,} images are too plain to compare their looks.")
+        lines.append(f"{found['without_structure']:,} images have too little structure to be compared by their looks.")
     others = report["captions"]["samples_with_captions_of_others"]
     if report["captions"]["count"]:
-        lines.append(f"{others:,} samples have the captions of an earlier one.")
+        lines.append(f"{others:,} samples have the captions of an earlier sample.")
     return lines
 
 
@@ -188,7 +188,7 @@ def _speed(speed: JsonObject) -> list[str]:
     rate = speed["loaded_per_second_and_worker"]
     if rate is None:
         return lines
-    lines.append(f"The training loader makes {rate:,.0f} samples/s a worker at {speed['image_size']} pixels.")
+    lines.append(f"The training loader makes {rate:,.0f} samples/s per worker at {speed['image_size']} pixels.")
     wanted = speed["wanted_per_second"]
     if wanted is not None:
         workers = math.ceil(wanted / rate)

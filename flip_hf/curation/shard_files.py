@@ -66,7 +66,9 @@ def make_columns(columns: Sequence[CaptionColumn], forms: set[str]) -> tuple[Col
         made.append(Column(column.name, column.name.split(";")[0], form, column.weight, classes))
     names = [column.name for column in made]
     if len({*names, _IMAGE}) <= len(names):
-        raise ValueError(f"Columns of captions would have the same name in the shards: {', '.join(names)}.")
+        raise ValueError(
+            f"Caption columns would have one name in the shards: {', '.join(names)}. Give fewer to --caption_column."
+        )
     return tuple(made)
 
 

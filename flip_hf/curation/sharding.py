@@ -130,7 +130,7 @@ def _check_same(folder: Path, made_of: JsonObject, wanted: JsonObject) -> None:
 
 def _check_empty(folder: Path) -> None:
     if folder.is_dir() and not (folder / _WORK).is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty, and was not written by this command: name a new folder.")
+        raise ValueError(f"{folder} is not empty, and holds no shards of this command: name a new folder.")
 
 
 def _begin(work: Path, wanted: JsonObject, source: Source, workers: int) -> int:
@@ -161,8 +161,8 @@ def _check_room(source: Source, work: Path) -> None:
     free = shutil.disk_usage(work).free
     if needed > free:
         raise ValueError(
-            f"{work.parent} has room for {free / 1e9:,.1f} GB, and up to {needed / 1e9:,.1f} GB are needed: twice the "
-            "data, as they are spooled to be shuffled. Name a folder on a larger disk."
+            f"{work.parent} has {free / 1e9:,.1f} GB free, and up to {needed / 1e9:,.1f} GB are needed: twice the "
+            "data, since a copy is kept while they are shuffled. Name a folder on a larger disk."
         )
 
 
@@ -211,7 +211,7 @@ def _spool(work: Dealing, workers: int) -> None:
     tracks = work.source.shards.num_shards * work.parts
     if done == tracks:
         return
-    with tqdm(desc=f"reading ({done:,} of {tracks:,} parts are done)", unit=" samples", disable=None) as bar:
+    with tqdm(desc=f"reading ({done:,} of {tracks:,} parts were done)", unit=" samples", disable=None) as bar:
         for told in run_in_workers(work, workers):
             if isinstance(told, str):
                 unread.append(told)
@@ -220,7 +220,7 @@ def _spool(work: Dealing, workers: int) -> None:
     if unread:
         raise WorkFailed(
             f"{counted(len(unread), 'shard')} could not be read to the end, such as {unread[0]}. Give the same command "
-            "again to try once more, or leave out what cannot be read with --skip_unreadable."
+            "again to retry, or add --skip_unreadable to leave out what cannot be read."
         )
 
 

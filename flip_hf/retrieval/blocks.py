@@ -173,7 +173,7 @@ class BlockStream(IterableDataset):
 
         def report(reason: str, detail: str) -> None:
             if reason == "unreadable shard" and self.source.shards.remote:
-                raise BadDataError(f"{detail}. The same command goes on where it ended")
+                raise BadDataError(f"{detail}. The same command resumes from here")
             if begun:
                 ending.damage.append((reason, detail))
 

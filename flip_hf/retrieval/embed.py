@@ -1,4 +1,4 @@
-"""The work behind `flip-hf embed`: features of a data set by all processes, in files that a restart goes on with."""
+"""The work behind `flip-hf embed`: features of a data set by all processes, in files with which a restart resumes."""
 
 import itertools
 import logging
@@ -178,7 +178,7 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
     more = {} if options.revision is None else {"revision": options.revision}
     encoder = Encoder.from_pretrained(options.model, device=accelerator.device, dtype=dtype, **more)
     if not encoder.knows_texts:
-        raise ValueError(f"{options.model} is only a vision tower; give a model of images and texts.")
+        raise ValueError(f"{options.model} is only a vision tower: give a model of images and texts.")
     align(encoder.model)
     wanted = describe(options, encoder, data)
 
@@ -202,7 +202,7 @@ def _is_complete(folder: Path, manifest: Manifest) -> bool:
     for name, about in manifest.files.items():
         path = folder / name
         if path.is_file() and file_digest(path) != about["sha256"]:
-            logger.warning("%s has changed since it was written, and is written again.", path)
+            logger.warning("%s has changed since it was written, and will be written again.", path)
             path.unlink()
         whole = whole and path.is_file()
     return whole
@@ -214,9 +214,9 @@ def _encode_missing(
     there, unusable = from_main(accelerator, lambda: find_parts(options.folder, manifest.identity))
     if accelerator.is_main_process:
         for path in unusable:
-            logger.warning("%s is damaged, or of other features, and is written again.", path)
+            logger.warning("%s is damaged or holds other features, and will be written again.", path)
         if there:
-            logger.warning("%s has %d files of an earlier run, which goes on.", options.folder, len(there))
+            logger.warning("%s has %d files of an earlier run, which is resumed.", options.folder, len(there))
     transform = encoder.transform
     stream = BlockStream(
         source,

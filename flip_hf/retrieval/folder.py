@@ -106,7 +106,7 @@ def take_folder(folder: Path, wanted: Manifest) -> Manifest:
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
         raise ValueError(
-            f"{folder} holds features of something else: {', '.join(changed)} differ. Ask for the same, or name a new "
+            f"{folder} holds features of something else: {', '.join(changed)} differ. Give the same, or name a new "
             "folder."
         )
     for path in folder.glob(f"*{UNFINISHED}"):

@@ -90,5 +90,7 @@ def open_index(folder: Path, about: dict[str, str]) -> Any:
     faiss = require_faiss()
     path = folder / INDEX
     if about.get("file") != INDEX or not path.is_file() or file_digest(path) != about.get("sha256"):
-        raise ValueError(f"{path} is missing or not the index of these features: build it again by `flip-hf embed`.")
+        raise ValueError(
+            f"{path} is missing or not the index of these features: build it again with `flip-hf embed --index`."
+        )
     return faiss.read_index(str(path))

@@ -103,7 +103,7 @@ def read_part(path: Path) -> Part:
         ending = Ending(about["rows"], about["is_last"], refused, damage)
         return Part(Block(*about["block"]), about["identity"], metadata.num_rows, about["captions"], ending)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole file of features: {error}.") from error
+        raise ValueError(f"{path} is not a complete file of features: {error}.") from error
 
 
 def read_features(path: Path) -> Iterator[np.ndarray]:

@@ -76,7 +76,7 @@ class EmbeddedData:
         encoder = self.encoder
         for text, usable in zip(texts, have_tokens(encoder, texts) if texts else [], strict=True):
             if not usable:
-                raise ValueError(f"The text {text!r} holds nothing that the model's tokenizer knows: use other words.")
+                raise ValueError(f"The model's tokenizer knows no word of the text {text!r}: use other words.")
         background = encoder.transform.background
         found = [encoder.texts(texts)] if texts else []
         with torch.no_grad():
@@ -134,10 +134,12 @@ class EmbeddedData:
 def _finished(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if not manifest.finished:
-        raise ValueError(f"{folder} is not finished: the command that began it goes on where it ended.")
+        raise ValueError(f"{folder} is not finished: give the command that began it again; it resumes.")
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder} lacks {missing[0]}: the command that made it writes it again.")
+        raise ValueError(
+            f"{folder} lacks {missing[0]}: give the command that made the folder again; it restores the file."
+        )
     if not manifest.images:
         raise ValueError(f"{folder} has no features: no picture of the data could be used.")
     return manifest

@@ -392,11 +392,14 @@ class OptimizationArguments:
     stages: str | None = option(
         None,
         "stages of the run, as JSON: a list of {samples, image_size, mask_ratio, text_length, text_mask_ratio, "
-        "base_lr, warmup_samples}, in place of --train_samples, --mask_ratio_end and --unmasked_...",
+        "base_lr, warmup_samples}, in place of --train_samples, --mask_ratio_end, --mask_edge_strength_end and "
+        "--unmasked_...",
         json=True,
     )
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
-    compile: bool = option(False, "torch.compile the model: minutes at the start, faster steps on a GPU")
+    compile: bool = option(
+        False, "compile the model with torch.compile: takes minutes at the start, may make steps faster on a GPU"
+    )
     speed_ups: list[SpeedUp] | None = option(
         None, "fused_qkv, bf16_residual, cuda_graphs, fp8: faster arithmetic and launches; none is measured yet"
     )

@@ -239,7 +239,7 @@ def test_duplicates_that_a_check_has_found_are_left_out(tmp_path, capsys):
         assert manifest["left_out"] == expected and manifest["samples"] == planted.usable - expected
     (data / "0000.tar").unlink()
     said = failed(capsys, data, tmp_path / "out", "--without", tmp_path / "check", "--duplicates", "near")
-    assert "is a check of other data: their shards was 3, and is 2 now" in said
+    assert "is a check of other data (shards: 3 then, 2 now)" in said
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
@@ -331,9 +331,9 @@ def test_other_options_in_the_same_folder_are_refused(samples, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--quality", "80"], "give that, too"),
+        (["--quality", "80"], "give --resize, too"),
         (["--duplicates", "near"], "go together"),
-        (["--without", "nowhere", "--duplicates", "near"], "nowhere has no check that can be read"),
+        (["--without", "nowhere", "--duplicates", "near"], "nowhere holds no readable check"),
         (["--samples_per_shard", "0"], "--samples_per_shard must be between 1 and"),
         (["--resize", "4"], "--resize must be between 8 and"),
         (["--background", "none"], "--background: "),
@@ -367,7 +367,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_read(samples, tmp_path, 
     data = as_tar(samples[:8], tmp_path / "data")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert "has room for 0.0 GB" in failed(capsys, data, tmp_path / "out")
+    assert "has 0.0 GB free" in failed(capsys, data, tmp_path / "out")
 
 
 def test_parquet_shards_have_small_row_groups(samples, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_a_signal_ends_it_in_one_line_and_its_workers_with_it(number, data, whol
     os.kill(program.processes[0].pid or 0, number)
     assert program.wait(60) == 130
     said = [line for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("error")]
-    assert said == ["error: Interrupted. The same command goes on from here."]
+    assert said == ["error: Interrupted. The same command resumes from here."]
     assert "Traceback" not in (tmp_path / "stderr").read_text()
     done = run_program(MAIN, *words(data, tmp_path / "out", 1))
     assert done.returncode == 0 and contents(tmp_path / "out") == contents(whole[0])
