@@ -146,6 +146,27 @@ def test_data_without_any_usable_sample_are_reported(tmp_path, capsys):
     assert "0 can be used, 5 cannot" in capsys.readouterr().out
 
 
+def test_the_loader_is_not_measured_for_hours_where_next_to_nothing_is_usable(samples, tmp_path):
+    rare = [("0", *samples[0][1:]), *((f"{number:05d}", b"none", b"text") for number in range(1, 2500))]
+    write_tar(tmp_path / "a.tar", rare)
+    report = check(tmp_path / "a.tar", tmp_path / "out", "--seconds", "0.1", "--image_size", "32")
+    assert report["usable"] == 1 and report["speed"]["loaded_per_second_and_worker"] is None
+
+
+def test_names_in_the_data_do_not_drive_a_terminal(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [("\x1b]0;mine\x07|\n0", b"none", b"text")])
+    check(tmp_path / "a.tar", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "| not an image | 1 | \\x1b]0;mine\\x07\\| 0 of " in printed
+
+
+def test_a_report_is_not_written_among_the_data(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:4])
+    with pytest.raises(SystemExit):
+        check(tmp_path, tmp_path / "out")
+    assert "lies in the folder of the data" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
