@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from flip_hf.console.endings import end_with
 from flip_hf.console.fields import require
 from flip_hf.console.files import try_folder
+from flip_hf.console.lock import lock_folder, unlock_folder
 from flip_hf.console.names import counted
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
@@ -186,7 +187,12 @@ def run_check(options: argparse.Namespace, workers: int, command: str) -> None:
     chosen = CheckOptions(
         workers, options.distance, options.image_size, options.seconds, options.samples_per_second, background
     )
-    report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens)
+    options.output.mkdir(parents=True, exist_ok=True)
+    lock_folder(options.output)
+    try:
+        report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens)
+    finally:
+        unlock_folder(options.output)
     print(in_words(report))
     print(f"Report: {options.output / REPORT} and {options.output / PICTURE}, with tables of samples and duplicates.")
 

@@ -6,6 +6,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -158,6 +160,22 @@ def test_names_in_the_data_do_not_drive_a_terminal(tmp_path, capsys):
     check(tmp_path / "a.tar", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "| not an image | 1 | \\x1b]0;mine\\x07\\| 0 of " in printed
+
+
+def test_two_checks_do_not_write_into_one_folder(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:4])
+    (tmp_path / "out").mkdir()
+    holds = "import sys; from pathlib import Path; from flip_hf.console.lock import lock_folder\n"
+    holds += "lock_folder(Path(sys.argv[1])); print(flush=True); input()"
+    words = [sys.executable, "-c", holds, str(tmp_path / "out")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(SystemExit):
+            check(tmp_path / "a.tar", tmp_path / "out")
+        other.communicate(b"\n")
+    assert f"is in use by another run (process {other.pid}" in capsys.readouterr().err
+    check(tmp_path / "a.tar", tmp_path / "out")
+    assert not (tmp_path / "out" / "run.lock").exists()
 
 
 def test_a_report_is_not_written_among_the_data(samples, tmp_path, capsys):

@@ -149,8 +149,8 @@ def test_labels_keep_their_names_and_synonyms(form, samples, tmp_path):
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
 def test_the_printed_options_train_on_the_shards_from_any_folder(form, samples, tmp_path, capsys):
-    rows = {"image": [{"bytes": image, "path": None} for _, image, _ in samples[:6]], "label": [0, 1] * 3}
-    rows["text"] = ["a", "b"] * 3
+    images = [{"bytes": image, "path": None} for _, image, _ in samples[:6]]
+    rows = {"image": images, "label": [0, 1] * 3, "text": ["a", "b"] * 3}
     features = Features(image=Image(), label=ClassLabel(names=["cat", "dog's"]), text=Value("string"))
     Dataset.from_dict(rows, features).to_parquet(str(tmp_path / "a.parquet"))
     given = {"caption_column": ["label:0.1234567 text:12345678"], "caption_templates": ["it's a {}", "{}"]}
