@@ -11,7 +11,9 @@ resumes it.
 """
 
 import argparse
+import glob
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from flip_hf.console.endings import end_with
 from flip_hf.console.fields import require
 from flip_hf.console.files import try_folder
+from flip_hf.console.lock import lock_folder, unlock_folder
 from flip_hf.console.names import counted
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
@@ -145,6 +148,15 @@ def open_data(options: argparse.Namespace) -> tuple["Source", "Colour"]:
     return source, wanted.background_colour()
 
 
+def _check_outside(options: argparse.Namespace) -> None:
+    folder = Path(options.data).expanduser().resolve()
+    inside = folder.is_dir() and options.output.resolve().is_relative_to(folder)
+    require(
+        not inside,
+        f"{options.output} lies in the folder of the data, and would be read as part of them: name a folder elsewhere.",
+    )
+
+
 def token_counter(name: str | None) -> Callable[[Sequence[str]], list[int]] | None:
     """Returns a function that counts the tokens of captions, special ones included; None without a tokenizer."""
     if name is None:
@@ -169,12 +181,18 @@ def run_check(options: argparse.Namespace, workers: int, command: str) -> None:
 
     require(options.image_size % PATCH == 0, f"--image_size must be a multiple of {PATCH}, got {options.image_size}.")
     try_folder(options.output, "OUT")
+    _check_outside(options)
     count_tokens = token_counter(options.tokenizer)
     source, background = open_data(options)
     chosen = CheckOptions(
         workers, options.distance, options.image_size, options.seconds, options.samples_per_second, background
     )
-    report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens)
+    options.output.mkdir(parents=True, exist_ok=True)
+    lock_folder(options.output)
+    try:
+        report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens)
+    finally:
+        unlock_folder(options.output)
     print(in_words(report))
     print(f"Report: {options.output / REPORT} and {options.output / PICTURE}, with tables of samples and duplicates.")
 
@@ -196,12 +214,7 @@ def run_shard(options: argparse.Namespace, workers: int) -> None:
         "--without CHECK and --duplicates go together: the folder of a check, and which duplicates to leave out.",
     )
     try_folder(options.output, "OUT")
-    folder = Path(options.data).expanduser().resolve()
-    inside = folder.is_dir() and options.output.resolve().is_relative_to(folder)
-    require(
-        not inside,
-        f"{options.output} lies in the folder of the data, and would be read as part of them: name a folder elsewhere.",
-    )
+    _check_outside(options)
     source, background = open_data(options)
     unwanted = options.without and read_unwanted(options.without, options.duplicates, source)
     form = ImageForm(options.resize, options.quality or 90, background)
@@ -218,15 +231,18 @@ def in_words(manifest: dict[str, Any], options: argparse.Namespace, seconds: flo
     refused = sum(manifest["unusable"].values())
     left_out = f", {counted(manifest['left_out'], 'duplicate')} left out" if options.without else ""
     column = manifest["caption_column"]
-    named = f" --caption_column {column!r}" if column else ""
+    words = ["--train_data", f"{glob.escape(str(options.output))}/{options.split}-*.{options.format}"]
+    if column:
+        words += ["--caption_column", column]
     if manifest["class_names"]:
-        named += f" --class_names {options.output / manifest['class_names']}"
-    pattern = options.output / f"{options.split}-*.{options.format}"
+        words += ["--class_names", str(options.output / manifest["class_names"])]
+    if options.caption_templates:
+        words += ["--caption_templates", *options.caption_templates]
     shards = f"{counted(len(manifest['shards']), 'shard')} of {manifest['bytes'] / 1e6:,.1f} MB"
     return (
         f"{options.output}: {counted(manifest['samples'], 'sample')} in {shards}, in {seconds:,.0f} s; "
         f"{counted(refused, 'sample')} could not be used{left_out}.\n"
-        f"To train on them: --train_data '{pattern}'{named}"
+        f"To train on them: {shlex.join(words)}"
     )
 
 

@@ -18,6 +18,8 @@ _AGREEING = 2
 _MANY = 2**24
 # Hashes after a hash, in a list of those that agree with it in the chosen blocks, to which it is compared.
 MAX_NEIGHBOURS = 512
+# Pairs that are held are at most one for this many images, and those of one step.
+_JOINED = 8
 # Levels of 255 by which the colours of images that look alike may differ: encoding again changes them by three.
 MAX_LEVELS = 6
 _ONES = np.array([number.bit_count() for number in range(256)], np.uint8)
@@ -78,9 +80,9 @@ def find_duplicates(images: np.ndarray, captions: np.ndarray, looks: Looks, dist
     colours = np.ascontiguousarray(looks.colours[known]).view(np.uint32)  # four levels a key, to sort by fewer
     first_look = _first_equal(looks.hashes[known], *colours.T)
     distinct, node = np.unique(first_look, return_inverse=True)
-    edges, is_complete = near_pairs(looks.take(known[distinct]), distance)
+    alike, is_complete = near_groups(looks.take(known[distinct]), distance)
     # Equal images have equal looks, so that their groups never fall apart.
-    group[known] = known[_first_equal(_components(len(distinct), edges)[node])]
+    group[known] = known[_first_equal(alike[node])]
     own = np.arange(len(images))
     kind = np.full(len(images), FIRST, np.uint8)
     for value, first in ((NEAR, group), (IMAGE, first_image), (PAIR, first_pair)):
@@ -101,39 +103,29 @@ def _first_equal(*keys: np.ndarray) -> np.ndarray:
     return found
 
 
-def _components(count: int, edges: np.ndarray) -> np.ndarray:
-    """Returns the component (count,) of each node of a graph with edges (E, 2)."""
-    if not count:
-        return np.empty(0, np.int64)
-    ones = np.ones(len(edges), np.uint8)
-    graph = coo_matrix((ones, (edges[:, 0], edges[:, 1])), shape=(count, count))
-    return connected_components(graph, directed=False)[1]
-
-
-def near_pairs(looks: Looks, distance: int) -> tuple[np.ndarray, bool]:
-    """Finds the pairs of images that look alike.
+def near_groups(looks: Looks, distance: int) -> tuple[np.ndarray, bool]:
+    """Groups the images that look alike, or are linked by others that do.
 
     Args:
         looks: the looks of N images.
         distance: maximum number of bits in which their hashes differ; their colours differ by [`MAX_LEVELS`] at most.
 
     Returns:
-        The pairs (E, 2), as numbers of the images, some of them repeatedly, and whether all were found.
+        A label for each image (N,), equal for those of a group, and whether all that look alike were found.
     """
     agreeing = _AGREEING + (len(looks.hashes) > _MANY)
     blocks = _blocks(distance + agreeing)
     in_order = np.argsort(looks.hashes, kind="stable")
-    found: list[np.ndarray] = [np.empty((0, 2), np.int64)]
+    groups = np.arange(len(looks.hashes))
     is_complete = True
     for chosen in itertools.combinations(blocks, agreeing):
         mask = np.bitwise_or.reduce(np.array(chosen, np.uint64))
         keys = looks.hashes[in_order] & mask
         by_key = np.argsort(keys, kind="stable")  # equal keys stay sorted by the whole hash: near ones are neighbours
         order = in_order[by_key]
-        pairs, is_whole = _near_neighbours(looks.take(order), keys[by_key], distance)
-        found.append(order[pairs])
+        groups[order], is_whole = _join_neighbours(looks.take(order), keys[by_key], groups[order], distance)
         is_complete = is_complete and is_whole
-    return np.concatenate(found), is_complete
+    return groups, is_complete
 
 
 def _blocks(count: int) -> list[int]:
@@ -142,20 +134,53 @@ def _blocks(count: int) -> list[int]:
     return [(1 << end) - (1 << begin) for begin, end in itertools.pairwise(edges)]
 
 
-def _near_neighbours(looks: Looks, keys: np.ndarray, distance: int) -> tuple[np.ndarray, bool]:
-    """Finds the pairs that look alike among images with equal keys, which are sorted."""
-    found: list[np.ndarray] = [np.empty((0, 2), np.int64)]
-    left = np.arange(len(keys))
+def _join_neighbours(looks: Looks, keys: np.ndarray, groups: np.ndarray, distance: int) -> tuple[np.ndarray, bool]:
+    """Joins the groups of images that look alike among images with equal keys, which are sorted.
+
+    Pairs are joined before they are as many as the images, and lists that have become one group are left: thousands of
+    frames of one scene would take gigabytes and minutes.
+    """
+    run = np.cumsum(np.diff(keys, prepend=keys[:1]) != 0)
+    found: list[np.ndarray] = []
+    held = 0
+    left = np.flatnonzero(_has_several(groups, run)[run])
     for step in range(1, MAX_NEIGHBOURS + 1):
         left = left[left < len(keys) - step]
-        left = left[keys[left] == keys[left + step]]
-        if not len(left):
-            return np.concatenate(found), True
-        near = left[_differing_bits(looks.hashes[left], looks.hashes[left + step]) <= distance]
+        left = left[run[left] == run[left + step]]
+        apart = left[groups[left] != groups[left + step]]
+        near = apart[_differing_bits(looks.hashes[apart], looks.hashes[apart + step]) <= distance]
         levels = np.abs(looks.colours[near].astype(np.int16) - looks.colours[near + step]).max(axis=1, initial=0)
         near = near[levels <= MAX_LEVELS]
-        found.append(np.stack([near, near + step], axis=1))
-    return np.concatenate(found), False
+        found.append(np.stack([groups[near], groups[near + step]], axis=1))
+        held += len(near)
+        if held > len(keys) // _JOINED:
+            groups = _join(groups, np.concatenate(found))
+            left = left[_has_several(groups, run)[run[left]]]
+            found, held = [], 0
+        if not len(left):
+            break
+    return _join(groups, np.concatenate(found or [np.empty((0, 2), np.int64)])), not len(left)
+
+
+def _join(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Returns the labels (N,) of groups after those of some pairs of labels (E, 2) are joined."""
+    labels, nodes = np.unique(pairs, return_inverse=True)
+    if not len(labels):
+        return groups
+    ends = nodes.reshape(-1, 2).T
+    graph = coo_matrix((np.ones(len(pairs), np.uint8), (ends[0], ends[1])), shape=(len(labels), len(labels)))
+    _, first, component = np.unique(
+        connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
+    )
+    renamed = np.arange(len(groups))
+    renamed[labels] = labels[first[component]]
+    return renamed[groups]
+
+
+def _has_several(groups: np.ndarray, run: np.ndarray) -> np.ndarray:
+    """Returns for each run of images whether it has several groups."""
+    starts = np.flatnonzero(np.diff(run, prepend=-1))
+    return np.minimum.reduceat(groups, starts) != np.maximum.reduceat(groups, starts)
 
 
 def _differing_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:

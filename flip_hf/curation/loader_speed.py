@@ -21,6 +21,8 @@ _BATCH = 64
 _READY = 3
 # Rows shuffled together, few enough that reading a block is a small part of the time.
 _BLOCK = 256
+# Of a few usable samples among millions, a batch takes hours.
+_MAX_BAD = 0.9
 
 
 def loader_rate(source: Source, image_size: int, seconds: float, background: Colour = WHITE) -> float | None:
@@ -35,7 +37,7 @@ def loader_rate(source: Source, image_size: int, seconds: float, background: Col
         background: colour of transparent parts.
 
     Returns:
-        The rate; None if the data have nothing to train on.
+        The rate; None if the data have nothing to train on, or next to nothing.
     """
     patches = (image_size // PATCH_SIZE) ** 2
     draw = partial(random_masking, num_patches=patches, mask_ratio=_MASK_RATIO, device="cpu")
@@ -43,7 +45,16 @@ def loader_rate(source: Source, image_size: int, seconds: float, background: Col
     plan = PatchPlan(
         TrainTransform(background=background), partial(cut_patches, patch_size=PATCH_SIZE), lambda samples: view
     )
-    stream = TrainStream([source], plan, None, batch_size=_BATCH, process=Reader(0, 1), seed=0, shuffle_block=_BLOCK)
+    stream = TrainStream(
+        [source],
+        plan,
+        None,
+        batch_size=_BATCH,
+        process=Reader(0, 1),
+        seed=0,
+        shuffle_block=_BLOCK,
+        max_bad_fraction=_MAX_BAD,
+    )
     loader = TrainLoader(stream, num_workers=1, pin_memory=False)
     refusals = logging.getLogger("flip_hf.data.refusals")
     level = refusals.level

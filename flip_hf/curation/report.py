@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flip_hf.console.endings import one_line
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.names import counted
 from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Duplicates
@@ -150,13 +151,20 @@ def _losses(report: JsonObject) -> list[str]:
     lines = ["| cannot be used | count | for example |", "|---|---:|---|"]
     for reason, found in report["unusable"].items():
         first = found["examples"][0]
-        lines.append(f"| {reason} | {found['count']:,} | {first['key']}, row {first['row'] + 1:,} |")
+        lines.append(f"| {reason} | {found['count']:,} | {_cell(first['key'])}, row {first['row'] + 1:,} |")
     for reason, found in report["damage"].items():
-        lines.append(f"| {reason} | {found['count']:,} | {found['examples'][0]} |")
+        lines.append(f"| {reason} | {found['count']:,} | {_cell(found['examples'][0])} |")
     return [*lines, ""]
 
 
+def _cell(text: str) -> str:
+    """Returns a text of the data as a cell of a table, without control characters."""
+    return one_line(text).replace("|", "\\|")
+
+
 def _sizes(facts: Mapping[str, Any]) -> list[str]:
+    if not any(facts.get(name) for name in _UNITS):
+        return []
     names = ("min", "1 %", "median", "99 %", "max")
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for name, unit in _UNITS.items():
@@ -176,10 +184,11 @@ def _duplicates(report: JsonObject) -> list[str]:
         f"their perceptual hashes differ); {counted(found['groups'], 'group')} in all.{more}",
     ]
     if found["without_structure"]:
-        lines.append(f"{found['without_structure']:,} images have too little structure to be compared by their looks.")
+        images = counted(found["without_structure"], "image")
+        lines.append(f"{images} with too little structure to be compared by their looks.")
     others = report["captions"]["samples_with_captions_of_others"]
     if report["captions"]["count"]:
-        lines.append(f"{others:,} samples have the captions of an earlier sample.")
+        lines.append(f"{counted(others, 'sample')} with the captions of an earlier sample.")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Write shards of samples, as tar files in WebDataset's layout or as parquet: the same samples give the same bytes."""
 
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,15 +48,32 @@ class Column:
         return [value] if self.form == LIST and isinstance(value, str) else value
 
 
+def check_columns(columns: Sequence[CaptionColumn], kind: ShardFormat) -> None:
+    """Checks that shards can hold some columns of captions.
+
+    Raises:
+        ValueError: two would have the same name, or the name of a class cannot be written.
+    """
+    written = [_json_name(column.name) if kind == "tar" else _name_of(column) for column in columns]
+    if len({*written, _IMAGE}) <= len(written):
+        raise ValueError(
+            f"Caption columns would have one name in the shards: {', '.join(written)}. Give fewer to --caption_column."
+        )
+    for column in columns:
+        for name in itertools.chain.from_iterable(column.labels.classes if kind == "tar" and column.labels else ()):
+            if ";" in name:
+                raise ValueError(
+                    f"The class {name!r} has a semicolon in its name, which separates synonyms in the list of classes "
+                    "of tar shards: give --format parquet, or other names with --class_names."
+                )
+
+
 def make_columns(columns: Sequence[CaptionColumn], forms: set[str]) -> tuple[Column, ...]:
     """Chooses the form of every column, lists where any sample has several captions.
 
     Args:
         columns: the columns of captions.
         forms: the forms that occur, each with a letter for every column.
-
-    Raises:
-        ValueError: two columns would have the same name.
     """
     made: list[Column] = []
     for number, column in enumerate(columns):
@@ -63,13 +81,13 @@ def make_columns(columns: Sequence[CaptionColumn], forms: set[str]) -> tuple[Col
         form = next((letter for letter in (LABEL, LIST) if letter in letters), TEXT)
         named = () if column.labels is None else column.labels.classes
         classes = tuple(tuple(names) or (f"class {index}",) for index, names in enumerate(named))
-        made.append(Column(column.name, column.name.split(";")[0], form, column.weight, classes))
-    names = [column.name for column in made]
-    if len({*names, _IMAGE}) <= len(names):
-        raise ValueError(
-            f"Caption columns would have one name in the shards: {', '.join(names)}. Give fewer to --caption_column."
-        )
+        made.append(Column(column.name, _name_of(column), form, column.weight, classes))
     return tuple(made)
+
+
+def _name_of(column: CaptionColumn) -> str:
+    """Returns the first of the alternatives in a column's name."""
+    return column.name.split(";")[0]
 
 
 class Tar:
@@ -88,7 +106,7 @@ class Tar:
         """Returns the option `--caption_column` that reads the captions; None if it need not be given."""
         if self._extension != "json":
             return "cls" if self._extension == "cls" else None
-        return _weighted([(f"json.{_json_name(column)}", column.weight) for column in self.columns])
+        return _weighted([(f"json.{_json_name(column.name)}", column.weight) for column in self.columns])
 
     def names_classes(self, column: Column) -> bool:
         """Returns whether the shards themselves name the classes of a column's labels."""
@@ -105,13 +123,13 @@ class Tar:
     def _text(self, captions: dict[str, Any]) -> bytes:
         if self._extension != "json":
             return str(self.columns[0].value(captions)).encode()
-        values = {_json_name(column): column.value(captions) for column in self.columns}
+        values = {_json_name(column.name): column.value(captions) for column in self.columns}
         return json.dumps({name: value for name, value in values.items() if value is not None}).encode()
 
 
-def _json_name(column: Column) -> str:
+def _json_name(name: str) -> str:
     """Returns the name of a column in JSON, without dots, which lead into nested values."""
-    return column.name.removeprefix("json.").replace(".", "_")
+    return name.split(";")[0].removeprefix("json.").replace(".", "_")
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -183,7 +201,7 @@ def _feature(column: Column) -> Any:
 def _weighted(columns: Sequence[tuple[str, float]]) -> str | None:
     if len(columns) <= 1:
         return columns[0][0] if columns else None
-    return " ".join(f"{name}:{weight:g}" for name, weight in columns)
+    return " ".join(f"{name}:{weight!r}".removesuffix(".0") for name, weight in columns)
 
 
 def layout_of(kind: ShardFormat, columns: Sequence[Column]) -> Tar | Parquet:

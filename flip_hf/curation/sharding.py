@@ -24,8 +24,9 @@ from flip_hf.curation.contents import caption_columns
 from flip_hf.curation.dealing import Dealing, ImageForm
 from flip_hf.curation.leaving_out import Unwanted
 from flip_hf.curation.processes import WorkFailed, run_in_workers
-from flip_hf.curation.shard_files import ShardFormat, layout_of, make_columns
+from flip_hf.curation.shard_files import ShardFormat, check_columns, layout_of, make_columns
 from flip_hf.curation.spool import Spool
+from flip_hf.curation.state import read_state
 from flip_hf.curation.writing import Writing
 from flip_hf.data.files import is_remote
 from flip_hf.data.sources import Source
@@ -35,6 +36,7 @@ UNUSABLE = "unusable.json"
 CLASSES = "classes.txt"
 _WORK = ".work"
 _PLAN = "plan.json"
+_MANIFEST = ("format", "samples", "bytes", "caption_column", "class_names", "unusable", "left_out", "shards", "made_of")
 _SPOOL = "spool"
 # What is written besides the images.
 _SLACK = 1.05
@@ -79,9 +81,10 @@ def shard(source: Source, folder: Path, options: ShardOptions, workers: int, unw
             there is too little room on the disk.
         WorkFailed: data cannot be read, or files cannot be written.
     """
+    check_columns(caption_columns(source), options.format)
     wanted = _identity(source, options, unwanted)
     if (folder / MANIFEST).is_file():
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_state(folder / MANIFEST, _MANIFEST)
         _check_same(folder, manifest["made_of"], wanted)
         shutil.rmtree(folder / _WORK, ignore_errors=True)
         return manifest
@@ -129,6 +132,8 @@ def _check_same(folder: Path, made_of: JsonObject, wanted: JsonObject) -> None:
 
 
 def _check_empty(folder: Path) -> None:
+    if (folder / _WORK).is_symlink():  # all below it is removed in the end
+        raise ValueError(f"{folder / _WORK} is a link: remove it, or name a new folder.")
     if folder.is_dir() and not (folder / _WORK).is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty, and holds no shards of this command: name a new folder.")
 
@@ -137,7 +142,7 @@ def _begin(work: Path, wanted: JsonObject, source: Source, workers: int) -> int:
     """Writes the plan, or checks that of the earlier call; returns the number of tracks of a shard."""
     path = work / _PLAN
     if path.is_file():
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = read_state(path, ("made_of", "parts"))
         _check_same(work.parent, plan["made_of"], wanted)
         return plan["parts"]
     parts = max(1, -(-workers // source.shards.num_shards))

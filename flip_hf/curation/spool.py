@@ -5,6 +5,7 @@ after the other, so that a killed process loses what it held in memory, and no m
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from flip_hf.console.files import replacing
 from flip_hf.curation.findings import places_of
+from flip_hf.curation.state import damaged
 
 # A row for each sample; of one that cannot be used, only where it is, its name and the reason.
 SCHEMA = pa.schema(
@@ -36,6 +38,7 @@ FILE_BYTES = 64 * 2**20
 FILE_ROWS = 2048
 # Files that are open at once.
 _OPEN = 128
+_NAME = re.compile(r"\d{8,}-\d{6,}\.arrow")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Spool:
         """Returns the state of every track that was begun."""
         found: dict[int, Progress] = {}
         for path in self.paths():
+            if not _NAME.fullmatch(path.name):
+                raise damaged(path)
             track = int(path.name.split("-")[0])
             next_row, is_finished, damage = _progress_of(path)
             before = found.get(track, Progress())
@@ -139,10 +144,16 @@ class Index:
 
 
 def _progress_of(path: Path) -> tuple[int, bool, tuple[tuple[str, str], ...]]:
-    with pa.memory_map(str(path)) as file:
-        about = pa.ipc.open_file(file).schema.metadata[b"progress"]
-    next_row, is_finished, damage = json.loads(about)
-    return next_row, is_finished, tuple((reason, detail) for reason, detail in damage)
+    try:
+        with pa.memory_map(str(path)) as file:
+            schema = pa.ipc.open_file(file).schema
+        next_row, is_finished, damage = json.loads(schema.metadata[b"progress"])
+        found = next_row, is_finished, tuple((reason, detail) for reason, detail in damage)
+    except (pa.ArrowException, ValueError, TypeError, KeyError):
+        raise damaged(path) from None
+    if not schema.equals(SCHEMA):
+        raise damaged(path)
+    return found
 
 
 @lru_cache(_OPEN)

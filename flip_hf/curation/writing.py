@@ -13,11 +13,13 @@ from flip_hf.console.json_types import JsonObject
 from flip_hf.curation.processes import this_worker
 from flip_hf.curation.shard_files import Parquet, Tar
 from flip_hf.curation.spool import Index, spooled_sample
+from flip_hf.curation.state import read_state
 
 if TYPE_CHECKING:
     from flip_hf.curation.sharding import ShardOptions
 
 _FACTS = ".work/shards"
+_SHARD = ("name", "samples", "bytes", "sha256")
 
 
 class Writing(IterableDataset):
@@ -56,7 +58,7 @@ class Writing(IterableDataset):
 
     def facts(self) -> list[JsonObject]:
         """Returns name, samples, bytes and checksum of every shard, in order."""
-        return [json.loads(self._facts_file(number).read_text(encoding="utf-8")) for number in range(self.count)]
+        return [read_state(self._facts_file(number), _SHARD) for number in range(self.count)]
 
     def _facts_file(self, number: int) -> Path:
         return self.folder / _FACTS / f"{number:05d}.json"

@@ -6,6 +6,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -144,6 +146,43 @@ def test_data_without_any_usable_sample_are_reported(tmp_path, capsys):
     assert report["usable"] == 0 and report["unusable"]["not an image"]["count"] == 5
     assert report["speed"]["loaded_per_second_and_worker"] is None
     assert "0 can be used, 5 cannot" in capsys.readouterr().out
+
+
+def test_the_loader_is_not_measured_for_hours_where_next_to_nothing_is_usable(samples, tmp_path):
+    rare = [("0", *samples[0][1:]), *((f"{number:05d}", b"none", b"text") for number in range(1, 2500))]
+    write_tar(tmp_path / "a.tar", rare)
+    report = check(tmp_path / "a.tar", tmp_path / "out", "--seconds", "0.1", "--image_size", "32")
+    assert report["usable"] == 1 and report["speed"]["loaded_per_second_and_worker"] is None
+
+
+def test_names_in_the_data_do_not_drive_a_terminal(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [("\x1b]0;mine\x07|\n0", b"none", b"text")])
+    check(tmp_path / "a.tar", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "| not an image | 1 | \\x1b]0;mine\\x07\\| 0 of " in printed
+
+
+def test_two_checks_do_not_write_into_one_folder(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:4])
+    (tmp_path / "out").mkdir()
+    holds = "import sys; from pathlib import Path; from flip_hf.console.lock import lock_folder\n"
+    holds += "lock_folder(Path(sys.argv[1])); print(flush=True); input()"
+    words = [sys.executable, "-c", holds, str(tmp_path / "out")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(SystemExit):
+            check(tmp_path / "a.tar", tmp_path / "out")
+        other.communicate(b"\n")
+    assert f"is in use by another run (process {other.pid}" in capsys.readouterr().err
+    check(tmp_path / "a.tar", tmp_path / "out")
+    assert not (tmp_path / "out" / "run.lock").exists()
+
+
+def test_a_report_is_not_written_among_the_data(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:4])
+    with pytest.raises(SystemExit):
+        check(tmp_path, tmp_path / "out")
+    assert "lies in the folder of the data" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

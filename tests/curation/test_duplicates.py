@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flip_hf.curation import duplicates
-from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Looks, find_duplicates, near_pairs
+from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Looks, find_duplicates, near_groups
 from flip_hf.curation.hashing import content_hash, perceptual_hash, quarter_colours
 from flip_hf.data.shapes import generate_test
 
@@ -17,8 +17,10 @@ def looks_of(hashes: list[int], colours: list[int] | None = None) -> Looks:
     return Looks(np.array(hashes, np.uint64), levels, np.ones(len(hashes), bool))
 
 
-def as_set(pairs: np.ndarray) -> set[tuple[int, int]]:
-    return {(min(pair), max(pair)) for pair in pairs.tolist()}
+def groups_of(looks: Looks) -> list[list[int]]:
+    labels, is_complete = near_groups(looks, 4)
+    assert is_complete
+    return sorted(np.flatnonzero(labels == label).tolist() for label in np.unique(labels))
 
 
 @pytest.fixture(scope="module")
@@ -27,30 +29,45 @@ def pictures() -> list[Image.Image]:
     return [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
 
 
-def test_near_pairs_are_those_of_comparing_all(monkeypatch):
+@pytest.mark.parametrize("joined", [8, 10**6])
+def test_near_groups_are_those_of_comparing_all(joined, monkeypatch):
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 300, dtype=np.uint64).tolist()
     for number in range(200):  # copies with up to seven bits changed, of which four are near
         flips = rng.choice(64, number % 8, replace=False).tolist()
         hashes.append(hashes[number] ^ sum(1 << bit for bit in flips))
+    hashes += [hashes[0] ^ 1 << bit for bit in range(40)]
     all_pairs = ((i, j) for j in range(len(hashes)) for i in range(j))
-    expected = {(i, j) for i, j in all_pairs if (hashes[i] ^ hashes[j]).bit_count() <= 4}
-    found, is_complete = near_pairs(looks_of(hashes), 4)
-    assert as_set(found) == expected and len(expected) == 125 and is_complete
+    labels = list(range(len(hashes)))
+    for i, j in all_pairs:
+        if (hashes[i] ^ hashes[j]).bit_count() <= 4:
+            labels = [labels[i] if label == labels[j] else label for label in labels]
+    expected = sorted([i for i, label in enumerate(labels) if label == each] for each in set(labels))
+    monkeypatch.setattr(duplicates, "_JOINED", joined)
+    assert groups_of(looks_of(hashes)) == expected and len(expected) == 375
     monkeypatch.setattr(duplicates, "_MANY", 100)  # three blocks agree, as among many millions
-    assert as_set(near_pairs(looks_of(hashes), 4)[0]) == expected
+    assert groups_of(looks_of(hashes)) == expected
 
 
 def test_equal_shades_of_other_colours_are_no_copies():
-    found, _ = near_pairs(looks_of([5, 5, 5], [100, 105, 112]), 4)
-    assert as_set(found) == {(0, 1)}
+    assert groups_of(looks_of([5, 5, 5], [100, 105, 112])) == [[0, 1], [2]]
 
 
-def test_time_is_bounded_where_nearly_all_look_alike(monkeypatch):
+def test_time_is_bounded_where_many_are_similar_but_not_alike(monkeypatch):
     monkeypatch.setattr(duplicates, "MAX_NEIGHBOURS", 3)
-    hashes = [1 << bit for bit in range(60)]  # any two differ in two bits
-    found, is_complete = near_pairs(looks_of(hashes), 4)
-    assert not is_complete and len(as_set(found)) < 60 * 59 / 2
+    looks = looks_of([5] * 9, [0, 50, 100, 150, 1, 51, 101, 151, 200])
+    labels, is_complete = near_groups(looks, 4)
+    assert not is_complete and len(np.unique(labels)) > 5
+
+
+def test_thousands_that_look_alike_are_compared_few_times(monkeypatch):
+    monkeypatch.setattr(duplicates, "MAX_NEIGHBOURS", 20)
+    hashes = [1 << 3 * bit | 1 << other for bit in range(8) for other in range(30, 64)]
+    compared = []
+    differing_bits = duplicates._differing_bits
+    monkeypatch.setattr(duplicates, "_differing_bits", lambda a, b: compared.append(len(a)) or differing_bits(a, b))
+    assert groups_of(looks_of(hashes)) == [list(range(len(hashes)))]
+    assert sum(compared) < 5 * len(hashes)
 
 
 def test_kinds_of_duplicates_and_their_groups():
@@ -89,10 +106,10 @@ def test_copies_share_hash_and_colours_and_other_pictures_do_not(pictures, scale
     both = [*kept, *copies]
     hashes = [perceptual_hash(image) or 0 for image in both]
     colours = np.array([list(quarter_colours(image)) for image in both], np.uint8)
-    found, _ = near_pairs(Looks(np.array(hashes, np.uint64), colours, np.ones(len(both), bool)), 4)
-    wanted = {(number, number + len(kept)) for number in range(len(kept))}
-    assert len(as_set(found) & wanted) >= 0.95 * len(wanted)
-    assert len(as_set(found) - wanted) <= 2
+    groups = groups_of(Looks(np.array(hashes, np.uint64), colours, np.ones(len(both), bool)))
+    wanted = [[number, number + len(kept)] for number in range(len(kept))]
+    assert sum(pair in groups for pair in wanted) >= 0.95 * len(wanted)
+    assert sum(len(group) > 1 and group not in wanted for group in groups) <= 2
 
 
 def test_a_plain_picture_has_no_perceptual_hash():

@@ -5,12 +5,14 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
@@ -21,6 +23,7 @@ from flip_hf.curation.contents import read_contents
 from flip_hf.data.sources import Source, open_source
 from flip_hf.training.arguments import DataArguments
 from flip_hf.training.inputs import open_training_data
+from flip_hf.training.recipes import parse_arguments
 from tests.helpers import damaged
 from tests.helpers.pairs import write_tar
 from tests.helpers.planted import write_planted
@@ -142,6 +145,73 @@ def test_labels_keep_their_names_and_synonyms(form, samples, tmp_path):
     back = opened(tmp_path / "out", caption_column=column, class_names=str(tmp_path / "out" / "classes.txt"))
     named = opened(tmp_path / "data", caption_column=["label"], class_names=str(tmp_path / "names"))
     assert rows_of(back) == rows_of(named) and back.captions[0].labels.classes == named.captions[0].labels.classes
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_the_printed_options_train_on_the_shards_from_any_folder(form, samples, tmp_path, capsys):
+    images = [{"bytes": image, "path": None} for _, image, _ in samples[:6]]
+    rows = {"image": images, "label": [0, 1] * 3, "text": ["a", "b"] * 3}
+    features = Features(image=Image(), label=ClassLabel(names=["cat", "dog's"]), text=Value("string"))
+    Dataset.from_dict(rows, features).to_parquet(str(tmp_path / "a.parquet"))
+    given = {"caption_column": ["label:0.1234567 text:12345678"], "caption_templates": ["it's a {}", "{}"]}
+    more = ("--caption_column", *given["caption_column"], "--caption_templates", *given["caption_templates"])
+    shard(tmp_path / "a.parquet", tmp_path / "it's [1] & more", "--format", form, *more)
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
+    (back,) = open_training_data(parse_arguments(words, tmp_path, "none").data)
+    before = opened(tmp_path / "a.parquet", **given)
+    assert rows_of(back) == rows_of(before)
+    assert [column.weight for column in back.captions] == [column.weight for column in before.captions]
+    assert [column.labels and vars(column.labels)["templates"] for column in back.captions] == [
+        given["caption_templates"],
+        None,
+    ]
+
+
+def test_what_tar_shards_cannot_name_is_refused(samples, tmp_path, capsys):
+    rows = {"image": [{"bytes": samples[0][1], "path": None}], "label": [0], "a.b": ["one"], "a_b": ["two"]}
+    features = Features({"image": Image(), "label": ClassLabel(names=["x; y"]), "a.b": Value("string")})
+    features["a_b"] = Value("string")
+    Dataset.from_dict(rows, features).to_parquet(str(tmp_path / "a.parquet"))
+    for column, said in (("a.b:1 a_b:1", "would have one name in the shards: a_b, a_b"), ("label", "semicolon")):
+        assert said in failed(capsys, tmp_path / "a.parquet", tmp_path / "out", "--caption_column", column)
+        shard(tmp_path / "a.parquet", tmp_path / f"as {said[0]}", "--caption_column", column, "--format", "parquet")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("shards.json", "{}"),
+        (".work/plan.json", "{}"),
+        (".work/plan.json", "[" * 9999),
+        (".work/spool/00000000-000000.arrow", "not a table"),
+        (".work/spool/first.arrow", ""),
+    ],
+)
+def test_what_others_have_left_is_refused_in_one_line(name, text, samples, tmp_path, capsys):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert f"{path} is damaged, or was not written" in failed(
+        capsys, as_tar(samples[:4], tmp_path / "data"), tmp_path / "out"
+    )
+
+
+def test_a_spooled_table_of_others_is_refused(samples, tmp_path, capsys):
+    path = tmp_path / "out" / ".work" / "spool" / "00000000-000000.arrow"
+    path.parent.mkdir(parents=True)
+    for about in ({}, {"progress": "[0, true, []]"}):
+        table = pa.table({"image": [b""]}).replace_schema_metadata(about)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        assert "is damaged" in failed(capsys, as_tar(samples[:4], tmp_path / "data"), tmp_path / "out")
+
+
+def test_nothing_behind_a_link_is_removed(samples, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out" / ".work").symlink_to(tmp_path / "mine")
+    assert ".work is a link" in failed(capsys, as_tar(samples[:4], tmp_path / "data"), tmp_path / "out")
 
 
 def test_images_alone(samples, tmp_path):
