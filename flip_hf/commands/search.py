@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flip_hf.console.endings import end_with
+from flip_hf.console.endings import end_with, one_line
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import integer
 from flip_hf.redaction import install
@@ -38,10 +38,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def table(query: str, hits: "Sequence[Hit]") -> str:
-    """A query and its hits, one a line: score, key, and the first caption."""
-    width = max((len(hit.key) for hit in hits), default=0)
-    lines = [f"  {hit.score:6.3f}  {hit.key:<{width}}  {' '.join(' '.join(hit.captions[:1]).split())}" for hit in hits]
-    return "\n".join([query, *(line.rstrip() for line in lines)])
+    """A query and its hits, one a line: score, key, and the first caption; what could drive a terminal is quoted."""
+    keys = [one_line(hit.key) for hit in hits]
+    width = max(map(len, keys), default=0)
+    captions = [one_line(" ".join(hit.captions[:1])) for hit in hits]
+    lines = [
+        f"  {hit.score:6.3f}  {key:<{width}}  {caption}" for hit, key, caption in zip(hits, keys, captions, strict=True)
+    ]
+    return "\n".join([one_line(query), *(line.rstrip() for line in lines)])
 
 
 def answer(arguments: argparse.Namespace) -> None:

@@ -338,7 +338,7 @@ def _image_folder(path: str, splits: dict[str, list[str]], split: str) -> Datase
             check_json_lines(file)
     # All splits together, so that their classes are numbered alike.
     dataset: Any = load_dataset("imagefolder", data_files=found, split=split, streaming=True)
-    return DatasetShards(dataset, False, FilesBelow(path))
+    return DatasetShards(dataset, False, FilesBelow(path), found.get(split, ()))
 
 
 def _open_saved(path: str, config: str | None, split: str | None) -> DatasetShards:

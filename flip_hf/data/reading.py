@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -80,9 +80,17 @@ class DatasetShards:
         table: the rows; pictures, audio and video are returned as stored, not decoded.
         remote: whether reading may fail temporarily.
         files: the files that paths in its rows may name; None if rows hold bytes.
+        urls: the files that the rows are in, as far as they are known.
     """
 
-    def __init__(self, table: Dataset | IterableDataset, remote: bool, files: FilePolicy | None = None):
+    def __init__(
+        self,
+        table: Dataset | IterableDataset,
+        remote: bool,
+        files: FilePolicy | None = None,
+        urls: Sequence[str] = (),
+    ):
+        self.urls = tuple(urls)
         self.remote = remote
         self.files = files
         self._table = table
@@ -93,11 +101,16 @@ class DatasetShards:
         """The names of all columns, or None if they are known only from rows."""
         return None if self.dataset.features is None else list(self.dataset.features)
 
+    @property
+    def num_rows(self) -> int | None:
+        """The number of rows, or None if it is known only after reading them."""
+        return len(self._table) if isinstance(self._table, Dataset) else None
+
     def select(self, *columns: str | None) -> "DatasetShards":
         """Returns the same rows with only these columns; see [`ParquetShards.select`]."""
         names = {part for each in columns if each for name in each.split(";") for part in (name, name.split(".")[0])}
         kept = [name for name in self.columns or () if name in names]
-        return DatasetShards(self._table.select_columns(kept), self.remote, self.files) if kept else self
+        return DatasetShards(self._table.select_columns(kept), self.remote, self.files, self.urls) if kept else self
 
     @property
     def num_shards(self) -> int:

@@ -89,8 +89,9 @@ class TarShards:
         self.keys_have_dots = keys_have_dots
         self._wanted: frozenset[str] | None = None
         self.remote = any(is_remote(url) for url in self.urls)
-        # Start of the last row read of a shard, where reading resumes after a lost connection.
-        self._mark = (-1, 0, 0)  # shard, row, byte
+        # Starts of the last row read of a shard and of the one after it, where reading resumes after a lost connection,
+        # or with a row that was read only to see that there is one.
+        self._marks = ((-1, 0, 0), (-1, 0, 0))  # shard, row, byte
         self._in_one_go: set[str] = set()
 
     @property
@@ -126,9 +127,8 @@ class TarShards:
         Raises:
             Exception: of many types, if the file cannot be opened or the connection is lost.
         """
-        marked, row, offset = self._mark
-        if marked != shard or row > first:
-            row = offset = 0
+        usable = [(row, offset) for marked, row, offset in self._marks if marked == shard and row <= first]
+        row, offset = max(usable, default=(0, 0))
         try:
             yield from self._read(shard, first, row, offset, part, damage)
         except ValueError as error:
@@ -137,13 +137,13 @@ class TarShards:
             if not no_ranges or self.urls[shard] in self._in_one_go:
                 raise
             self._in_one_go.add(self.urls[shard])
-            marked, row, offset = self._mark
+            _, row, offset = self._marks[1]
             yield from self._read(shard, max(first, row), row, offset, part, damage)
 
     def _read(
         self, shard: int, first: int, row: int, offset: int, part: Reader | None, damage: Callable[[str], None]
     ) -> Iterator[tuple[int, dict]]:
-        self._mark = (shard, row, offset)
+        self._marks = ((shard, row, offset),) * 2
         with self._open(shard, offset) as archive:
             draft: _Draft | None = None
             for member in archive.walk(damage):
@@ -152,7 +152,7 @@ class TarShards:
                     continue
                 key, extension = name
                 if draft is not None and (key != draft.key or extension in draft.extensions or extension in draft.row):
-                    self._mark = (shard, row + 1, member.offset)
+                    self._marks = (self._marks[1], (shard, row + 1, member.offset))
                     if _wanted(row, first, part):
                         yield row, draft.row
                     row = row + 1

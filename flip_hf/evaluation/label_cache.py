@@ -32,7 +32,7 @@ def default_folder() -> Path | None:
     named = os.environ.get(VARIABLE)
     if named == "":
         return None
-    root = Path(constants.HF_HOME) / "flip_hf" if named is None else Path(named)
+    root = Path(constants.HF_HOME) / "flip_hf" if named is None else Path(named).expanduser()
     return root / "labels"
 
 
@@ -61,9 +61,11 @@ class LabelCache:
     def load(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> LabelEmbeddings | None:
         """Returns the embeddings of labels, or None if they are not there; a damaged file counts as not there."""
         path = self._path(labels, templates)
-        if path is None or not path.is_file():
+        if path is None:
             return None
         try:
+            if not path.is_file():
+                return None
             found = LabelEmbeddings.load(path)
         except (ValueError, OSError) as error:
             logger.warning("%s The labels are encoded again.", error)
@@ -85,11 +87,13 @@ class LabelCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             embeddings.save(scratch)
             scratch.replace(path)
-            _remove_oldest(path.parent, path)
         except Exception as error:  # safetensors has an error of its own for a full disk
             logger.warning("Label embeddings could not be kept in %s: %s.", path.parent, error)
             with suppress(OSError):
                 scratch.unlink(missing_ok=True)
+            return
+        with suppress(OSError):  # another evaluation may remove the same files
+            _remove_oldest(path.parent, path)
 
 
 def _remove_oldest(folder: Path, newest: Path) -> None:

@@ -1,14 +1,16 @@
 """A model's embeddings of labels, saved as safetensors."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = "flip_hf label embeddings 1"
+FORMAT = "flip_hf label embeddings 2"
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,14 @@ class LabelEmbeddings:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file."""
-        about = {"labels": self.labels, "templates": self.templates, "fingerprint": self.fingerprint}
-        metadata = {"format": FORMAT, "about": json.dumps(about)}
-        save_file({"weights": self.weights.cpu().contiguous()}, path, metadata=metadata)
+        weights = self.weights.cpu().contiguous()
+        about = {
+            "labels": self.labels,
+            "templates": self.templates,
+            "fingerprint": self.fingerprint,
+            "sha256": _digest(weights),
+        }
+        save_file({"weights": weights}, path, metadata={"format": FORMAT, "about": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> "LabelEmbeddings":
@@ -47,6 +54,15 @@ class LabelEmbeddings:
                     raise ValueError(f"its format is not {FORMAT!r}")
                 about = json.loads(metadata["about"])
                 weights = file.get_tensor("weights")
-        except (SafetensorError, ValueError, KeyError) as error:
+            found = cls(tuple(about["labels"]), tuple(about["templates"]), weights, about["fingerprint"])
+            if weights.ndim != 2 or len(weights) != len(found.labels) or weights.dtype != torch.float32:
+                raise ValueError("its numbers have another shape or type")
+            if about["sha256"] != _digest(weights):
+                raise ValueError("its numbers have changed since it was written")
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} does not hold label embeddings: {error}.") from error
-        return cls(tuple(about["labels"]), tuple(about["templates"]), weights, about["fingerprint"])
+        return found
+
+
+def _digest(weights: Tensor) -> str:
+    return hashlib.sha256(weights.numpy().data).hexdigest()

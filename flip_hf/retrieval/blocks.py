@@ -142,7 +142,7 @@ class BlockStream(IterableDataset):
         images: list[torch.Tensor] = []
         samples: list[Sample] = []
         for row, values in self._rows_of(block, ending):
-            key = redact(own_key(values, self.source) or f"{block.shard}/{row}")
+            key = redact(as_unicode(own_key(values, self.source) or f"{block.shard}/{row}"))
             try:
                 images.append(self.transform(decode_image(self.source.image(values), self.background)))
                 samples.append(Sample(row, key, self._captions(values)))
@@ -202,6 +202,11 @@ class BlockStream(IterableDataset):
             return []
 
 
+def as_unicode(name: str) -> str:
+    """Returns a name with what is not UTF-8 in it, as in the name of a file, as codes: files hold nothing else."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 class ClassCaption:
     """Turns a label into the name of its class, as the only caption."""
 
@@ -210,7 +215,7 @@ class ClassCaption:
         self.read_index = ClassIndex(class_names)
 
     def __call__(self, value: object) -> list[str]:
-        return [spoken(self.class_names[self.read_index(value)])]
+        return [as_unicode(spoken(self.class_names[self.read_index(value)]))]
 
 
 def caption_reader(source: Source) -> Callable[[object], list[str]]:

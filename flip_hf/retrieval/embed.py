@@ -29,8 +29,16 @@ from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.fingerprints import model_fingerprint
 from flip_hf.redaction import shown
 from flip_hf.retrieval.blocks import Batch, Block, BlockStream, Ending, Sample
-from flip_hf.retrieval.folder import Manifest, file_digest, find_parts, finish, take_folder, write_manifest
-from flip_hf.retrieval.index import build_index, require_faiss
+from flip_hf.retrieval.folder import (
+    Manifest,
+    check_folder,
+    file_digest,
+    find_parts,
+    finish,
+    take_folder,
+    write_manifest,
+)
+from flip_hf.retrieval.index import build_index, has_index, require_faiss
 from flip_hf.retrieval.opening import open_data
 from flip_hf.retrieval.options import EmbedOptions
 from flip_hf.retrieval.parts import Part, write_part
@@ -183,9 +191,14 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
     wanted = describe(options, encoder, data)
 
     def take() -> Manifest:
+        check_folder(options.folder)
         options.folder.mkdir(parents=True, exist_ok=True)
         lock_folder(options.folder)
-        return take_folder(options.folder, wanted)
+        try:
+            return take_folder(options.folder, wanted)
+        except BaseException:
+            unlock_folder(options.folder)
+            raise
 
     manifest = from_main(accelerator, take)
     try:
@@ -239,9 +252,9 @@ def _encode_missing(
 
 
 def _with_index(options: EmbedOptions, manifest: Manifest) -> Manifest:
-    """Builds the index that was asked for, unless it is there."""
+    """Builds the index that was asked for, unless it is there, whole, or there is nothing to find."""
     kind = options.index
-    if kind is not None and (manifest.index is None or manifest.index["kind"] != kind):
+    if kind is not None and manifest.images and not has_index(options.folder, manifest.index, kind):
         manifest.index = build_index(options.folder, list(manifest.files), manifest.width, kind)
         write_manifest(options.folder, manifest)
     return manifest

@@ -3,21 +3,34 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from flip_hf.console.files import read_text
 from flip_hf.console.json_types import JsonObject
+from flip_hf.console.lock import LOCK
 from flip_hf.retrieval.blocks import Block
 from flip_hf.retrieval.parts import PATTERN, UNFINISHED, part_path, read_part
 
 MANIFEST = "embeddings.json"
 REFUSED = "refused.jsonl"
+INDEX = "index.faiss"
 FORMAT = "flip_hf embeddings 1"
 _MAX_BYTES = 64 * 2**20
+# Names that `part_path` makes; any other in `embeddings.json` could lead out of the folder.
+_PART_NAME = re.compile(r"part-\d{5,}-\d{5,}\.parquet")
+# What a run that was ended leaves behind; other unfinished files in the folder are not ours.
+_LEFT_BEHIND = (f"part-*{UNFINISHED}", f"{INDEX}{UNFINISHED}", f"{MANIFEST}{UNFINISHED}")
+# What is read of a model, the data and the options later.
+_NEEDED = {
+    "model": ("name", "revision"),
+    "data": ("name", "kind", "split", "config", "image_column", "caption_column"),
+    "options": ("precision",),
+}
 
 
 @dataclass
@@ -78,12 +91,64 @@ def read_manifest(folder: Path) -> Manifest:
     """
     text = read_text(folder / MANIFEST, "what features are of; `flip-hf embed` writes it", _MAX_BYTES)
     try:
-        fields: JsonObject = json.loads(text)
-        if fields.pop("format") != FORMAT:
+        values: JsonObject = json.loads(text)
+        if values.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        return Manifest(**fields)
+        manifest = Manifest(**values)
+        _check(manifest)
+        return manifest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged ({error}). Embed the data again.") from None
+        raise ValueError(
+            f"{folder / MANIFEST} is damaged ({error}). Embed the data again, into a new folder."
+        ) from None
+
+
+def _check(manifest: Manifest) -> None:
+    """Checks the values of a manifest, which may have come from anyone.
+
+    Raises:
+        ValueError: one is of the wrong type, or names a file that is not one of features.
+        KeyError: one is missing.
+    """
+    usual = Manifest({}, {}, {})
+    for name in (each.name for each in fields(usual) if each.name != "index"):
+        if type(getattr(manifest, name)) is not type(getattr(usual, name)):
+            raise ValueError(f"wrong value: {name}")
+    for name, needed in _NEEDED.items():
+        for key in needed:
+            if not isinstance(getattr(manifest, name)[key], str if key == "name" else str | None):
+                raise ValueError(f"wrong value: {name}, {key}")
+    _check_files(manifest.files)
+    if not all(type(count) is int for count in manifest.refused.values()):
+        raise ValueError("wrong value: refused")
+    if manifest.index is not None and not all(isinstance(manifest.index[key], str) for key in ("kind", "sha256")):
+        raise ValueError("wrong value: index")
+
+
+def _check_files(files: dict[str, dict[str, Any]]) -> None:
+    for name, about in files.items():
+        if not _PART_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a file of features")
+        if type(about["rows"]) is not int or not isinstance(about["sha256"], str):
+            raise ValueError(f"wrong value: files, {name}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses an existing folder of files that are not features, before anything is written there.
+
+    Raises:
+        ValueError: it holds files of another kind.
+    """
+    if not folder.is_dir() or (folder / MANIFEST).exists():
+        return
+    ours = {LOCK, *(path.name for path in _left_behind(folder))}
+    others = [name for name in os.listdir(folder) if name not in ours]
+    if others:
+        raise ValueError(f"{folder} holds other files, such as {min(others)}, and no features: name a new folder.")
+
+
+def _left_behind(folder: Path) -> list[Path]:
+    return [path for pattern in _LEFT_BEHIND for path in folder.glob(pattern)]
 
 
 def take_folder(folder: Path, wanted: Manifest) -> Manifest:
@@ -96,10 +161,8 @@ def take_folder(folder: Path, wanted: Manifest) -> Manifest:
         ValueError: it holds features of something else, or files of another kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     if not (folder / MANIFEST).exists():
-        others = [name for name in os.listdir(folder) if not name.endswith((UNFINISHED, ".lock"))]
-        if others:
-            raise ValueError(f"{folder} holds other files, such as {min(others)}, and no features: name a new folder.")
         write_manifest(folder, wanted)
     found = read_manifest(folder)
     before, now = found.decides, wanted.decides
@@ -109,7 +172,7 @@ def take_folder(folder: Path, wanted: Manifest) -> Manifest:
             f"{folder} holds features of something else: {', '.join(changed)} differ. Give the same, or name a new "
             "folder."
         )
-    for path in folder.glob(f"*{UNFINISHED}"):
+    for path in _left_behind(folder):
         path.unlink(missing_ok=True)
     return found
 
@@ -145,6 +208,7 @@ def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width:
         names: gives the source's name of a shard.
         width: E.
     """
+    before = manifest.files
     manifest.files = {}
     manifest.images = manifest.captions = 0
     refused: Counter[str] = Counter()
@@ -164,6 +228,8 @@ def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width:
         for reason, detail in damage:
             refused[reason] += 1
             listed.write(_line(detail, None, None, reason))
+    if manifest.files != before:
+        manifest.index = None  # it is of the files before
     if not refused:
         (folder / REFUSED).unlink()
     manifest.refused = dict(sorted(refused.items()))

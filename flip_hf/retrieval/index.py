@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from flip_hf.retrieval.folder import file_digest
+from flip_hf.retrieval.folder import INDEX, file_digest
 from flip_hf.retrieval.options import IndexKind
 from flip_hf.retrieval.parts import READ_ROWS, UNFINISHED, read_features
 
-INDEX = "index.faiss"
 # Links of a vector in the graph; more find more and take more memory.
 _HNSW_LINKS = 32
 # Vectors that each cell's centre is learned from, and cells that a search looks into.
@@ -46,10 +45,13 @@ def build_index(folder: Path, names: Sequence[str], width: int, kind: IndexKind)
     paths = [folder / name for name in names]
     index = _empty_index(faiss, paths, width, kind)
     for path in tqdm(paths, desc=f"{kind} index", unit="file"):
-        for features in read_features(path):
+        for features in read_features(path, width):
             index.add(features.astype(np.float32))
     scratch = folder / f"{INDEX}{UNFINISHED}"
-    faiss.write_index(index, str(scratch))
+    try:
+        faiss.write_index(index, str(scratch))
+    except RuntimeError as error:  # FAISS has no other
+        raise OSError(f"{scratch} cannot be written: {error}") from error
     scratch.replace(folder / INDEX)
     return {"kind": kind, "file": INDEX, "sha256": file_digest(folder / INDEX)}
 
@@ -74,14 +76,27 @@ def _spread_features(paths: Sequence[Path], count: int, width: int) -> np.ndarra
     rng = np.random.default_rng(0)
     drawn = [np.empty((0, width), np.float32)]
     for path in paths:
-        features = np.concatenate([np.empty((0, width), np.float16), *read_features(path)])
+        features = np.concatenate([np.empty((0, width), np.float16), *read_features(path, width)])
         chosen = np.sort(rng.permutation(len(features))[:share])
         drawn.append(features[chosen].astype(np.float32))
     return np.concatenate(drawn)
 
 
-def open_index(folder: Path, about: dict[str, str]) -> Any:
+def has_index(folder: Path, about: dict[str, str] | None, kind: str) -> bool:
+    """Returns whether a folder has an index of a kind, whose file is the one that `embeddings.json` names."""
+    path = folder / INDEX
+    if about is None or about["kind"] != kind or not path.is_file():
+        return False
+    return file_digest(path) == about["sha256"]
+
+
+def open_index(folder: Path, about: dict[str, str], size: tuple[int, int]) -> Any:
     """Opens a folder's index, after a look at its bytes: FAISS trusts what it reads.
+
+    Args:
+        folder: the folder.
+        about: what `embeddings.json` says of the index.
+        size: numbers of features and of their elements that it must have.
 
     Raises:
         ModuleNotFoundError: FAISS is not installed.
@@ -89,8 +104,14 @@ def open_index(folder: Path, about: dict[str, str]) -> Any:
     """
     faiss = require_faiss()
     path = folder / INDEX
-    if about.get("file") != INDEX or not path.is_file() or file_digest(path) != about.get("sha256"):
-        raise ValueError(
-            f"{path} is missing or not the index of these features: build it again with `flip-hf embed --index`."
-        )
-    return faiss.read_index(str(path))
+    if has_index(folder, about, about["kind"]):
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError:  # FAISS has no other
+            index = None
+        if index is not None and (index.ntotal, index.d) == size:
+            return index
+    raise ValueError(
+        f"{path} is missing or not the index of these features: build it again with `flip-hf embed ... --index "
+        f"{about['kind']}`, or search with --exact."
+    )

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ _METADATA = b"flip_hf"
 # Rows that are read at once in a search: 64 MB of features of width 512.
 READ_ROWS = 2**16
 _ROW_GROUP = 2**13
+# What is read of a sample that was found.
+_SAMPLE = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("captions", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -106,15 +116,41 @@ def read_part(path: Path) -> Part:
         raise ValueError(f"{path} is not a complete file of features: {error}.") from error
 
 
-def read_features(path: Path) -> Iterator[np.ndarray]:
-    """Yields the image features of a file, float16 (N, E), [`READ_ROWS`] at a time."""
-    with pq.ParquetFile(path, memory_map=True) as file:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns every error that a damaged file causes into one that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise ValueError(f"{path} is damaged ({error}). The command that made it writes it again.") from error
+
+
+def read_features(path: Path, width: int, rows: int | None = None) -> Iterator[np.ndarray]:
+    """Yields the image features of a file, float16 (N, E), [`READ_ROWS`] at a time.
+
+    Args:
+        path: the file.
+        width: E.
+        rows: how many it must have, if that is known.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with _reading(path), pq.ParquetFile(path, memory_map=True) as file:
+        kind = file.schema_arrow.field("image_features").type
+        if kind != pa.list_(pa.float16(), width) or rows not in (None, file.metadata.num_rows):
+            raise ValueError(f"{file.metadata.num_rows} rows of {kind}")
         for batch in file.iter_batches(READ_ROWS, columns=["image_features"], use_threads=False):
             vectors = batch.column(0)
-            yield vectors.flatten().to_numpy().reshape(len(vectors), -1)
+            yield vectors.flatten().to_numpy().reshape(len(vectors), width)
 
 
 def read_samples(path: Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns `key`, `shard`, `row` and `captions` of some rows of a file, in the order of `numbers`."""
-    table = pq.read_table(path, columns=["key", "shard", "row", "captions"], memory_map=True)
-    return table.take(pa.array(numbers, pa.int64())).to_pylist()
+    """Returns `key`, `shard`, `row` and `captions` of some rows of a file, in the order of `numbers`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with _reading(path):
+        table = pq.read_table(path, columns=_SAMPLE.names, memory_map=True).cast(_SAMPLE)
+        return table.take(pa.array(numbers, pa.int64())).to_pylist()

@@ -15,7 +15,7 @@ from flip_hf.evaluation.fingerprints import model_fingerprint
 from flip_hf.evaluation.nearest import nearest
 from flip_hf.evaluation.plots import plot_retrieval_grid
 from flip_hf.evaluation.spread import THUMBNAIL, pictures_at
-from flip_hf.retrieval.folder import Manifest, read_manifest
+from flip_hf.retrieval.folder import MANIFEST, Manifest, read_manifest
 from flip_hf.retrieval.index import open_index
 from flip_hf.retrieval.opening import open_again
 from flip_hf.retrieval.parts import read_features, read_samples
@@ -53,7 +53,7 @@ class EmbeddedData:
 
     Raises:
         FileNotFoundError: it is no such folder.
-        ValueError: it is not finished, a file is missing, or the model is another one.
+        ValueError: it is not finished, a file is missing or damaged, or the model is another one.
         ModuleNotFoundError: it has an index, and FAISS is not installed.
     """
 
@@ -62,7 +62,8 @@ class EmbeddedData:
         self.manifest = _finished(folder)
         self._index: Any = None
         if self.manifest.index is not None and not exact:
-            self._index = open_index(folder, self.manifest.index)
+            size = (self.manifest.images, self.manifest.width)
+            self._index = open_index(folder, self.manifest.index, size)
         self.encoder = _encoder_of(self.manifest, model)
         rows = [each["rows"] for each in self.manifest.files.values()]
         self._ends = list(itertools.accumulate(rows))
@@ -94,7 +95,10 @@ class EmbeddedData:
         return [self._hits(*row) for row in zip(scores, numbers, strict=True)]
 
     def _features(self) -> Iterator[np.ndarray]:
-        return itertools.chain.from_iterable(read_features(self.folder / name) for name in self.manifest.files)
+        return itertools.chain.from_iterable(
+            read_features(self.folder / name, self.manifest.width, about["rows"])
+            for name, about in self.manifest.files.items()
+        )
 
     def _hits(self, scores: np.ndarray, numbers: np.ndarray) -> list[Hit]:
         """Looks up samples by their number over all files; an index marks places that it could not fill with -1."""
@@ -140,6 +144,10 @@ def _finished(folder: Path) -> Manifest:
         raise ValueError(
             f"{folder} lacks {missing[0]}: give the command that made the folder again; it restores the file."
         )
+    if sum(about["rows"] for about in manifest.files.values()) != manifest.images:
+        raise ValueError(
+            f"{folder / MANIFEST} is damaged: its numbers of pictures differ. Embed the data again, into a new folder."
+        )
     if not manifest.images:
         raise ValueError(f"{folder} has no features: no picture of the data could be used.")
     return manifest
@@ -159,7 +167,7 @@ def _encoder_of(manifest: Manifest, model: str | None) -> Encoder:
         name, device=device, dtype=dtype, **({} if revision is None else {"revision": revision})
     )
     digests = model_fingerprint(encoder.model, encoder.processor)
-    changed = [part for part, digest in digests.items() if manifest.model[part] != digest]
+    changed = [part for part, digest in digests.items() if manifest.model.get(part) != digest]
     if changed:
         raise ValueError(
             f"{name} is not the model of these features: its {', '.join(changed)} differ. Name the right one with "

@@ -1,4 +1,5 @@
 import io
+import itertools
 import tarfile
 
 import pytest
@@ -10,6 +11,7 @@ from flip_hf.data.reading import Reader
 from flip_hf.data.sources import column_value, open_source
 from flip_hf.data.tar import TarShards, split_name
 from tests.helpers import damaged
+from tests.helpers.pairs import write_tar
 
 
 def read(data: bytes, tmp_path, first=0, part=None, **options) -> tuple[list[dict], list[str]]:
@@ -224,6 +226,28 @@ def test_reading_begins_at_a_row_and_takes_turns(tmp_path):
     data = damaged.shard(many(9))
     assert keys(read(data, tmp_path, first=4)[0]) == ["k4", "k5", "k6", "k7", "k8"]
     assert keys(read(data, tmp_path, first=3, part=Reader(1, 3))[0]) == ["k4", "k7"]
+
+
+class Counted(TarShards):
+    """Shards that count the members that they walk over."""
+
+    members = 0
+
+    def _split(self, member):
+        self.members += 1
+        return super()._split(member)
+
+
+def test_a_row_that_was_read_to_see_that_there_is_one_is_resumed_from(tmp_path):
+    """Else every block of a shard is found from the shard's beginning, in a time that grows with its square."""
+    write_tar(tmp_path / "0.tar", [(f"{number:02}", b"image", b"words") for number in range(40)])
+    shards = Counted([str(tmp_path / "0.tar")])
+    found = []
+    for begin in range(0, 40, 4):
+        rows = [row["__key__"] for _, row in itertools.islice(shards.read(0, begin, None, print), 5)]
+        found += rows[:4]
+    assert found == [f"{number:02}" for number in range(40)]
+    assert shards.members < 1.5 * 2 * 40 + 10
 
 
 def test_captions_come_out_of_json_and_images_under_any_usual_extension(tmp_path):

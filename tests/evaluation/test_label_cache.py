@@ -98,6 +98,33 @@ def test_a_damaged_file_is_not_taken(damage, cache, caplog):
     assert "encoded again" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{\\"labels\\": [', b'{\\"LABELS\\": ['),
+        (b'"fingerprint\\"', b'"FINGERPRINT\\"'),
+        (b"\0\0\x80\x3f", b"\0\0\0\x3f"),
+        (b'"F32"', b'"I32"'),
+    ],
+    ids=["no labels", "no fingerprint", "another number", "another type"],
+)
+def test_a_file_of_other_content_is_not_taken(before, after, cache, caplog):
+    cache().save(LabelEmbeddings(LABELS, TEMPLATES, torch.ones(2, 32), cache().fingerprint))
+    (path,) = cache().folder.iterdir()
+    whole = path.read_bytes()
+    assert before in whole
+    path.write_bytes(whole.replace(before, after, 1))
+    assert cache().load(LABELS, TEMPLATES) is None
+    assert "encoded again" in caplog.text
+
+
+def test_a_folder_that_no_file_system_has_is_only_warned_of(clip, tmp_path, caplog):
+    model = AutoModel.from_pretrained(clip)
+    cache = LabelCache(tmp_path / ("a" * 300), model, AutoTokenizer.from_pretrained(clip), "stacked")
+    assert cache.load(LABELS, TEMPLATES) is None
+    assert "encoded again" in caplog.text
+
+
 def test_the_files_unused_for_longest_are_removed(cache, monkeypatch):
     for number, labels in enumerate((("a",), ("b",), ("c",))):
         kept(cache(), labels=labels)
@@ -120,6 +147,8 @@ def test_a_folder_that_cannot_be_written_is_only_warned_of(clip, tmp_path, caplo
 def test_the_folder_is_below_the_variable_or_nowhere(monkeypatch, tmp_path):
     monkeypatch.setenv("FLIP_HF_CACHE", str(tmp_path))
     assert default_folder() == tmp_path / "labels"
+    monkeypatch.setenv("FLIP_HF_CACHE", "~/kept")
+    assert default_folder() == Path.home() / "kept" / "labels"
     monkeypatch.setenv("FLIP_HF_CACHE", "")
     assert default_folder() is None
     monkeypatch.delenv("FLIP_HF_CACHE")

@@ -18,6 +18,8 @@ from flip_hf.console.lock import lock_folder, unlock_folder
 from flip_hf.data.decode import decode_image
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.retrieval.embed import align
+from flip_hf.retrieval.folder import read_manifest
+from flip_hf.retrieval.opening import open_again
 from tests.helpers.embedding import SMALL, embedded, features_of
 from tests.helpers.pairs import write_tar
 from tests.helpers.programs import ROOT, Program, run_program
@@ -174,6 +176,20 @@ def test_a_folder_of_other_features_is_left_alone(clip, tars, tmp_path, capsys):
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     assert "the model's weights differ" in refusal(capsys, other, tars, out, *SMALL)
     assert files_of(out) == whole
+
+
+@pytest.mark.parametrize("classes", ["", "cat/dog"])
+def test_features_of_a_folder_that_has_changed_since_are_of_something_else(classes, clip, samples, tmp_path, capsys):
+    """Plain folders and folders of classes are read in two ways."""
+    folders = [tmp_path / "images" / name for name in classes.split("/")]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").write_bytes(samples[number][1])
+    embedded(clip, tmp_path / "images", tmp_path / "out")
+    (folders[-1] / "2.jpg").write_bytes(samples[2][1])
+    assert "the data's files" in refusal(capsys, clip, tmp_path / "images", tmp_path / "out", *SMALL)
+    with pytest.raises(ValueError, match="has changed since it was embedded"):
+        open_again(read_manifest(tmp_path / "out").data)
 
 
 def test_a_folder_of_other_files_is_left_alone(clip, tars, tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_a_text_without_tokens_is_refused(saved, tars, tmp_path, capsys):
 def test_an_index_that_was_changed_is_not_opened(clip, tars, own, capsys):
     embedded(clip, tars, own, "--index", "flat")
     (own / "index.faiss").write_bytes((own / "index.faiss").read_bytes()[:-1] + b"?")
-    assert "build it again" in refusal(capsys, own, "a")
+    assert "build it again with `flip-hf embed" in refusal(capsys, own, "a")
 
 
 def test_without_faiss_the_extra_is_named(clip, tars, tmp_path, capsys, monkeypatch):
