@@ -14,6 +14,7 @@ from flip_hf.console.files import read_text
 from flip_hf.curation.check import REPORT
 from flip_hf.curation.findings import places_of
 from flip_hf.curation.listing import DUPLICATES
+from flip_hf.data.extent import extent_of
 from flip_hf.data.sources import Source
 
 # Each kind includes those before it.
@@ -66,17 +67,20 @@ def read_unwanted(folder: Path, kind: DuplicateKind, source: Source) -> Unwanted
     try:
         report = json.loads(read_text(folder / REPORT, "the report of a check"))
         listed = pq.read_table(folder / DUPLICATES)
-        checked = {name: report[name] for name in ("data", "shards", "image_column", "caption_column")}
+        checked = {**{name: report[name] for name in ("data", "image_column", "caption_column")}, **report["extent"]}
         samples = int(report["samples"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{folder} holds no readable check ({error}): run `flip-hf data check` again.") from None
-    now = (source.name, source.shards.num_shards, source.image_column, source.target_column)
-    for (name, before), value in zip(checked.items(), now, strict=True):
-        if before != value:
-            raise ValueError(
-                f"{folder} is a check of other data ({name}: {before!r} then, {value!r} now): run `flip-hf data check` "
-                "on these."
-            )
+    now = {"data": source.name, "image_column": source.image_column, "caption_column": source.target_column}
+    differing = [
+        f"{name}: {checked.get(name)!r} then, {value!r} now"
+        for name, value in {**now, **extent_of(source.shards)}.items()
+        if checked.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} is a check of other data ({'; '.join(differing)}): run `flip-hf data check` on these."
+        )
     kinds = DUPLICATE_KINDS[: DUPLICATE_KINDS.index(kind) + 1]
     is_surplus = np.isin(listed["surplus"].to_numpy().astype(str), kinds)
     places = places_of(listed["shard"].to_numpy(), listed["row"].to_numpy())[is_surplus]

@@ -12,6 +12,7 @@ from flip_hf.console.json_types import JsonObject
 from flip_hf.console.names import counted
 from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Duplicates
 from flip_hf.curation.findings import EXAMPLES, Findings
+from flip_hf.data.extent import extent_of
 from flip_hf.data.sources import Source
 
 QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
@@ -30,7 +31,7 @@ def make_report(source: Source, findings: Findings, duplicates: Duplicates, dist
     records = findings.records()
     return {
         "data": source.name,
-        "shards": source.shards.num_shards,
+        "extent": extent_of(source.shards),
         "image_column": source.image_column,
         "caption_column": source.target_column,
         "samples": findings.samples,
@@ -134,7 +135,7 @@ def in_words(report: JsonObject) -> str:
     """Writes a report as Markdown."""
     unusable = report["samples"] - report["usable"]
     lines = [
-        f"{report['data']}: {counted(report['samples'], 'sample')} in {counted(report['shards'], 'shard')}. "
+        f"{report['data']}: {counted(report['samples'], 'sample')} in {counted(report['extent']['shards'], 'shard')}. "
         f"{report['usable']:,} can be used, {unusable:,} cannot.",
         "",
         *_losses(report),

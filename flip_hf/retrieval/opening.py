@@ -1,12 +1,8 @@
 """Open the data of a folder of features: once to encode them, and again, the same way, to show pictures of them."""
 
-import os
 from typing import Any
 
-from flip_hf.data.files import is_remote
-from flip_hf.data.lists import ListShards
-from flip_hf.data.pairs import PairShards
-from flip_hf.data.reading import Shards
+from flip_hf.data.extent import extent_of
 from flip_hf.data.sources import Source, open_source
 from flip_hf.retrieval.options import EmbedOptions
 
@@ -25,7 +21,7 @@ def open_data(options: EmbedOptions) -> tuple[Source, dict[str, Any]]:
     kind, source = _first_that_opens(options.data, asked)
     if options.texts and source.target_column is None:
         raise ValueError(f"{source.name!r} has no captions to encode: name their column with --caption_column.")
-    return source, {"name": source.name, **asked, "kind": kind, **_extent(source.shards)}
+    return source, {"name": source.name, **asked, "kind": kind, **extent_of(source.shards)}
 
 
 def open_again(data: dict[str, Any]) -> Source:
@@ -35,29 +31,13 @@ def open_again(data: dict[str, Any]) -> Source:
         ValueError, FileNotFoundError: they cannot be opened any more, or have changed since.
     """
     source = _open(data["name"], data["kind"], data)
-    changed = [name for name, value in _extent(source.shards).items() if data.get(name) != value]
+    changed = [name for name, value in extent_of(source.shards).items() if data.get(name) != value]
     if changed:
         raise ValueError(
             f"{source.name!r} has changed since it was embedded (in its {', '.join(changed)}): pictures may no longer "
             "be where they were. Embed it again, into a new folder."
         )
     return source
-
-
-def _extent(shards: Shards) -> dict[str, int | None]:
-    """Measures data without reading them, so that others under the same name are told apart from them.
-
-    Returns:
-        `shards`, `rows` of a table whose number is known, and the number and `bytes` of the local `files`.
-    """
-    if isinstance(shards, PairShards):
-        urls = [os.path.join(shards.folder, picture) for picture in shards.pictures]
-    else:
-        urls = shards.files if isinstance(shards, ListShards) else getattr(shards, "urls", ())
-    files = [url for url in urls if not is_remote(url)]
-    rows = getattr(shards, "num_rows", None)
-    sizes = map(os.path.getsize, files)
-    return {"shards": shards.num_shards, "rows": rows, "files": len(files), "bytes": sum(sizes)}
 
 
 def _first_that_opens(name: str, asked: dict[str, Any]) -> tuple[str, Source]:

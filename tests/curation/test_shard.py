@@ -307,9 +307,13 @@ def test_duplicates_that_a_check_has_found_are_left_out(tmp_path, capsys):
         expected += len(found)
         manifest = shard(data, tmp_path / kind, "--without", tmp_path / "check", "--duplicates", kind)
         assert manifest["left_out"] == expected and manifest["samples"] == planted.usable - expected
+    with (data / "0000.tar").open("ab") as file:
+        file.write(bytes(512))  # as many samples, and perhaps others
+    said = failed(capsys, data, tmp_path / "out", "--without", tmp_path / "check", "--duplicates", "near")
+    assert "is a check of other data (bytes: " in said
     (data / "0000.tar").unlink()
     said = failed(capsys, data, tmp_path / "out", "--without", tmp_path / "check", "--duplicates", "near")
-    assert "is a check of other data (shards: 3 then, 2 now)" in said
+    assert "is a check of other data (shards: 3 then, 2 now; files: 3 then, 2 now; bytes: " in said
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------

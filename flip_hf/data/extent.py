@@ -1,0 +1,22 @@
+"""Measure data without reading them, so that others under the same name are told apart from them."""
+
+import os
+
+from flip_hf.data.files import is_remote
+from flip_hf.data.lists import ListShards
+from flip_hf.data.pairs import PairShards
+from flip_hf.data.reading import Shards
+
+
+def extent_of(shards: Shards) -> dict[str, int | None]:
+    """Returns the number of `shards`, the `rows` of a table whose number is known, and the number and `bytes` of the
+    local `files`.
+    """
+    if isinstance(shards, PairShards):
+        urls = [os.path.join(shards.folder, picture) for picture in shards.pictures]
+    else:
+        urls = shards.files if isinstance(shards, ListShards) else getattr(shards, "urls", ())
+    files = [url for url in urls if not is_remote(url)]
+    rows = getattr(shards, "num_rows", None)
+    sizes = map(os.path.getsize, files)
+    return {"shards": shards.num_shards, "rows": rows, "files": len(files), "bytes": sum(sizes)}
