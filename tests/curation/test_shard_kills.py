@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flip_hf.curation.writing import Writing
 from tests.helpers.planted import write_planted
 from tests.helpers.programs import ROOT, Program, run_program
 
@@ -34,9 +35,9 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def start(tmp_path: Path, data: Path, out: Path, workers: int) -> Program:
+def start(tmp_path: Path, data: Path, out: Path, workers: int, prepare: Callable[[], None] | None = None) -> Program:
     outputs = (tmp_path / "stdout", tmp_path / "stderr")
-    return Program(MAIN, words(data, out, workers), outputs)
+    return Program(MAIN, words(data, out, workers), outputs, prepare=prepare)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,9 +86,14 @@ def test_killed_at_random_times_it_writes_the_same_bytes(workers, data, whole, t
     assert contents(tmp_path / "out") == contents(expected)
 
 
+def never_end_writing() -> None:
+    """Keeps workers from writing a shard, so that a signal never comes too late."""
+    Writing._write = lambda self, number: time.sleep(600)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_one_line_and_its_workers_with_it(number, data, whole, tmp_path):
-    program = start(tmp_path, data, tmp_path / "out", 2)
+    program = start(tmp_path, data, tmp_path / "out", 2, prepare=never_end_writing)
     spool = tmp_path / "out" / ".work" / "spool"
     wait_for(lambda: list(spool.glob("[0-9]*.arrow")), program)
     os.kill(program.processes[0].pid or 0, number)
