@@ -87,7 +87,11 @@ def test_killed_at_random_times_it_writes_the_same_bytes(workers, data, whole, t
 
 
 def never_end_writing() -> None:
-    """Keeps workers from writing a shard, so that a signal never comes too late."""
+    """Keeps workers from writing a shard, so that a signal never comes too late, and lets Ctrl-C through.
+
+    A shell that starts the tests in the background has them ignore it, and their children with them.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Writing._write = lambda self, number: time.sleep(600)
 
 
