@@ -166,7 +166,8 @@ class Ours:
         """Reads, decodes and transforms all pictures, without the model."""
         (described,) = self.options.data_sets()
         subject = Subject(self.encoder, described, self.options, self.accelerator)
-        size, workers = self.options.batch_size, self.options.num_workers
+        size = self.options.batch_size
+        workers = self.options.num_workers
         loader = eval_loader(
             subject.data_set,
             subject.source("test"),
@@ -208,7 +209,8 @@ class Peer:
     def measure(self) -> None:
         """Evaluates, and notes the accuracy."""
         dataset, loader = self._loader()
-        names, templates = dataset.classes, dataset.templates
+        names = dataset.classes
+        templates = dataset.templates
         found = self.classify(
             self.model, loader, self.encoder.text_inputs, names, templates, self.device, amp=self.in_bf16
         )

@@ -97,7 +97,8 @@ def large_batch_markdown(result: dict) -> str:
     for row in result["rows"]:
         seconds = row["seconds"]
         median = statistics.median(seconds)
-        peak, planned = row["peak_bytes"], row["planned_bytes"]
+        peak = row["peak_bytes"]
+        planned = row["planned_bytes"]
         lines.append(
             f"| {row['mask_ratio']:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) "
             f"| {result['batch_size'] / median:,.1f} | {peak / 2**30:.2f} | {planned / 2**30:.2f} "

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flip_hf.console.endings import end_with
+from flip_hf.console.endings import INTERRUPTED, end_with
 from flip_hf.console.fields import require
 from flip_hf.console.files import try_folder
 from flip_hf.console.lock import lock_folder, unlock_folder
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from flip_hf.data.rendering import Colour
     from flip_hf.data.sources import Source
 
-# As a shell counts a program that SIGINT has ended.
-INTERRUPTED = 130
 PATCH = 16
 
 

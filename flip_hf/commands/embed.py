@@ -8,13 +8,12 @@ If it is interrupted, the same command resumes it. `flip-hf search` finds pictur
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flip_hf.console.endings import end_with
+from flip_hf.console.endings import INTERRUPTED, end_with
 from flip_hf.console.files import try_folder
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.ranges import integer
@@ -23,8 +22,6 @@ from flip_hf.retrieval.options import BATCH_SIZE, INDEX_KINDS, ROWS_PER_FILE, Em
 
 if TYPE_CHECKING:
     from flip_hf.retrieval.folder import Manifest
-
-INTERRUPTED = 130
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -65,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def summary(manifest: "Manifest", folder: Path) -> str:
-    """What is in a finished folder, in a few lines."""
+    """Describes the contents of a finished folder in a few lines."""
     captions = f" with {manifest.captions:,} captions" if manifest.captions else ""
     lines = [f"{folder}: {manifest.images:,} pictures{captions} in {len(manifest.files):,} files"]
     if manifest.refused:
@@ -94,8 +91,7 @@ def main(argv: Sequence[str]) -> None:
     except (ValueError, OSError, BadDataError) as error:
         end_with(error)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command resumes from here.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        end_with("Interrupted. The same command resumes from here.", INTERRUPTED)
     if is_main:
         print(summary(manifest, options.folder))
         print(f"{time.monotonic() - begin:,.1f} seconds")

@@ -9,6 +9,8 @@ from flip_hf.console.fields import OptionError
 # Exit codes: for mistakes in the command line, as argparse's, and for everything else.
 MISTAKE = 2
 FAILURE = 1
+# As a shell counts a program that SIGINT has ended.
+INTERRUPTED = 130
 # Characters of a message, which may quote a whole file.
 MAX_MESSAGE = 2000
 

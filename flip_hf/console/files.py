@@ -1,5 +1,6 @@
-"""Files and folders that options name: read within bounds, tested for writing before anything is computed, synced."""
+"""Files and folders that options name: read within bounds, tested for writing before anything is computed, replaced."""
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -104,6 +105,15 @@ def try_file(path: str | Path, option: str) -> None:
         raise ValueError(f"{option} {path} cannot be written: {error.strerror or error}.") from None
 
 
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def sync(path: Path) -> None:
     """Syncs a file, or the names in a folder, to the disk, so that they survive a loss of power."""
     if os.name == "nt" and path.is_dir():
@@ -115,10 +125,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def unfinished(path: Path) -> Path:
+    """Returns the path of a file that [`replacing`] has not finished, as a killed process leaves it."""
+    return path.with_name(f".{path.name}.part{path.suffix}")  # the suffix decides on the format of pictures
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the path of a file to write, which takes the place of `path` when it is whole and on the disk."""
-    part = path.with_name(f".{path.name}.part{path.suffix}")  # the suffix decides on the format of pictures
+    part = unfinished(path)
     try:
         yield part
         sync(part)

@@ -145,7 +145,8 @@ class Dealing(IterableDataset):
                 is_known = False
             if len(rows) == FILE_ROWS or held >= FILE_BYTES:
                 progress = self._commit(track, rows, progress, number, damage)
-                rows, held = [], 0
+                rows = []
+                held = 0
             rows.append({"shard": shard, "row": number, **self._sample(row)})
             held += len(rows[-1].get("image", b""))
             told += 1

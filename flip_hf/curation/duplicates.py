@@ -156,7 +156,8 @@ def _join_neighbours(looks: Looks, keys: np.ndarray, groups: np.ndarray, distanc
         if held > len(keys) // _JOINED:
             groups = _join(groups, np.concatenate(found))
             left = left[_has_several(groups, run)[run[left]]]
-            found, held = [], 0
+            found = []
+            held = 0
         if not len(left):
             break
     return _join(groups, np.concatenate(found or [np.empty((0, 2), np.int64)])), not len(left)

@@ -42,7 +42,7 @@ _HASHED_SIDE = 64
 
 @dataclass
 class Lengths:
-    """How many captions have which length, in characters, words and tokens; the last is empty without a tokenizer."""
+    """Numbers of captions by length, in characters, words and tokens; the last is empty without a tokenizer."""
 
     characters: Counter[int] = field(default_factory=Counter)
     words: Counter[int] = field(default_factory=Counter)
@@ -123,7 +123,8 @@ class Examination(IterableDataset):
                 rows[-1]["refused"] = refused.reason
             if len(rows) == _BATCH:
                 yield self._batch(rows, texts, damage)
-                rows, texts = [], []
+                rows = []
+                texts = []
                 damage.clear()
         yield self._batch(rows, texts, damage)
 

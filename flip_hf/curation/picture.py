@@ -65,7 +65,8 @@ def draw_report(
 
 def _draw_sizes(part: SubFigure, findings: Findings) -> None:
     records = findings.records()
-    width, height = records["width"], records["height"]
+    width = records["width"]
+    height = records["height"]
     sides, aspect, lengths = part.subplots(1, 3)
     _draw_histogram(sides, np.minimum(width, height), "short side, pixels")
     _draw_histogram(aspect, (width / np.maximum(height, 1)).clip(0, _MAX_ASPECT), "width / height")

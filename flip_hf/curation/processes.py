@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
+from flip_hf.data.loader import make_loader
 from flip_hf.data.reading import Reader
-from flip_hf.data.workers import open_batches, start_worker
+from flip_hf.data.workers import open_batches
 
 
 class WorkFailed(RuntimeError):
@@ -48,15 +48,8 @@ def run_in_workers(work: IterableDataset, workers: int) -> Iterator[Any]:
     Raises:
         WorkFailed: a worker could not continue.
     """
-    loader = DataLoader(
-        work,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),
-        worker_init_fn=start_worker,
-        in_order=False,  # a worker that waits for a web server holds up no other
-    )
+    # Not in order, so that a worker that waits for a web server holds up no other.
+    loader = make_loader(work, num_workers=workers, collate_fn=_unchanged, in_order=False)
     try:
         with open_batches(loader) as items:
             for item in items:

@@ -76,7 +76,8 @@ def _damage(findings: Findings) -> JsonObject:
 
 
 def _image_sizes(records: np.ndarray) -> JsonObject:
-    width, height = records["width"], records["height"]
+    width = records["width"]
+    height = records["height"]
     return {
         "short_side": quantiles(np.minimum(width, height)),
         "long_side": quantiles(np.maximum(width, height)),

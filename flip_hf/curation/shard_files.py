@@ -184,7 +184,8 @@ def _groups(samples: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[list[tupl
         held += len(sample["image"])
         if len(group) == _GROUP_ROWS or held >= _GROUP_BYTES:
             yield group
-            group, held = [], 0
+            group = []
+            held = 0
     if group:
         yield group
 

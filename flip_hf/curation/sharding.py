@@ -174,7 +174,7 @@ def _check_room(source: Source, work: Path) -> None:
 def _finish(
     source: Source, folder: Path, options: ShardOptions, workers: int, unwanted: Unwanted | None, parts: int
 ) -> JsonObject:
-    """Does what is left to do; returns the manifest."""
+    """Finishes what is left to do; returns the manifest."""
     spool = Spool(folder / _WORK / _SPOOL)
     _spool(Dealing(source, spool, parts, options.form, options.skip_unreadable), workers)
     index = spool.index()

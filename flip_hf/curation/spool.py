@@ -122,7 +122,7 @@ class Spool:
 
 @dataclass(frozen=True)
 class Index:
-    """Where the N usable samples are.
+    """Places of the N usable samples.
 
     Attributes:
         places: (N,), in the data; see `places_of`.

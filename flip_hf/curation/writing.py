@@ -1,6 +1,5 @@
 """Write shuffled shards from the spool, in worker processes, each shard whole or not at all."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
-from flip_hf.console.files import replacing
+from flip_hf.console.files import file_digest, replacing
 from flip_hf.console.json_types import JsonObject
 from flip_hf.curation.processes import this_worker
 from flip_hf.curation.shard_files import Parquet, Tar
@@ -69,17 +68,9 @@ class Writing(IterableDataset):
         name = f"{self.options.split}-{number:05d}-of-{self.count:05d}.{self.options.format}"
         with replacing(self.folder / name) as path:
             self.layout.write(path, ((each, self._sample(each)) for each in numbers))
-            facts = {"name": name, "samples": len(numbers), "bytes": path.stat().st_size, "sha256": _checksum(path)}
+            facts = {"name": name, "samples": len(numbers), "bytes": path.stat().st_size, "sha256": file_digest(path)}
         with replacing(self._facts_file(number)) as path:
             path.write_text(json.dumps(facts), encoding="utf-8")
 
     def _sample(self, number: int) -> dict[str, Any]:
         return spooled_sample(self.spooled[self.samples.files[number]], int(self.samples.rows[number]))
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -17,15 +17,21 @@ from flip_hf.data.workers import open_batches, start_worker
 logger = logging.getLogger(__name__)
 
 
-def make_loader(stream: IterableDataset, *, num_workers: int, pin_memory: bool = False) -> DataLoader:
-    """Makes a DataLoader over ready-made batches that leaves torch's default generator to the model."""
+def make_loader(stream: IterableDataset, *, num_workers: int, **options: Any) -> DataLoader:
+    """Makes a DataLoader over ready-made batches that leaves torch's default generator to the model.
+
+    Args:
+        stream: yields batches.
+        num_workers: number of worker processes; 0 loads in this process.
+        options: further options of the DataLoader, such as `pin_memory`.
+    """
     return DataLoader(
         stream,
         batch_size=None,
         num_workers=num_workers,
-        pin_memory=pin_memory,
         generator=torch.Generator(),
         worker_init_fn=start_worker,
+        **options,
     )
 
 

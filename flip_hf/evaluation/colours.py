@@ -5,7 +5,7 @@ processor would have made of them: each is a function of one byte, and the table
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +18,17 @@ _TRIED = (40, 24)
 _TRIED_LEVELS = (20, 120)
 
 
-class Transform(Protocol):
-    """The part of `ImageTransform` that a table is made of."""
+def colour_table(processor: Any, processed: Callable[..., torch.Tensor]) -> torch.Tensor | None:
+    """Makes the table (3, 256) of an image processor.
 
-    image_processor: Any
-    _processed: Callable[..., torch.Tensor]
-
-
-def colour_table(transform: Transform) -> torch.Tensor | None:
-    """Makes the table (3, 256) of a transform's image processor.
+    Args:
+        processor: the image processor of a model.
+        processed: maps a picture, with options of the image processor, to what that makes of it, (3, S, S).
 
     Returns:
         The numbers, float32; None for an image processor that does not rescale and normalise, or that does anything
         else to bytes after resizing them, as a trial shows.
     """
-    processor = transform.image_processor
     if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
         return None
     levels = np.arange(LEVELS, dtype=np.uint8).reshape(16, 16)
@@ -40,9 +36,9 @@ def colour_table(transform: Transform) -> torch.Tensor | None:
     noise = np.random.default_rng(0).integers(*_TRIED_LEVELS, (*_TRIED, 3), dtype=np.uint8)
     tried = Image.fromarray(noise)
     try:
-        table = transform._processed(plain, do_resize=False, do_center_crop=False).reshape(3, -1)
-        pixels = transform._processed(tried, do_rescale=False, do_normalize=False)
-        wanted = transform._processed(tried)
+        table = processed(plain, do_resize=False, do_center_crop=False).reshape(3, -1)
+        pixels = processed(tried, do_rescale=False, do_normalize=False)
+        wanted = processed(tried)
     except (TypeError, ValueError):  # one that does not take these options
         return None
     if pixels.dtype != torch.uint8 or table.shape != (3, LEVELS) or table.dtype != torch.float32:

@@ -54,7 +54,7 @@ class ImageTransform:
     def __init__(self, image_processor: Any):
         self.image_processor = image_processor
         self.background = background_of(image_processor)
-        self._colours = colour_table(self)
+        self._colours = colour_table(self.image_processor, self._processed)
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         return self._processed(image)

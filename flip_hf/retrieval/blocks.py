@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What is kept of a sample beside its features."""
+    """The part of a sample that is kept beside its features."""
 
     row: int
     key: str
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Ending:
-    """What is known of a block once it was read.
+    """Facts about a block that are known once it was read.
 
     Attributes:
         rows: how many were read.
@@ -58,7 +58,7 @@ class Ending:
 
 @dataclass
 class Batch:
-    """What belongs to the images of a batch.
+    """Samples of a batch of images.
 
     Attributes:
         block: the block that they are of.

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from flip_hf.console.files import read_text
+from flip_hf.console.files import file_digest, read_text, replacing, unfinished
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.lock import LOCK
 from flip_hf.retrieval.blocks import Block
-from flip_hf.retrieval.parts import PATTERN, UNFINISHED, part_path, read_part
+from flip_hf.retrieval.parts import PATTERN, part_path, read_part
 
 MANIFEST = "embeddings.json"
 REFUSED = "refused.jsonl"
@@ -24,7 +24,7 @@ _MAX_BYTES = 64 * 2**20
 # Names that `part_path` makes; any other in `embeddings.json` could lead out of the folder.
 _PART_NAME = re.compile(r"part-\d{5,}-\d{5,}\.parquet")
 # What a run that was ended leaves behind; other unfinished files in the folder are not ours.
-_LEFT_BEHIND = (f"part-*{UNFINISHED}", f"{INDEX}{UNFINISHED}", f"{MANIFEST}{UNFINISHED}")
+_LEFT_BEHIND = tuple(unfinished(Path(name)).name for name in (PATTERN, INDEX, MANIFEST))
 # What is read of a model, the data and the options later.
 _NEEDED = {
     "model": ("name", "revision"),
@@ -77,9 +77,8 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `embeddings.json`, whole."""
-    scratch = folder / f"{MANIFEST}{UNFINISHED}"
-    scratch.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(folder / MANIFEST)
+    with replacing(folder / MANIFEST) as path:
+        path.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -165,7 +164,8 @@ def take_folder(folder: Path, wanted: Manifest) -> Manifest:
     if not (folder / MANIFEST).exists():
         write_manifest(folder, wanted)
     found = read_manifest(folder)
-    before, now = found.decides, wanted.decides
+    before = found.decides
+    now = wanted.decides
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
         raise ValueError(
@@ -241,12 +241,3 @@ def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width:
 
 def _line(shard: str, row: int | None, key: str | None, reason: str) -> str:
     return json.dumps({"shard": shard, "row": row, "key": key, "reason": reason}) + "\n"
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()

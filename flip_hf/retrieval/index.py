@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from flip_hf.retrieval.folder import INDEX, file_digest
+from flip_hf.console.files import file_digest, replacing
+from flip_hf.retrieval.folder import INDEX
 from flip_hf.retrieval.options import IndexKind
-from flip_hf.retrieval.parts import READ_ROWS, UNFINISHED, read_features
+from flip_hf.retrieval.parts import READ_ROWS, read_features
 
 # Links of a vector in the graph; more find more and take more memory.
 _HNSW_LINKS = 32
@@ -47,12 +48,11 @@ def build_index(folder: Path, names: Sequence[str], width: int, kind: IndexKind)
     for path in tqdm(paths, desc=f"{kind} index", unit="file"):
         for features in read_features(path, width):
             index.add(features.astype(np.float32))
-    scratch = folder / f"{INDEX}{UNFINISHED}"
-    try:
-        faiss.write_index(index, str(scratch))
-    except RuntimeError as error:  # FAISS has no other
-        raise OSError(f"{scratch} cannot be written: {error}") from error
-    scratch.replace(folder / INDEX)
+    with replacing(folder / INDEX) as path:
+        try:
+            faiss.write_index(index, str(path))
+        except RuntimeError as error:  # FAISS has no other
+            raise OSError(f"{path} cannot be written: {error}") from error
     return {"kind": kind, "file": INDEX, "sha256": file_digest(folder / INDEX)}
 
 

@@ -12,7 +12,7 @@ BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What to encode, with which model, and where to.
+    """Options of an embedding: the data, the model, and the folder.
 
     Attributes:
         model, revision: folder or Hub id of the model, and its revision there.

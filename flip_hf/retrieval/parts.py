@@ -1,7 +1,6 @@
 """One parquet file of features for each block: written whole or not at all, and read in bounded memory."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flip_hf.console.files import replacing
 from flip_hf.retrieval.blocks import Block, Ending, Sample
 
 PATTERN = "part-*.parquet"
-UNFINISHED = ".partial"
 _METADATA = b"flip_hf"
 # Rows that are read at once in a search: 64 MB of features of width 512.
 READ_ROWS = 2**16
@@ -33,7 +32,7 @@ _SAMPLE = pa.schema(
 
 @dataclass(frozen=True)
 class Part:
-    """What a file says of its block.
+    """The contents of a file about its block.
 
     Attributes:
         block: the block.
@@ -89,14 +88,9 @@ def write_part(
         columns["text_features"] = _lists(_vectors(text_features), lengths)
     about = {"block": part.block, "identity": part.identity, "captions": part.captions, **asdict(part.ending)}
     table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about, sort_keys=True).encode()})
-    path = part_path(folder, part.block)
-    scratch = path.with_suffix(UNFINISHED)
-    with scratch.open("wb") as file:
+    with replacing(part_path(folder, part.block)) as path:
         # Features do not shrink, and a search reads them faster as they are.
-        pq.write_table(table, file, row_group_size=_ROW_GROUP, compression="none", use_dictionary=False)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+        pq.write_table(table, path, row_group_size=_ROW_GROUP, compression="none", use_dictionary=False)
 
 
 def read_part(path: Path) -> Part:

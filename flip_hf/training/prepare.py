@@ -1,4 +1,4 @@
-"""What is done to a micro-batch on the device, between the loader and the model."""
+"""Preparation of a micro-batch on the device, between the loader and the model."""
 
 import torch
 from torch import nn

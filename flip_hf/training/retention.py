@@ -1,4 +1,4 @@
-"""What a fine-tuned model keeps of the one that the run started from, so that nobody learns too late what it forgot."""
+"""Measure what a fine-tuned model keeps of the one that the run started from, while there is time to change course."""
 
 import logging
 import math
