@@ -83,9 +83,11 @@ def public_modules() -> Iterator[str]:
 
 
 def page_of(name: str, modules: list[str]) -> str:
-    """The path of a module's page; a package's is the index of its folder."""
-    is_package = any(other.startswith(f"{name}.") for other in modules)
-    return f"reference/{name.replace('.', '/')}{'/index' if is_package else ''}.md"
+    """The path of a module's page. A package's is the index of its folder, which no module named `index` may take."""
+    path = f"reference/{name.replace('.', '/')}"
+    if any(other.startswith(f"{name}.") for other in modules):
+        return f"{path}/index.md"
+    return f"{path}_.md" if path.endswith("/index") else f"{path}.md"
 
 
 def navigation(package: str, modules: list[str]) -> list[Any]:

@@ -7,6 +7,7 @@ So the hashes are sorted once by each choice of two blocks, and only those that 
 
 import itertools
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -24,9 +25,18 @@ _JOINED = 8
 MAX_LEVELS = 6
 _ONES = np.array([number.bit_count() for number in range(256)], np.uint8)
 
-# Kinds of surplus samples: an earlier sample has the same image and captions, the same image, or one that looks alike.
-FIRST, PAIR, IMAGE, NEAR = range(4)
-KINDS = ("first", "pair", "image", "near")
+
+class Kind(IntEnum):
+    """What a sample is to the first sample of its group."""
+
+    FIRST = 0
+    """The first itself, or alone."""
+    PAIR = 1
+    """It has the same image and captions as an earlier sample."""
+    IMAGE = 2
+    """It has the same image as an earlier sample."""
+    NEAR = 3
+    """Its image looks like an earlier sample's."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Duplicates:
 
     Attributes:
         first: (N,), the first sample of each sample's group: its own number if it is the first, or alone.
-        kind: (N,), one of [`FIRST`], [`PAIR`], [`IMAGE`] and [`NEAR`].
+        kind: (N,), a [`Kind`] each, uint8.
         is_complete: whether all images that look alike were found; False if some lists were longer than
             [`MAX_NEIGHBOURS`].
     """
@@ -84,8 +94,8 @@ def find_duplicates(images: np.ndarray, captions: np.ndarray, looks: Looks, dist
     # Equal images have equal looks, so that their groups never fall apart.
     group[known] = known[_first_equal(alike[node])]
     own = np.arange(len(images))
-    kind = np.full(len(images), FIRST, np.uint8)
-    for value, first in ((NEAR, group), (IMAGE, first_image), (PAIR, first_pair)):
+    kind = np.full(len(images), Kind.FIRST, np.uint8)
+    for value, first in ((Kind.NEAR, group), (Kind.IMAGE, first_image), (Kind.PAIR, first_pair)):
         kind[first != own] = value
     return Duplicates(group, kind, is_complete)
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flip_hf.console.files import replacing
-from flip_hf.curation.duplicates import FIRST, KINDS, NEAR, Duplicates
+from flip_hf.curation.duplicates import Duplicates, Kind
 from flip_hf.curation.examination import SCHEMA
 from flip_hf.curation.findings import places_of, shards_and_rows
 
@@ -62,7 +62,7 @@ def list_duplicates(places: np.ndarray, duplicates: Duplicates, folder: Path) ->
         duplicates: the duplicates among them.
         folder: folder of the check, with [`SAMPLES`].
     """
-    surplus = np.flatnonzero(duplicates.kind != FIRST)
+    surplus = np.flatnonzero(duplicates.kind != Kind.FIRST)
     members = np.union1d(surplus, duplicates.first[surplus])
     keys = _find_keys(places[members], folder / SAMPLES)
     by_group = np.argsort(duplicates.first[members], kind="stable")
@@ -70,7 +70,7 @@ def list_duplicates(places: np.ndarray, duplicates: Duplicates, folder: Path) ->
     _, group = np.unique(duplicates.first[members], return_inverse=True)
     shards, rows = shards_and_rows(places[members])
     kinds = duplicates.kind[members]
-    names = pa.array(np.array(KINDS, object)[kinds], pa.string(), mask=kinds == FIRST)
+    names = pa.array([kind.name.lower() for kind in Kind]).take(pa.array(kinds, mask=kinds == Kind.FIRST))
     listed = pa.table([group, names, shards, rows, keys.take(pa.array(by_group))], schema=DUPLICATES_SCHEMA)
     with replacing(folder / DUPLICATES) as path:
         pq.write_table(listed, path)
@@ -93,7 +93,7 @@ def _find_keys(places: np.ndarray, samples: Path) -> pa.Array:
 def near_examples(listed: pa.Table, count: int) -> list[tuple[dict, dict]]:
     """Returns the first sample and one that looks like it, of the first `count` groups that have such a sample."""
     groups = listed["group"].to_numpy()
-    near = np.flatnonzero(listed["surplus"].to_numpy().astype(str) == KINDS[NEAR])
+    near = np.flatnonzero(listed["surplus"].to_numpy().astype(str) == Kind.NEAR.name.lower())
     _, first_near = np.unique(groups[near], return_index=True)
     chosen = near[first_near[:count]]
     first = np.searchsorted(groups, groups[chosen])

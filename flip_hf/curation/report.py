@@ -10,7 +10,7 @@ import numpy as np
 from flip_hf.console.endings import one_line
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.names import counted
-from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Duplicates
+from flip_hf.curation.duplicates import Duplicates, Kind
 from flip_hf.curation.findings import EXAMPLES, Findings
 from flip_hf.data.extent import extent_of
 from flip_hf.data.sources import Source
@@ -51,10 +51,10 @@ def make_report(source: Source, findings: Findings, duplicates: Duplicates, dist
         "captions": _caption_lengths(findings, records),
         "duplicates": {
             "groups": groups,
-            "same_pair": int((duplicates.kind == PAIR).sum()),
-            "same_image": int((duplicates.kind == IMAGE).sum()),
-            "near": int((duplicates.kind == NEAR).sum()),
-            "distinct_images": int((duplicates.kind == FIRST).sum()),
+            "same_pair": int((duplicates.kind == Kind.PAIR).sum()),
+            "same_image": int((duplicates.kind == Kind.IMAGE).sum()),
+            "near": int((duplicates.kind == Kind.NEAR).sum()),
+            "distinct_images": int((duplicates.kind == Kind.FIRST).sum()),
             "without_structure": int((~records["has_looks"]).sum()),
             "distance": distance,
             "is_complete": duplicates.is_complete,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flip_hf.curation import duplicates
-from flip_hf.curation.duplicates import FIRST, IMAGE, NEAR, PAIR, Looks, find_duplicates, near_groups
+from flip_hf.curation.duplicates import Kind, Looks, find_duplicates, near_groups
 from flip_hf.curation.hashing import content_hash, perceptual_hash, quarter_colours
 from flip_hf.data.shapes import generate_test
 
@@ -76,7 +76,7 @@ def test_kinds_of_duplicates_and_their_groups():
     looks = looks_of([5, 2**50 - 1, 5, 5, 7, 0, 0])
     looks.are_known[5:] = False  # plain: only equal images are duplicates
     found = find_duplicates(images, captions, looks, 4)
-    assert found.kind.tolist() == [FIRST, FIRST, PAIR, IMAGE, NEAR, FIRST, PAIR]
+    assert found.kind.tolist() == [Kind.FIRST, Kind.FIRST, Kind.PAIR, Kind.IMAGE, Kind.NEAR, Kind.FIRST, Kind.PAIR]
     assert found.first.tolist() == [0, 1, 0, 0, 0, 5, 5]
 
 

@@ -41,6 +41,8 @@ FILES = {
     "scripts/door.py": "",
     "flip_hf/__init__.py": '"""Doors."""\n\nfrom flip_hf.door import Door\n\n__all__ = ["Door"]\n',
     "flip_hf/door.py": MODULE,
+    "flip_hf/rooms/__init__.py": '"""Rooms."""\n',
+    "flip_hf/rooms/index.py": '"""Lists the rooms."""\n',
 }
 
 
@@ -97,7 +99,14 @@ def test_links_lead_to_pages_entries_and_the_repository(project):
         ("#flip_hf.door.Door.open", "Door.open"),
     ]
     package = (project / "site" / "reference" / "flip_hf" / "index.html").read_text(encoding="utf-8")
-    assert re.findall(r'href="([^"]+)"><code>', package) == ["door.html#flip_hf.door.Door", "door.html#flip_hf.door"]
+    assert re.findall(r'href="([^"]+)"><code>', package) == [
+        "door.html#flip_hf.door.Door",
+        "door.html#flip_hf.door",
+        "rooms/index.html#flip_hf.rooms",
+    ]
+    # A module named like the page of its package does not take its place.
+    rooms = (project / "site" / "reference" / "flip_hf" / "rooms" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'href="([^"]+)"><code>', rooms) == ["index_.html#flip_hf.rooms.index"]
 
 
 def test_broken_links_are_errors(tmp_path):
