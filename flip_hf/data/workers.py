@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -64,6 +65,7 @@ def open_batches(loader: Iterable[T]) -> Iterator[Iterator[T]]:
     Raises:
         WaitEnded: a signal ended a wait.
     """
+    _end_with(os.getpid())
     iterator = iter(loader)
     try:
         yield _waited_for(iterator)
@@ -86,6 +88,9 @@ def _shut_down(iterator: Any) -> None:
     workers = getattr(iterator, "_workers", [])
     if not workers:
         return
+    if sys.is_finalizing():  # the iterator was left to the interpreter's end, where no thread can start any more
+        _kill(workers)
+        return
     timer = threading.Timer(GRACE_SECONDS, _kill, (workers,))
     timer.daemon = True
     timer.start()
@@ -101,12 +106,15 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
             process.kill()
 
 
+@cache
+def _end_with(process: int) -> None:
+    """Makes workers end with this process, whose number is given: what another has registered is not run at its end."""
+    # Before anything else that `multiprocessing` does when a process exits.
+    util.Finalize(None, _kill_at_exit, exitpriority=1000)
+
+
 def _kill_at_exit() -> None:
     """Kills the children to which `multiprocessing` would send one SIGTERM and then join them without a time limit."""
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that was killed
     _kill(child for child in multiprocessing.active_children() if child.daemon)
-
-
-# Runs before anything else that `multiprocessing` does when a process exits.
-util.Finalize(None, _kill_at_exit, exitpriority=1000)

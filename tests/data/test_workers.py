@@ -1,8 +1,11 @@
 """Loader workers under signals that a whole process group gets."""
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.helpers.programs import run_program
+from tests.helpers.programs import ROOT, run_program
 
 SCRIPT = """
 import os, signal, sys
@@ -25,9 +28,39 @@ if __name__ == "__main__":
     print("seen", seen)
 """
 
+LEFT_OPEN = """
+from torch.utils.data import IterableDataset
+from flip_hf.data.loader import make_loader
+from flip_hf.data.workers import open_batches
+
+class Numbers(IterableDataset):
+    def __iter__(self):
+        yield from range(100)
+
+def numbers():
+    with open_batches(make_loader(Numbers(), num_workers=1)) as batches:
+        yield from batches
+
+if __name__ == "__main__":
+    taken = numbers()
+    print(next(taken))
+"""
+
 
 @pytest.mark.parametrize("number", [2, 15], ids=["SIGINT", "SIGTERM"])
 def test_workers_outlive_a_signal_to_the_whole_group(number, tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT)
     run = run_program(tmp_path / "run.py", number)
     assert run.returncode == 0 and run.stdout == "seen 200\n" and not run.stderr, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("interpreter", ["new", "forked"])
+def test_a_script_ends_with_its_batches_left_open(interpreter, tmp_path):
+    """A new interpreter closes the generator at its end, when no thread starts any more; a fork never does."""
+    script = tmp_path / "run.py"
+    script.write_text(LEFT_OPEN)
+    if interpreter == "new":
+        run = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    else:
+        run = run_program(script)
+    assert run.returncode == 0 and run.stdout == "0\n" and not run.stderr, run.stderr[-2000:]
