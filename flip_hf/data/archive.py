@@ -1,10 +1,12 @@
 """Walk the members of a tar archive in memory and time that do not depend on what its headers claim.
 
-`tarfile` parses each header; everything else is done here. `tarfile` itself would expand sparse members (a header of
+`tarfile` parses each header but the most usual ones, for which it takes twice as long; everything else is done here.
+`tarfile` itself would expand sparse members (a header of
 512 bytes becomes gigabytes of zeros), follow a negative size backwards forever, recurse once for each of a thousand
 headers that precede a member, and parse a header in quadratic time.
 """
 
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +24,12 @@ _MAX_SIZE = 2**43
 _SKIP_BYTES = 2**20  # read at once where the file cannot seek
 # Consecutive zero blocks: archives end in at most twenty, and a server may send them endlessly.
 _MAX_ZERO_BLOCKS = 2**16
+
+# The numbers of a header as GNU, BSD and Python's tar write them: mode, owner and group, size, time, checksum; and
+# device and prefix, both empty.
+_NUMBERS = re.compile(rb"(?:[0-7]{6}[0-7 ]\0){3}([0-7]{11})[ \0][0-7]{11}[ \0]([0-7]{6})\0 ")
+_NO_DEVICE_OR_PREFIX = re.compile(rb"(?:0{6}[0 ]\0|\0{8}){2}\0{155}")
+_NUMBERS_BEGIN, _CHECKSUM_BEGIN, _TYPE_AT, _DEVICE_BEGIN, _PREFIX_END = 100, 148, 156, 329, 500
 
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 # Headers that precede a member's own. Global ones are ignored, because reading may start after them.
@@ -149,7 +157,7 @@ class Archive:
 
     @staticmethod
     def _header(block: bytes) -> tarfile.TarInfo:
-        return tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "replace")
+        return usual_header(block) or tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "replace")
 
     def _described(self, header: tarfile.TarInfo, block: bytes, start: int, fields: dict[str, str]) -> Member:
         name = fields.get("path", header.name)
@@ -186,6 +194,21 @@ class Archive:
             if not self._take(min(position - self._position, _SKIP_BYTES)):
                 return False
         return True
+
+
+def usual_header(block: bytes) -> tarfile.TarInfo | None:
+    """Parses the name and size of a regular file's header of 512 bytes; returns None if it is in any way unusual."""
+    numbers = _NUMBERS.fullmatch(block, _NUMBERS_BEGIN, _TYPE_AT)
+    if numbers is None or block[_TYPE_AT : _TYPE_AT + 1] != tarfile.REGTYPE:
+        return None
+    if _NO_DEVICE_OR_PREFIX.fullmatch(block, _DEVICE_BEGIN, _PREFIX_END) is None:
+        return None
+    spaces = b" " * (_TYPE_AT - _CHECKSUM_BEGIN)  # stand for the checksum in itself
+    if sum(block) - sum(block[_CHECKSUM_BEGIN:_TYPE_AT]) + sum(spaces) != int(numbers[2], 8):
+        return None
+    header = tarfile.TarInfo(block[:_NUMBERS_BEGIN].partition(b"\0")[0].decode(tarfile.ENCODING, "replace"))
+    header.size = int(numbers[1], 8)
+    return header
 
 
 def _padded(size: int) -> int:

@@ -196,7 +196,7 @@ class _Worker:
                 captions.append(sample.caption)
                 noise.append(sample.noise)
                 if number == stream.batch_size or len(images) * image.nbytes >= _CUT_BYTES:
-                    pixels = torch.stack(images)
+                    pixels = _stack(images)
                     mask = view.ids_keep(pixels, None if drawn is None else drawn[number - len(images) : number])
                     patches.append(stream.plan.cut(pixels, ids_keep=None if stream.plan.whole else mask))
                     masks.append(mask)
@@ -228,6 +228,11 @@ class _Worker:
             rng = np.random.default_rng((self.stream.seed, self.reader.index, self.reader.count, block))
             self._drawn = rng.choice(len(self.positions), size=_DRAWS, p=self.stream.weights)
         return int(self._drawn[number])
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    """Stacks images (3, S, S) whose channels are last in memory to (B, 3, S, S) whose channels are."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def initial_state(sources: int) -> dict:

@@ -1,4 +1,8 @@
-"""Crop, resize and flip images to uint8 tensors. Normalisation happens on the device, for kept patches only."""
+"""Crop, resize and flip images to uint8 tensors. Normalisation happens on the device, for kept patches only.
+
+Tensors have the shape (3, height, width), as elsewhere, but are views of memory with the channels last, as decoders
+write and filters read them: reordering all pixels would take longer than cutting out the patches that are kept.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +15,16 @@ from flip_hf.data.decode import Box, bounded_shape, decode_crop, open_to_crop, u
 from flip_hf.data.rendering import WHITE, Colour
 
 
-def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """Makes a view (3, height, width) of pixels (height, width, 3), uint8."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def resize(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """Resizes (3, height, width) to (3, side, side), uint8, antialiased bicubic: within one grey level of Pillow's, in
-    a quarter of the time if the processor has AVX2. Pixels of that size are returned as they are.
+    """Resizes (height, width, 3) to (side, side, 3), uint8, antialiased bicubic: within one grey level of Pillow's, in
+    a fifth of the time if the processor has AVX2. Pixels of that size are returned as they are.
     """
-    if pixels.shape[1:] == (side, side):  # the filter would copy every pixel
+    if pixels.shape[:2] == (side, side):  # the filter would copy every pixel
         return pixels
-    size = (side, side)
-    return torch.nn.functional.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+    # A batch is made first: only so does torch see that channels are last, and leaves them there.
+    batch = pixels[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(batch, (side, side), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0)
 
 
 def random_crop_box(
@@ -78,7 +79,8 @@ class TrainTransform:
         """
         image = open_to_crop(value)
         box = random_crop_box(*upright_size(image), self.crop_area, self.crop_ratio, rng)
-        pixels = resize(_to_tensor(decode_crop(image, box, image_size, self.background)), image_size)
+        crop = torch.from_numpy(decode_crop(image, box, image_size, self.background))
+        pixels = resize(crop, image_size).permute(2, 0, 1)
         return pixels.flip(2) if rng.random() < self.flip else pixels
 
 
@@ -100,4 +102,5 @@ class EvalTransform:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left = (width - self.image_size) // 2
         top = (height - self.image_size) // 2
-        return _to_tensor(np.array(image.crop((left, top, left + self.image_size, top + self.image_size))))
+        pixels = np.array(image.crop((left, top, left + self.image_size, top + self.image_size)))
+        return torch.from_numpy(pixels).permute(2, 0, 1)

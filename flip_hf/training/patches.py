@@ -5,18 +5,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from flip_hf.data.stream import View
 from flip_hf.modeling import FlipVisionConfig
-from flip_hf.modeling.masking_flip import cut_patches, draw_mask, num_kept
+from flip_hf.modeling.masking_flip import draw_mask, num_kept
 from flip_hf.training.edges import draw_gumbel, keep_edges
 from flip_hf.training.masks import kept_tokens
 from flip_hf.training.phases import Phase, phase_at
-
-# Bytes that are moved at once, and a type of that size.
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
 class Normalize(nn.Module):
@@ -38,14 +36,23 @@ class Normalize(nn.Module):
 
 
 def cut_bytes(images: torch.Tensor, patch_size: int, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
-    """Cuts uint8 images (B, 3, S, S) as [`cut_patches`] does, in less than half of the time at P = 16.
+    """Cuts uint8 images (B, 3, S, S) as [`cut_patches`] does, faster if their channels are last in memory.
 
-    A row of a patch is moved as one number of 16 bytes, or as a few smaller ones. The number is never computed with.
+    A row of a patch, all channels of it, is then moved at once, and only the kept bytes are put in the order of
+    [`cut_patches`].
     """
-    size = math.gcd(patch_size, max(_WORDS))
-    side = images.shape[3] // patch_size * patch_size
-    words = images[:, :, :, :side].contiguous().view(_WORDS[size])
-    return cut_patches(words, (patch_size, patch_size // size), ids_keep).view(torch.uint8)
+    grid = images.shape[3] // patch_size
+    side = grid * patch_size
+    pixels = images[:, :, :side, :side].permute(0, 2, 3, 1).contiguous().numpy()  # (B, S, S, 3)
+    rows = pixels.reshape(len(images), side, -1).view(f"V{3 * patch_size}")  # (B, S, W)
+    rows = rows.reshape(-1, grid, patch_size, grid).swapaxes(2, 3)  # (B, H, W, P)
+    if ids_keep is None:
+        kept = rows.reshape(-1, grid**2, patch_size)  # (B, L, P)
+    else:
+        high, wide = np.divmod(ids_keep.numpy(), grid)  # (B, K)
+        kept = rows[np.arange(len(images))[:, None], high, wide]  # (B, K, P)
+    channels_last = kept.view(np.uint8).reshape(*kept.shape[:2], -1, 3)  # (B, K, P * P, 3)
+    return torch.from_numpy(channels_last.swapaxes(2, 3).reshape(*kept.shape[:2], -1))
 
 
 def visible_and_target(patches: torch.Tensor, ids_keep: torch.Tensor) -> dict[str, torch.Tensor]:

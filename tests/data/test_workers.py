@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.programs import ROOT, run_program
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, warnings
 from torch.utils.data import IterableDataset
 from flip_hf.data.loader import make_loader
 
@@ -18,6 +18,7 @@ class Numbers(IterableDataset):
 
 if __name__ == "__main__":
     number = int(sys.argv[1])
+    warnings.simplefilter("ignore")  # two workers are too many for a machine of one core
     for own in (signal.SIGINT, signal.SIGTERM):
         signal.signal(own, lambda *_: None)
     seen = 0
