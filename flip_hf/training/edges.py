@@ -18,16 +18,18 @@ _GREEN = 1  # the channel that is scored
 _SPAN = 2  # pixels between the two that are compared
 
 
-def _differences(pixels: torch.Tensor, dim: int, span: int) -> torch.Tensor:
-    """Returns the absolute differences of values `span` (1 or 2) apart along a dimension, around each value.
+def _add_differences(total: torch.Tensor, pixels: torch.Tensor, dim: int, span: int) -> None:
+    """Adds to `total` the absolute differences of pixels `span` (1 or 2) apart along a dimension, around each pixel.
 
     At the border they are `span` times that of neighbours.
     """
     size = pixels.shape[dim]
-    first = (pixels.narrow(dim, 1, span - 1) - pixels.narrow(dim, 0, span - 1)).abs_().mul_(span)
     inner = (pixels.narrow(dim, span, size - span) - pixels.narrow(dim, 0, size - span)).abs_()
-    last = (pixels.narrow(dim, -1, 1) - pixels.narrow(dim, -2, 1)).abs_().mul_(span)
-    return torch.cat([first, inner, last], dim)
+    total.narrow(dim, span - 1, size - span).add_(inner)
+    ends = ((0, 1), (size - 1, size - 2))
+    for place, neighbour in ends[2 - span :]:  # one apart, only the last has none after it
+        difference = (pixels.narrow(dim, place, 1) - pixels.narrow(dim, neighbour, 1)).abs_()
+        total.narrow(dim, place, 1).add_(difference, alpha=span)
 
 
 def edge_scores(images: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -45,7 +47,9 @@ def edge_scores(images: torch.Tensor, patch_size: int) -> torch.Tensor:
     span = min(_SPAN // step, images.shape[-1] - 1)
     filled = images.shape[-1] // patch_size * patch_size  # the rest is in no patch
     green = images[:, _GREEN, :filled:step, :filled:step].short()  # (B, S / step, S / step)
-    gradient = _differences(green, 1, span).add_(_differences(green, 2, span))
+    gradient = torch.zeros_like(green)
+    for dim in (1, 2):
+        _add_differences(gradient, green, dim, span)
     return avg_pool2d(gradient.float(), patch_size // step).flatten(1) / (span * step)
 
 
