@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn, get_type_hints
 
+from flip_hf.console.counterparts import counterpart
 from flip_hf.console.endings import MISTAKE, end_with
 from flip_hf.console.fields import RANGE, OptionError, kind_of
 from flip_hf.console.ranges import Range
@@ -25,11 +26,20 @@ _BOOLEANS = {
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Suggests the nearest known name in a sentence, with a leading space; empty where none is near."""
+    """Suggests the known name that is meant, in a sentence with a leading space; empty where none is near.
+
+    That is what an option of another program is called here, or a name that begins so, or the nearest. Dashes before
+    names are not compared: they would bring short ones near to each other.
+    """
     known = list(known)
-    longer = [each for each in known if len(str(name)) > 3 and each.startswith(str(name))]  # abbreviated: --arch
-    close = longer[:1] or difflib.get_close_matches(str(name), known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    elsewhere = counterpart(str(name), known)
+    if elsewhere:
+        return elsewhere
+    word = str(name).lstrip("-")
+    bare = {each.lstrip("-"): each for each in known}
+    longer = [each for each in bare if len(word) > 1 and each.startswith(word)]  # abbreviated: --arch
+    close = longer[:1] or difflib.get_close_matches(word, bare, n=1)
+    return f" Did you mean {bare[close[0]]!r}?" if close else ""
 
 
 def boolean(text: str) -> bool:

@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 import pytest
 
+from flip_hf.console.counterparts import COUNTERPARTS
 from flip_hf.console.fields import RANGE, OptionError, kind_of
 from flip_hf.evaluation.options import EvaluationOptions, parse_options
 from flip_hf.evaluation.registry import METRICS
@@ -99,6 +100,10 @@ def test_the_choices_are_read_from_the_types():
         (["--batch_size"], "^--batch_size needs a value.$"),
         (["--logit_scale_init_value", "nan"], "^--logit_scale_init_value must be a number between 0 and 4.6052"),
         (["--mask-ration", "0.5"], "^there is no option --mask-ration. Did you mean '--mask_ratio'?"),
+        (["--lr", "1e-3"], "^there is no option --lr. Here it is '--base_lr': the rate for 256 samples a step"),
+        (["--per-device-train-batch-size", "8"], "Here it is '--batch_size': the samples of all processes.$"),
+        (["--bf16"], "^there is no option --bf16. Here it is '--precision'.$"),
+        (["--dataset_type", "webdataset"], "^there is no option --dataset_type.$"),
         (["--no_export_clip"], "^there is no option --no_export_clip. Did you mean '--export_clip'"),
         (["shapes", "scenes"], "^'scenes' belongs to no option. RECIPE comes before all options.$"),
         (["--seed", "1", "shapes"], "^'shapes' belongs to no option. RECIPE comes before all options.$"),
@@ -115,6 +120,12 @@ def test_mistakes_of_the_command_line_are_one_line(argv, message):
     with pytest.raises(OptionError, match=message) as caught:
         parse(*argv)
     assert "\n" not in str(caught.value)
+
+
+def test_counterparts_of_other_programs_options_are_options_and_their_names_are_not():
+    known = set(option_names())
+    assert {counterpart.option for counterpart in COUNTERPARTS.values()} <= known
+    assert not known & set(COUNTERPARTS)
 
 
 @pytest.mark.parametrize(
