@@ -26,6 +26,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_several(labels: Sequence[str]) -> None:
+    """Checks that labels have an alternative: a single one always gets 100 %.
+
+    Raises:
+        ValueError: there is one label; the message shows how to give several, also those that commas separate.
+    """
+    if len(labels) > 1:
+        return
+    listed = [each.strip() for each in labels[0].split(",") if each.strip()]
+    shown = " ".join(f'"{each}"' for each in (listed if len(listed) > 1 else [*listed, "something else"]))
+    raise ValueError(f"--labels are compared with each other, and {labels[0]!r} is only one: give --labels {shown}.")
+
+
 def format_answer(path: str, scores: list[dict]) -> str:
     """One line a label, best first, with a bar."""
     width = max(len(entry["label"]) for entry in scores)
@@ -36,33 +49,52 @@ def format_answer(path: str, scores: list[dict]) -> str:
     return "\n".join([f"{path}: {scores[0]['label']}", *lines])
 
 
-def answer(arguments: argparse.Namespace) -> Any:
-    """The scores of all labels for each image; what is wrong with an image or the model ends in one line."""
+def sort_out(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the paths of usable pictures, and what is wrong with each of the others, in sentences.
+
+    Pictures are decoded for that and not kept, as they may be many.
+    """
+    from flip_hf.data.decode import open_picture
+
+    usable: list[str] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            open_picture(path)
+            usable.append(path)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    return usable, problems
+
+
+def answer(arguments: argparse.Namespace, images: list[str]) -> Any:
+    """The scores of all labels for each image; what is wrong with the model ends in one line."""
     from transformers.utils import logging
 
     from flip_hf import ZeroShotClassifier
-    from flip_hf.data.decode import open_picture
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        for path in arguments.images:  # before the model is loaded; they are not kept, as they may be many
-            open_picture(path)
         classify = ZeroShotClassifier.from_pretrained(arguments.model)
-        return classify(arguments.images, arguments.labels, arguments.template)
+        return classify(images, arguments.labels, arguments.template)
     except (OSError, ValueError) as error:
         end_with(error)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Loads the model once and answers for each image."""
+    """Loads the model once and answers for each image; those that cannot be used are named at the end, as an error."""
     install()
     arguments = make_parser().parse_args(argv)
     try:
         check_labels(arguments.labels)
+        check_several(arguments.labels)
         resolve_templates(arguments.template)
     except ValueError as error:
         end_with(error, MISTAKE)
-    answers = answer(arguments)
-    for path, scores in zip(arguments.images, answers, strict=True):
+    images, problems = sort_out(arguments.images)
+    answers = answer(arguments, images) if images else []
+    for path, scores in zip(images, answers, strict=True):
         print(format_answer(path, scores))
+    if problems:
+        end_with(" ".join(problems))

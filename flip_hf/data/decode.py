@@ -4,6 +4,7 @@ Decoding is not left to `datasets`, where a damaged sample would end the iterato
 """
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -264,11 +265,21 @@ def open_picture(picture: str | Image.Image, background: Colour = WHITE) -> Imag
         return decode_image(StoredFile(picture), background)
     except RefusedSample as error:
         name = getattr(picture, "filename", "") or "The picture" if isinstance(picture, Image.Image) else picture
-        cause = error.__cause__
-        if error.reason == "unreadable image file":
-            raise ValueError(f"{name} cannot be read: {getattr(cause, 'strerror', None) or cause}.") from None
-        is_none = error.reason == "not an image"
-        raise ValueError(f"{name} is not an image." if is_none else f"{name} cannot be used: {error.reason}.") from None
+        raise ValueError(f"{name} {_in_words(error, str(name))}.") from None
+
+
+def _in_words(refusal: RefusedSample, name: str) -> str:
+    """Says what is wrong with a picture of this name, as the rest of a sentence."""
+    if refusal.reason == "not an image":
+        return "is not an image"
+    if refusal.reason != "unreadable image file":
+        return f"cannot be used: {refusal.reason}"
+    cause = refusal.__cause__
+    if isinstance(cause, IsADirectoryError):
+        return f"is a folder; name the pictures in it, such as {os.path.join(name, '*.jpg')}"
+    why = getattr(cause, "strerror", None) or str(cause)
+    # For a URL, file systems say no more than the URL.
+    return f"cannot be read: {'there is no such file, or no connection to its server' if why == name else why}"
 
 
 def choose_caption(value: object, rng: np.random.Generator) -> str:

@@ -179,5 +179,8 @@ def _relative(pattern: str) -> str:
 
 def no_such_split(data: str, split: str, splits: Iterable[str], divided: bool = True) -> ValueError:
     """Makes the error for a split that a data set does not have."""
-    why = "" if divided else f" Nothing in it is named after a split, so all of it is {UNDIVIDED!r}: ask for that."
-    return ValueError(f"The data set {data!r} has no split {split!r}, only: {', '.join(map(str, splits))}.{why}")
+    why = "" if divided else f" Nothing in it is named after a split, so all of it is {UNDIVIDED!r}."
+    return ValueError(
+        f"The data set {data!r} has no split {split!r}, only: {', '.join(map(str, splits))}.{why} Choose one with the "
+        "option of the command: --split, --train_split, --test_split, --eval_split or --retain_split."
+    )

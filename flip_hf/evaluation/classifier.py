@@ -119,9 +119,9 @@ class ZeroShotClassifier:
         Raises:
             ValueError: there are no labels, one is repeated, or a template has no `{}`.
         """
+        check_labels(labels)
         labels = tuple(labels)
         templates = resolve_templates(templates)
-        check_labels(labels)
         cache = LabelCache(self.cache_dir, self.model, self.processor.tokenizer, "one by one")
         found = cache.load(labels, templates)
         if found is not None:
@@ -193,6 +193,8 @@ class ZeroShotClassifier:
         Returns:
             For one image, a list of `{"label", "score"}`, best first; for several, a list of such lists.
         """
+        if not isinstance(labels, LabelEmbeddings):
+            check_labels(labels)
         names = labels.labels if isinstance(labels, LabelEmbeddings) else tuple(labels)
         weights = self._weights(labels, templates)
         one = isinstance(images, (str, Path, Image.Image)) or getattr(images, "ndim", 4) == 3

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from flip_hf.console.files import read_text
 from flip_hf.data.class_names import check_class_names
 from flip_hf.data.eval_stream import EvalStream
+from flip_hf.data.extent import shared_file
 from flip_hf.data.files import files_below
 from flip_hf.data.loader import make_loader
 from flip_hf.data.opening import SHARD_EXTENSIONS
@@ -18,6 +19,7 @@ from flip_hf.data.sources import Source, open_source
 from flip_hf.data.targets import Captions, ClassIndex, ClassVector
 from flip_hf.evaluation.encoder import ImageTransform
 from flip_hf.evaluation.registry import DataSet
+from flip_hf.redaction import shown
 
 
 def read_classes(path: str | Path) -> tuple[tuple[str, ...], ...]:
@@ -101,6 +103,21 @@ def open_split(data_set: DataSet, split: str, data_dir: str | None) -> Source:
         target_column=columns[1],
         kind="caption" if data_set.task == "retrieval" else "label",
     )
+
+
+def check_apart(training: Source, test: Source) -> None:
+    """Checks that no file of the training data is measured on, as it would be where one file is named as the data.
+
+    Raises:
+        ValueError: they share a file.
+    """
+    shared = shared_file(training.shards, test.shards)
+    if shared is not None:
+        raise ValueError(
+            f"{shown(shared)} would be trained on and measured on. This task needs training data of its own: put both "
+            "into one folder, named after their splits, as train.parquet and test.parquet or as the folders train and "
+            "test."
+        )
 
 
 def _class_names_file(data_set: DataSet, data_dir: str | None) -> tuple[str, ...] | None:

@@ -20,7 +20,7 @@ from flip_hf.evaluation.encoder import EncodeImages, Encoder, masked_images
 from flip_hf.evaluation.features import Features, extract, extract_texts
 from flip_hf.evaluation.label_cache import LabelCache, default_folder
 from flip_hf.evaluation.labels import LabelEmbeddings
-from flip_hf.evaluation.loading import eval_loader, named_classes, open_split
+from flip_hf.evaluation.loading import check_apart, eval_loader, named_classes, open_split
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.evaluation.registry import DataSet
 from flip_hf.evaluation.result import Result
@@ -56,9 +56,16 @@ class Subject:
     # -- images --------------------------------------------------------------------------------------------------------
 
     def source(self, split: str) -> Source:
-        """Opens a split, once."""
+        """Opens a split, once.
+
+        Raises:
+            ValueError: the training data share a file with the test data; see also [`open_split`].
+        """
         if split not in self._sources:
-            self._sources[split] = open_split(self._described, split, self.options.data_dir)
+            opened = open_split(self._described, split, self.options.data_dir)
+            if split == "train":
+                check_apart(opened, self._sources["test"])
+            self._sources[split] = opened
         return self._sources[split]
 
     def has(self, split: str) -> bool:

@@ -92,9 +92,12 @@ def check_labels(labels: Sequence[str]) -> None:
     """Checks that there are labels, and that none is empty or repeated.
 
     Raises:
-        ValueError: there are none, or one is empty or repeated.
+        ValueError: there are none, they are one text instead of several, or one is empty or repeated.
     """
-    if not labels:
+    if isinstance(labels, str):
+        listed = [each.strip() for each in labels.split(",")]
+        raise ValueError(f"Labels are a list of texts, got the text {labels!r}: give {listed!r}.")
+    if len(labels) == 0:  # also of an array or a table's column
         raise ValueError("There are no labels: give at least one.")
     seen: set[str] = set()
     for number, label in enumerate(labels, start=1):

@@ -27,8 +27,8 @@ def check_alternatives(model: object) -> None:
     # A FlipModel's bias only belongs to its loss: as an addend of all logits alike, it changes no softmax.
     if getattr(model, "logit_bias", None) is not None and not hasattr(model, "get_logit_scale"):
         raise ValueError(
-            f"{type(model).__name__} gives each label an independent probability (SigLIP); use a model like CLIP, "
-            "whose labels are alternatives."
+            f"{type(model).__name__} gives each label an independent probability (SigLIP). Make a FlipModel of it, "
+            "which compares labels with each other: `flip-hf convert siglip MODEL FOLDER`."
         )
 
 

@@ -78,7 +78,7 @@ def _build(arguments: Arguments) -> Trainer:
     if checkpoint is None:
         check_output(output_dir)
     start_trackers(accelerator, arguments)
-    about_data = inputs.captions_in_words(objective, sources)
+    about_data = [*inputs.captions_in_words(objective, sources), *inputs.overlap_in_words(sources, evaluation)]
     say(accelerator, [*about_data, *unmeasured_in_words(arguments, sources, evaluation)])
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     retained = shared_retained_pairs(arguments, retained, accelerator, resumed=checkpoint is not None)

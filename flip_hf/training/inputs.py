@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from flip_hf.data.captions import Prompts, in_words
 from flip_hf.data.class_names import check_class_count, check_class_names
 from flip_hf.data.eval_stream import EvalStream
+from flip_hf.data.extent import shared_file
 from flip_hf.data.files import has_extension
 from flip_hf.data.frequencies import WordFrequencies
 from flip_hf.data.loader import TrainLoader, make_loader
@@ -125,6 +126,17 @@ def captions_in_words(objective: ObjectiveArguments, sources: list[Source]) -> l
     if objective.contrasts and positives(objective, sources) == "caption":
         described.append("Positives of an image: all texts of the batch that equal its own.")
     return described
+
+
+def overlap_in_words(sources: list[Source], evaluation: Evaluation) -> list[str]:
+    """Says in a sentence that a file is both trained on and evaluated on, if one is, by its name."""
+    opened = [source for source in (evaluation.images, evaluation.pairs) if source is not None]
+    for source in sources:
+        for other in opened:
+            shared = shared_file(other.shards, source.shards)
+            if shared is not None:
+                return [f"Evaluation on training data: {shown(shared)} is both, so its results do not hold for others."]
+    return []
 
 
 def open_evaluation_data(data: DataArguments, labels: bool = True, likely: str | None = None) -> Evaluation:

@@ -155,10 +155,15 @@ def test_invalid_requests_are_refused(classifier, pictures):
         resolve_templates("clip_70")
     with pytest.raises(ValueError, match="at least one template"):
         resolve_templates([])
-    refused = (([], "give at least one"), (["a", "a"], "each label once"), (["a", ""], "Label 2 of 2 is empty"))
+    refused = (("a cat, a dog", r"got the text 'a cat, a dog': give \['a cat', 'a dog'\]"), ([], "give at least one"))
+    refused += ((["a", "a"], "each label once"), (["a", ""], "Label 2 of 2 is empty"))
     for labels, said in refused:
         with pytest.raises(ValueError, match=said):
             classifier(pictures, labels)
+
+
+def test_labels_may_be_an_array(classifier, pictures):
+    assert classifier(pictures[0], np.array(LABELS)) == classifier(pictures[0], LABELS)
 
 
 def test_a_clip_is_served_too_and_a_siglip_is_not(processor, pictures):
@@ -173,7 +178,7 @@ def test_a_clip_is_served_too_and_a_siglip_is_not(processor, pictures):
     assert [by_label(a) for a in answers] == [pytest.approx(by_label(e), abs=1e-6) for e in expected]
     size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     siglip = SiglipModel(SiglipConfig(text_config={**size, "vocab_size": 50}, vision_config=size))
-    with pytest.raises(ValueError, match="SigLIP"):
+    with pytest.raises(ValueError, match="SigLIP.*`flip-hf convert siglip"):
         ZeroShotClassifier(siglip, processor)
 
 

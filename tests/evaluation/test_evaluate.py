@@ -17,6 +17,7 @@ from flip_hf.evaluation.registry import data_set
 from flip_hf.evaluation.scoring import map_11_points
 from tests.helpers.clip_folder import make_clip_folder
 from tests.helpers.evaluating import evaluated
+from tests.helpers.labelled import labelled_pictures
 from tests.helpers.models import NUM_PATCHES
 from tests.helpers.pretraining import pretrain
 from tests.helpers.programs import ROOT, run_program
@@ -302,6 +303,7 @@ def test_bad_input_is_named_or_counted(clip, labelled, tmp_path, caplog):
     data, _ = labelled
     (tmp_path / "two.txt").write_text("a\nb\n")
     (tmp_path / "none.txt").write_text("\n")
+    labelled_pictures(6).to_parquet(str(tmp_path / "test.parquet"))
     own = ["--data", data / "images"]
     names = ["--class_names", data / "classes.txt"]
     cases = [
@@ -316,6 +318,10 @@ def test_bad_input_is_named_or_counted(clip, labelled, tmp_path, caplog):
         (["some/model", *own, *names, "--card"], "--card writes into a model folder"),
         ([clip, "--datasets", "food10"], "food101"),
         ([clip, "--datasets", "food101", "--data_dir", tmp_path], "There is no copy of 'food101'"),
+        (
+            [clip, "--data", tmp_path / "test.parquet", "--label_column", "fine_label", "--tasks", "linear-probe"],
+            "test.parquet would be trained on and measured on",
+        ),
         ([clip, *own, *names, "--templates", "no place"], "no {} for the label"),
         ([clip, "--datasets", "food101", "--tasks", "retrieval"], "needs data for retrieval"),
         ([tmp_path, *own, *names], "error: "),

@@ -181,14 +181,15 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         ),
         ("evaluate", ["M", "--data", "x", "--templates", "{} {}"], "--templates: The template .* 2 times; write it", 2),
         ("zero_shot", ["M", "I", "--labels", "a", ""], "Label 2 of 2 is empty", 2),
-        ("zero_shot", ["M", "I", "--labels", "a", "--template", "{a} {}"], ".* has {a}, which nothing fills", 2),
+        ("zero_shot", ["M", "I", "--labels", "cat,dog"], '--labels .* is only one: give --labels "cat" "dog"', 2),
+        ("zero_shot", ["M", "I", "--labels", "a", "b", "--template", "{a} {}"], ".* has {a}, which nothing fills", 2),
         ("pretrain", ["vit_b16", "--train_data", "x", "--templates", "{} {}"], "--templates: .* 2 times", 2),
         ("demo", ["/no/such/folder"], "The model /no/such/folder cannot be loaded: there is no such folder.", 1),
         ("evaluate", ["--list", "--card"], "--list stands alone", 2),
         ("benchmark", ["step", "--arch", "B/16"], "there is no option --arch. Did you mean '--architecture'", 2),
         ("reproduce", ["--only", "nothing", "--folder", "/tmp/none"], "no run has 'nothing' in its name: mask0-", 1),
         ("reproduce", ["--budget", "nan"], "--budget must be a number above 0 and at most 1e.09, got nan.", 2),
-        ("zero_shot", ["no/such/model", ROOT / "docs" / "x.png", "--labels", "a"], ".*x.png cannot be read", 1),
+        ("zero_shot", ["no/such/model", ROOT / "docs" / "x.png", "--labels", "a", "b"], ".*x.png cannot be read", 1),
     ],
 )
 def test_mistakes_are_one_line_with_an_exit_code(script, words, said, code, monkeypatch, capsys):

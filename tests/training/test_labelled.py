@@ -79,6 +79,19 @@ def test_mistakes_about_labels_end_before_training(labelled_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("table", ["test", "other"])
+def test_evaluation_on_training_data_is_said(labelled_run, tmp_path, table, capsys):
+    argv, straight, printed = labelled_run
+    shutil.copy(straight.parent / "test.parquet", tmp_path / "other.parquet")
+    evaluated = {"test": straight.parent / "test.parquet", "other": tmp_path / "other.parquet"}[table]
+    words = [*argv, "--train_data", str(straight.parent / "test.parquet"), "--eval_data", str(evaluated)]
+    build_trainer(
+        parse_arguments([*words, "--output_dir", str(tmp_path / "run")], ROOT / "flip_hf" / "recipes", "shapes")
+    )
+    said = f"Evaluation on training data: {evaluated} is both, so its results do not hold for others."
+    assert (said in capsys.readouterr().out) == (table == "test")
+
+
 @pytest.mark.parametrize(("options", "compared"), [([], True), (["--positives", "pair"], False)])
 def test_equal_captions_of_labels_are_positives_unless_configured(labelled_run, tmp_path, options, compared):
     argv, _, printed = labelled_run
