@@ -407,6 +407,10 @@ class OptimizationArguments:
     def __post_init__(self):
         check_options(self)
         require(self.train_samples + self.unmasked_samples > 0, "Nothing to train: --train_samples is 0.")
+        require(
+            self.stages is not None or not 0 < self.train_samples < self.batch_size,
+            f"--train_samples {self.train_samples:,} is less than a step's --batch_size {self.batch_size:,}.",
+        )
 
 
 @dataclass

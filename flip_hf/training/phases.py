@@ -35,6 +35,13 @@ class Curve:
         progress = (done - warmup) / max(1, self.end - self.start - warmup)
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
+    def in_words(self) -> str:
+        """Describes the curve in a line: its peak and its warm-up, or that the warm-up takes all of it."""
+        peak = f"peak learning rate {self.peak_lr:.3g} after {self.warmup_samples:,} samples of warm-up"
+        if self.warmup_samples < self.end - self.start:
+            return peak
+        return f"{peak}, so never: give fewer --warmup_samples, a twentieth of the run's, or more --train_samples"
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -90,8 +97,7 @@ class Phase:
 
     def in_words(self) -> str:
         """Describes the phase in a line, without a full stop."""
-        peak = f"peak learning rate {self.curve.peak_lr:.3g} after {self.curve.warmup_samples:,} samples of warm-up"
-        rate = peak if self.begins_curve else "learning rate as before"
+        rate = self.curve.in_words() if self.begins_curve else "learning rate as before"
         images = f"images of {self.image_size} pixels, " if self.image_size is not None else ""
         texts = f"texts of {self.text_length} tokens, " if self.text_length is not None else ""
         return f"{self.name}: {self.end - self.start:,} samples, {images}{texts}{self.masks_in_words()}, {rate}"

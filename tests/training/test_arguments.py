@@ -265,3 +265,10 @@ def test_weight_decay_reaches_the_official_codes_parameters():
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     assert sum(sizes) == len(list(model.parameters())) and sizes[1] == len(not_decayed)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+
+
+@pytest.mark.parametrize(("warmup", "reached"), [(1023, True), (1024, False)])
+def test_a_warm_up_that_takes_the_whole_run_is_said(warmup, reached):
+    words = ["shapes", "--train_samples", "1024", "--unmasked_samples", "0", "--warmup_samples", str(warmup)]
+    (phase,) = plan_phases(parse_arguments(words, RECIPES, "shapes"))
+    assert (", so never: give fewer --warmup_samples" in phase.in_words()) != reached

@@ -104,6 +104,7 @@ def test_the_choices_are_read_from_the_types():
         (["--per-device-train-batch-size", "8"], "Here it is '--batch_size': the samples of all processes.$"),
         (["--bf16"], "^there is no option --bf16. Here it is '--precision'.$"),
         (["--dataset_type", "webdataset"], "^there is no option --dataset_type.$"),
+        (["--train_samples", "63"], "^--train_samples 63 is less than a step's --batch_size 64.$"),
         (["--no_export_clip"], "^there is no option --no_export_clip. Did you mean '--export_clip'"),
         (["shapes", "scenes"], "^'scenes' belongs to no option. RECIPE comes before all options.$"),
         (["--seed", "1", "shapes"], "^'shapes' belongs to no option. RECIPE comes before all options.$"),
