@@ -22,7 +22,13 @@ from flip_hf.evaluation.fingerprints import text_fingerprint
 from flip_hf.evaluation.label_cache import LabelCache
 from flip_hf.evaluation.labels import LabelEmbeddings
 from flip_hf.evaluation.templates import check_labels, resolve_templates
-from flip_hf.evaluation.zero_shot import check_alternatives, class_embeddings, label_probabilities, normalized
+from flip_hf.evaluation.zero_shot import (
+    check_alternatives,
+    class_embeddings,
+    label_probabilities,
+    normalized,
+    warn_of_confused,
+)
 
 # A PIL image, an array (H, W, C), a path or a URL.
 ImageSource = Image.Image | np.ndarray | str | Path
@@ -122,6 +128,7 @@ class ZeroShotClassifier:
         check_labels(labels)
         labels = tuple(labels)
         templates = resolve_templates(templates)
+        warn_of_confused(self.model, self.processor.tokenizer, labels, templates[0])
         cache = LabelCache(self.cache_dir, self.model, self.processor.tokenizer, "one by one")
         found = cache.load(labels, templates)
         if found is not None:

@@ -26,7 +26,7 @@ from flip_hf.evaluation.registry import DataSet
 from flip_hf.evaluation.result import Result
 from flip_hf.evaluation.spread import THUMBNAIL, pictures_at
 from flip_hf.evaluation.templates import resolve_templates
-from flip_hf.evaluation.zero_shot import normalized, prompt_embeddings
+from flip_hf.evaluation.zero_shot import normalized, prompt_embeddings, warn_of_confused
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,8 @@ class Subject:
         model = self.encoder.model
         names = tuple(map(spoken, self.class_names))
         tokenizer = self.encoder.processor.tokenizer
+        if self.accelerator.is_main_process:
+            warn_of_confused(model, tokenizer, names, self.templates[0])
         cache = LabelCache(default_folder(), model, tokenizer, "stacked") if self.accelerator.is_main_process else None
 
         def kept() -> LabelEmbeddings | None:

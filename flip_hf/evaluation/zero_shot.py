@@ -3,6 +3,8 @@
 It works with any model that has `get_image_features` and `get_text_features`.
 """
 
+import logging
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch import nn
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from flip_hf.data.texts import bound_text
+
+logger = logging.getLogger(__name__)
 
 
 def normalized(embeds: torch.Tensor) -> torch.Tensor:
@@ -69,6 +73,32 @@ class TextInputs:
             truncation=True,
             max_length=self.max_length,
             return_tensors="pt",
+        )
+
+
+def warn_of_confused(model: Any, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], template: str) -> None:
+    """Warns of different names with the same tokens, between which a model cannot choose.
+
+    Args:
+        model: the model, for its context.
+        tokenizer: its tokenizer.
+        names: names of classes.
+        template: a prompt with `{}` for the name.
+    """
+    tokens = TextInputs(tokenizer, getattr(model, "config", None))
+    read: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    ids = tokens([template.format(bound_text(name)) for name in names])["input_ids"]
+    for name, row in zip(names, ids.tolist(), strict=True):  # pyright: ignore[reportAttributeAccessIssue]
+        read[tuple(row)].append(name)
+    confused = [each for each in read.values() if len({name.lower() for name in each}) > 1]
+    if confused:
+        count = sum(map(len, confused))
+        logger.warning(
+            "The tokenizer makes the same tokens of %s, so the model cannot tell them apart%s. It does not know their "
+            "words, or cuts them off at its context of %d tokens.",
+            " and ".join(map(repr, confused[0][:2])),
+            f" (nor others: {count} of {len(names)} names)" if count > 2 else "",
+            tokens.max_length,
         )
 
 

@@ -162,6 +162,19 @@ def test_invalid_requests_are_refused(classifier, pictures):
             classifier(pictures, labels)
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["red circle", "\u732b", "\u72d7"], ["'\u732b' and '\u72d7', so"]),
+        (["red circle", *"\u732b\u72d7\u9ce5"], ["(nor others: 3 of 4 names)"]),
+        (["red circle", "\u732b", "Red circle"], []),
+    ],
+)
+def test_labels_that_a_tokenizer_confuses_are_said(classifier, labels, said, caplog):
+    classifier.encode_labels(labels)
+    assert len(caplog.records) == len(said) and all(each in caplog.text for each in said)
+
+
 def test_labels_may_be_an_array(classifier, pictures):
     assert classifier(pictures[0], np.array(LABELS)) == classifier(pictures[0], LABELS)
 
