@@ -348,7 +348,22 @@ def open_source(
     )
 
 
+def _check_notation(data: str) -> None:
+    """Refuses what other programs take as data: several data sets in one word, and commands that write tar files.
+
+    Raises:
+        ValueError: it is one of these; the message has the notation here.
+    """
+    if data.startswith("pipe:"):
+        raise ValueError(f"{shown(data)!r} is a command, and no command is run: give the path or URL that it reads.")
+    if "::" in data and not is_remote(data):  # in URLs it chains file systems
+        several = " ".join(repr(shown(each)) for each in data.split("::"))
+        raise ValueError(f"{shown(data)!r} is several data sets in one word: separate them by spaces, {several}.")
+
+
 def _open(data: str | Sequence[str], config: str | None, split: str | None, wanted: Wanted) -> Shards:
+    for each in [data] if isinstance(data, str) else data:
+        _check_notation(each)
     if isinstance(data, str) and data in EMBEDDED:
         return DatasetShards(EMBEDDED[data].load(split or "train"), remote=False)
     if isinstance(data, str):

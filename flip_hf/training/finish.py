@@ -155,8 +155,8 @@ def summary(
     vision: Any = flip.config.vision_config
     parameters = sum(value.numel() for value in own_tensors(dict(flip.named_parameters())).values())
     output_dir = Path(arguments.run.output_dir)
-    wanted = "pairs out with --holdout" if arguments.objective.contrasts else "images out with --holdout"
-    result = in_words(metrics, class_names) or f"not evaluated: hold {wanted}, or name data with --eval_data"
+    held_out = "pairs with captions of their own" if arguments.objective.contrasts else "images"
+    result = in_words(metrics, class_names) or f"not evaluated: name data with --eval_data, or hold {held_out} out"
     counts = report.counts
     skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:

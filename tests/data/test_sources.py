@@ -127,3 +127,17 @@ def test_a_truncated_shard_costs_its_rest_alone(tar_folder):
 def test_a_name_that_is_nowhere_is_an_error_without_the_hub_too():
     with pytest.raises(FileNotFoundError, match="There is no 'nobody/nothing' here, and it cannot be loaded"):
         open_source("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("a.tar::b/{0..9}.tar", "several data sets in one word: separate them by spaces, 'a.tar' 'b/{0..9}.tar'."),
+        ("pipe:curl -s https://me:secret@host/a.tar", "'pipe:.*' is a command, and no command is run: give the path"),
+    ],
+)
+def test_the_notation_of_other_programs_is_refused_and_translated(data, said):
+    for given in (data, [data]):
+        with pytest.raises(ValueError, match=said) as caught:
+            open_source(given)
+    assert "secret" not in str(caught.value)
