@@ -114,6 +114,17 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def share_weights(folder: Path) -> None:
+    """Gives the safetensors files in a folder the permissions that the umask gives to new files.
+
+    safetensors 0.8 writes files that only their owner can read, also into a folder that others share.
+    """
+    umask = os.umask(0o077)  # can only be read by setting it; nothing becomes readable in between
+    os.umask(umask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~umask)
+
+
 def sync(path: Path) -> None:
     """Syncs a file, or the names in a folder, to the disk, so that they survive a loss of power."""
     if os.name == "nt" and path.is_dir():

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+from flip_hf.console.files import share_weights
 from flip_hf.conversion.errors import ConversionError, reason
 from flip_hf.conversion.lineage import base_model_of
 
@@ -54,7 +55,7 @@ class Converted:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns safetensors' own error, for example on a full disk, into an OSError.
+    """Turns safetensors' own error, for example on a full disk, into an OSError, and shares what was written.
 
     Raises:
         OSError: a weights file cannot be written.
@@ -63,6 +64,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise OSError(f"The weights cannot be written to {folder}: {reason(error)}.") from error
+    share_weights(folder)
 
 
 def card_data(source: str | None = None, **kwargs: Any) -> ModelCardData:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from flip_hf.console.files import share_weights
 from flip_hf.conversion.lineage import BASE_MODEL, base_model_of
 from flip_hf.data.refusals import add_counts
 from flip_hf.modeling import FlipForPreTraining, FlipModel
@@ -120,10 +121,12 @@ def save_model(
     if isinstance(model, FlipForPreTraining) and arguments.objective.contrasts:
         of_flip = {name.removeprefix("flip."): value for name, value in weights.items() if name.startswith("flip.")}
         model.save_pretrained(folder / WITH_DECODER, state_dict=weights)  # empties the dict
+        share_weights(folder / WITH_DECODER)
         processor.save_pretrained(folder / WITH_DECODER)
         model = model.flip
         weights = of_flip
     model.save_pretrained(folder, state_dict=weights)
+    share_weights(folder)
     processor.save_pretrained(folder)
     write_recipe(arguments, folder / "recipe.yaml")
 
@@ -156,7 +159,8 @@ def summary(
     parameters = sum(value.numel() for value in own_tensors(dict(flip.named_parameters())).values())
     output_dir = Path(arguments.run.output_dir)
     held_out = "pairs with captions of their own" if arguments.objective.contrasts else "images"
-    result = in_words(metrics, class_names) or f"not evaluated: name data with --eval_data, or hold {held_out} out"
+    unknown = f"not evaluated: name data with --eval_data, or hold {held_out} out with --holdout"
+    result = in_words(metrics, class_names) or unknown
     counts = report.counts
     skipped = [f"{count} x {reason}" for reason, count in counts.reasons.most_common()]
     if state.skipped_steps:

@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from flip_hf.console.files import share_weights
+
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"
@@ -87,6 +89,7 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[s
     """
     try:
         save_file(tensors, path, metadata)
+        share_weights(path.parent)
     except SafetensorError as error:
         number = _OS_ERROR.search(str(error))
         if number is None:

@@ -73,6 +73,8 @@ def test_with_its_decoder_every_tensor_becomes_one_of_the_pretraining_model(mae,
     mae.save_pretrained(tmp_path / "mae")
     convert_from_mae(str(tmp_path / "mae"), mask_ratio=0.5, decoder=True, text_config=TEXT).save(tmp_path / "flip")
     card = (tmp_path / "flip" / "README.md").read_text()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "flip").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
     assert "the text tower is a new one, not trained" in card
     model = FlipForPreTraining.from_pretrained(tmp_path / "flip")
     assert model.config.flip_config.mask_ratio == 0.5

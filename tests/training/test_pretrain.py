@@ -211,3 +211,9 @@ def test_batches_are_split_over_processes_and_micro_batches():
     assert split_batch(arguments.optimization, 2) == (8, 4)
     with pytest.raises(ValueError, match="use 72"):
         split_batch(arguments.optimization, 3)
+
+
+def test_weights_can_be_read_by_whoever_can_read_the_other_files(trained):
+    folder, _ = trained
+    modes = {path.stat().st_mode for path in folder.rglob("*.safetensors")}
+    assert modes == {(folder / "config.json").stat().st_mode}
