@@ -267,9 +267,9 @@ def _reconstruction(results: JsonObject) -> str:
         return ""
     return (
         f"Error of the reconstructed patches on {results['images']:,.0f} images: "
-        f"**{results['reconstruction_error']:.3f}** (mean square, on the scale of training). Of fillings that are not "
-        f"learned: each patch's own mean colour, which only an oracle knows, "
-        f"{results['patch_mean_error']:.3f}; the nearest visible patch, {results['nearest_patch_error']:.3f}."
+        f"**{results['reconstruction_error']:.3f}** (mean square, on the scale of training). Baselines that are not "
+        f"learned: each patch's own mean colour, which the model cannot see, {results['patch_mean_error']:.3f}; a copy "
+        f"of the nearest visible patch, {results['nearest_patch_error']:.3f}."
     )
 
 
@@ -289,15 +289,15 @@ def limitations(run: PublishedRun) -> str:
     ]
     if not run.contrasts:
         lines = [
-            "Nothing was learned from texts; the text tower of this class is untrained. Its features are made for "
-            "fine-tuning; without it they are weaker than a contrastive model's.",
+            "Nothing was learned from texts, and the text tower of this class is untrained. Its features are meant for "
+            "fine-tuning; as they are, they are weaker than a contrastive model's.",
             f"Images are resized to {size}. Reconstructions are blurred, and invented where no visible patch helps.",
             "It was tested neither for fairness nor for safety.",
         ]
     if run.samples and run.contrasts:
-        lines.append(f"It has seen {run.samples:,} pairs; the models of the FLIP paper saw {PAPER_SAMPLES} and more.")
+        lines.append(f"It has seen {run.samples:,} pairs; the longest runs of the FLIP paper saw {PAPER_SAMPLES} and more.")
     if run.contrasts and run.mask_ratios and run.mask_ratios[-1] > 0:
-        lines.append("It was not tuned on whole images after masked training, which gains some accuracy.")
+        lines.append("It was not tuned on whole images after masked training, which gained accuracy in the paper.")
     return "\n".join(f"- {line}" for line in lines)
 
 
