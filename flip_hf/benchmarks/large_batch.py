@@ -57,7 +57,9 @@ def prepare(batch: Batch, normalize: Normalize, device: str) -> Inputs:
 def benchmark_large_batch(options: argparse.Namespace) -> dict:
     """Measures seconds and peak memory of steps at each mask ratio, beside the memory that `flip-hf plan` expects."""
     if options.batch_size % options.micro_batch_size:
-        raise ValueError(f"--batch_size {options.batch_size} is no multiple of --micro_batch_size; change one of them.")
+        raise ValueError(
+            f"--batch_size {options.batch_size} is not a multiple of --micro_batch_size; change one of them."
+        )
     accelerator = make_accelerator(cpu=options.device == "cpu")
     is_bf16 = options.precision == "bf16"
     before = held_bytes(options.device)

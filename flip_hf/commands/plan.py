@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flip_hf.console.endings import end_with
-from flip_hf.console.fields import require as _require
+from flip_hf.console.fields import require
 from flip_hf.console.files import read_text, try_file
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
@@ -60,19 +60,27 @@ def make_parser() -> ScriptParser:
         default=named_accelerator("H100-SXM"),
         help=f"H100-SXM if not given; one of {', '.join(each.name for each in ACCELERATORS)}",
     )
-    parser.add_argument("--gpus", type=integer(1, 1_000_000), default=8, help="GPUs of a node")
-    parser.add_argument("--nodes", type=integer(1, 1_000_000), default=1, help="machines")
-    parser.add_argument("--masks", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="mask ratios to plan")
+    parser.add_argument("--gpus", type=integer(1, 1_000_000), default=8, help="GPUs of a node (8)")
+    parser.add_argument("--nodes", type=integer(1, 1_000_000), default=1, help="machines (1)")
+    parser.add_argument(
+        "--masks", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="mask ratios to plan (0 0.5 0.75)"
+    )
     parser.add_argument("--mfu", help=f"a fraction ({DEFAULT_MFU}), or a result file of `flip-hf benchmark step`")
     parser.add_argument(
-        "--text_tokens", type=integer(1, 2**20), help="length texts are padded to; the context if not given"
+        "--text_tokens", type=integer(1, 2**20), help="tokens that texts are padded to; the context if not given"
     )
-    parser.add_argument("--samples_per_core", type=_POSITIVE, help=f"loaded by a core in a second ({DEFAULT_CORE:g})")
-    parser.add_argument("--sample_kilobytes", type=_POSITIVE, default=25.0, help="an image and its caption in storage")
-    parser.add_argument("--dollars_per_gpu_hour", type=number(0, 1_000_000), default=2.5)
+    parser.add_argument(
+        "--samples_per_core", type=_POSITIVE, help=f"pairs that a core loads in a second ({DEFAULT_CORE:g})"
+    )
+    parser.add_argument(
+        "--sample_kilobytes", type=_POSITIVE, default=25.0, help="kB of an image with its caption in storage (25)"
+    )
+    parser.add_argument(
+        "--dollars_per_gpu_hour", type=number(0, 1_000_000), default=2.5, help="price of a GPU-hour (2.50)"
+    )
     parser.add_argument("--check", action="store_true", help="compare with measured memory on the device at hand")
     parser.add_argument("--plot", help="draw days and memory by mask ratio into this picture")
-    parser.add_argument("--output", help="file stem; writes STEM.json and STEM.md")
+    parser.add_argument("--output", metavar="STEM", help="write the plan to STEM.json and STEM.md")
     return parser
 
 
@@ -88,13 +96,13 @@ def read_mfu(text: str | None) -> tuple[dict[float, float], str]:
         try:
             mfu = float(text)
         except ValueError:
-            raise ValueError(f"--mfu {text!r} is no number and no file.") from None
-        _require(0 < mfu <= 1, f"--mfu is a fraction of the GPU's peak, in (0, 1], got {mfu}.")
+            raise ValueError(f"--mfu {text!r} is neither a number nor a file.") from None
+        require(0 < mfu <= 1, f"--mfu is a fraction of the GPU's peak, in (0, 1], got {mfu}.")
         return {0.0: mfu}, "given"
     try:
         return measured_mfu(json.loads(read_text(text, "a benchmark's result")), text)
     except (KeyError, TypeError, AttributeError, RecursionError):  # JSON of something else
-        raise ValueError(f"--mfu {text} is no result of `flip-hf benchmark step`.") from None
+        raise ValueError(f"--mfu {text} is not a result of `flip-hf benchmark step`.") from None
 
 
 def measured_mfu(result: JsonObject, text: str) -> tuple[dict[float, float], str]:
@@ -106,7 +114,7 @@ def measured_mfu(result: JsonObject, text: str) -> tuple[dict[float, float], str
     from flip_hf.benchmarks.candidates import OURS
     from flip_hf.benchmarks.step import model_flops
 
-    _require(result.get("question") == "step", f"--mfu {text} is no result of `flip-hf benchmark step`.")
+    require(result.get("question") == "step", f"--mfu {text} is not a result of `flip-hf benchmark step`.")
     gpu = find_accelerator(result["hardware"])
     peak = gpu.peak(result["precision"]) if gpu else None
     if peak is None:
@@ -137,8 +145,8 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
     from flip_hf.training.models import make_config
     from flip_hf.training.stage_checks import check_stages_fit
 
-    _require(
-        not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
+    require(
+        not arguments.objective.reconstructs, "A plan supports only the contrastive objective: leave --objective out."
     )
     config = make_config(arguments.model, arguments.objective)
     check_stages_fit(arguments, config)
@@ -149,7 +157,7 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
         text.vocab_size = arguments.data.tokenizer_vocab_size
     tokens = text_tokens or text.max_position_embeddings
     context = text.max_position_embeddings
-    _require(1 <= tokens <= context, f"--text_tokens must be in [1, {context}], the model's context; got {tokens}.")
+    require(1 <= tokens <= context, f"--text_tokens must be in [1, {context}], the model's context; got {tokens}.")
     bf16 = options.precision != "fp32"
     attention = arguments.model.attn_implementation
     attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
@@ -174,7 +182,7 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     vision: Any = run.config.vision_config
     peak = gpu.peak("bf16" if run.bf16 else "fp32")
     precision = "bf16" if run.bf16 else "fp32"
-    _require(peak is not None, f"{gpu.name} has no bfloat16; use --precision fp32.")
+    require(peak is not None, f"{gpu.name} has no bfloat16; use --precision fp32.")
     shape = (vision.num_hidden_layers, vision.hidden_size, vision.patch_size, vision.image_size)
     head = {
         "recipe": options.recipe,

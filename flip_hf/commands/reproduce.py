@@ -58,26 +58,37 @@ def make_parser() -> argparse.ArgumentParser:
         "--budget",
         type=number(0, 1e9, open_low=True),
         default=240,
-        help="seconds of training of the longest unmasked run",
+        help="seconds of training of the longest unmasked run (240)",
     )
     parser.add_argument(
         "--set",
         choices=tuple(RECIPE_OF),
         default=SETS[0],
-        help="runs: the paper's tables, those on photographs, or ways to fine-tune",
+        help="the paper's tables (paper), Figure 1 and masks on photographs (photos), or ways to fine-tune",
     )
-    parser.add_argument("--recipe", help="of every run; scenes, or cifar10 for the other sets, if not given")
-    parser.add_argument("--train_data", nargs="+", help="training data, over the recipe's; see `flip-hf pretrain`")
-    parser.add_argument("--eval_data", help="labelled test data, over the recipe's")
+    parser.add_argument("--recipe", help="recipe of every run; if not given, scenes, or cifar10 for the other sets")
+    parser.add_argument(
+        "--train_data", nargs="+", help="training data, in place of the recipe's; see `flip-hf pretrain`"
+    )
+    parser.add_argument("--eval_data", help="labelled test data, in place of the recipe's")
     parser.add_argument("--tune_data", nargs="+", help="labelled data to fine-tune on, with --set finetuning")
     parser.add_argument("--tune_eval_data", help="labelled test data of the fine-tuned models")
     parser.add_argument(
-        "--folder", type=Path, help="of points, models, logs and figures; runs/reproduce, with the set's name behind it"
+        "--folder",
+        type=Path,
+        help="folder of points, models, logs and figures; runs/reproduce, or runs/reproduce_SET for other sets",
     )
-    parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="of the runs; 0 1 2 if not given")
-    parser.add_argument("--only", nargs="+", default=[], help="parts of the names of runs; all if not given")
-    parser.add_argument("--skip", nargs="+", default=[], help="parts of the names of runs to leave out")
-    parser.add_argument("--figures_only", action="store_true", help="draw from what has been run")
+    parser.add_argument("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="seeds of the runs (0 1 2)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        help="make only runs with one of these in their names, and those that they start from",
+    )
+    parser.add_argument("--skip", nargs="+", default=[], help="leave out runs with one of these in their names")
+    parser.add_argument(
+        "--figures_only", action="store_true", help="draw the figures of the finished runs, and stop there"
+    )
     parser.add_argument("--list", action="store_true", help="name the runs and their samples, and stop there")
     return parser
 

@@ -295,7 +295,8 @@ def limitations(run: PublishedRun) -> str:
             "It was tested neither for fairness nor for safety.",
         ]
     if run.samples and run.contrasts:
-        lines.append(f"It has seen {run.samples:,} pairs; the longest runs of the FLIP paper saw {PAPER_SAMPLES} and more.")
+        seen = f"It has seen {run.samples:,} pairs"
+        lines.append(f"{seen}; the longest runs of the FLIP paper saw {PAPER_SAMPLES} and more.")
     if run.contrasts and run.mask_ratios and run.mask_ratios[-1] > 0:
         lines.append("It was not tuned on whole images after masked training, which gained accuracy in the paper.")
     return "\n".join(f"- {line}" for line in lines)

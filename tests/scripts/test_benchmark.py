@@ -246,7 +246,7 @@ def test_large_batch_benchmark_measures_steps_in_pieces(tiny_benchmark):
     assert [row["mask_ratio"] for row in result["rows"]] == [0, 0.75]
     assert all(len(row["seconds"]) == 2 and row["planned_bytes"] > 0 for row in result["rows"])
     assert "A step of 4 pairs in pieces of 2" in table and result["command"] in table
-    with pytest.raises(SystemExit, match="--batch_size 4 is no multiple of --micro_batch_size"):
+    with pytest.raises(SystemExit, match="--batch_size 4 is not a multiple of --micro_batch_size"):
         tiny_benchmark("large-batch", "--micro_batch_size", "3")
 
 
