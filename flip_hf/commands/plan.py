@@ -9,12 +9,10 @@ RECIPE and all options of `flip-hf pretrain` are understood. What is assumed is 
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flip_hf.console.endings import end_with
 from flip_hf.console.fields import require
@@ -27,9 +25,6 @@ from flip_hf.redaction import install, redact
 from flip_hf.training.accelerators import ACCELERATORS, DeviceSheet, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.recipes import RECIPES, parse_arguments
-
-if TYPE_CHECKING:
-    from flip_hf.planning.plan import PlannedRun
 
 DEFAULT_MFU = 0.25
 DEFAULT_MFU_SOURCE = (
@@ -127,8 +122,8 @@ def measured_mfu(result: JsonObject, text: str) -> tuple[dict[float, float], str
     return rates, f"measured: {result['command']} on {result['hardware']}"
 
 
-def read_arguments(recipe: str, rest: list[str], own: Sequence[str] = ()) -> Arguments:
-    """The run; data need not be named, since none is read.
+def read_arguments(recipe: str, rest: list[str], own: Sequence[str]) -> Arguments:
+    """Reads the arguments of the run; data need not be named, since none is read.
 
     Args:
         recipe: its name or file.
@@ -139,35 +134,10 @@ def read_arguments(recipe: str, rest: list[str], own: Sequence[str] = ()) -> Arg
     return parse_arguments(words, RECIPES, default_recipe="vit_l16", more_options=own)
 
 
-def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
-    """Returns the run that the recipe describes."""
-    from flip_hf.planning.plan import PlannedRun
-    from flip_hf.training.models import make_config
-    from flip_hf.training.stage_checks import check_stages_fit
-
-    require(
-        not arguments.objective.reconstructs, "A plan supports only the contrastive objective: leave --objective out."
-    )
-    config = make_config(arguments.model, arguments.objective)
-    check_stages_fit(arguments, config)
-    options = arguments.optimization
-    text: Any = config.get_text_config()
-    learned = arguments.data.tokenizer is None and arguments.model.model_name_or_path is None
-    if learned and "vocab_size" not in arguments.model.tower_configs()["text_config"]:
-        text.vocab_size = arguments.data.tokenizer_vocab_size
-    tokens = text_tokens or text.max_position_embeddings
-    context = text.max_position_embeddings
-    require(1 <= tokens <= context, f"--text_tokens must be in [1, {context}], the model's context; got {tokens}.")
-    bf16 = options.precision != "fp32"
-    attention = arguments.model.attn_implementation
-    attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
-    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
-
-
 def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> None:
     """Plans and prints."""
     from flip_hf.planning.memory import model_bytes
-    from flip_hf.planning.plan import Cluster
+    from flip_hf.planning.plan import Cluster, make_run
     from flip_hf.planning.report import make_report, to_markdown
     from flip_hf.training.phases import plan_phases
 
@@ -200,47 +170,9 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     page = to_markdown(report, run, cluster)
     write(options.output, report, page)
     if options.plot:
-        plot(report, Path(options.plot))
+        from flip_hf.planning.picture import draw_plan
 
-
-def check(options: argparse.Namespace, command: str) -> None:
-    """The plan's memory against measurement, B/16, three configurations."""
-    import torch
-    import transformers
-    from tqdm import tqdm
-
-    from flip_hf import FlipConfig
-    from flip_hf.planning.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
-    from flip_hf.training.hardware import device_name
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    hardware = device_name(device)
-    rows: list[JsonObject] = []
-    for step in tqdm(CUDA_STEPS if device == "cuda" else CPU_STEPS, unit="configuration", file=sys.stderr):
-        planned = planned_bytes(FlipConfig(), step)
-        measured = measure(FlipConfig(), step, device)
-        rows.append({**vars(step), "planned": planned, "measured": measured, "deviation": planned / measured - 1})
-    about = {
-        "command": redact(command),
-        **{"hardware": hardware, "python": platform.python_version()},
-        **{"torch": torch.__version__, "transformers": transformers.__version__},
-        "measure": "torch.cuda.max_memory_allocated" if device == "cuda" else "highest resident memory (ru_maxrss)",
-    }
-    lines = [
-        f"Memory of a training step of ViT-B/16, planned and measured. {hardware}; torch {about['torch']}, "
-        f"transformers {about['transformers']}; measure: {about['measure']}, of two steps, above what lay there "
-        "before.\n\n"
-        f"`{about['command']}`\n",
-        "| mask | micro-batch | precision | checkpointing | planned, MB | measured, MB | planned / measured - 1 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['mask_ratio']:.0%} | {row['num_micro']} x {row['micro_batch_size']} "
-            f"| {'bf16' if row['bf16'] else 'fp32'} | {'yes' if row['checkpointing'] else 'no'} "
-            f"| {row['planned'] / 1e6:,.0f} | {row['measured'] / 1e6:,.0f} | {row['deviation']:+.1%} |"
-        )
-    write(options.output, {**about, "rows": rows}, "\n".join(lines) + "\n")
+        draw_plan(report, Path(options.plot))
 
 
 def try_outputs(options: argparse.Namespace) -> None:
@@ -265,24 +197,6 @@ def write(stem: str | None, report: dict, page: str) -> None:
         Path(f"{stem}.md").write_text(page, encoding="utf-8")
 
 
-def plot(report: JsonObject, path: Path) -> None:
-    """Days on either data set, and the chosen step's memory, over mask ratios."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    days, memory = figure.subplots(1, 2)
-    masks = [mask for mask in report["masks"] if mask["chosen"]]
-    names = [f"{mask['mask_ratio']:.0%}" for mask in masks]
-    for name in masks[0]["data_sets"] if masks else ():
-        days.plot(names, [mask["data_sets"][name]["days"] for mask in masks], marker="o", label=name)
-    memory.bar(names, [mask["chosen"]["total"] / 1e9 for mask in masks], color="0.6")
-    for panel, label in ((days, "days (fewer are better)"), (memory, "memory of one GPU, GB (less is better)")):
-        panel.set(xlabel="mask ratio", ylabel=label, ylim=(0, None))
-    if masks:
-        figure.legend(*days.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
-
-
 def main(argv: Sequence[str]) -> None:
     """Plans or checks; a mistake ends in one line."""
     install()
@@ -292,6 +206,12 @@ def main(argv: Sequence[str]) -> None:
     try:
         arguments = read_arguments(options.recipe, rest, parser.names())
         try_outputs(options)
-        check(options, command) if options.check else plan(options, arguments, command)
+        if options.check:
+            from flip_hf.planning.memory_check import check_markdown, check_memory
+
+            report = check_memory(redact(command))
+            write(options.output, report, check_markdown(report))
+        else:
+            plan(options, arguments, command)
     except (ValueError, OSError) as error:
         end_with(error)

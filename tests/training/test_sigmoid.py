@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from flip_hf import FlipForPreTraining, FlipModel
-from flip_hf.commands.plan import make_run
 from flip_hf.console.fields import OptionError
 from flip_hf.hub.card import write_card
+from flip_hf.planning.plan import make_run
 from flip_hf.training.build import build_trainer
 from flip_hf.training.models import make_config, make_model
 from tests.helpers.clip_folder import make_clip_folder
