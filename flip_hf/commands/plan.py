@@ -24,7 +24,7 @@ from flip_hf.console.ranges import FRACTION, integer, number
 from flip_hf.redaction import install, redact
 from flip_hf.training.accelerators import ACCELERATORS, DeviceSheet, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.recipes import RECIPES, parse_arguments
+from flip_hf.training.recipes import parse_arguments
 
 DEFAULT_MFU = 0.25
 DEFAULT_MFU_SOURCE = (
@@ -131,7 +131,7 @@ def read_arguments(recipe: str, rest: list[str], own: Sequence[str]) -> Argument
         own: names of the plan's own options, for a hint where one of the rest is no option of either.
     """
     words = [recipe, "--train_data", "shapes", *rest]
-    return parse_arguments(words, RECIPES, default_recipe="vit_l16", more_options=own)
+    return parse_arguments(words, default_recipe="vit_l16", more_options=own)
 
 
 def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flip_hf.training.recipes import RECIPES, parse_arguments
+from flip_hf.training.recipes import parse_arguments
 
 SEEDS = (0, 1, 2)
 MASKS = {0: 0.0, 50: 0.5, 75: 0.75}  # percent, as runs are named
@@ -57,7 +57,7 @@ class Scale:
         """
         from flip_hf.training.models import make_config  # here, since it imports torch, which the options do not need
 
-        arguments = parse_arguments([recipe], RECIPES, recipe)
+        arguments = parse_arguments([recipe])
         tower: Any = make_config(arguments.model).vision_config
         width = tower.hidden_size // 2
         decoder = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 1}

@@ -211,7 +211,10 @@ def _find_recipe(name: str, folders: Sequence[Path]) -> Path:
 
 
 def parse_arguments(
-    argv: list[str], recipe_folder: Path, default_recipe: str, more_options: Sequence[str] = ()
+    argv: Sequence[str],
+    recipe_folder: Path = RECIPES,
+    default_recipe: str = "shapes",
+    more_options: Sequence[str] = (),
 ) -> Arguments:
     """Reads `[RECIPE] [--option value ...]`.
 
