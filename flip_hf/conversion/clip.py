@@ -1,4 +1,4 @@
-"""Convert folders of Transformers' CLIPModel to FLIP folders and back, with `FlipModel.from_clip` and `to_clip`."""
+"""Converts folders of Transformers' CLIPModel to FLIP folders and back, with `FlipModel.from_clip` and `to_clip`."""
 
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 

@@ -1,4 +1,4 @@
-"""Convert Transformers' ViTMAE to a FLIP vision tower or, with its decoder, to a model for further pre-training.
+"""Converts Transformers' ViTMAE to a FLIP vision tower or, with its decoder, to a model for further pre-training.
 
 FLIP then starts from masked autoencoding.
 """

@@ -1,4 +1,4 @@
-"""Convert open_clip's native ViT models and its SigLIP to FlipModel and back (checked against open_clip 3.3).
+"""Converts open_clip's native ViT models and its SigLIP to FlipModel and back (checked against open_clip 3.3).
 
 The native models are CLIP's and CLIPA's; SigLIP and SigLIP 2 have an image tower of timm's.
 

@@ -1,4 +1,4 @@
-"""Convert folders of Transformers' SiglipModel to FLIP folders and back, with `FlipModel.from_siglip` and `to_siglip`.
+"""Converts folders of Transformers' SiglipModel to FLIP folders and back, with `FlipModel.from_siglip` and `to_siglip`.
 
 These are SigLIP, and SigLIP 2 at a fixed resolution.
 """

@@ -1,4 +1,4 @@
-"""Check the numbers that describe a model against their ranges, before memory of that size is allocated."""
+"""Checks the numbers that describe a model against their ranges, before memory of that size is allocated."""
 
 import math
 from collections.abc import Iterator

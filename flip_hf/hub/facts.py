@@ -1,4 +1,4 @@
-"""Write the paragraphs and tables of a model card from the files of a run."""
+"""Writes the paragraphs and tables of a model card from the files of a run."""
 
 from collections.abc import Iterable
 
