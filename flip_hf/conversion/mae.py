@@ -117,7 +117,7 @@ def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> 
 def mae_to_pretraining(
     mae: ViTMAEForPreTraining, mask_ratio: float | None = None, **flip_fields: Any
 ) -> FlipForPreTraining:
-    """Converts a ViTMAE with its decoder to a model for further training on reconstruction, contrast or both.
+    """Converts a ViTMAE with its decoder to a model for further training with one of its two losses or both.
 
     On the same visible patches it predicts the same pixels, in the layout of `cut_patches`, and has the same loss.
 

@@ -143,7 +143,7 @@ def training(run: PublishedRun) -> str:
         rows.append(("loss", "sigmoid, as SigLIP's"))
     if run.reconstructs:
         scaled = "of each patch's own mean and deviation" if recipe["norm_pixel_target"] else "as they are"
-        weight = f", {recipe['reconstruction_weight']:g} times, beside the contrast" if run.contrasts else ""
+        weight = f", {recipe['reconstruction_weight']:g} times, beside the contrastive loss" if run.contrasts else ""
         rows.append(("reconstructed", f"pixels of dropped patches, {scaled}{weight}"))
     if recipe["ema_half_life"]:
         rows.append(("weights", f"a moving average, half of it the last {recipe['ema_half_life']:,} pairs"))

@@ -103,7 +103,7 @@ def captions_in_words(objective: ObjectiveArguments, sources: list[Source]) -> l
 
 
 def positives(objective: ObjectiveArguments, sources: list[Source]) -> Literal["pair", "caption"]:
-    """Returns the positives of the contrast: where captions are made of labels, all equal ones if not configured."""
+    """Returns the kind of positives: where captions are made of labels, all equal ones if not configured."""
     if objective.positives is not None:
         return objective.positives
     return "caption" if any(source.captions_from_labels for source in sources) else "pair"
@@ -122,7 +122,7 @@ def make_train_loader(
     """Makes the loader of this process's training batches.
 
     Args:
-        arguments: the run's arguments; without a contrast, no text is read.
+        arguments: the run's arguments; where nothing is contrasted, no text is read.
         sources: its training data.
         tokenizer: its tokenizer.
         accelerator: the process layer.

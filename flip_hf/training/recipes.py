@@ -98,7 +98,7 @@ def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> J
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: it is no mapping of plain values, has itself as its base, or has an option that is unknown, of
+        ValueError: it is not a mapping of plain values, has itself as its base, or has an option that is unknown, of
             another type or out of range.
     """
     path = _find_recipe(name, folders)

@@ -36,7 +36,7 @@ class Validator:
     Args:
         arguments: the run's arguments.
         evaluation: its evaluation data.
-        tokenizer: for the texts; unused without a contrast.
+        tokenizer: for the texts; unused where nothing is contrasted.
         normalize: turns uint8 patches into the model's inputs.
         accelerator: the process layer; each process takes its part of the images.
     """
