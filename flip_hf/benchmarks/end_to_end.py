@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from flip_hf.benchmarks.candidates import OPEN_CLIP, OURS, peer_versions
 from flip_hf.benchmarks.loader import write_shards
-from flip_hf.benchmarks.measuring import about
+from flip_hf.benchmarks.measuring import about, spread
 from flip_hf.benchmarks.models import tower_fields
 from flip_hf.data.workers import default_workers
 
@@ -124,7 +124,7 @@ def end_to_end_markdown(result: dict) -> str:
         rates = row["images_per_second"]
         waits = row["data_wait"]
         lines.append(
-            f"| {row['candidate']} | {row['mask_ratio']:.0%} | {median:,.1f} ({min(rates):,.1f} - {max(rates):,.1f}) "
-            f"| {ours / median:.2f}x | {statistics.median(waits):.1%} ({min(waits):.1%} - {max(waits):.1%}) |"
+            f"| {row['candidate']} | {row['mask_ratio']:.0%} | {spread(rates, ',.1f')} "
+            f"| {ours / median:.2f}x | {spread(waits, '.1%')} |"
         )
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ import torch
 
 from flip_hf import FlipConfig
 from flip_hf.benchmarks.candidates import CLIP, OPEN_CLIP_CONTEXT, OURS, make_steps, peer_versions, wait
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, spread
 from flip_hf.benchmarks.models import CONTEXT, make_inputs, tower_fields
 from flip_hf.training.flops import sample_flops
 
@@ -100,7 +100,7 @@ def step_markdown(result: dict) -> str:
         if name.startswith(OURS):
             share = f"{model_flops(result, ratio) / median / result['matrix_flops']:.0%}"
         lines.append(
-            f"| {name} | {ratio:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) | {batch / median:,.1f} "
+            f"| {name} | {ratio:.0%} | {spread(seconds, '.3f')} | {batch / median:,.1f} "
             f"| {faster} | {to_whole} | {share} |"
         )
     return "\n".join(lines) + "\n"
