@@ -114,7 +114,7 @@ def end_to_end_markdown(result: dict) -> str:
         f"Training from tar shards, ViT-{result['architecture']}, batch {result['batch_size']}, {result['precision']}"
         f"{', compiled' if result['compiled'] else ''}, {result['workers']} loader workers, {result['steps']} steps a "
         f"run after {WARM_UP} that do not count; synthetic JPEGs with a short side of 480 pixels, "
-        f"{result['image_bytes'] / 1000:.0f} kB in the mean{versions}. {about(result, result['repeats'])}",
+        f"{result['image_bytes'] / 1000:.0f} kB on average{versions}. {about(result, result['repeats'])}",
         "| program | masked | images/s (min - max) | flip_hf is faster by | time spent waiting for data (min - max) |",
         "|---|---|---|---|---|",
     ]

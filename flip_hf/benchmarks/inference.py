@@ -70,7 +70,7 @@ def inference_markdown(result: dict) -> str:
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
     lines = [
         f"Features of {result['batch_size']} whole images and of as many texts, ViT-{result['architecture']}, "
-        f"{result['precision']}; texts of {result['caption_tokens']:g} tokens in the mean, padded to "
+        f"{result['precision']}; texts of {result['caption_tokens']:g} tokens on average, padded to "
         f"{result['text_tokens']}, by open_clip to {OPEN_CLIP_CONTEXT}{versions}. {about(result, runs)}",
         "| features | candidate | seconds a batch (min - max) | a second | flip_hf is faster by |",
         "|---|---|---|---|---|",

@@ -62,7 +62,7 @@ def test_step_benchmark_measures_all_candidates_in_one_run(tiny_benchmark):
     assert measured == {(name, ratio) for name in masked for ratio in (0, 0.5, 0.75)} | {("CLIPModel", 0)}
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
     assert result["command"] in table and table.count("\n| flip_hf | ") == 3
-    assert "captions of 15.75 tokens in the mean, packed by flip_hf, " in table
+    assert "captions of 15.75 tokens on average, packed by flip_hf, " in table
 
 
 def test_inference_benchmark_measures_images_and_texts(tiny_benchmark):
