@@ -1,8 +1,8 @@
 """Contrastive losses over all processes, computed in tiles, with exact gradients for every parameter.
 
 The N x N similarities are never materialised; the backward pass recomputes each tile of them (the idea of
-FlashAttention; for a contrast Inf-CL, Cheng et al. 2024). A loss and its gradient cost four products of all images with
-all texts: one forward, three backward.
+FlashAttention; for contrastive losses, that of Inf-CL, Cheng et al. 2024). A loss and its gradient cost four products
+of all images with all texts: one forward, three backward.
 
 The softmax loss is CLIP's: one pass over the tiles yields, for every image and every text, the maximum and the sum of
 exponentials that a softmax needs, so one tile serves both directions. The sigmoid loss is SigLIP's (Zhai et al. 2023):

@@ -1,4 +1,4 @@
-"""Keep credentials out of everything that is shown, written or published.
+"""Keeps credentials out of everything that is shown, written or published.
 
 Token formats are facts that their issuers publish and that secret scanners collect. `source` in the table says where
 each can be looked up: an issuer's page, a rule of gitleaks (https://github.com/gitleaks/gitleaks) or a plugin of

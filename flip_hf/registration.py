@@ -26,7 +26,7 @@ class _Awaiting(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Finds an awaited module; of all others it knows nothing."""
+        """Finds an awaited module, and no other."""
         if fullname not in AWAITED:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)

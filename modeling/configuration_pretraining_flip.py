@@ -1,4 +1,4 @@
-"""Configuration of pre-training with MAE's reconstruction beside the contrast: a FlipModel and a decoder."""
+"""Configuration of pre-training with a contrastive and MAE's reconstruction loss: a FlipModel and a decoder."""
 
 # No `from __future__ import annotations` here, as in the other published files.
 from typing import TYPE_CHECKING, Any, Literal, get_args

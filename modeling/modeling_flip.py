@@ -1075,8 +1075,8 @@ class FlipForImageClassification(FlipPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        patches = self.vision_model.patch_tokens(outputs.last_hidden_state)
-        logits = self.classifier(patches.mean(dim=1))  # (B, labels)
+        tokens = self.vision_model.patch_tokens(outputs.last_hidden_state)  # (B, K, D)
+        logits = self.classifier(tokens.mean(dim=1))  # (B, labels)
         loss = self.loss_function(labels, logits, self.config) if labels is not None else None
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -1,4 +1,4 @@
-"""FLIP with MAE's reconstruction beside the contrast (FLIP, table 1f; He et al., CVPR 2022, arXiv 2111.06377).
+"""FLIP with MAE's reconstruction beside the contrastive loss (FLIP, table 1f; He et al., CVPR 2022, arXiv 2111.06377).
 
 One mask and one pass of the encoder serve both losses: the contrastive one uses the pooled feature of the visible
 patches, the decoder their tokens. The decoder is discarded after training: `model.flip` is a plain FlipModel.
@@ -35,7 +35,8 @@ class FlipForPreTrainingOutput(ModelOutput):
             `norm_pixel_target` each on the scale of its own mean and standard deviation.
         ids_keep: (B, K), the visible patches in raster order; None if all were.
         text_model_output: the text tower's output.
-        vision_model_output: the vision tower's output; `pooler_output` is projected if there is a contrast.
+        vision_model_output: the vision tower's output; `pooler_output` is projected where images and texts
+            are compared.
     """
 
     loss: torch.Tensor | None = None

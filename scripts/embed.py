@@ -5,7 +5,7 @@
     python scripts/embed.py openai/clip-vit-base-patch16 my/images features --split test --texts --index flat
     accelerate launch --num_processes 8 scripts/embed.py runs/mine 'shards/{00000..00999}.tar' features
 
-The same command goes on where an earlier one was ended. `search.py` finds pictures in what it writes.
+If it is interrupted, the same command resumes it. `search.py` finds pictures by the features that it writes.
 """
 
 import sys

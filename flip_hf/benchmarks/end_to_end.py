@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from flip_hf.benchmarks.candidates import OPEN_CLIP, OURS, peer_versions
 from flip_hf.benchmarks.loader import write_shards
-from flip_hf.benchmarks.measuring import about
+from flip_hf.benchmarks.measuring import about, spread
 from flip_hf.benchmarks.models import tower_fields
 from flip_hf.data.workers import default_workers
 
@@ -114,7 +114,7 @@ def end_to_end_markdown(result: dict) -> str:
         f"Training from tar shards, ViT-{result['architecture']}, batch {result['batch_size']}, {result['precision']}"
         f"{', compiled' if result['compiled'] else ''}, {result['workers']} loader workers, {result['steps']} steps a "
         f"run after {WARM_UP} that do not count; synthetic JPEGs with a short side of 480 pixels, "
-        f"{result['image_bytes'] / 1000:.0f} kB in the mean{versions}. {about(result, result['repeats'])}",
+        f"{result['image_bytes'] / 1000:.0f} kB on average{versions}. {about(result, result['repeats'])}",
         "| program | masked | images/s (min - max) | flip_hf is faster by | time spent waiting for data (min - max) |",
         "|---|---|---|---|---|",
     ]
@@ -124,7 +124,7 @@ def end_to_end_markdown(result: dict) -> str:
         rates = row["images_per_second"]
         waits = row["data_wait"]
         lines.append(
-            f"| {row['candidate']} | {row['mask_ratio']:.0%} | {median:,.1f} ({min(rates):,.1f} - {max(rates):,.1f}) "
-            f"| {ours / median:.2f}x | {statistics.median(waits):.1%} ({min(waits):.1%} - {max(waits):.1%}) |"
+            f"| {row['candidate']} | {row['mask_ratio']:.0%} | {spread(rates, ',.1f')} "
+            f"| {ours / median:.2f}x | {spread(waits, '.1%')} |"
         )
     return "\n".join(lines) + "\n"

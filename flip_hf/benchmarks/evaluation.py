@@ -26,7 +26,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from flip_hf import FlipProcessor
 from flip_hf.benchmarks.loader import natural_image
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, spread
 from flip_hf.benchmarks.models import CONTEXT, IMAGE_SIZE, make_flip
 from flip_hf.data.decode import RefusedSample, image_bytes
 from flip_hf.data.sources import open_source
@@ -278,7 +278,7 @@ def evaluation_markdown(result: dict) -> str:
         own = name.split(",")[0]
         decoding = medians[f"{own}, decoding alone"]
         lines.append(
-            f"| {name} | {medians[name]:.1f} ({min(seconds[name]):.1f} - {max(seconds[name]):.1f}) | {decoding:.1f} | "
+            f"| {name} | {spread(seconds[name], '.1f')} | {decoding:.1f} | "
             f"{decoding / medians[name]:.0%} | {result['images'] / medians[name]:,.0f} | "
             f"{medians[name] / medians[OURS]:.2f} | {result['top1'][own]:.4f} |"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flip_hf.benchmarks.candidates import CLIP, OPEN_CLIP, OPEN_CLIP_CONTEXT, OURS, autocast, peer_versions, wait
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, spread
 from flip_hf.benchmarks.models import Inputs, make_clip, make_flip, make_inputs, make_open_clip
 
 IMAGES = "images"
@@ -70,7 +70,7 @@ def inference_markdown(result: dict) -> str:
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
     lines = [
         f"Features of {result['batch_size']} whole images and of as many texts, ViT-{result['architecture']}, "
-        f"{result['precision']}; texts of {result['caption_tokens']:g} tokens in the mean, padded to "
+        f"{result['precision']}; texts of {result['caption_tokens']:g} tokens on average, padded to "
         f"{result['text_tokens']}, by open_clip to {OPEN_CLIP_CONTEXT}{versions}. {about(result, runs)}",
         "| features | candidate | seconds a batch (min - max) | a second | flip_hf is faster by |",
         "|---|---|---|---|---|",
@@ -79,7 +79,7 @@ def inference_markdown(result: dict) -> str:
         (kind, candidate) = name.split(": ")
         median = medians[name]
         lines.append(
-            f"| {kind} | {candidate} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) "
+            f"| {kind} | {candidate} | {spread(seconds, '.3f')} "
             f"| {result['batch_size'] / median:,.1f} | {median / medians[f'{kind}: {OURS}']:.2f}x |"
         )
     return "\n".join(lines) + "\n"

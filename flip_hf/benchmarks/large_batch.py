@@ -13,7 +13,7 @@ import torch
 
 from flip_hf.benchmarks.candidates import LEARNING_RATE, wait
 from flip_hf.benchmarks.loss import held_bytes, peak_bytes
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, spread
 from flip_hf.benchmarks.models import make_flip, make_inputs
 from flip_hf.data.processes import make_accelerator
 from flip_hf.modeling.masking_flip import draw_mask
@@ -57,7 +57,9 @@ def prepare(batch: Batch, normalize: Normalize, device: str) -> Inputs:
 def benchmark_large_batch(options: argparse.Namespace) -> dict:
     """Measures seconds and peak memory of steps at each mask ratio, beside the memory that `flip-hf plan` expects."""
     if options.batch_size % options.micro_batch_size:
-        raise ValueError(f"--batch_size {options.batch_size} is no multiple of --micro_batch_size; change one of them.")
+        raise ValueError(
+            f"--batch_size {options.batch_size} is not a multiple of --micro_batch_size; change one of them."
+        )
     accelerator = make_accelerator(cpu=options.device == "cpu")
     is_bf16 = options.precision == "bf16"
     before = held_bytes(options.device)
@@ -100,7 +102,7 @@ def large_batch_markdown(result: dict) -> str:
         peak = row["peak_bytes"]
         planned = row["planned_bytes"]
         lines.append(
-            f"| {row['mask_ratio']:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) "
+            f"| {row['mask_ratio']:.0%} | {spread(seconds, '.3f')} "
             f"| {result['batch_size'] / median:,.1f} | {peak / 2**30:.2f} | {planned / 2**30:.2f} "
             f"| {planned / peak:.2f} |"
         )

@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from flip_hf.benchmarks.measuring import about
+from flip_hf.benchmarks.measuring import about, spread
 from flip_hf.losses import contrastive_loss
 
 EMBEDDING = 512  # of a ViT-B
@@ -164,9 +164,12 @@ def loss_markdown(result: dict) -> str:
         if not point["seconds"]:
             lines.append(f"{start} not measured: too little memory | | | |")
             continue
-        low, middle, high = (1000 * f(point["seconds"]) for f in (min, statistics.median, max))
         peak = statistics.median(point["peak_bytes"]) / 2**20
-        row = [f"{start} {middle:,.1f} ({low:,.1f} - {high:,.1f})", f"{peak:,.0f}", *ratios(point, dense)]
+        row = [
+            f"{start} {spread([1000 * each for each in point['seconds']], ',.1f')}",
+            f"{peak:,.0f}",
+            *ratios(point, dense),
+        ]
         lines.append(" | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 

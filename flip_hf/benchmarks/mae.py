@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flip_hf import FlipForPreTraining
 from flip_hf.benchmarks.candidates import LEARNING_RATE, OURS, VIT_MAE, autocast, wait
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, spread
 from flip_hf.benchmarks.models import IMAGE_SIZE, make_inputs, make_mae, make_vit_mae
 
 FULL_IMAGE = "full image"
@@ -158,7 +158,7 @@ def mae_markdown(result: dict) -> str:
         faster = f"{median / ours:.2f}x" if ours else "-"
         turns = [theirs / own for theirs, own in zip(full["seconds"], seconds, strict=True)]
         lines.append(
-            f"| {name} | {ratio:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) | {batch / median:,.1f} "
+            f"| {name} | {ratio:.0%} | {spread(seconds, '.3f')} | {batch / median:,.1f} "
             f"| {whole / median:.2f}x ({min(turns):.2f} - {max(turns):.2f}) | {full['flops'] / row['flops']:.2f}x "
             f"| {faster} |"
         )

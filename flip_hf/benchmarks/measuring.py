@@ -1,9 +1,10 @@
 """The parts that all questions share: the alternating measurement, and the hardware and versions of a result."""
 
 import platform
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import transformers
@@ -25,6 +26,12 @@ def alternate(steps: dict[str, Callable[[], None]], repeats: int, warm_up: int =
                     seconds[name].append(time.perf_counter() - start)
                 bar.update()
     return seconds
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Writes the median of values with their minimum and maximum, as `0.123 (0.120 - 0.130)` in the form `.3f`."""
+    low, middle, high = (format(f(values), form) for f in (min, statistics.median, max))
+    return f"{middle} ({low} - {high})"
 
 
 def environment(device: str) -> dict:

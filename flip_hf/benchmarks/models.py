@@ -15,7 +15,7 @@ VOCAB_SIZE = 30522
 CONTEXT = 32
 IMAGE_SIZE = 224
 EOS = VOCAB_SIZE - 1  # the highest id, by which open_clip finds the end of a text
-# Tokens of a caption, special ones included: log-normal, as of captions from the web; 16 in the mean.
+# Tokens of a caption, special ones included: log-normal, as of captions from the web; 16 on average.
 MEDIAN_TOKENS = 14.5
 SIGMA = 0.5
 FEWEST_TOKENS = 4
@@ -105,7 +105,7 @@ class Inputs:
         return nn.functional.pad(self.input_ids, (0, length - self.input_ids.shape[1]))
 
     def describe(self) -> dict[str, float]:
-        """Length of the captions: `text_tokens` with padding, `caption_tokens` without it in the mean."""
+        """Length of the captions: `text_tokens` with padding, `caption_tokens` without it, on average."""
         lengths = self.attention_mask.sum(dim=1).float()
         return {"text_tokens": self.input_ids.shape[1], "caption_tokens": round(lengths.mean().item(), 2)}
 

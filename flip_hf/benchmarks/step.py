@@ -18,7 +18,7 @@ import torch
 
 from flip_hf import FlipConfig
 from flip_hf.benchmarks.candidates import CLIP, OPEN_CLIP_CONTEXT, OURS, make_steps, peer_versions, wait
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, spread
 from flip_hf.benchmarks.models import CONTEXT, make_inputs, tower_fields
 from flip_hf.training.flops import sample_flops
 
@@ -78,10 +78,10 @@ def step_markdown(result: dict) -> str:
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
     lines = [
         f"Training step, ViT-{result['architecture']}, batch {batch}, {result['precision']}; captions of "
-        f"{result['caption_tokens']:g} tokens in the mean, packed by flip_hf, padded to {OPEN_CLIP_CONTEXT} by "
+        f"{result['caption_tokens']:g} tokens on average, packed by flip_hf, padded to {OPEN_CLIP_CONTEXT} by "
         f"open_clip, to {CONTEXT} by the strong one, to the longest, {result['text_tokens']}, by CLIPModel. "
-        "flip_hf and CLIPModel have the tanh GELU, open_clip the exact one; texts are causal but for flip_hf. A large "
-        f"matrix product runs at {result['matrix_flops'] / 1e12:.3g} TFLOP/s{versions}. "
+        "flip_hf and CLIPModel have the tanh GELU, open_clip the exact one; texts are causal except in flip_hf. A "
+        f"large matrix product runs at {result['matrix_flops'] / 1e12:.3g} TFLOP/s{versions}. "
         f"{about(result, runs)}",
         "| candidate | masked | seconds a step (min - max) | images/s | flip_hf is faster by | time / own unmasked "
         "| model FLOPs / matrix product's |",
@@ -100,7 +100,7 @@ def step_markdown(result: dict) -> str:
         if name.startswith(OURS):
             share = f"{model_flops(result, ratio) / median / result['matrix_flops']:.0%}"
         lines.append(
-            f"| {name} | {ratio:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) | {batch / median:,.1f} "
+            f"| {name} | {ratio:.0%} | {spread(seconds, '.3f')} | {batch / median:,.1f} "
             f"| {faster} | {to_whole} | {share} |"
         )
     return "\n".join(lines) + "\n"

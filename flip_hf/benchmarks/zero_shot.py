@@ -11,7 +11,7 @@ from transformers import pipeline
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flip_hf import FlipConfig, FlipModel, FlipProcessor, ZeroShotClassifier
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, spread
 from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.evaluation.templates import prompt_set
 
@@ -85,6 +85,6 @@ def zero_shot_markdown(result: dict) -> str:
         "|---|---|---|",
     ]
     for name, values in result["seconds"].items():
-        low, middle, high = (1000 * f(values) for f in (min, statistics.median, max))
-        lines.append(f"| {name} | {middle:,.2f} ({low:,.2f} - {high:,.2f}) | {middle / 1000 / first:,.0f} |")
+        milliseconds = spread([1000 * each for each in values], ",.2f")
+        lines.append(f"| {name} | {milliseconds} | {statistics.median(values) / first:,.0f} |")
     return "\n".join(lines) + "\n"

@@ -90,7 +90,13 @@ def make_parser() -> argparse.ArgumentParser:
     installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
     step = parser.add_argument_group("step, inference, evaluation, end-to-end, mae")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16", help="the model's size (B/16)")
-    step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="(0 0.5 0.75)")
+    step.add_argument(
+        "--mask_ratios",
+        type=FRACTION,
+        nargs="+",
+        default=[0.0, 0.5, 0.75],
+        help="fractions of the patches dropped (0 0.5 0.75)",
+    )
     step.add_argument("--batch_size", type=integer(1, 2**20), default=16, help="pairs or images per step (16)")
     step.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the forward pass (fp32)"
@@ -182,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
-        parser.error(f"--device {options.device} is no device of this machine: {str(error).splitlines()[0]}")
+        parser.error(f"--device {options.device} is not a device of this machine: {str(error).splitlines()[0]}")
     torch.manual_seed(0)
     measure, to_markdown = functions_of(options.question)
     results = options.results = CLONED_RESULTS if CLONED_RESULTS.is_dir() else Path()

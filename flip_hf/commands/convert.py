@@ -18,17 +18,17 @@ from flip_hf.redaction import install
 
 # Sub-command, what it does, what SOURCE is.
 COMMANDS = {
-    "flip-official": ("official FLIP (JAX, T5X) to Flip", "checkpoint folder, or a zip with one in it"),
-    "clip": ("Transformers' CLIPModel to Flip", "folder or Hub id"),
-    "siglip": ("Transformers' SiglipModel (SigLIP, SigLIP 2 at a fixed resolution) to Flip", "folder or Hub id"),
+    "flip-official": ("official FLIP (JAX, T5X) to FlipModel", "checkpoint folder, or a zip with one in it"),
+    "clip": ("Transformers' CLIPModel to FlipModel", "folder or Hub id"),
+    "siglip": ("Transformers' SiglipModel (SigLIP, SigLIP 2 at a fixed resolution) to FlipModel", "folder or Hub id"),
     "open-clip": (
-        "open_clip's CLIP, CLIPA, SigLIP or SigLIP 2 to Flip",
+        "open_clip's CLIP, CLIPA, SigLIP or SigLIP 2 to FlipModel",
         "folder or Hub id with open_clip_config.json, or a file of weights",
     ),
-    "vit-mae": ("the encoder of Transformers' ViTMAE to a Flip vision tower", "folder or Hub id"),
-    "to-clip": ("Flip to a stock CLIPModel", "Flip folder or Hub id"),
-    "to-siglip": ("Flip to a stock SiglipModel", "Flip folder or Hub id"),
-    "to-open-clip": ("Flip to open_clip", "Flip folder or Hub id"),
+    "vit-mae": ("the encoder of Transformers' ViTMAE to a FLIP vision tower", "folder or Hub id"),
+    "to-clip": ("FlipModel to a stock CLIPModel", "folder or Hub id of a FlipModel"),
+    "to-siglip": ("FlipModel to a stock SiglipModel", "folder or Hub id of a FlipModel"),
+    "to-open-clip": ("FlipModel to open_clip", "folder or Hub id of a FlipModel"),
 }
 
 
@@ -44,7 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("source", metavar="SOURCE", help=source)
         command.add_argument("output", metavar="OUT", type=Path, help="folder to write; must not exist")
     for name in ("clip", "siglip", "open-clip", "vit-mae"):
-        parsers[name].add_argument("--mask_ratio", type=FRACTION, default=0.5, help="dropped in training (default 0.5)")
+        parsers[name].add_argument(
+            "--mask_ratio", type=FRACTION, default=0.5, help="fraction of the patches dropped in training (0.5)"
+        )
     parsers["vit-mae"].add_argument(
         "--decoder", action="store_true", help="keep the decoder: a FlipForPreTraining with a new text tower"
     )
@@ -52,11 +54,17 @@ def make_parser() -> argparse.ArgumentParser:
     open_clip = parsers["open-clip"]
     official.add_argument("--vocab", required=True, help="BERT's uncased vocab.txt, or a Hub repository with it")
     official.add_argument(
-        "--vision_heads", type=integer(1, 4096), help="attention heads, where the size is not a released one"
+        "--vision_heads",
+        type=integer(1, 4096),
+        help="attention heads of the image tower, if the checkpoint does not have a released size",
     )
-    official.add_argument("--text_heads", type=integer(1, 4096), help="likewise for the text tower")
-    official.add_argument("--image_pooling", choices=("mean", "cls"), default="mean", help="released: mean")
-    official.add_argument("--text_pooling", choices=("first", "mean"), default="first", help="released: first")
+    official.add_argument("--text_heads", type=integer(1, 4096), help="attention heads of the text tower, likewise")
+    official.add_argument(
+        "--image_pooling", choices=("mean", "cls"), default="mean", help="pooling of images (mean, as released)"
+    )
+    official.add_argument(
+        "--text_pooling", choices=("first", "mean"), default="first", help="pooling of texts (first, as released)"
+    )
     open_clip.add_argument("--model_config", help="JSON of the model's configuration, where SOURCE is a file")
     open_clip.add_argument("--tokenizer", help="folder or Hub id of the tokenizer, where SOURCE has none")
     return parser

@@ -81,7 +81,7 @@ def _add_shard(shard: argparse.ArgumentParser) -> None:
     _add_data(shard, "folder of the shards: a new one, or that of an interrupted run of this command")
     shard.add_argument("--format", choices=("tar", "parquet"), default="tar", help="format of the shards (tar)")
     shard.add_argument(
-        "--samples_per_shard", type=integer(1, 10**7), default=2000, help="in every shard but the last (2000)"
+        "--samples_per_shard", type=integer(1, 10**7), default=2000, help="samples in every shard but the last (2000)"
     )
     shard.add_argument("--seed", type=SEED, default=0, help="seed of the order of the samples (0)")
     shard.add_argument(

@@ -26,11 +26,19 @@ def make_parser() -> argparse.ArgumentParser:
         prog="flip-hf demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL", help="model folder or Hub id")
-    parser.add_argument("--images", metavar="FOLDER", help="pictures to search; by default the embedded test images")
-    parser.add_argument("--server_port", type=integer(1, 65535), help="by default 7860, or the next one that is free")
+    parser.add_argument("--images", metavar="FOLDER", help="pictures to search; the embedded test images if not given")
+    parser.add_argument(
+        "--server_port",
+        type=integer(1, 65535),
+        help="port of the page; 7860, or the next one that is free, if not given",
+    )
     parser.add_argument("--share", action="store_true", help="also serve it on a public link, through Gradio's tunnel")
-    parser.add_argument("--space", metavar="OUT", type=Path, help="write a Space of it, and stop there")
-    parser.add_argument("--license", help="identifier for the Space's card; by default that of the model's card")
+    parser.add_argument(
+        "--space", metavar="OUT", type=Path, help="write the page as a Space into this folder, and stop there"
+    )
+    parser.add_argument(
+        "--license", help="licence identifier for the Space's card; that of the model's card if not given"
+    )
     return parser
 
 

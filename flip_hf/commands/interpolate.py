@@ -20,7 +20,7 @@ from flip_hf.console.ranges import integer, number
 from flip_hf.evaluation.options import EvaluationOptions
 from flip_hf.redaction import install
 
-_ALPHA = number(0, 1, note="models beyond the two are not made")
+_ALPHA = number(0, 1, note="only models between the two are made")
 # Options about the data, and the one of them that they need.
 OF_DATA = {
     **dict.fromkeys(("test_split", "class_names", "templates", "batch_size", "num_workers", "retain_data"), "data"),
@@ -39,11 +39,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--alpha", nargs="+", type=_ALPHA, default=[0.5], help="share of B; several with --data (0.5)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
     parser.add_argument("--data", help="labelled images to measure on: a folder, tar or parquet files, or a Hub id")
-    parser.add_argument("--test_split", help="its split (test)")
-    parser.add_argument("--class_names", help="file with its class names, one a line, in the order of the labels")
-    parser.add_argument("--retain_data", help="labelled images of which B should not have lost what A knows")
-    parser.add_argument("--retain_split", help="its split (test)")
-    parser.add_argument("--retain_class_names", help="file with its class names")
+    parser.add_argument("--test_split", help="split of --data (test)")
+    parser.add_argument(
+        "--class_names", help="file with the class names of --data, one a line, in the order of the labels"
+    )
+    parser.add_argument("--retain_data", help="labelled images on which B should be as good as A")
+    parser.add_argument("--retain_split", help="split of --retain_data (test)")
+    parser.add_argument("--retain_class_names", help="file with the class names of --retain_data, one a line")
     parser.add_argument("--templates", nargs="+", help="prompts: clip_1, clip_7, clip_80, or templates with {}")
     parser.add_argument("--batch_size", type=integer(1, 2**20), help="images encoded at once (128)")
     parser.add_argument("--num_workers", type=integer(0, 1024), help="data loader workers; chosen if not given")
@@ -66,7 +68,7 @@ def data_options(arguments: argparse.Namespace) -> dict[str, EvaluationOptions]:
     """Makes the options of the evaluation of each data set.
 
     Raises:
-        ValueError, OSError: prompts or a file of class names are none.
+        ValueError, OSError: prompts or a file of class names cannot be used.
     """
     shared = {name: getattr(arguments, name) for name in ("templates", "batch_size", "num_workers")}
     shared = {name: value for name, value in shared.items() if value is not None}
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace, data: dict[str, EvaluationOptions], comma
     """Writes the model or the curve; returns what the folder holds, in words.
 
     Raises:
-        ValueError, OSError: a model or a data set is none, or the folder cannot be written.
+        ValueError, OSError: a model or a data set cannot be used, or the folder cannot be written.
     """
     from flip_hf.conversion.folder import new_folder
     from flip_hf.conversion.interpolation import load_ends

@@ -9,15 +9,13 @@ RECIPE and all options of `flip-hf pretrain` are understood. What is assumed is 
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flip_hf.console.endings import end_with
-from flip_hf.console.fields import require as _require
+from flip_hf.console.fields import require
 from flip_hf.console.files import read_text, try_file
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
@@ -26,10 +24,7 @@ from flip_hf.console.ranges import FRACTION, integer, number
 from flip_hf.redaction import install, redact
 from flip_hf.training.accelerators import ACCELERATORS, DeviceSheet, find_accelerator, named_accelerator
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.recipes import RECIPES, parse_arguments
-
-if TYPE_CHECKING:
-    from flip_hf.planning.plan import PlannedRun
+from flip_hf.training.recipes import parse_arguments
 
 DEFAULT_MFU = 0.25
 DEFAULT_MFU_SOURCE = (
@@ -60,19 +55,27 @@ def make_parser() -> ScriptParser:
         default=named_accelerator("H100-SXM"),
         help=f"H100-SXM if not given; one of {', '.join(each.name for each in ACCELERATORS)}",
     )
-    parser.add_argument("--gpus", type=integer(1, 1_000_000), default=8, help="GPUs of a node")
-    parser.add_argument("--nodes", type=integer(1, 1_000_000), default=1, help="machines")
-    parser.add_argument("--masks", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="mask ratios to plan")
+    parser.add_argument("--gpus", type=integer(1, 1_000_000), default=8, help="GPUs of a node (8)")
+    parser.add_argument("--nodes", type=integer(1, 1_000_000), default=1, help="machines (1)")
+    parser.add_argument(
+        "--masks", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="mask ratios to plan (0 0.5 0.75)"
+    )
     parser.add_argument("--mfu", help=f"a fraction ({DEFAULT_MFU}), or a result file of `flip-hf benchmark step`")
     parser.add_argument(
-        "--text_tokens", type=integer(1, 2**20), help="length texts are padded to; the context if not given"
+        "--text_tokens", type=integer(1, 2**20), help="tokens that texts are padded to; the context if not given"
     )
-    parser.add_argument("--samples_per_core", type=_POSITIVE, help=f"loaded by a core in a second ({DEFAULT_CORE:g})")
-    parser.add_argument("--sample_kilobytes", type=_POSITIVE, default=25.0, help="an image and its caption in storage")
-    parser.add_argument("--dollars_per_gpu_hour", type=number(0, 1_000_000), default=2.5)
+    parser.add_argument(
+        "--samples_per_core", type=_POSITIVE, help=f"pairs that a core loads in a second ({DEFAULT_CORE:g})"
+    )
+    parser.add_argument(
+        "--sample_kilobytes", type=_POSITIVE, default=25.0, help="kB of an image with its caption in storage (25)"
+    )
+    parser.add_argument(
+        "--dollars_per_gpu_hour", type=number(0, 1_000_000), default=2.5, help="price of a GPU-hour (2.50)"
+    )
     parser.add_argument("--check", action="store_true", help="compare with measured memory on the device at hand")
     parser.add_argument("--plot", help="draw days and memory by mask ratio into this picture")
-    parser.add_argument("--output", help="file stem; writes STEM.json and STEM.md")
+    parser.add_argument("--output", metavar="STEM", help="write the plan to STEM.json and STEM.md")
     return parser
 
 
@@ -88,13 +91,13 @@ def read_mfu(text: str | None) -> tuple[dict[float, float], str]:
         try:
             mfu = float(text)
         except ValueError:
-            raise ValueError(f"--mfu {text!r} is no number and no file.") from None
-        _require(0 < mfu <= 1, f"--mfu is a fraction of the GPU's peak, in (0, 1], got {mfu}.")
+            raise ValueError(f"--mfu {text!r} is neither a number nor a file.") from None
+        require(0 < mfu <= 1, f"--mfu is a fraction of the GPU's peak, in (0, 1], got {mfu}.")
         return {0.0: mfu}, "given"
     try:
         return measured_mfu(json.loads(read_text(text, "a benchmark's result")), text)
     except (KeyError, TypeError, AttributeError, RecursionError):  # JSON of something else
-        raise ValueError(f"--mfu {text} is no result of `flip-hf benchmark step`.") from None
+        raise ValueError(f"--mfu {text} is not a result of `flip-hf benchmark step`.") from None
 
 
 def measured_mfu(result: JsonObject, text: str) -> tuple[dict[float, float], str]:
@@ -106,7 +109,7 @@ def measured_mfu(result: JsonObject, text: str) -> tuple[dict[float, float], str
     from flip_hf.benchmarks.candidates import OURS
     from flip_hf.benchmarks.step import model_flops
 
-    _require(result.get("question") == "step", f"--mfu {text} is no result of `flip-hf benchmark step`.")
+    require(result.get("question") == "step", f"--mfu {text} is not a result of `flip-hf benchmark step`.")
     gpu = find_accelerator(result["hardware"])
     peak = gpu.peak(result["precision"]) if gpu else None
     if peak is None:
@@ -119,8 +122,8 @@ def measured_mfu(result: JsonObject, text: str) -> tuple[dict[float, float], str
     return rates, f"measured: {result['command']} on {result['hardware']}"
 
 
-def read_arguments(recipe: str, rest: list[str], own: Sequence[str] = ()) -> Arguments:
-    """The run; data need not be named, since none is read.
+def read_arguments(recipe: str, rest: list[str], own: Sequence[str]) -> Arguments:
+    """Reads the arguments of the run; data need not be named, since none is read.
 
     Args:
         recipe: its name or file.
@@ -128,38 +131,13 @@ def read_arguments(recipe: str, rest: list[str], own: Sequence[str] = ()) -> Arg
         own: names of the plan's own options, for a hint where one of the rest is no option of either.
     """
     words = [recipe, "--train_data", "shapes", *rest]
-    return parse_arguments(words, RECIPES, default_recipe="vit_l16", more_options=own)
-
-
-def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
-    """Returns the run that the recipe describes."""
-    from flip_hf.planning.plan import PlannedRun
-    from flip_hf.training.models import make_config
-    from flip_hf.training.stage_checks import check_stages_fit
-
-    _require(
-        not arguments.objective.reconstructs, "A plan knows the contrastive objective alone: leave --objective out."
-    )
-    config = make_config(arguments.model, arguments.objective)
-    check_stages_fit(arguments, config)
-    options = arguments.optimization
-    text: Any = config.get_text_config()
-    learned = arguments.data.tokenizer is None and arguments.model.model_name_or_path is None
-    if learned and "vocab_size" not in arguments.model.tower_configs()["text_config"]:
-        text.vocab_size = arguments.data.tokenizer_vocab_size
-    tokens = text_tokens or text.max_position_embeddings
-    context = text.max_position_embeddings
-    _require(1 <= tokens <= context, f"--text_tokens must be in [1, {context}], the model's context; got {tokens}.")
-    bf16 = options.precision != "fp32"
-    attention = arguments.model.attn_implementation
-    attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
-    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
+    return parse_arguments(words, default_recipe="vit_l16", more_options=own)
 
 
 def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> None:
     """Plans and prints."""
     from flip_hf.planning.memory import model_bytes
-    from flip_hf.planning.plan import Cluster
+    from flip_hf.planning.plan import Cluster, make_run
     from flip_hf.planning.report import make_report, to_markdown
     from flip_hf.training.phases import plan_phases
 
@@ -174,7 +152,7 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     vision: Any = run.config.vision_config
     peak = gpu.peak("bf16" if run.bf16 else "fp32")
     precision = "bf16" if run.bf16 else "fp32"
-    _require(peak is not None, f"{gpu.name} has no bfloat16; use --precision fp32.")
+    require(peak is not None, f"{gpu.name} has no bfloat16; use --precision fp32.")
     shape = (vision.num_hidden_layers, vision.hidden_size, vision.patch_size, vision.image_size)
     head = {
         "recipe": options.recipe,
@@ -192,47 +170,9 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     page = to_markdown(report, run, cluster)
     write(options.output, report, page)
     if options.plot:
-        plot(report, Path(options.plot))
+        from flip_hf.planning.picture import draw_plan
 
-
-def check(options: argparse.Namespace, command: str) -> None:
-    """The plan's memory against measurement, B/16, three configurations."""
-    import torch
-    import transformers
-    from tqdm import tqdm
-
-    from flip_hf import FlipConfig
-    from flip_hf.planning.memory_check import CPU_STEPS, CUDA_STEPS, measure, planned_bytes
-    from flip_hf.training.hardware import device_name
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    hardware = device_name(device)
-    rows: list[JsonObject] = []
-    for step in tqdm(CUDA_STEPS if device == "cuda" else CPU_STEPS, unit="configuration", file=sys.stderr):
-        planned = planned_bytes(FlipConfig(), step)
-        measured = measure(FlipConfig(), step, device)
-        rows.append({**vars(step), "planned": planned, "measured": measured, "deviation": planned / measured - 1})
-    about = {
-        "command": redact(command),
-        **{"hardware": hardware, "python": platform.python_version()},
-        **{"torch": torch.__version__, "transformers": transformers.__version__},
-        "measure": "torch.cuda.max_memory_allocated" if device == "cuda" else "highest resident memory (ru_maxrss)",
-    }
-    lines = [
-        f"Memory of a training step of ViT-B/16, planned and measured. {hardware}; torch {about['torch']}, "
-        f"transformers {about['transformers']}; measure: {about['measure']}, of two steps, above what lay there "
-        "before.\n\n"
-        f"`{about['command']}`\n",
-        "| mask | micro-batch | precision | checkpointing | planned, MB | measured, MB | planned / measured - 1 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['mask_ratio']:.0%} | {row['num_micro']} x {row['micro_batch_size']} "
-            f"| {'bf16' if row['bf16'] else 'fp32'} | {'yes' if row['checkpointing'] else 'no'} "
-            f"| {row['planned'] / 1e6:,.0f} | {row['measured'] / 1e6:,.0f} | {row['deviation']:+.1%} |"
-        )
-    write(options.output, {**about, "rows": rows}, "\n".join(lines) + "\n")
+        draw_plan(report, Path(options.plot))
 
 
 def try_outputs(options: argparse.Namespace) -> None:
@@ -257,24 +197,6 @@ def write(stem: str | None, report: dict, page: str) -> None:
         Path(f"{stem}.md").write_text(page, encoding="utf-8")
 
 
-def plot(report: JsonObject, path: Path) -> None:
-    """Days on either data set, and the chosen step's memory, over mask ratios."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    days, memory = figure.subplots(1, 2)
-    masks = [mask for mask in report["masks"] if mask["chosen"]]
-    names = [f"{mask['mask_ratio']:.0%}" for mask in masks]
-    for name in masks[0]["data_sets"] if masks else ():
-        days.plot(names, [mask["data_sets"][name]["days"] for mask in masks], marker="o", label=name)
-    memory.bar(names, [mask["chosen"]["total"] / 1e9 for mask in masks], color="0.6")
-    for panel, label in ((days, "days (fewer are better)"), (memory, "memory of one GPU, GB (less is better)")):
-        panel.set(xlabel="mask ratio", ylabel=label, ylim=(0, None))
-    if masks:
-        figure.legend(*days.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
-
-
 def main(argv: Sequence[str]) -> None:
     """Plans or checks; a mistake ends in one line."""
     install()
@@ -284,6 +206,12 @@ def main(argv: Sequence[str]) -> None:
     try:
         arguments = read_arguments(options.recipe, rest, parser.names())
         try_outputs(options)
-        check(options, command) if options.check else plan(options, arguments, command)
+        if options.check:
+            from flip_hf.planning.memory_check import check_markdown, check_memory
+
+            report = check_memory(redact(command))
+            write(options.output, report, check_markdown(report))
+        else:
+            plan(options, arguments, command)
     except (ValueError, OSError) as error:
         end_with(error)

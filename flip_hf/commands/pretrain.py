@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from flip_hf.console.endings import end_with
 from flip_hf.redaction import install
 from flip_hf.training.arguments import Arguments
-from flip_hf.training.recipes import RECIPES, parse_arguments
+from flip_hf.training.recipes import parse_arguments
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     install()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        arguments = parse_arguments(list(argv), RECIPES, default_recipe="shapes")
+        arguments = parse_arguments(argv)
     except (ValueError, OSError) as error:
         end_with(error)
     train(arguments)

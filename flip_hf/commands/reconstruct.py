@@ -4,8 +4,8 @@ flip-hf reconstruct runs/mae photo.jpg
 flip-hf convert vit-mae facebook/vit-mae-base models/mae --decoder
 flip-hf reconstruct models/mae *.jpg --mask_ratios 0.75 --output mae.png
 
-Of a data set it also measures the error on the dropped patches, beside those of two fillings that are not learned: each
-patch's mean colour, which only an oracle knows, and the nearest visible patch.
+On a data set, it also measures the error on the dropped patches, beside two baselines that are not learned: each
+patch's mean colour, which the model cannot see, and a copy of the nearest visible patch.
 
 flip-hf reconstruct runs/mae --data shapes --baselines
 flip-hf reconstruct runs/mae --data my/images --split validation --samples 5000
@@ -33,13 +33,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="folder or Hub id of a FlipForPreTraining with its image processor")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; or give --data")
     parser.add_argument("--data", help="a data set: shapes, a folder, tar or parquet files, or a Hub id")
-    parser.add_argument("--split", default="test", help="its split")
-    parser.add_argument("--image_column", help="its image column; found by its usual names if not given")
-    parser.add_argument("--samples", type=POSITIVE, default=1024, help="how many of its images are measured, at most")
-    parser.add_argument("--mask_ratios", nargs="+", type=FRACTION, default=[0.5, 0.75, 0.9], help="patches dropped")
-    parser.add_argument("--baselines", action="store_true", help="draw the two other fillings, too")
-    parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="the picture's file")
-    parser.add_argument("--seed", type=SEED, default=0, help="of the masks, and of which images")
+    parser.add_argument("--split", default="test", help="split of --data (test)")
+    parser.add_argument("--image_column", help="image column of --data; found by its usual names if not given")
+    parser.add_argument("--samples", type=POSITIVE, default=1024, help="images of --data to measure, at most (1024)")
+    parser.add_argument(
+        "--mask_ratios",
+        nargs="+",
+        type=FRACTION,
+        default=[0.5, 0.75, 0.9],
+        help="fractions of the patches dropped (0.5 0.75 0.9)",
+    )
+    parser.add_argument("--baselines", action="store_true", help="also draw the two baselines")
+    parser.add_argument(
+        "--output", type=Path, default=Path("reconstruction.png"), help="picture to write (reconstruction.png)"
+    )
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the masks and of the choice of images (0)")
     return parser
 
 
@@ -62,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Prints the errors on images from all over a data set, and draws some of them.
 
     Raises:
-        ValueError, OSError, BadDataError: the model or the data are none, or a ratio cannot be.
+        ValueError, OSError, BadDataError: the model, the data or a ratio cannot be used.
     """
     from flip_hf.data.processes import make_accelerator
     from flip_hf.data.sources import open_source
@@ -107,7 +115,7 @@ def draw(arguments: argparse.Namespace) -> None:
     """Draws image files.
 
     Raises:
-        ValueError, OSError: the model, an image or a ratio is none.
+        ValueError, OSError: the model, an image or a ratio cannot be used.
     """
     from flip_hf.data.decode import open_picture
     from flip_hf.data.rendering import background_of

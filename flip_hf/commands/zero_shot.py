@@ -18,7 +18,7 @@ BAR_WIDTH = 30
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = ScriptParser(prog="flip-hf zero-shot", description="Zero-shot classification of images.")
+    parser = ScriptParser(prog="flip-hf zero-shot", description="Classifies images by labels of your own.")
     parser.add_argument("model", help="folder or Hub id of a FLIP or CLIP model")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--labels", nargs="+", required=True, help="what may be in the image")

@@ -1,1 +1,1 @@
-"""Convert other formats to FLIP and back, each by a table of names and a few reshapes."""
+"""Converts other formats to FLIP and back, each by a table of names and a few reshapes."""

@@ -1,4 +1,4 @@
-"""Convert folders of Transformers' CLIPModel to Flip folders and back, with `FlipModel.from_clip` and `to_clip`."""
+"""Converts folders of Transformers' CLIPModel to FLIP folders and back, with `FlipModel.from_clip` and `to_clip`."""
 
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
@@ -11,7 +11,7 @@ from flip_hf.modeling import FlipConfig, FlipModel
 
 
 def convert_from_clip(source: str, *, mask_ratio: float = 0.5) -> Converted:
-    """Converts a CLIPModel, given by folder or Hub id, to a complete Flip folder.
+    """Converts a CLIPModel, given by folder or Hub id, to a complete FLIP folder.
 
     Args:
         source: folder or Hub id; safetensors only.
@@ -58,7 +58,7 @@ def load_flip(source: str) -> FlipModel:
 
 
 def convert_to_clip(source: str) -> Converted:
-    """Converts a Flip folder to a stock CLIPModel, which needs none of our code.
+    """Converts a FLIP folder to a stock CLIPModel, which needs none of our code.
 
     Raises:
         ConversionError: CLIPModel does not support the architecture, and the message names the options in the way; or

@@ -1,4 +1,4 @@
-"""Define the error of all conversions, and shorten other libraries' errors to one line."""
+"""The error of all conversions; shortens other libraries' errors to one line."""
 
 from flip_hf.console.endings import one_line
 

@@ -1,4 +1,4 @@
-"""Read the files of a checkpoint, in a folder or in a zip that is read in place.
+"""Reads the files of a checkpoint, in a folder or in a zip that is read in place.
 
 No file is trusted: only regular files are opened, no link is followed out of the checkpoint's folder, and each file is
 read only if its size is within a limit.

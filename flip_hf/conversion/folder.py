@@ -1,4 +1,4 @@
-"""Write the folder of a conversion, with weights, processor and card, completely or not at all."""
+"""Writes the folder of a conversion, with weights, processor and card, completely or not at all."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Interpolate between the weights of two models (WiSE-FT, Wortsman et al., CVPR 2022, arXiv 2109.01903).
+"""Interpolates between the weights of two models (WiSE-FT, Wortsman et al., CVPR 2022, arXiv 2109.01903).
 
 A fine-tuned model gains where it was tuned and loses elsewhere; between its weights and those that it started from lie
 models that keep more of both. Both ends are loaded whole, and compared, before anything is computed.

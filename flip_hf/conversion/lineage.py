@@ -1,4 +1,4 @@
-"""Trace the origin of a model: the Hub model at the beginning of a chain of conversions and runs."""
+"""Traces the origin of a model: the Hub model at the beginning of a chain of conversions and runs."""
 
 import json
 from pathlib import Path

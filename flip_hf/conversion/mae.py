@@ -1,4 +1,4 @@
-"""Convert Transformers' ViTMAE to a Flip vision tower or, with its decoder, to a model for further pre-training.
+"""Converts Transformers' ViTMAE to a FLIP vision tower or, with its decoder, to a model for further pre-training.
 
 FLIP then starts from masked autoencoding.
 """
@@ -62,7 +62,7 @@ _FIELDS = (
 
 
 def vision_fields(config: ViTMAEConfig) -> JsonObject:
-    """Returns the fields of the Flip vision tower, without its mask ratio.
+    """Returns the fields of the FLIP vision tower, without its mask ratio.
 
     Raises:
         ConversionError: the attention has no biases.
@@ -96,7 +96,7 @@ def _within(theirs: str, ours: str, entries: Iterable[Entry]) -> list[Entry]:
 
 
 def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> FlipVisionModel:
-    """Converts the encoder of a ViTMAE to a Flip vision tower with the same tokens on the same visible patches.
+    """Converts the encoder of a ViTMAE to a FLIP vision tower with the same tokens on the same visible patches.
 
     Args:
         mae: a `ViTMAEModel`, or a `ViTMAEForPreTraining`, whose decoder is dropped.
@@ -117,7 +117,7 @@ def mae_to_vision_tower(mae: ViTMAEPreTrainedModel, mask_ratio: float = 0.5) -> 
 def mae_to_pretraining(
     mae: ViTMAEForPreTraining, mask_ratio: float | None = None, **flip_fields: Any
 ) -> FlipForPreTraining:
-    """Converts a ViTMAE with its decoder to a model for further training on reconstruction, contrast or both.
+    """Converts a ViTMAE with its decoder to a model for further training with one of its two losses or both.
 
     On the same visible patches it predicts the same pixels, in the layout of `cut_patches`, and has the same loss.
 
@@ -157,7 +157,7 @@ def mae_to_pretraining(
 
 
 def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = False, **flip_fields: Any) -> Converted:
-    """Converts a ViTMAE to a folder with a Flip vision tower, for `FlipVisionModel.from_pretrained`.
+    """Converts a ViTMAE to a folder with a FLIP vision tower, for `FlipVisionModel.from_pretrained`.
 
     Args:
         source: folder or Hub id.
@@ -176,10 +176,10 @@ def convert_from_mae(source: str, *, mask_ratio: float = 0.5, decoder: bool = Fa
     mae = load_pretrained(model_class, folder, config, may_stay=may_stay)
     to_flip: Any = mae_to_pretraining if decoder else mae_to_vision_tower
     if decoder:
-        title = "A ViTMAE and its decoder as a Flip model"
+        title = "A ViTMAE and its decoder as a FLIP model"
         note = "the text tower is a new one, not trained"
     else:
-        title = "A ViTMAE encoder as a Flip vision tower"
+        title = "A ViTMAE encoder as a FLIP vision tower"
         note = "the decoder is left behind"
     with configuring(source):
         model = to_flip(mae, mask_ratio, **flip_fields)

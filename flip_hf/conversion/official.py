@@ -1,4 +1,4 @@
-"""Convert the official FLIP checkpoints (JAX, T5X) to FlipModel.
+"""Converts the official FLIP checkpoints (JAX, T5X) to FlipModel.
 
 The facts about the format were observed on the released code: kernels are (in, out), the four of attention are
 two-dimensional, the class token has no position, and the text tower attends to its padding.

@@ -1,4 +1,4 @@
-"""Convert open_clip's native ViT models and its SigLIP to FlipModel and back (checked against open_clip 3.3).
+"""Converts open_clip's native ViT models and its SigLIP to FlipModel and back (checked against open_clip 3.3).
 
 The native models are CLIP's and CLIPA's; SigLIP and SigLIP 2 have an image tower of timm's.
 
@@ -315,7 +315,7 @@ def _is_clips(tokenizer: PreTrainedTokenizerBase) -> bool:
 def convert_from_open_clip(
     source: str, *, model_config: str | None = None, tokenizer: str | None = None, mask_ratio: float = 0.5
 ) -> Converted:
-    """Converts an open_clip model to a complete Flip folder.
+    """Converts an open_clip model to a complete FLIP folder.
 
     Args:
         source: a folder or Hub id with `open_clip_config.json`, or a weights file.
@@ -353,7 +353,7 @@ def convert_from_open_clip(
 
 
 def write_open_clip(source: str, folder: Path) -> None:
-    """Writes a Flip folder's model as a folder of open_clip, for `create_model_and_transforms("local-dir:FOLDER")`.
+    """Writes a FLIP folder's model as a folder of open_clip, for `create_model_and_transforms("local-dir:FOLDER")`.
 
     Raises:
         ConversionError: open_clip has no such model or preprocessing, or the source is not a complete FlipModel, see

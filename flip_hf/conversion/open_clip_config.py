@@ -1,4 +1,4 @@
-"""Convert open_clip's model configuration to FlipConfig and back."""
+"""Converts open_clip's model configuration to FlipConfig and back."""
 
 from flip_hf.console.json_types import JsonObject
 from flip_hf.conversion.errors import ConversionError

@@ -1,4 +1,4 @@
-"""Make a tokenizer read texts as open_clip does, which cleans them before it and changes the ids after it.
+"""Makes a tokenizer read texts as open_clip does, which cleans them before it and changes the ids after it.
 
 open_clip's SigLIP takes texts in lower case without punctuation (`clean` is `canonicalize`), as big_vision does; its
 CLIPA has the id 0 in place of BERT's [SEP] (`strip_sep_token`). Both become a part of the tokenizer here, and are saved

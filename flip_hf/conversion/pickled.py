@@ -1,4 +1,4 @@
-"""Read files of `torch.save` that hold tensors and plain values, without running code and within bounds.
+"""Reads files of `torch.save` that hold tensors and plain values, without running code and within bounds.
 
 `weights_only=True` runs no code, but it inflates records of the archive, makes byte arrays of any length, and returns
 tensors of many numbers that share the memory of one. So the archive and its pickle are inspected first.

@@ -1,4 +1,4 @@
-"""Read untrusted folders of Transformers' models: only their configuration and safetensors.
+"""Reads untrusted folders of Transformers' models: only their configuration and safetensors.
 
 Transformers' own loading follows a folder's files to other places: an adapter to its base model, an index to any path,
 a configuration to code, quantized weights and kernels. Here the files are checked and read first, and Transformers gets

@@ -1,4 +1,4 @@
-"""Carry image processors and tokenizers over in a conversion, or translate them to the other format."""
+"""Carries image processors and tokenizers over in a conversion, or translates them to the other format."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-r"""Read SigLIP 1's tokenizer, a file of sentencepiece for a slow class of Transformers, as a fast tokenizer.
+r"""Reads SigLIP 1's tokenizer, a file of sentencepiece for a slow class of Transformers, as a fast tokenizer.
 
 `SiglipTokenizer` puts a text in lower case, removes ASCII punctuation and repeated white space, and encodes the rest
 with a unigram model of sentencepiece. Here all of it becomes parts of `tokenizers`, which are saved as a

@@ -1,4 +1,4 @@
-"""Convert folders of Transformers' SiglipModel to Flip folders and back, with `FlipModel.from_siglip` and `to_siglip`.
+"""Converts folders of Transformers' SiglipModel to FLIP folders and back, with `FlipModel.from_siglip` and `to_siglip`.
 
 These are SigLIP, and SigLIP 2 at a fixed resolution.
 """
@@ -17,7 +17,7 @@ from flip_hf.modeling.siglip_flip import NAFLEX, NAFLEX_REFUSED
 
 
 def convert_from_siglip(source: str, *, mask_ratio: float = 0.5) -> Converted:
-    """Converts a SiglipModel, given by folder or Hub id, to a complete Flip folder.
+    """Converts a SiglipModel, given by folder or Hub id, to a complete FLIP folder.
 
     Args:
         source: folder or Hub id; safetensors only.
@@ -71,7 +71,7 @@ def load_siglip(source: str) -> SiglipModel:
 
 
 def convert_to_siglip(source: str) -> Converted:
-    """Converts a Flip folder to a stock SiglipModel, which needs none of our code.
+    """Converts a FLIP folder to a stock SiglipModel, which needs none of our code.
 
     Raises:
         ConversionError: SiglipModel does not support the architecture, and the message names the options in the way; or

@@ -1,4 +1,4 @@
-"""Check the numbers that describe a model against their ranges, before memory of that size is allocated."""
+"""Checks the numbers that describe a model against their ranges, before memory of that size is allocated."""
 
 import math
 from collections.abc import Iterator
@@ -123,7 +123,7 @@ def configuring(what: str) -> Iterator[None]:
     try:
         yield
     except (StrictDataclassError, TypeError) as error:
-        raise ConversionError(f"{what} cannot be a Flip model: {reason(error)}.") from error
+        raise ConversionError(f"{what} cannot be a FLIP model: {reason(error)}.") from error
 
 
 def make_config(config_class: type[ConfigT], fields: JsonObject, what: str) -> ConfigT:

@@ -1,4 +1,4 @@
-"""Read the msgpack file of a T5X checkpoint: a tree of arrays, or of descriptions of arrays that lie elsewhere.
+"""Reads the msgpack file of a T5X checkpoint: a tree of arrays, or of descriptions of arrays that lie elsewhere.
 
 Only the parameters are built, value by value and up to a limit: msgpack's own `unpackb` allocates as many values as a
 list claims to have, and takes hundreds of bytes for each empty one. Optimizer states are skipped.

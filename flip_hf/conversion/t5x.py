@@ -1,4 +1,4 @@
-"""Read T5X checkpoints without JAX: one msgpack file of structure, one zarr array per parameter, in a folder or a zip.
+"""Reads T5X checkpoints without JAX: one msgpack file of structure, one zarr array per parameter, in a folder or a zip.
 
 The files are not trusted. Nothing is unpickled or extracted, only files inside the checkpoint are opened, and no array
 is allocated before its size is known to match the data on disk.

@@ -1,4 +1,4 @@
-"""Convert tensors by a table of names, with strict accounting; shared by the converters of all formats.
+"""Converts tensors by a table of names, with strict accounting; shared by the converters of all formats.
 
 A format is a list of [`Entry`]: its name of a tensor, our name (or names, if it stacks several), and the layout of the
 values. Every tensor of the source is used once and every tensor of the target is filled; otherwise the conversion

@@ -1,4 +1,4 @@
-"""Describe SigLIP's image towers as timm has them: open_clip's configurations name one and leave its sizes to timm.
+"""Describes SigLIP's image towers as timm has them: open_clip's configurations name one and leave its sizes to timm.
 
 The table is that of timm 1.0.31. SigLIP (Zhai et al., 2023, arXiv 2303.15343), its i18n models and SigLIP 2 share these
 architectures; of the activations, timm has the exact GELU in some and its tanh approximation in others.

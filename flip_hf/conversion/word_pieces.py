@@ -1,4 +1,4 @@
-r"""Reproduce the official FLIP's word pieces as a tokenizer that Transformers loads without our code.
+r"""Reproduces the official FLIP's word pieces as a tokenizer that Transformers loads without our code.
 
 The official data pipeline uses TensorFlow Text's BERT tokenizer, which is not BERT's: NFKC case folding, ignorable
 characters removed, no special tokens, words of more than 100 *bytes* unknown, text such as "[CLS]" taken literally.

@@ -1,1 +1,1 @@
-"""Turn any data set into batches of visible patches and tokens, resumable from any position."""
+"""Turns any data set into batches of visible patches and tokens, resumable from any position."""

@@ -1,4 +1,4 @@
-"""Walk the members of a tar archive in memory and time that do not depend on what its headers claim.
+"""Walks the members of a tar archive in memory and time that do not depend on what its headers claim.
 
 `tarfile` parses each header but the most usual ones, for which it takes twice as long; everything else is done here.
 `tarfile` itself would expand sparse members (a header of

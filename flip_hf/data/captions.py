@@ -1,4 +1,4 @@
-"""Make the caption of a sample: a text, a prompt around the name of its class, or one of several columns by weight.
+"""Makes the caption of a sample: a text, a prompt around the name of its class, or one of several columns by weight.
 
 Every draw comes from the sample's own generator, so that captions are as reproducible as crops.
 """

@@ -1,4 +1,4 @@
-"""Check that the given class names match the labels of the data."""
+"""Checks that the given class names match the labels of the data."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args

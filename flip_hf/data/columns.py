@@ -1,4 +1,4 @@
-"""Look up values in rows by the names of columns, which may be nested, have alternatives, or carry weights."""
+"""Looks up values in rows by the names of columns, which may be nested, have alternatives, or carry weights."""
 
 import math
 from typing import Any

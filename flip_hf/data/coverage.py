@@ -1,4 +1,4 @@
-"""Measure what a tokenizer loses of captions: unknown words, texts that become identical, and truncated ends."""
+"""Measures what a tokenizer loses of captions: unknown words, texts that become identical, and truncated ends."""
 
 import unicodedata
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Draw the pictures of the embedded data: coloured, textured silhouettes on plain backgrounds."""
+"""Draws the pictures of the embedded data: coloured, textured silhouettes on plain backgrounds."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Measure data without reading them, so that others under the same name are told apart from them."""
+"""Measures data without reading them, so that others under the same name are told apart from them."""
 
 import os
 from collections.abc import Sequence

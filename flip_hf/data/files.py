@@ -1,4 +1,4 @@
-"""Find and open files on local disks or anywhere that fsspec reaches (`hf://`, `https://`, `s3://` ...)."""
+"""Finds and opens files on local disks or anywhere that fsspec reaches (`hf://`, `https://`, `s3://` ...)."""
 
 import errno
 import glob

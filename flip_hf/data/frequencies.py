@@ -1,4 +1,4 @@
-"""Count how frequent words are in the training captions, once a run, and keep that in a file.
+"""Counts how frequent words are in the training captions, once a run, and keeps that in a file.
 
 The frequencies are those that training meets: captions are drawn as it draws them, truncated by the run's tokenizer,
 and sources count by their weights. Held-out pairs are not read.

@@ -1,4 +1,4 @@
-"""Read a gzip file from its beginning, in memory and time bounded by its actual size, not by what it claims."""
+"""Reads a gzip file from its beginning, in memory and time bounded by its actual size, not by what it claims."""
 
 import io
 import zlib

@@ -1,4 +1,4 @@
-"""Choose the pairs that are held out of training.
+"""Chooses the pairs that are held out of training.
 
 Whether a picture is held out depends on the picture alone: on its bytes, or on its name if a table names files. It is
 therefore independent of the order of rows, the number of shards, processes and workers, and the seed; all rows of one

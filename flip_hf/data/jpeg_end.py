@@ -1,4 +1,4 @@
-"""Tell JPEGs that lack only their end from those that lack a part of the picture.
+"""Tells JPEGs that lack only their end from those that lack a part of the picture.
 
 libjpeg requires the marker that ends a picture (EOI) even if the picture is complete; given the marker, it silently
 fills missing parts with grey. So the picture is ended in two ways, with the marker alone and with noise before it: the

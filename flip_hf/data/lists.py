@@ -1,4 +1,4 @@
-"""Read lists of pictures: tables in CSV, TSV or JSON lines whose rows name a picture's file and its caption.
+"""Reads lists of pictures: tables in CSV, TSV or JSON lines whose rows name a picture's file and its caption.
 
 The readers of `datasets` stop at the first line that does not parse, Arrow's crashes the process at a deeply nested
 one, and an unclosed quote turns the rest of a file into one text. Here rows are read within bounds, and a broken row

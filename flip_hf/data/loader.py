@@ -1,4 +1,4 @@
-"""Load batches in worker processes, with a state from which any number of them can resume."""
+"""Loads batches in worker processes, with a state from which any number of them can resume."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Open any data set as shards: infer its format from its files, or say that it has none that can be read."""
+"""Opens any data set as shards: infers its format from its files, or says that it has none that can be read."""
 
 import glob
 import itertools

@@ -1,4 +1,4 @@
-"""Read folders of pictures with texts beside them: `a.jpg` and `a.txt`.
+"""Reads folders of pictures with texts beside them: `a.jpg` and `a.txt`.
 
 This is the layout of captioning tools and of img2dataset's "files" format. A row is what the files would be as a sample
 of a tar archive, except that the key ends at a name's last dot.

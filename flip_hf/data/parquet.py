@@ -1,4 +1,4 @@
-"""Read parquet files in small pieces, only the needed columns, and within bounds on memory.
+"""Reads parquet files in small pieces, only the needed columns, and within bounds on memory.
 
 The `parquet` builder of `datasets` reads whole row groups with all their columns, and trusts the sizes they claim: a
 picture of 500 MB can hide in 22 kB. Arrow's own reader is used here with bounds; see `parquet_pages.py`.

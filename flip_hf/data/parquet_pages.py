@@ -1,4 +1,4 @@
-"""Check the headers inside a parquet file before Arrow acts on them: a page of a few kB can claim, or be, 2 GiB.
+"""Checks the headers inside a parquet file before Arrow acts on them: a page of a few kB can claim, or be, 2 GiB.
 
 A footer gives the size of everything, and may lie; Arrow allocates what the page headers claim. Both are checked here.
 Sources: `parquet.thrift` of apache/parquet-format, and Thrift's compact protocol.

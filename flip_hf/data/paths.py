@@ -1,4 +1,4 @@
-"""Decide which files the paths in a data set may name.
+"""Decides which files the paths in a data set may name.
 
 A path in a table is untrusted text: it may name a private file of this machine, or a server that only this machine can
 reach. So no path is opened unless the user named a folder of files, and then only files inside it.

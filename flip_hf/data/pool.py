@@ -1,4 +1,4 @@
-"""Collect the held-out pairs for validation once, and keep them in a file of the run's folder.
+"""Collects the held-out pairs for validation once, and keeps them in a file of the run's folder.
 
 Reading them from the training data at every evaluation would cost a pass over all of it. Instead the data are read
 once, in a fixed shuffled order of shards and within bounds, until there are enough pairs. Every evaluation of the run,

@@ -1,4 +1,4 @@
-"""Track the positions of a data set's readers, and redistribute the rows they have left to other readers.
+"""Tracks the positions of a data set's readers, and redistributes the rows they have left to other readers.
 
 A reader reads [`Piece`]s: rows of one epoch, first those left over to it, then epoch after epoch of its own. When the
 number of readers changes, every unfinished piece is kept with its blocks and their order, and goes to one of the new

@@ -1,4 +1,4 @@
-"""Set up the process group of every script: all processes that were started, or an error; and act as one."""
+"""Sets up the process group of every script: all processes that were started, or an error; they then act as one."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Deal the rows of a data set to readers in a reproducible order, and read them despite passing failures.
+"""Deals the rows of a data set to readers in a reproducible order, and reads them despite passing failures.
 
 A reader is one worker of one process. The order of shards and the part of each reader depend only on the seed and the
 epoch, so that a place in an epoch is two numbers: the reader's n-th shard and the row in it.

@@ -1,4 +1,4 @@
-"""Count samples that cannot be used by reason, log some of them, and stop when they are most of the data."""
+"""Counts samples that cannot be used by reason, logs some of them, and stops when they are most of the data."""
 
 import logging
 import time

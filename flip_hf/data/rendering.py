@@ -1,4 +1,4 @@
-"""Render pictures of any mode as a viewer shows them: numbers by their range, transparent parts on a background.
+"""Renders pictures of any mode as a viewer shows them: numbers by their range, transparent parts on a background.
 
 Pillow's own `convert("RGB")` clips numbers of more than eight bits to white and fractions to black, and drops the alpha
 channel, which shows whatever colour the transparent pixels happen to have.

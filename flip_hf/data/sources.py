@@ -1,4 +1,4 @@
-"""Open any data set as one kind of stream: rows with undecoded images, in shards."""
+"""Opens any data set as one kind of stream: rows with undecoded images, in shards."""
 
 import os
 from collections.abc import Iterator, Sequence

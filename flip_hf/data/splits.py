@@ -1,4 +1,4 @@
-"""Find the splits of a local folder as `datasets` finds those of a data set on the Hub, without network access.
+"""Finds the splits of a local folder as `datasets` finds those of a data set on the Hub, without network access.
 
 A folder's card (`README.md`) may say which files form which split of which configuration. Otherwise the names of
 folders and files decide: `train/`, `data/test-00000-of-00001.parquet`, `val.tar`. If they do not, all files are the

@@ -1,4 +1,4 @@
-"""Read the targets of evaluation from rows: a class, several classes, or captions."""
+"""Reads the targets of evaluation from rows: a class, several classes, or captions."""
 
 import io
 from collections import Counter

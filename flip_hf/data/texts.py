@@ -1,4 +1,4 @@
-"""Read captions, labels and JSON from untrusted data within bounds; no context takes megabytes of text."""
+"""Reads captions, labels and JSON from untrusted data within bounds; no context takes megabytes of text."""
 
 import contextlib
 import json

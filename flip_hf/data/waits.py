@@ -1,4 +1,4 @@
-"""Let signals end waits for data: a silent web server must not stand between SIGTERM and a checkpoint.
+"""Lets signals end waits for data: a silent web server must not stand between SIGTERM and a checkpoint.
 
 A signal handler cannot know whether the process computes, which must not be interrupted, or waits, which may be. Code
 that waits says so with [`waiting`]; the handler calls [`end_waits`]. The state belongs to the process: forked loader

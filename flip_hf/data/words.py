@@ -1,4 +1,4 @@
-"""Find the words of tokenized texts: of word pieces, of byte pairs, and of pieces by SentencePiece.
+"""Finds the words of tokenized texts: of word pieces, of byte pairs, and of pieces by SentencePiece.
 
 A fast tokenizer knows the words that it split a text into before it cut them into pieces. Some of those that come from
 SentencePiece do not split: their pieces show where a word begins. Scripts without spaces, such as Chinese and Thai,

@@ -1,4 +1,4 @@
-"""Manage loader workers: their number, their signal handling, and their end, whatever happened."""
+"""Manages loader workers: their number, their signal handling, and their end, whatever happened."""
 
 import multiprocessing
 import os

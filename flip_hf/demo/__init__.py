@@ -1,1 +1,1 @@
-"""Try a model on a page, served locally or as a Space on the Hub."""
+"""A page to try a model on, served locally or as a Space on the Hub."""

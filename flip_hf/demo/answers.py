@@ -1,4 +1,4 @@
-"""Check a visitor's input, and format answers as HTML."""
+"""Checks a visitor's input, and formats answers as HTML."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""Wrap a model for the page: classify images, find images for a text, show masks and reconstructions."""
+"""Wraps a model for the page: classifies images, finds images for a text, shows masks and reconstructions."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Build the page: its tabs, their contents and their events (Gradio 6)."""
+"""Builds the page: its tabs, their contents and their events (Gradio 6)."""
 
 import html
 from collections.abc import Sequence

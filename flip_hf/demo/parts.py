@@ -1,4 +1,4 @@
-"""Build the parts of the page's tabs: inputs with checks, outputs, and errors in plain words (Gradio 6)."""
+"""Builds the parts of the page's tabs: inputs with checks, outputs, and errors in plain words (Gradio 6)."""
 
 import functools
 import html

@@ -1,4 +1,4 @@
-"""Search named pictures for those that match a text."""
+"""Searches named pictures for those that match a text."""
 
 import threading
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Write the folder of a Space on the Hub: the page, the subpackages that it needs, and the model."""
+"""Writes the folder of a Space on the Hub: the page, the subpackages that it needs, and the model."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Keep the embeddings of class prompts on disk between evaluations.
+"""Keeps the embeddings of class prompts on disk between evaluations.
 
 A file is found by the content of everything that decides its numbers: the text tower's weights and settings, the
 tokenizer, the names, the prompts, the kind of device and the version of torch. Another model under the same name, or

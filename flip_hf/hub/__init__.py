@@ -1,1 +1,1 @@
-"""Publish models: prepare a complete folder, write its card, push it."""
+"""Publishes models: prepares a complete folder, writes its card, pushes it."""

@@ -1,4 +1,4 @@
-"""Estimate the carbon footprint of a run, power x time x carbon intensity, with all assumptions stated.
+"""Estimates the carbon footprint of a run, power x time x carbon intensity, with all assumptions stated.
 
 The formula is that of Lacoste et al. 2019 (https://arxiv.org/abs/1910.09700).
 """

@@ -1,4 +1,4 @@
-"""Write the model card: a template filled from the run, with a model-index of the measured results."""
+"""Writes the model card: a template filled from the run, with a model-index of the measured results."""
 
 import json
 import re

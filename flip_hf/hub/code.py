@@ -1,4 +1,4 @@
-"""Write the Python files that are published beside weights: only this package's own."""
+"""Writes the Python files that are published beside weights: only this package's own."""
 
 import importlib
 import logging

@@ -1,4 +1,4 @@
-"""Write the paragraphs and tables of a model card from the files of a run."""
+"""Writes the paragraphs and tables of a model card from the files of a run."""
 
 from collections.abc import Iterable
 
@@ -143,7 +143,7 @@ def training(run: PublishedRun) -> str:
         rows.append(("loss", "sigmoid, as SigLIP's"))
     if run.reconstructs:
         scaled = "of each patch's own mean and deviation" if recipe["norm_pixel_target"] else "as they are"
-        weight = f", {recipe['reconstruction_weight']:g} times, beside the contrast" if run.contrasts else ""
+        weight = f", {recipe['reconstruction_weight']:g} times, beside the contrastive loss" if run.contrasts else ""
         rows.append(("reconstructed", f"pixels of dropped patches, {scaled}{weight}"))
     if recipe["ema_half_life"]:
         rows.append(("weights", f"a moving average, half of it the last {recipe['ema_half_life']:,} pairs"))
@@ -267,9 +267,9 @@ def _reconstruction(results: JsonObject) -> str:
         return ""
     return (
         f"Error of the reconstructed patches on {results['images']:,.0f} images: "
-        f"**{results['reconstruction_error']:.3f}** (mean square, on the scale of training). Of fillings that are not "
-        f"learned: each patch's own mean colour, which only an oracle knows, "
-        f"{results['patch_mean_error']:.3f}; the nearest visible patch, {results['nearest_patch_error']:.3f}."
+        f"**{results['reconstruction_error']:.3f}** (mean square, on the scale of training). Baselines that are not "
+        f"learned: each patch's own mean colour, which the model cannot see, {results['patch_mean_error']:.3f}; a copy "
+        f"of the nearest visible patch, {results['nearest_patch_error']:.3f}."
     )
 
 
@@ -289,15 +289,16 @@ def limitations(run: PublishedRun) -> str:
     ]
     if not run.contrasts:
         lines = [
-            "Nothing was learned from texts; the text tower of this class is untrained. Its features are made for "
-            "fine-tuning; without it they are weaker than a contrastive model's.",
+            "Nothing was learned from texts, and the text tower of this class is untrained. Its features are meant for "
+            "fine-tuning; as they are, they are weaker than a contrastive model's.",
             f"Images are resized to {size}. Reconstructions are blurred, and invented where no visible patch helps.",
             "It was tested neither for fairness nor for safety.",
         ]
     if run.samples and run.contrasts:
-        lines.append(f"It has seen {run.samples:,} pairs; the models of the FLIP paper saw {PAPER_SAMPLES} and more.")
+        seen = f"It has seen {run.samples:,} pairs"
+        lines.append(f"{seen}; the longest runs of the FLIP paper saw {PAPER_SAMPLES} and more.")
     if run.contrasts and run.mask_ratios and run.mask_ratios[-1] > 0:
-        lines.append("It was not tuned on whole images after masked training, which gains some accuracy.")
+        lines.append("It was not tuned on whole images after masked training, which gained accuracy in the paper.")
     return "\n".join(f"- {line}" for line in lines)
 
 

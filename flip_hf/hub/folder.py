@@ -1,4 +1,4 @@
-"""Prepare a complete folder that is ready to upload from the folder of a run or a conversion."""
+"""Prepares a complete folder that is ready to upload from the folder of a run or a conversion."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Extract readable text from binary files: the texts in a picture and in TensorBoard's events."""
+"""Extracts readable text from binary files: the texts in a picture and in TensorBoard's events."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Upload a folder to the Hub: create the repository, retry after a broken connection, report what changed."""
+"""Uploads a folder to the Hub: creates the repository, retries after a broken connection, reports what changed."""
 
 import logging
 import time

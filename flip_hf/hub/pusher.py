@@ -1,4 +1,4 @@
-"""Push during a run: in the background, one push at a time, and never in the way of training."""
+"""Pushes during a run: in the background, one push at a time, and never in the way of training."""
 
 import logging
 import shutil

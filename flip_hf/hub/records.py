@@ -1,4 +1,4 @@
-"""Copy the records of a model's making without secrets: recipe, results, curves, logs, card, licence, evaluation."""
+"""Copies the records of a model's making without secrets: recipe, results, curves, logs, card, licence, evaluation."""
 
 import json
 import logging

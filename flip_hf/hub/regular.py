@@ -1,4 +1,4 @@
-"""Read the files of a folder without following links, so that only what is in the folder is published."""
+"""Reads the files of a folder without following links, so that only what is in the folder is published."""
 
 import errno
 import os

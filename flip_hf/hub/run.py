@@ -1,4 +1,4 @@
-"""Read the facts about a model from the files of its folder."""
+"""Reads the facts about a model from the files of its folder."""
 
 import json
 from dataclasses import dataclass

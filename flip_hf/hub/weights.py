@@ -1,4 +1,4 @@
-"""Check that weights may be published: complete, readable, finite, and without secrets in their headers."""
+"""Checks that weights may be published: complete, readable, finite, and without secrets in their headers."""
 
 import json
 import re

@@ -7,6 +7,7 @@ planned figure leaves it out too.
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import transformers
+from tqdm import tqdm
 
+from flip_hf.console.json_types import JsonObject
 from flip_hf.modeling import FlipConfig
 from flip_hf.planning.memory import TracedStep, make_micro_batch, make_trained_model, run_backward
 from flip_hf.planning.plan import MemoryModel, PlannedRun
+from flip_hf.training.hardware import device_name
 
 # One arena, and no freed block kept: resident memory then follows the tensors.
 GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -91,6 +96,49 @@ def measure(config: FlipConfig, step: TracedStep, device: str) -> int:
     if done.returncode != 0:
         raise RuntimeError(f"The measurement of {step} failed ({done.returncode}): {done.stderr[-500:]}")
     return int(done.stdout.split()[-1])
+
+
+def check_memory(command: str) -> JsonObject:
+    """Compares the plan's memory with that of real steps of ViT-B/16, in three configurations, on the device at hand.
+
+    Args:
+        command: the command that asks for it, for the report.
+
+    Returns:
+        The report, JSON-serialisable; `rows` has a configuration each, in bytes.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: list[JsonObject] = []
+    for step in tqdm(CUDA_STEPS if device == "cuda" else CPU_STEPS, unit="configuration", file=sys.stderr):
+        planned = planned_bytes(FlipConfig(), step)
+        measured = measure(FlipConfig(), step, device)
+        rows.append({**vars(step), "planned": planned, "measured": measured, "deviation": planned / measured - 1})
+    return {
+        "command": command,
+        **{"hardware": device_name(device), "python": platform.python_version()},
+        **{"torch": torch.__version__, "transformers": transformers.__version__},
+        "measure": "torch.cuda.max_memory_allocated" if device == "cuda" else "highest resident memory (ru_maxrss)",
+        "rows": rows,
+    }
+
+
+def check_markdown(report: JsonObject) -> str:
+    """Renders the report of [`check_memory`] as a Markdown page."""
+    lines = [
+        f"Memory of a training step of ViT-B/16, planned and measured. {report['hardware']}; torch {report['torch']}, "
+        f"transformers {report['transformers']}; measure: {report['measure']}, of two steps, above what lay there "
+        "before.\n\n"
+        f"`{report['command']}`\n",
+        "| mask | micro-batch | precision | checkpointing | planned, MB | measured, MB | planned / measured - 1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        lines.append(
+            f"| {row['mask_ratio']:.0%} | {row['num_micro']} x {row['micro_batch_size']} "
+            f"| {'bf16' if row['bf16'] else 'fp32'} | {'yes' if row['checkpointing'] else 'no'} "
+            f"| {row['planned'] / 1e6:,.0f} | {row['measured'] / 1e6:,.0f} | {row['deviation']:+.1%} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

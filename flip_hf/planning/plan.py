@@ -8,11 +8,16 @@ Letters: W processes (GPUs), b pairs per micro-batch, n per process, N per step.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from flip_hf.console.fields import require
 from flip_hf.losses import TILE_SIZE
 from flip_hf.modeling import FlipConfig
 from flip_hf.planning.memory import TracedStep, model_bytes, trace_loss, trace_step
 from flip_hf.training.accelerators import DeviceSheet
+from flip_hf.training.arguments import Arguments
+from flip_hf.training.models import make_config
+from flip_hf.training.stage_checks import check_stages_fit
 
 STRATEGIES = ("DDP", "FSDP2", "ZeRO-2")
 PARTS = ("weights", "gradients", "optimizer", "buffers", "inputs", "loss", "activations", "other")
@@ -64,6 +69,36 @@ class PlannedRun:
     text_tokens: int
     bf16: bool
     attention: str = "sdpa"
+
+
+def make_run(arguments: Arguments, text_tokens: int | None) -> PlannedRun:
+    """Makes the run to plan of the arguments of a run.
+
+    Args:
+        arguments: the run's arguments.
+        text_tokens: length that texts are padded to; the model's context if None.
+
+    Raises:
+        OptionError: the run reconstructs, or texts are longer than the context.
+        ValueError: the model or the stages do not fit.
+    """
+    require(
+        not arguments.objective.reconstructs, "A plan supports only the contrastive objective: leave --objective out."
+    )
+    config = make_config(arguments.model, arguments.objective)
+    check_stages_fit(arguments, config)
+    options = arguments.optimization
+    text: Any = config.get_text_config()
+    learned = arguments.data.tokenizer is None and arguments.model.model_name_or_path is None
+    if learned and "vocab_size" not in arguments.model.tower_configs()["text_config"]:
+        text.vocab_size = arguments.data.tokenizer_vocab_size
+    tokens = text_tokens or text.max_position_embeddings
+    context = text.max_position_embeddings
+    require(1 <= tokens <= context, f"--text_tokens must be in [1, {context}], the model's context; got {tokens}.")
+    bf16 = options.precision != "fp32"
+    attention = arguments.model.attn_implementation
+    attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
+    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from flip_hf.reproduction.figures import DPI, mean_in_words
 from flip_hf.reproduction.plan import MASKS, Experiment, Scale, lengths
 from flip_hf.reproduction.running import Point
-from flip_hf.training.recipes import RECIPES, parse_arguments
+from flip_hf.training.recipes import parse_arguments
 
 BASE = "base"
 BASE_LENGTH = 4  # times the pairs of the longest unmasked run, at a quarter of the patches: about its time
@@ -93,11 +93,12 @@ def check_data(recipe: str, data: TunedData) -> None:
         ValueError: they cannot be used with the recipe; the message names them.
         OSError: they cannot be read.
     """
-    from flip_hf.training.inputs import label_column, open_evaluation_data, open_training_data
+    from flip_hf.training.evaluation_data import open_evaluation_data
+    from flip_hf.training.inputs import label_column, open_training_data
 
     for evaluation in (data.evaluation, data.retained):
         words = [recipe, "--train_data", *data.train, "--eval_data", evaluation]
-        arguments = parse_arguments(words, RECIPES, recipe).data
+        arguments = parse_arguments(words).data
         sources = open_training_data(arguments)
         open_evaluation_data(arguments, likely=label_column(sources))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flip_hf.training.recipes import RECIPES, parse_arguments
+from flip_hf.training.recipes import parse_arguments
 
 SEEDS = (0, 1, 2)
 MASKS = {0: 0.0, 50: 0.5, 75: 0.75}  # percent, as runs are named
@@ -20,6 +20,7 @@ TUNING = 0.05  # of a run's samples: the paper tunes for 0.32 epochs after 6.4
 TUNING_LR = 0.3  # factor on the recipe's: does well on the embedded data
 # Sets of runs about claims: all of them on captioned data; Figure 1, masks and positives on labelled data.
 SETS = ("paper", "photos")
+FINETUNING = "finetuning"  # the set of ways to fine-tune, in choices.py
 PAIRS = "pairs"  # runs without equal captions as positives
 STAGES = "stages"  # runs on small images first
 SIDES = (1 / 2, 3 / 4, 1)  # of their images, as fractions of the model's: Perception Encoder has 98, 154, 224 pixels
@@ -56,7 +57,7 @@ class Scale:
         """
         from flip_hf.training.models import make_config  # here, since it imports torch, which the options do not need
 
-        arguments = parse_arguments([recipe], RECIPES, recipe)
+        arguments = parse_arguments([recipe])
         tower: Any = make_config(arguments.model).vision_config
         width = tower.hidden_size // 2
         decoder = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 1}
@@ -188,6 +189,28 @@ def _labelled(scale: Scale) -> Iterator[Experiment]:
         yield _training(f"mask75-{MAIN}-{strategy}", samples, 75, scale.batch, mask_strategy=strategy)
     for mask in MASKS:
         yield _training(f"mask{mask}-{MAIN}-{PAIRS}", samples, mask, scale.batch, positives="pair")
+
+
+def chosen(runs: list[Experiment], parts: list[str], skipped: list[str]) -> list[Experiment]:
+    """Selects the runs with one of the parts in their name, and those that they start from; all where no part is given.
+
+    Args:
+        runs: all runs of a set.
+        parts: parts of names to select.
+        skipped: parts of names to leave out, of runs that no selected one starts from.
+
+    Raises:
+        ValueError: a part is in no name.
+    """
+    for part in (*parts, *skipped):
+        if not any(part in run.name for run in runs):
+            raise ValueError(f"no run has {part!r} in its name: {', '.join(run.name for run in runs)}")
+    names = {run.name for run in runs if not parts or any(part in run.name for part in parts)}
+    names = {name for name in names if not any(part in name for part in skipped)}
+    for run in reversed(runs):
+        if run.name in names and run.start is not None:
+            names.add(run.start)
+    return [run for run in runs if run.name in names]
 
 
 def words_of(options: dict[str, Any]) -> list[str]:

@@ -18,12 +18,20 @@ from flip_hf.data.processes import from_main
 from flip_hf.data.sources import Source
 from flip_hf.data.tokenization import load_tokenizer
 from flip_hf.hub.push import HubRefused
-from flip_hf.modeling import FlipForPreTraining, FlipModel
+from flip_hf.modeling import FlipConfig, FlipForPreTraining, FlipModel
 from flip_hf.training import inputs, models
 from flip_hf.training.arguments import Arguments, OptimizationArguments, RunArguments
 from flip_hf.training.checkpoint import load_data_states, tidy
 from flip_hf.training.encoder import flip_of
 from flip_hf.training.engine import Trainer
+from flip_hf.training.evaluation_data import (
+    Evaluation,
+    check_evaluation,
+    held_out_pairs,
+    open_evaluation_data,
+    overlap_in_words,
+    with_pairs,
+)
 from flip_hf.training.freezing import in_words, read_frozen
 from flip_hf.training.hardware import autocast_dtype
 from flip_hf.training.logit_bias import change_in_words
@@ -58,27 +66,13 @@ def build_trainer(arguments: Arguments) -> Trainer:
 
 def _build(arguments: Arguments) -> Trainer:
     # Mistakes are found before a device is touched.
-    output_dir = Path(arguments.run.output_dir)
+    config = check(arguments)
     objective = arguments.objective
-    try_folder(output_dir, "--output_dir")
-    check_finished(arguments)
-    config = models.make_config(arguments.model, objective)
-    check_stages_fit(arguments, config)
-    check_publishing(arguments.hub, arguments.objective, config)
     sources = inputs.open_training_data(arguments.data, captions=objective.contrasts)
     evaluation, retained = open_evaluations(arguments, sources)
 
-    accelerator = make_accelerator(arguments.run)
-    check_processes(read_ranks(arguments.model.lora), accelerator)
-    micro_batches = split_batch(arguments.optimization, accelerator.num_processes)
-    dtype = autocast_dtype(arguments.optimization.precision)
-    check_hardware(arguments.optimization.speed_ups or (), accelerator.device, dtype, num_micro=micro_batches[1])
-    take_folder(accelerator, output_dir)
-    checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
-    if checkpoint is None:
-        check_output(output_dir)
-    start_trackers(accelerator, arguments)
-    about_data = [*inputs.captions_in_words(objective, sources), *inputs.overlap_in_words(sources, evaluation)]
+    accelerator, micro_batches, checkpoint = start(arguments)
+    about_data = [*inputs.captions_in_words(objective, sources), *overlap_in_words(sources, evaluation)]
     say(accelerator, [*about_data, *unmeasured_in_words(arguments, sources, evaluation)])
     evaluation = shared_pairs(arguments, sources, evaluation, accelerator, resumed=checkpoint is not None)
     retained = shared_retained_pairs(arguments, retained, accelerator, resumed=checkpoint is not None)
@@ -107,8 +101,47 @@ def _build(arguments: Arguments) -> Trainer:
     trainer.frequencies = frequencies
     begin(trainer, checkpoint, arguments.run.seed)
     if accelerator.is_main_process:
-        tidy(output_dir, trainer.state.samples)
+        tidy(Path(arguments.run.output_dir), trainer.state.samples)
     return trainer
+
+
+def check(arguments: Arguments) -> FlipConfig:
+    """Checks the options of a run against its folder and its model; returns the configuration of the model.
+
+    Raises:
+        One of `MISTAKES`: they do not fit.
+        RunFinished: there is nothing left to train.
+    """
+    try_folder(Path(arguments.run.output_dir), "--output_dir")
+    check_finished(arguments)
+    config = models.make_config(arguments.model, arguments.objective)
+    check_stages_fit(arguments, config)
+    check_publishing(arguments.hub, arguments.objective, config)
+    return config
+
+
+def start(arguments: Arguments) -> tuple[Accelerator, tuple[int, int], Path | None]:
+    """Starts the process layer and the trackers, and takes the folder for this run.
+
+    Returns:
+        The process layer; size and number of each process's micro-batches; the checkpoint to resume from, if any.
+
+    Raises:
+        One of `MISTAKES`: the options do not fit the processes or the hardware, or the folder is another run's.
+    """
+    options = arguments.optimization
+    output_dir = Path(arguments.run.output_dir)
+    accelerator = make_accelerator(arguments.run)
+    check_processes(read_ranks(arguments.model.lora), accelerator)
+    micro_batches = split_batch(options, accelerator.num_processes)
+    dtype = autocast_dtype(options.precision)
+    check_hardware(options.speed_ups or (), accelerator.device, dtype, num_micro=micro_batches[1])
+    take_folder(accelerator, output_dir)
+    checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
+    if checkpoint is None:
+        check_output(output_dir)
+    start_trackers(accelerator, arguments)
+    return accelerator, micro_batches, checkpoint
 
 
 def begin(trainer: Trainer, checkpoint: Path | None, seed: int) -> None:
@@ -126,15 +159,15 @@ def say(accelerator: Accelerator, sentences: list[str]) -> None:
             print(sentence)
 
 
-def open_evaluations(arguments: Arguments, sources: list[Source]) -> tuple[inputs.Evaluation, inputs.Evaluation]:
+def open_evaluations(arguments: Arguments, sources: list[Source]) -> tuple[Evaluation, Evaluation]:
     """Opens and checks the run's own evaluation data and its retained data; `sources` are those of its training.
 
     Raises:
         ValueError: some of them cannot be used, or there is nothing to evaluate on where evaluations end the run.
     """
     likely = inputs.label_column(sources)
-    evaluation = inputs.open_evaluation_data(arguments.data, labels=arguments.objective.contrasts, likely=likely)
-    inputs.check_evaluation(arguments, evaluation)
+    evaluation = open_evaluation_data(arguments.data, labels=arguments.objective.contrasts, likely=likely)
+    check_evaluation(arguments, evaluation)
     return evaluation, open_retained_data(arguments)
 
 
@@ -185,17 +218,17 @@ def shared_tokenizer(
 def shared_pairs(
     arguments: Arguments,
     sources: list[Source],
-    evaluation: inputs.Evaluation,
+    evaluation: Evaluation,
     accelerator: Accelerator,
     resumed: bool,
-) -> inputs.Evaluation:
+) -> Evaluation:
     """Adds the run's held-out pairs to the evaluation, the same in all processes; the main one finds them.
 
     Raises:
         ValueError: there are too few pairs.
     """
     folder = Path(arguments.run.output_dir) / VALIDATION
-    find = partial(inputs.held_out_pairs, arguments, sources, evaluation, folder, resumed)
+    find = partial(held_out_pairs, arguments, sources, evaluation, folder, resumed)
     facts = from_main(accelerator, find)
     if facts is None:
         return evaluation
@@ -208,7 +241,7 @@ def shared_pairs(
                 facts.images,
                 100 / facts.images,
             )
-    return inputs.with_pairs(evaluation, facts, folder, captions=arguments.objective.contrasts)
+    return with_pairs(evaluation, facts, folder, captions=arguments.objective.contrasts)
 
 
 def take_folder(accelerator: Accelerator, output_dir: Path) -> None:

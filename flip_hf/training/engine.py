@@ -25,12 +25,12 @@ from flip_hf.training.bottleneck import bottleneck, longest_wait
 from flip_hf.training.checkpoint import TrainState, load_checkpoint, save_checkpoint, weights_are_finite
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.evaluation_data import Evaluation
 from flip_hf.training.finish import Report, save_model, summary, total_counts
 from flip_hf.training.flops import step_flops, utilization
 from flip_hf.training.freezing import read_frozen
 from flip_hf.training.hardware import autocast_dtype, describe, where
 from flip_hf.training.health import Health, RunDiverged
-from flip_hf.training.inputs import Evaluation
 from flip_hf.training.lora import read_ranks
 from flip_hf.training.measure import Window
 from flip_hf.training.models import image_processor_of

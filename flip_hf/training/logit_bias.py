@@ -13,7 +13,8 @@ from flip_hf.modeling import FlipConfig, FlipModel
 
 Loss = Literal["softmax", "sigmoid"]
 
-# SigLIP's start (Zhai et al. 2023, Section 3.2): almost all decisions are no, and no large correction comes first.
+# SigLIP's start (Zhai et al. 2023, Section 3.2): almost all decisions are negative, and training shall not
+# begin with a large correction.
 LOGIT_BIAS_INIT = -10.0
 SIGMOID_LOGIT_SCALE_INIT = math.log(10)
 

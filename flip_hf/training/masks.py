@@ -98,7 +98,7 @@ class WordWeights:
         self._unseen = keep_weight(frequencies.unseen)
 
     def __call__(self, encoded: BatchEncoding) -> dict[str, torch.Tensor]:
-        """Returns `word_begins` and `word_weights` (B, T); special tokens are no words, and are kept before any."""
+        """Returns `word_begins` and `word_weights` (B, T); special tokens, no words, are kept before any."""
         words = self._find(encoded)
         weights = np.array([self._weights.get(word, self._unseen) for word in words.found], dtype=np.float32)
         by_token = np.full(words.begins.shape, np.inf, dtype=np.float32)

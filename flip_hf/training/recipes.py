@@ -98,7 +98,7 @@ def recipe_options(name: str, *folders: Path, above: tuple[Path, ...] = ()) -> J
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: it is no mapping of plain values, has itself as its base, or has an option that is unknown, of
+        ValueError: it is not a mapping of plain values, has itself as its base, or has an option that is unknown, of
             another type or out of range.
     """
     path = _find_recipe(name, folders)
@@ -211,7 +211,10 @@ def _find_recipe(name: str, folders: Sequence[Path]) -> Path:
 
 
 def parse_arguments(
-    argv: list[str], recipe_folder: Path, default_recipe: str, more_options: Sequence[str] = ()
+    argv: Sequence[str],
+    recipe_folder: Path = RECIPES,
+    default_recipe: str = "shapes",
+    more_options: Sequence[str] = (),
 ) -> Arguments:
     """Reads `[RECIPE] [--option value ...]`.
 

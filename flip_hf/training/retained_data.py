@@ -13,8 +13,8 @@ from flip_hf.data.pool import PoolFacts, collect, open_pool, read_facts, write_p
 from flip_hf.data.processes import from_main
 from flip_hf.data.sources import Source
 from flip_hf.redaction import redacted, shown
-from flip_hf.training import inputs
 from flip_hf.training.arguments import GENERIC_TEMPLATE, Arguments
+from flip_hf.training.evaluation_data import Evaluation, evaluation_name, open_evaluation_data
 from flip_hf.training.retention_arguments import starts_trained
 
 RETAINED = "retained"  # the folder of retained pairs
@@ -44,15 +44,15 @@ def retained_arguments(arguments: Arguments) -> Arguments:
     return replace(arguments, data=data, objective=replace(arguments.objective, objective="contrastive"))
 
 
-def open_retained_data(arguments: Arguments) -> inputs.Evaluation:
-    """Opens the retained data; an empty [`inputs.Evaluation`] where there are none.
+def open_retained_data(arguments: Arguments) -> Evaluation:
+    """Opens the retained data; an empty [`Evaluation`] where there are none.
 
     Raises:
-        ValueError: they are the run's own evaluation data; or as [`inputs.open_evaluation_data`], naming the options
+        ValueError: they are the run's own evaluation data; or as [`open_evaluation_data`], naming the options
             of the retained data.
     """
     if arguments.retention.retain_data is None:
-        return inputs.Evaluation()
+        return Evaluation()
     of_retained = retained_arguments(arguments)
     if _identity(of_retained) == _identity(arguments):
         raise ValueError(
@@ -60,18 +60,18 @@ def open_retained_data(arguments: Arguments) -> inputs.Evaluation:
             "metric before and after would say nothing about what is lost elsewhere. Name other data, or leave it out."
         )
     try:
-        return inputs.open_evaluation_data(of_retained.data)
+        return open_evaluation_data(of_retained.data)
     except ValueError as error:
         raise ValueError(_with_own_names(str(error))) from error
 
 
-def unmeasured_in_words(arguments: Arguments, sources: list[Source], evaluation: inputs.Evaluation) -> list[str]:
+def unmeasured_in_words(arguments: Arguments, sources: list[Source], evaluation: Evaluation) -> list[str]:
     """Says in a sentence that a run which starts from a trained model measures nothing beside its loss, if it does.
 
     No pairs are held out by default. They would be taken from the training data, finding a thousand of them would read
     up to gigabytes before the first step, and they would show what the model learns, not what it forgets.
     """
-    is_measured = evaluation != inputs.Evaluation() or arguments.data.holdout or arguments.retention.retain_data
+    is_measured = evaluation != Evaluation() or arguments.data.holdout or arguments.retention.retain_data
     if is_measured or not starts_trained(arguments):
         return []
     labelled = any(source.captions_from_labels for source in sources)
@@ -84,7 +84,7 @@ def unmeasured_in_words(arguments: Arguments, sources: list[Source], evaluation:
 
 def _identity(arguments: Arguments) -> tuple[str | None, ...]:
     """Returns what identifies the evaluation data of a run: name, configuration and split."""
-    name = inputs.evaluation_data(arguments.data)
+    name = evaluation_name(arguments.data)
     return (name and os.path.normpath(name), arguments.data.eval_config, arguments.data.eval_split)
 
 
@@ -95,14 +95,14 @@ def _with_own_names(message: str) -> str:
 
 
 def shared_retained_pairs(
-    arguments: Arguments, retained: inputs.Evaluation, accelerator: Accelerator, resumed: bool
-) -> inputs.Evaluation:
+    arguments: Arguments, retained: Evaluation, accelerator: Accelerator, resumed: bool
+) -> Evaluation:
     """Replaces retained pairs by those that the run keeps in its folder, the same in all processes; all must call it.
 
     Raises:
         ValueError: fewer than two images with captions can be used.
     """
-    if retained == inputs.Evaluation():
+    if retained == Evaluation():
         return retained
     if retained.pairs is None:
         return replace(retained, key=retained_key(arguments, retained.key))
@@ -113,7 +113,7 @@ def shared_retained_pairs(
     return replace(retained, pairs=open_pool(folder, captions=True), key=retained_key(arguments, facts.key))
 
 
-def _retained_pairs(arguments: Arguments, retained: inputs.Evaluation, folder: Path, resumed: bool) -> PoolFacts:
+def _retained_pairs(arguments: Arguments, retained: Evaluation, folder: Path, resumed: bool) -> PoolFacts:
     """Writes at most `eval_pairs` retained pairs into a folder; a resumed run with the same options keeps its own."""
     count = arguments.data.eval_pairs
     wanted = {**_wanted(arguments), "eval_pairs": count}

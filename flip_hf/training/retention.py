@@ -1,4 +1,4 @@
-"""Measure what a fine-tuned model keeps of the one that the run started from, while there is time to change course."""
+"""Measures what a fine-tuned model keeps of the one that the run started from, while there is time to change course."""
 
 import logging
 import math

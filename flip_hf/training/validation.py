@@ -17,9 +17,9 @@ from flip_hf.evaluation.reconstruction_error import measure_reconstruction
 from flip_hf.evaluation.scoring import recall_at, retrieval_ranks, top_k_accuracy
 from flip_hf.evaluation.zero_shot import class_embeddings, normalized, prompt_embeddings
 from flip_hf.modeling.modeling_flip import image_text_sigmoid_loss
-from flip_hf.training import inputs
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.encoder import PairEncoder
+from flip_hf.training.evaluation_data import Evaluation, make_eval_loader, templates
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Validator:
     Args:
         arguments: the run's arguments.
         evaluation: its evaluation data.
-        tokenizer: for the texts; unused without a contrast.
+        tokenizer: for the texts; unused where nothing is contrasted.
         normalize: turns uint8 patches into the model's inputs.
         accelerator: the process layer; each process takes its part of the images.
     """
@@ -44,7 +44,7 @@ class Validator:
     def __init__(
         self,
         arguments: Arguments,
-        evaluation: inputs.Evaluation,
+        evaluation: Evaluation,
         tokenizer: Any,
         normalize: nn.Module,
         accelerator: Accelerator,
@@ -55,7 +55,7 @@ class Validator:
         self.tokenizer = tokenizer
         self.normalize = normalize
         self.accelerator = accelerator
-        self.prompts = inputs.templates(arguments.data)  # read once: their file may be gone later
+        self.prompts = templates(arguments.data)  # read once: their file may be gone later
 
     def __call__(self, encoder: PairEncoder) -> dict[str, float]:
         """Evaluates a model.
@@ -91,7 +91,7 @@ class Validator:
         self, encoder: PairEncoder, source: Source, read_target: Callable[[Any], Any]
     ) -> torch.utils.data.DataLoader:
         vision_config = encoder.flip.config.vision_config
-        return inputs.make_eval_loader(self.arguments.data, source, read_target, vision_config, self.accelerator)
+        return make_eval_loader(self.arguments.data, source, read_target, vision_config, self.accelerator)
 
     def _features(self, encoder: PairEncoder, source: Source, read_target: Callable[[Any], Any], name: str) -> Features:
         def encode(patches: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:

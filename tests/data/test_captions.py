@@ -23,7 +23,8 @@ from flip_hf.data.sources import Source, open_source
 from flip_hf.data.stream import PatchPlan, TrainStream, View
 from flip_hf.data.transforms import TrainTransform
 from flip_hf.training.arguments import DataArguments
-from flip_hf.training.inputs import open_evaluation_data, open_training_data, templates
+from flip_hf.training.evaluation_data import open_evaluation_data, templates
+from flip_hf.training.inputs import open_training_data
 from tests.helpers.loading import ALONE, saved
 
 NAMES = ["hot_dog", "cat", "acoustic  guitar"]

@@ -14,7 +14,7 @@ from flip_hf.data.scenes import (
     scenes_dataset,
 )
 from flip_hf.data.sources import open_source
-from flip_hf.training.inputs import open_evaluation_data, templates
+from flip_hf.training.evaluation_data import open_evaluation_data, templates
 from flip_hf.training.recipes import parse_arguments
 from tests.helpers.programs import ROOT
 

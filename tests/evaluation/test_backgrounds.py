@@ -21,7 +21,8 @@ from flip_hf.demo.search import ImageSearch, Picture
 from flip_hf.evaluation.encoder import Encoder, ImageTransform
 from flip_hf.evaluation.loading import eval_loader
 from flip_hf.evaluation.options import EvaluationOptions
-from tests.helpers.trainers import parse, trainer_of
+from tests.helpers.arguments import parse
+from tests.helpers.trainers import trainer_of
 
 GREEN = (0, 255, 0)
 LABELS = ["red circle", "x", "green"]

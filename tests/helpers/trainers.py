@@ -3,16 +3,11 @@
 import json
 
 from flip_hf.training.build import build_trainer
-from flip_hf.training.recipes import parse_arguments
+from tests.helpers.arguments import parse
 from tests.helpers.pretraining import SHORT, TINY
-from tests.helpers.programs import ROOT
 
 DECODER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 ON_ALL = ["--unmasked_samples", "0", "--decoder_config", json.dumps(DECODER)]
-
-
-def parse(*argv: str):
-    return parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes")
 
 
 def trainer_of(folder, data, objective: str, *argv: str):
@@ -23,7 +18,7 @@ def trainer_of(folder, data, objective: str, *argv: str):
 
 def make_trainer(folder, data, *argv: str):
     options = [*TINY, *SHORT, "--num_workers", "0", "--unmasked_samples", "0", "--output_dir", str(folder), *argv]
-    return build_trainer(parse_arguments(["--train_data", str(data), *options], ROOT / "flip_hf" / "recipes", "shapes"))
+    return build_trainer(parse("--train_data", str(data), *options))
 
 
 def spoil_steps(trainer, steps: set[int]) -> None:

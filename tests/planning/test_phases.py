@@ -10,9 +10,9 @@ from flip_hf.planning.plan import Cluster, MemoryModel, PlannedRun
 from flip_hf.training.accelerators import named_accelerator
 from flip_hf.training.flops import sample_flops
 from flip_hf.training.phases import plan_phases
+from tests.helpers.arguments import parse
 from tests.helpers.models import tiny_config
 from tests.helpers.programs import ROOT, run_program
-from tests.helpers.trainers import parse
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256}
 RUN = PlannedRun(tiny_config(WIDE, {**WIDE, "image_size": 64}), 1024, None, 16, True)

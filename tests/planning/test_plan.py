@@ -124,7 +124,7 @@ def test_mistakes_are_named_with_the_known_values():
     for argv, message in [
         (["shapes", "--gpu", "H300"], "no GPU 'H300' in the table"),
         (["vit_z"], "one of: cifar10, mae_b16, mae_l16, mae_shapes, scenes, scenes_s16, shapes, vit_b16, vit_h14"),
-        (["shapes", "--mfu", "fast"], "--mfu 'fast' is no number and no file"),
+        (["shapes", "--mfu", "fast"], "--mfu 'fast' is neither a number nor a file"),
     ]:
         done = run_program(PLAN, *argv)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]

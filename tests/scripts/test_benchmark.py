@@ -62,7 +62,7 @@ def test_step_benchmark_measures_all_candidates_in_one_run(tiny_benchmark):
     assert measured == {(name, ratio) for name in masked for ratio in (0, 0.5, 0.75)} | {("CLIPModel", 0)}
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in result["rows"])
     assert result["command"] in table and table.count("\n| flip_hf | ") == 3
-    assert "captions of 15.75 tokens in the mean, packed by flip_hf, " in table
+    assert "captions of 15.75 tokens on average, packed by flip_hf, " in table
 
 
 def test_inference_benchmark_measures_images_and_texts(tiny_benchmark):
@@ -246,7 +246,7 @@ def test_large_batch_benchmark_measures_steps_in_pieces(tiny_benchmark):
     assert [row["mask_ratio"] for row in result["rows"]] == [0, 0.75]
     assert all(len(row["seconds"]) == 2 and row["planned_bytes"] > 0 for row in result["rows"])
     assert "A step of 4 pairs in pieces of 2" in table and result["command"] in table
-    with pytest.raises(SystemExit, match="--batch_size 4 is no multiple of --micro_batch_size"):
+    with pytest.raises(SystemExit, match="--batch_size 4 is not a multiple of --micro_batch_size"):
         tiny_benchmark("large-batch", "--micro_batch_size", "3")
 
 

@@ -75,7 +75,7 @@ def test_a_curve_has_at_each_alpha_the_accuracy_of_the_model_that_would_be_writt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--alpha", "1.5"], "--alpha must be between 0 and 1, got 1.5: models beyond the two are not made."),
+        (["--alpha", "1.5"], "--alpha must be between 0 and 1, got 1.5: only models between the two are made."),
         (["--alpha", "-0.1"], "--alpha must be between 0 and 1, got -0.1"),
         (["--alpha", "0", "1"], "several --alpha are measured on --data; give that too"),
         (["--alpha", "0", "0", "--data", "x"], "--alpha names 0 twice"),

@@ -153,7 +153,7 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         ("demo", ["MODEL", "--server_port", "70000"], "--server_port must be between 1 and 65,535, got 70000.", 2),
         ("benchmark", ["steps"], "question is one of end-to-end, .*, got 'steps'.", 2),
         ("benchmark", ["step", "--batch_size"], "--batch_size needs a value.", 2),
-        ("benchmark", ["loss", "--device", "gpu"], "--device gpu is no device of this machine: ", 2),
+        ("benchmark", ["loss", "--device", "gpu"], "--device gpu is not a device of this machine: ", 2),
         ("zero_shot", ["MODEL", "IMAGE"], "the following arguments are required: --labels.", 2),
         ("reconstruct", ["MODEL"], "give image files or --data, one of the two.", 2),
         ("search", ["FOLDER"], "give texts, or pictures with --image.", 2),

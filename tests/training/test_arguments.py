@@ -8,13 +8,10 @@ from flip_hf.training.optimization import is_decayed, make_optimizer
 from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import option_names, parse_arguments, write_recipe
 from flip_hf.training.resizing import new_sizes
+from tests.helpers.arguments import parse
 from tests.helpers.models import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
-
-
-def parse(*argv: str):
-    return parse_arguments(list(argv), RECIPES, default_recipe="shapes")
 
 
 def test_values_come_from_defaults_then_recipe_then_command_line(tmp_path):

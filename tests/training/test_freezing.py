@@ -13,9 +13,10 @@ from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.freezing import freeze, read_frozen
 from flip_hf.training.models import make_config
 from flip_hf.training.models import make_model as make_model_of_run
+from tests.helpers.arguments import parse
 from tests.helpers.contrast import PAIRS, assert_same, backward, make_batch, make_model, take
 from tests.helpers.pretraining import SHORT, TINY
-from tests.helpers.trainers import DECODER, parse
+from tests.helpers.trainers import DECODER
 
 SAVED = ("--model_name_or_path", "saved")
 PARTS = (["image"], ["text"], ["image:1"], ["text:2", "image"], ["image:2", "text:1"])

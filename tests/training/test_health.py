@@ -12,11 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flip_hf import FlipModel
 from flip_hf.training.checkpoint import find_checkpoints
 from flip_hf.training.health import Health, RunDiverged
+from tests.helpers.logs import records
 from tests.helpers.trainers import make_trainer, spoil_steps
-
-
-def records(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tar_folder, tmp_path, caplog):

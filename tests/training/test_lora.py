@@ -20,13 +20,14 @@ from flip_hf.training.lora import add_adapters, check_processes, is_adapter, mer
 from flip_hf.training.models import make_config
 from flip_hf.training.muon import Muon
 from flip_hf.training.optimization import make_optimizer
+from tests.helpers.arguments import parse
 from tests.helpers.clip_folder import make_clip_folder
 from tests.helpers.conformance import ARCHITECTURES, build, make_inputs
 from tests.helpers.contrast import PAIRS, assert_same, backward, make_batch, take
 from tests.helpers.pretraining import SHORT, TINY
 from tests.helpers.programs import run_program
 from tests.helpers.siglip_folder import make_siglip_folder
-from tests.helpers.trainers import DECODER, parse
+from tests.helpers.trainers import DECODER
 
 peft = pytest.importorskip("peft")
 

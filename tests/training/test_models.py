@@ -14,19 +14,19 @@ from flip_hf.data.sources import open_source
 from flip_hf.data.tokenization import check_pooling
 from flip_hf.training.memory_limit import check_memory, parameters_at_least
 from flip_hf.training.models import make_config, make_model, make_processor, make_tokenizer
-from flip_hf.training.recipes import parse_arguments
+from tests.helpers.arguments import parse
 from tests.helpers.models import tiny_config
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 
 
-def parse(*argv: object):
-    return parse_arguments(["--train_data", "x", *map(str, argv)], RECIPES, default_recipe="shapes")
+def parse_start(*argv: object):
+    return parse("--train_data", "x", *argv)
 
 
 def start(*argv: object) -> None:
     """All that a run does with what it starts from."""
-    arguments = parse(*argv)
+    arguments = parse_start(*argv)
     config = make_config(arguments.model, arguments.objective)
     tokenizer = make_tokenizer(arguments, [], 16) if "--init_vision_from" not in argv else None
     make_model(arguments, config, tokenizer)
@@ -77,7 +77,7 @@ def test_a_damaged_tokenizer_or_processor_is_named(saved):
 def test_a_model_of_another_kind_is_not_taken_for_a_flip(tmp_path):
     BlipConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of type 'blip', neither a FLIP nor a CLIP nor a SigLIP. `flip-hf convert`"):
-        make_config(parse("--model_name_or_path", tmp_path).model)
+        make_config(parse_start("--model_name_or_path", tmp_path).model)
 
 
 @pytest.mark.parametrize("option", ["--model_name_or_path", "--init_vision_from", "--tokenizer"])
@@ -92,7 +92,7 @@ def test_a_model_missing_offline_is_refused_in_one_line_with_the_fix(option):
 def test_every_recipe_of_the_paper_names_its_missing_tokenizer_in_one_line():
     said = set()
     for path in RECIPES.glob("vit_*.yaml"):
-        arguments = parse_arguments([path.stem, "--train_data", "x"], RECIPES, default_recipe="shapes")
+        arguments = parse(path.stem, "--train_data", "x")
         if arguments.data.tokenizer is None:
             continue
         with pytest.raises(ValueError, match="HF_HUB_OFFLINE.*`hf download ") as caught:
@@ -107,7 +107,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_made():
     assert 0.8 < small / FlipModel(config).num_parameters() < 1.05
     check_memory(config)
     wide = json.dumps({"hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 1000})
-    arguments = parse("--vision_config", json.dumps({**json.loads(wide), "num_attention_heads": 64}))
+    arguments = parse_start("--vision_config", json.dumps({**json.loads(wide), "num_attention_heads": 64}))
     config = make_config(arguments.model)
     assert parameters_at_least(config) * 4 > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with pytest.raises(ValueError, match="billion parameters takes .* GB for its weights; this machine has"):
@@ -116,10 +116,10 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_made():
 
 def test_a_run_reports_the_share_of_captions_its_tokenizer_loses(saved, capsys):
     sources = [open_source("shapes")]
-    learned = make_tokenizer(parse("--tokenizer_samples", 2000), sources, 8)
+    learned = make_tokenizer(parse_start("--tokenizer_samples", 2000), sources, 8)
     line = capsys.readouterr().out
     assert line.startswith(f"Tokenizer learned: {len(learned):,} tokens; of 1,000 captions, 0 contain an unknown word")
-    make_tokenizer(parse("--model_name_or_path", saved), sources, 16)
+    make_tokenizer(parse_start("--model_name_or_path", saved), sources, 16)
     assert capsys.readouterr().out.startswith(f"Tokenizer {saved}: ")
 
 

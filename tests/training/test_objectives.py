@@ -23,12 +23,14 @@ from flip_hf.training.flops import step_flops
 from flip_hf.training.models import make_config, make_model
 from flip_hf.training.patches import visible_and_target
 from flip_hf.training.step import OneProcess, accumulate_gradients
+from tests.helpers.arguments import parse
 from tests.helpers.contrast import PAIRS, assert_same, make_batch, take
 from tests.helpers.loading import by_edges, half_masked, make_train_loader
+from tests.helpers.logs import records
 from tests.helpers.models import PATCH_SIZE, randomize, tiny_config
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import SHORT, TINY
-from tests.helpers.trainers import DECODER, parse, trainer_of
+from tests.helpers.trainers import DECODER, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +151,6 @@ def test_images_alone_are_read_and_a_bad_caption_costs_no_image(tar_folder, tmp_
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
-
-
-def records(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @dataclass

@@ -14,17 +14,14 @@ from flip_hf.evaluation.options import EvaluationOptions, parse_options
 from flip_hf.evaluation.registry import METRICS
 from flip_hf.modeling.configuration_pretraining_flip import OBJECTIVES
 from flip_hf.training.models import make_config
-from flip_hf.training.recipes import GROUPS, option_names, parse_arguments
+from flip_hf.training.recipes import GROUPS, option_names
+from tests.helpers.arguments import parse
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
 FIELDS = [(group, field) for group in (*GROUPS, EvaluationOptions) for field in dataclasses.fields(group)]
 KINDS = {(group, field.name): kind_of(get_type_hints(group)[field.name]) for group, field in FIELDS}
 NUMBERS = [each for each in FIELDS if KINDS[each[0], each[1].name].value in (int, float)]
 CHOOSING = [each for each in FIELDS if KINDS[each[0], each[1].name].choices]
-
-
-def parse(*argv: str):
-    return parse_arguments(list(argv), RECIPES, default_recipe="shapes")
 
 
 def name_of(each) -> str | None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,26 +19,21 @@ from flip_hf.data.tokenization import train_wordpiece
 from flip_hf.data.workers import cores_per_process
 from flip_hf.training.build import MISTAKES, build_trainer, split_batch
 from flip_hf.training.recipes import parse_arguments
+from tests.helpers.logs import logged
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import MODULE, SCRIPT, SHORT, TINY, launch, pretrain
 from tests.helpers.programs import ROOT
-
-
-def log_of(folder: Path, key: str) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {record["samples"]: record[key] for record in records if key in record}
-
 
 # -- the embedded data ------------------------------------------------------------------------------------------------
 
 
 def test_the_short_recipe_learns(trained):
     folder, _ = trained
-    losses = list(log_of(folder, "loss").values())
+    losses = list(logged(folder, "loss").values())
     assert losses[-1] < 0.85 * losses[0]
     results = json.loads((folder / "results.json").read_text())
     assert results["images"] == 480 and results["top1"] > 0.2  # chance: 0.042
-    assert log_of(folder, "zero_shot_top1")[2560] == results["top1"]
+    assert logged(folder, "zero_shot_top1")[2560] == results["top1"]
 
 
 def test_the_run_ends_in_six_lines_of_results_and_paths(trained):
@@ -80,7 +74,7 @@ def test_own_data_trains_in_one_process_and_in_two(kind, processes, request, tmp
         processes=processes,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    losses = log_of(tmp_path / "out", "loss")
+    losses = logged(tmp_path / "out", "loss")
     assert list(losses) == list(range(32, 257, 32))  # once each: one process writes
     assert all(math.isfinite(loss) for loss in losses.values()) and losses[256] < losses[32]
     assert "unmasked: 64 samples, mask ratio 0" in run.stdout  # although the masked phase ends within a batch
@@ -130,7 +124,7 @@ def test_a_resumed_run_ends_in_the_same_weights_whichever_program_resumes_it(tar
     plain = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(cores_per_process())}
     assert subprocess.run(command, cwd=ROOT, env=plain, capture_output=True).returncode == 0
     assert sorted(path.name[-3:] for path in whole.glob("checkpoint-*")) == ["096", "192", "256"]
-    straight = {s: loss for s, loss in log_of(whole, "loss").items() if s > 96}
+    straight = {s: loss for s, loss in logged(whole, "loss").items() if s > 96}
     theirs = load_file(whole / "model.safetensors")
     assert len(straight) == 5
     for name, program in (("script", SCRIPT), ("module", MODULE)):
@@ -139,7 +133,7 @@ def test_a_resumed_run_ends_in_the_same_weights_whichever_program_resumes_it(tar
         options = [*argv, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"]
         run = launch(*options, program=program)
         assert run.returncode == 0, run.stderr[-3000:]
-        assert log_of(resumed, "loss") == straight, name
+        assert logged(resumed, "loss") == straight, name
         ours = load_file(resumed / "model.safetensors")
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
 

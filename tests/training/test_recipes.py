@@ -6,13 +6,10 @@ from pathlib import Path
 import pytest
 
 from flip_hf.console.fields import OptionError
-from flip_hf.training.recipes import MAX_RECIPE_BYTES, parse_arguments, recipe_options
+from flip_hf.training.recipes import MAX_RECIPE_BYTES, recipe_options
+from tests.helpers.arguments import parse
 
 RECIPES = Path(__file__).parents[2] / "flip_hf" / "recipes"
-
-
-def parse(*argv: object):
-    return parse_arguments([str(word) for word in argv], RECIPES, default_recipe="shapes")
 
 
 # Nine references to nine references ...: 300 bytes that are 10^9 values where they are written out.

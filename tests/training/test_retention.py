@@ -13,11 +13,11 @@ from flip_hf.hub.card import write_card
 from flip_hf.training.build import MISTAKES, build_trainer
 from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.progress import plot_curves
-from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.retention import Change, Retention
+from tests.helpers.arguments import parse
 from tests.helpers.labelled import labelled_pictures
+from tests.helpers.logs import logged
 from tests.helpers.pretraining import SHORT, TINY, pretrain
-from tests.helpers.programs import ROOT
 
 # Far too high a learning rate: colours are forgotten at once.
 RUN = [*SHORT, "--train_samples", "128", "--unmasked_samples", "0", "--warmup_samples", "32", "--base_lr", "0.2"]
@@ -28,17 +28,8 @@ DROPOUT = ["--text_config", json.dumps({**json.loads(TINY[3]), "attention_dropou
 PROMPTS = ("a photo of a {}.", "{}")
 
 
-def records_of(folder: Path, key: str) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {record["samples"]: record[key] for record in records if key in record}
-
-
 def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
-
-
-def parse(*argv: str):
-    return parse_arguments(list(argv), ROOT / "flip_hf" / "recipes", "shapes")
 
 
 def build(*argv: str):
@@ -106,11 +97,11 @@ def test_the_retained_metric_is_that_of_the_model_before_and_of_each_evaluation(
     folder, _, _ = forgetful
     before = results_of(colours / "model")["top1"]  # as the model's own run measured it
     found = results_of(folder)
-    logged = records_of(folder, "retained_zero_shot_top1")
-    assert before > 0.8 and list(logged) == [0, 64, 128] and logged[0] == before
-    change = {"metric": "top1", "before": before, "after": logged[128]}
+    values = logged(folder, "retained_zero_shot_top1")
+    assert before > 0.8 and list(values) == [0, 64, 128] and values[0] == before
+    change = {"metric": "top1", "before": before, "after": values[128]}
     assert found["retention"]["retained"] == change and "before" not in found
-    own = records_of(folder, "mean_recall")
+    own = logged(folder, "mean_recall")
     assert list(own) == [0, 64, 128] and own[128] == found["mean_recall"]
     assert found["retention"]["own"] == {"metric": "mean_recall", "before": own[0], "after": own[128]}
 
@@ -156,7 +147,7 @@ def test_without_retained_data_the_own_metric_is_compared(forgetful, plain, tmp_
     own = results_of(forgetful[0])["retention"]["own"]
     found = results_of(folder)["retention"]
     assert found["own"] == own and found["retained"] is None and found["data"] is None
-    assert list(records_of(folder, "mean_recall")) == [0, 64, 128]
+    assert list(logged(folder, "mean_recall")) == [0, 64, 128]
     said = f"Own       mean R@1/5/10 {own['before']:.1%} before the run, {own['after']:.1%} after it"
     assert said in printed and "Retained" not in printed
     shutil.copytree(folder, tmp_path / "run")

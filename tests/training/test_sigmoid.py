@@ -10,24 +10,21 @@ import torch
 from safetensors.torch import load_file
 
 from flip_hf import FlipForPreTraining, FlipModel
-from flip_hf.commands.plan import make_run
 from flip_hf.console.fields import OptionError
 from flip_hf.hub.card import write_card
+from flip_hf.planning.plan import make_run
 from flip_hf.training.build import build_trainer
 from flip_hf.training.models import make_config, make_model
+from tests.helpers.arguments import parse
 from tests.helpers.clip_folder import make_clip_folder
+from tests.helpers.logs import logged
 from tests.helpers.models import tiny_config
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import SHORT, TINY, pretrain
-from tests.helpers.trainers import DECODER, parse
+from tests.helpers.trainers import DECODER
 
 SIGMOID = ("--loss", "sigmoid")
 RUN = [*SHORT, "--num_workers", "0", "--unmasked_samples", "0", "--holdout", "0.2"]
-
-
-def log_of(folder: Path, key: str) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {record["samples"]: record[key] for record in records if key in record}
 
 
 def start(*argv: object) -> FlipModel | FlipForPreTraining:
@@ -112,10 +109,10 @@ def test_a_plan_is_of_the_runs_loss():
 
 def test_a_run_learns_and_logs_the_bias(sigmoid_run):
     _, folder, printed = sigmoid_run
-    losses = list(log_of(folder, "loss").values())
+    losses = list(logged(folder, "loss").values())
     assert losses[0] > 5 and losses[-1] < 0.7 * losses[0]  # a softmax loss begins at log(32) = 3.5
-    biases = log_of(folder, "logit_bias")
-    assert biases[32] == -10 and list(biases) == list(log_of(folder, "logit_scale"))
+    biases = logged(folder, "logit_bias")
+    assert biases[32] == -10 and list(biases) == list(logged(folder, "logit_scale"))
     model = FlipModel.from_pretrained(folder)
     assert model.config.logit_bias_init_value == -10 and -10.5 < model.logit_bias.item() != -10
     assert "The new model is trained with the sigmoid loss and starts with a bias of -10, as SigLIP's" in printed
@@ -137,8 +134,8 @@ def test_a_resumed_run_ends_in_the_same_bits(sigmoid_run, tmp_path):
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (straight, resumed))
     assert ours.keys() == theirs.keys() and "logit_bias" in ours
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert log_of(resumed, "logit_bias") == {s: b for s, b in log_of(straight, "logit_bias").items() if s > 96}
-    assert log_of(resumed, "validation_loss") == log_of(straight, "validation_loss")
+    assert logged(resumed, "logit_bias") == {s: b for s, b in logged(straight, "logit_bias").items() if s > 96}
+    assert logged(resumed, "validation_loss") == logged(straight, "validation_loss")
 
 
 def test_a_clip_is_trained_on_with_the_sigmoid_loss(tar_folder, tmp_path):
@@ -154,8 +151,8 @@ def test_a_clip_is_trained_on_with_the_sigmoid_loss(tar_folder, tmp_path):
     model = FlipModel.from_pretrained(tmp_path / "run")
     before = FlipModel.from_clip(str(tmp_path / "clip"))
     assert model.logit_bias.item() == -10 and torch.equal(model.logit_scale, before.logit_scale)
-    at_start, validated = log_of(tmp_path / "run", "validation_loss").values()
-    trained = log_of(tmp_path / "run", "loss").values()
+    at_start, validated = logged(tmp_path / "run", "validation_loss").values()
+    trained = logged(tmp_path / "run", "loss").values()
     assert at_start == validated > math.log(32) and validated == pytest.approx(sum(trained) / len(trained), rel=0.2)
 
 
@@ -166,6 +163,6 @@ def test_a_model_with_a_bias_is_trained_on_with_the_softmax_loss(sigmoid_run, ta
     assert run.returncode == 0, run.stderr[-3000:]
     said = "was trained with the sigmoid loss; the softmax loss has no use for its bias, which is left out"
     assert f"{sigmoid_run[1]} {said}" in run.stdout
-    assert log_of(tmp_path / "run", "loss")[32] < math.log(32) + 1 and not log_of(tmp_path / "run", "logit_bias")
+    assert logged(tmp_path / "run", "loss")[32] < math.log(32) + 1 and not logged(tmp_path / "run", "logit_bias")
     model, report = FlipModel.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert model.logit_bias is None and not report["unexpected_keys"]

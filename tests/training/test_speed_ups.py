@@ -27,9 +27,10 @@ from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.packing import pack_texts
 from flip_hf.training.speed_ups import check_hardware, compute_in_float8, speed_up
 from flip_hf.training.step import OneProcess, accumulate_gradients, train_step
+from tests.helpers.arguments import parse
 from tests.helpers.contrast import make_batch, make_model, take
 from tests.helpers.models import randomize, tiny_config
-from tests.helpers.trainers import make_trainer, parse
+from tests.helpers.trainers import make_trainer
 
 CPU = torch.device("cpu")
 

@@ -14,6 +14,7 @@ from flip_hf import FlipConfig, FlipModel
 from flip_hf.data.shapes import CLASS_NAMES
 from flip_hf.training.checkpoint import find_checkpoints
 from flip_hf.training.flops import step_flops
+from tests.helpers.logs import records
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import PRETRAIN, TINY
 from tests.helpers.programs import run_program
@@ -39,10 +40,6 @@ def words(data: Path, folder: Path, *more: str) -> list[str]:
         *("--keep_checkpoints", "20"),
         *("--precision", "fp32", "--report_to", "none", "--resume_from_checkpoint", "auto", *more),
     ]
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -18,10 +18,10 @@ from flip_hf.training.patches import Views
 from flip_hf.training.phases import plan_phases
 from flip_hf.training.recipes import parse_arguments, write_recipe
 from flip_hf.training.stage_checks import check_stages_fit, check_text_lengths
+from tests.helpers.arguments import parse
 from tests.helpers.models import tiny_config
 from tests.helpers.pretraining import TINY
 from tests.helpers.programs import ROOT
-from tests.helpers.trainers import parse
 
 RECIPES = ROOT / "flip_hf" / "recipes"
 TWO = [{"samples": 1000, "mask_ratio": 0.75}, {"samples": 100, "mask_ratio": 0, "base_lr": 1e-5}]

@@ -18,11 +18,12 @@ from flip_hf.training.build import build_trainer
 from flip_hf.training.encoder import PairEncoder
 from flip_hf.training.masks import TextMasks
 from flip_hf.training.packing import Tokenize
+from tests.helpers.arguments import parse
 from tests.helpers.models import randomize, tiny_config
 from tests.helpers.pairs import write_tar
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.tokenizers import with_ends
-from tests.helpers.trainers import make_trainer, parse, trainer_of
+from tests.helpers.trainers import make_trainer, trainer_of
 
 CAPTIONS = [
     "a red circle above a blue square",

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,16 +23,12 @@ from flip_hf.training.checkpoint import TrainState
 from flip_hf.training.recipes import parse_arguments
 from flip_hf.training.validation import in_words, measure_pairs
 from tests.helpers.contrast import dense_sigmoid_loss, make_embeds
+from tests.helpers.logs import logged
 from tests.helpers.pretraining import SHORT, TINY, pretrain
 from tests.helpers.programs import ROOT
 
 RUN = [*TINY, *SHORT, "--unmasked_samples", "0", "--train_samples", "128", "--num_workers", "0", "--holdout", "0.2"]
 RUN += ["--eval_samples", "32", "--checkpoint_samples", "64", "--keep_checkpoints", "4"]
-
-
-def records_of(folder: Path, key: str) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {record["samples"]: record[key] for record in records if key in record}
 
 
 def build(*argv: str):
@@ -69,7 +64,7 @@ def test_a_run_measures_loss_and_retrieval_on_held_out_pairs(held_out_run, sampl
     assert f"Validated on {out} held-out images with {out} captions" in printed and "Held out" in printed
     assert f"on {out} held-out images" in printed
     for name in ("validation_loss", "mean_recall", "text_retrieval_recall@1", "image_retrieval_recall@10"):
-        found = records_of(folder, name)
+        found = logged(folder, name)
         assert list(found) == [32, 64, 96, 128] and found[128] == results[name]
     assert results["validation_loss"] < math.log(out) + 1
     assert json.loads((folder / "validation" / "about.json").read_text())["images"] == out
@@ -77,7 +72,7 @@ def test_a_run_measures_loss_and_retrieval_on_held_out_pairs(held_out_run, sampl
 
 def test_the_best_model_is_a_model_folder_that_names_its_metric(held_out_run):
     _, folder, printed = held_out_run
-    recalls = records_of(folder, "mean_recall")
+    recalls = logged(folder, "mean_recall")
     best = json.loads((folder / "best" / "best.json").read_text())
     assert best["metric"] == "mean_recall" and best["value"] == max(recalls.values()) == recalls[best["samples"]]
     assert json.loads((folder / "results.json").read_text())["best"] == best
@@ -110,7 +105,7 @@ def test_two_processes_and_a_resumed_run_hold_out_and_judge_the_same(held_out_ru
     run = pretrain(*argv, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest")
     assert run.returncode == 0, run.stderr[-3000:]
     for name in ("validation_loss", "mean_recall"):
-        assert records_of(resumed, name) == records_of(straight, name)
+        assert logged(resumed, name) == logged(straight, name)
     theirs, ours = (json.loads((folder / "results.json").read_text()) for folder in (straight, resumed))
     for name in ("best", "best_value", "best_samples", "evaluations_since_best"):
         assert ours[name] == theirs[name], name
@@ -129,7 +124,7 @@ def test_patience_ends_a_run_as_finished_with_a_message(held_out_run, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["finished"] and results["samples"] == 96 and results["best"]["samples"] == 32
     reason = "nothing better was found in 2 evaluations, since 32 samples (--early_stopping_patience 2)"
-    assert results["ended_early"] == reason and records_of(tmp_path / "run", "ended_early") == {96: reason}
+    assert results["ended_early"] == reason and logged(tmp_path / "run", "ended_early") == {96: reason}
     assert f"Ended     early: {reason}" in run.stdout
     again = pretrain(*argv, "--resume_from_checkpoint", "auto")
     assert again.returncode == 0 and again.stdout.startswith("Finished: ") and "ended early after 96" in again.stdout
