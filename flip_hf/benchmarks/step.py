@@ -55,17 +55,23 @@ def benchmark_step(options: argparse.Namespace) -> dict:
     steps = make_steps(options, inputs)
     pairs = [(name, ratio) for name in steps for ratio in ([0.0] if name == CLIP else options.mask_ratios)]
     runs = {f"{name} {ratio:.0%}": partial(steps[name], ratio) for name, ratio in pairs}
-    seconds = alternate({MATRIX: product, **runs}, options.repeats, warm_up=5 if options.device == "cuda" else 1)
+    too_large: set[str] = set()
+    warm_up = 5 if options.device == "cuda" else 1
+    seconds = alternate({MATRIX: product, **runs}, options.repeats, warm_up, too_large)
     rows = [
         {"candidate": name, "mask_ratio": ratio, "seconds": seconds[label]}
         for (name, ratio), label in zip(pairs, runs, strict=True)
+        if seconds[label]
     ]
+    if not rows:
+        raise ValueError(f"No step of --batch_size {options.batch_size} fits into the device's memory. Lower it.")
     return {
         "question": "step",
         **{name: getattr(options, name) for name in ("architecture", "batch_size", "precision")},
         **inputs.describe(),
         "matrix_flops": product_flops / statistics.median(seconds[MATRIX]),
         "peers": peer_versions(),
+        "too_large": sorted(too_large),
         "rows": rows,
     }
 
@@ -76,6 +82,7 @@ def step_markdown(result: dict) -> str:
     batch = result["batch_size"]
     runs = len(result["rows"][0]["seconds"])
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
+    left_out = result.get("too_large", ())
     lines = [
         f"Training step, ViT-{result['architecture']}, batch {batch}, {result['precision']}; captions of "
         f"{result['caption_tokens']:g} tokens in the mean, packed by flip_hf, padded to {OPEN_CLIP_CONTEXT} by "
@@ -103,4 +110,6 @@ def step_markdown(result: dict) -> str:
             f"| {name} | {ratio:.0%} | {median:.3f} ({min(seconds):.3f} - {max(seconds):.3f}) | {batch / median:,.1f} "
             f"| {faster} | {to_whole} | {share} |"
         )
+    if left_out:
+        lines.append(f"\nThe device's memory was too small for: {', '.join(left_out)}.")
     return "\n".join(lines) + "\n"

@@ -53,7 +53,7 @@ from typing import get_args
 
 from flip_hf.benchmarks.names import ARCHITECTURES, PEERS
 from flip_hf.console.endings import end_with
-from flip_hf.console.files import try_file
+from flip_hf.console.files import replacing, try_file
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
@@ -167,6 +167,14 @@ def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], JsonObje
     return getattr(module, f"benchmark_{name}"), getattr(module, f"{name}_markdown")
 
 
+def write(stem: Path, result: JsonObject, table: str) -> None:
+    """Writes STEM.md and STEM.json, each whole or not at all; the latter last, as it says that there is a result."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".md", table), (".json", json.dumps(result, indent=2) + "\n")):
+        with replacing(stem.parent / f"{stem.name}{suffix}") as part:
+            part.write_text(text, encoding="utf-8")
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures, prints, and writes what was measured; a mistake ends in one line, before anything is measured."""
     install()
@@ -183,6 +191,8 @@ def main(argv: Sequence[str]) -> None:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
         parser.error(f"--device {options.device} is no device of this machine: {str(error).splitlines()[0]}")
+    if options.device not in ("cpu", "cuda"):
+        parser.error(f"--device is cpu or cuda, got {options.device}; CUDA_VISIBLE_DEVICES chooses among GPUs.")
     torch.manual_seed(0)
     measure, to_markdown = functions_of(options.question)
     results = options.results = CLONED_RESULTS if CLONED_RESULTS.is_dir() else Path()
@@ -197,8 +207,6 @@ def main(argv: Sequence[str]) -> None:
     table = to_markdown(result)
     print(table)
     if options.output:
-        (results / options.output).parent.mkdir(parents=True, exist_ok=True)
-        (results / f"{options.output}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (results / f"{options.output}.md").write_text(table, encoding="utf-8")
+        write(results / options.output, result, table)
     if result.get("failed"):
         end_with(f"parts failed, and their output is in {result['folder']}: {', '.join(result['failed'])}")

@@ -72,7 +72,13 @@ def _build(arguments: Arguments) -> Trainer:
     check_processes(read_ranks(arguments.model.lora), accelerator)
     micro_batches = split_batch(arguments.optimization, accelerator.num_processes)
     dtype = autocast_dtype(arguments.optimization.precision)
-    check_hardware(arguments.optimization.speed_ups or (), accelerator.device, dtype, num_micro=micro_batches[1])
+    check_hardware(
+        arguments.optimization.speed_ups or (),
+        accelerator.device,
+        dtype,
+        num_micro=micro_batches[1],
+        num_processes=accelerator.num_processes,
+    )
     take_folder(accelerator, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     if checkpoint is None:

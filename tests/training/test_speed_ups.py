@@ -162,6 +162,24 @@ def test_a_layernorm_computes_in_float32():
     assert torch.equal(ours, expected.bfloat16())
 
 
+@pytest.mark.parametrize("how", ["packed", "recomputed"])
+def test_hooks_compile_into_one_graph_that_rounds_alike(how):
+    """By a compiler that runs the graph's operations as they are."""
+    model = float_model()
+    if how == "recomputed":
+        recompute_activations(model, {"use_reentrant": False})
+        model.disable_input_require_grads()  # as models.py
+    speed_up(model, ["fused_qkv", "bf16_residual"])
+    batch = packed(float_batch(), model) if how == "packed" else float_batch()
+    expected = gradients_of(model, [batch], torch.bfloat16)
+    encoder = PairEncoder(model, torch.bfloat16)
+    encoder.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    model.zero_grad()
+    loss = accumulate_gradients(OneProcess(encoder), [batch]).loss
+    torch.testing.assert_close(loss, expected["loss"], rtol=1e-5, atol=1e-5)
+    assert distance({name: p.grad for name, p in model.named_parameters()}, expected) < 1e-4
+
+
 # -- cuda_graphs -------------------------------------------------------------------------------------------------------
 
 
@@ -349,3 +367,5 @@ def test_older_gpus_and_batches_in_pieces_are_refused(monkeypatch):
     check_hardware(["fp8", "cuda_graphs"], gpu, torch.bfloat16, num_micro=1)
     with pytest.raises(ValueError, match="--micro_batch_size makes 2 of this process's"):
         check_hardware(["cuda_graphs"], gpu, torch.bfloat16, num_micro=2)
+    with pytest.raises(ValueError, match="^--speed_ups cuda_graphs is of one process, and this run has 8: "):
+        check_hardware(["cuda_graphs"], gpu, torch.bfloat16, num_micro=1, num_processes=8)
