@@ -52,6 +52,15 @@ def _seconds(step: Callable[[], None], name: str, too_large: set[str] | None) ->
     return time.perf_counter() - start
 
 
+def announce_compilation(graphs: int) -> None:
+    """Says before a measurement how many graphs it compiles: the bar stands still meanwhile."""
+    print(
+        f"torch.compile makes {graphs} graphs, one for each compiled candidate and mask ratio, in the first turn. On a "
+        "CPU, where it calls a C++ compiler for each kernel, a graph takes minutes, even that of a toy.",
+        file=sys.stderr,
+    )
+
+
 def environment(device: str) -> dict:
     """Describes the hardware and the versions that a figure depends on."""
     return {

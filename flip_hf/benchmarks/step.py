@@ -17,8 +17,17 @@ from functools import partial
 import torch
 
 from flip_hf import FlipConfig
-from flip_hf.benchmarks.candidates import CLIP, OPEN_CLIP_CONTEXT, OURS, make_steps, peer_versions, wait
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.candidates import (
+    CLIP,
+    COMPILED,
+    OPEN_CLIP_CONTEXT,
+    OURS,
+    STRONG,
+    make_steps,
+    peer_versions,
+    wait,
+)
+from flip_hf.benchmarks.measuring import about, alternate, announce_compilation
 from flip_hf.benchmarks.models import CONTEXT, make_inputs, tower_fields
 from flip_hf.training.flops import sample_flops
 
@@ -54,6 +63,8 @@ def benchmark_step(options: argparse.Namespace) -> dict:
     product, product_flops = matrix_product(options)
     steps = make_steps(options, inputs)
     pairs = [(name, ratio) for name in steps for ratio in ([0.0] if name == CLIP else options.mask_ratios)]
+    if options.compile:
+        announce_compilation(len(options.mask_ratios) * len(steps.keys() & {COMPILED, STRONG}))
     runs = {f"{name} {ratio:.0%}": partial(steps[name], ratio) for name, ratio in pairs}
     too_large: set[str] = set()
     warm_up = 5 if options.device == "cuda" else 1

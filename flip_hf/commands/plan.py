@@ -153,7 +153,8 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> "PlannedRun":
     bf16 = options.precision != "fp32"
     attention = arguments.model.attn_implementation
     attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
-    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
+    speed_ups = tuple(options.speed_ups or ())
+    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention, speed_ups)
 
 
 def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> None:
@@ -168,6 +169,11 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     mfu, mfu_source = read_mfu(options.mfu)
     run = make_run(arguments, options.text_tokens)
     gpus = options.gpus * options.nodes
+    _require(
+        not run.records_graphs or (gpus == 1 and run.micro_batch_size in (None, run.batch_size)),
+        "--speed_ups cuda_graphs is of one process and of a batch in one piece: give --gpus 1 and no "
+        "--micro_batch_size, or leave it out.",
+    )
     dollars = options.dollars_per_gpu_hour
     kilobytes = options.sample_kilobytes
     cluster = Cluster(gpu, gpus, mfu, core or DEFAULT_CORE, kilobytes * 1000, dollars)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from flip_hf.losses import TILE_SIZE
 from flip_hf.modeling import FlipConfig
-from flip_hf.planning.memory import TracedStep, model_bytes, trace_loss, trace_step
+from flip_hf.planning.memory import TRACED_SPEED_UPS, TracedStep, model_bytes, trace_loss, trace_step
 from flip_hf.training.accelerators import DeviceSheet
+from flip_hf.training.speed_ups import SpeedUp
 
 STRATEGIES = ("DDP", "FSDP2", "ZeRO-2")
 PARTS = ("weights", "gradients", "optimizer", "buffers", "inputs", "loss", "activations", "other")
@@ -56,6 +57,7 @@ class PlannedRun:
     Attributes:
         micro_batch_size: b, where the recipe sets it.
         attention: the attention implementation.
+        speed_ups: those of the run.
     """
 
     config: FlipConfig
@@ -64,6 +66,12 @@ class PlannedRun:
     text_tokens: int
     bf16: bool
     attention: str = "sdpa"
+    speed_ups: tuple[SpeedUp, ...] = ()
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether steps are recorded and replayed, with inputs copied to where the recorded step reads them."""
+        return "cuda_graphs" in self.speed_ups
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,10 @@ class MemoryModel:
 
     def activations(self, mask_ratio: float, checkpointing: bool) -> Activations:
         """Traces the activations, once for each setting."""
-        step = TracedStep(TRACED_PAIRS[1], 1, mask_ratio, self.run.text_tokens, self.run.bf16, checkpointing)
+        run = self.run
+        traced_speed_ups = tuple(name for name in run.speed_ups if name in TRACED_SPEED_UPS)
+        setting = (mask_ratio, run.text_tokens, run.bf16, checkpointing, traced_speed_ups)
+        step = TracedStep(TRACED_PAIRS[1], 1, *setting)
         if step not in self._traces:
             few, many = TRACED_PAIRS
             traced = self._trace(step)
@@ -145,7 +156,7 @@ class MemoryModel:
             "optimizer": float(model.optimizer),
             "buffers": 0.0,
             **_sharded(strategy, model.weights, model.trainable, model.largest_block, gpus, cached),
-            "inputs": traced.inputs_per_pair * micro,
+            "inputs": (1 + self.run.records_graphs) * traced.inputs_per_pair * micro,
             "loss": self._loss_beside(local, cached, fixed + moving),
             "activations": fixed + moving,
         }
@@ -212,6 +223,8 @@ def micro_batch_sizes(run: PlannedRun, gpus: int) -> list[int]:
         )
     if run.micro_batch_size:
         return [run.micro_batch_size]
+    if run.records_graphs:
+        return [run.batch_size // gpus]
     sizes = [run.batch_size // gpus]
     while sizes[-1] % 2 == 0:
         sizes.append(sizes[-1] // 2)
