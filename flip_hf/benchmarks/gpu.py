@@ -35,7 +35,8 @@ FAILED = "failed"
 NO_TIME = "not run: no time left"
 ENDED = "ended by the limit"
 # What each peer imports.
-PEERS = {"open_clip": ("open_clip",), "open_clip-strong": ("open_clip", "timm"), "clip": ()}
+STRONG = "open_clip-strong"
+PEERS = {"open_clip": ("open_clip",), STRONG: ("open_clip", "timm"), "clip": ()}
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,14 @@ def missing_modules(peers: Sequence[str] = tuple(PEERS)) -> dict[str, str]:
     return {module: error for module, error in errors.items() if error is not None}
 
 
+def _peers(*peers: str) -> str:
+    """Returns the option that names those of these peers that can be imported."""
+    return " ".join(["--peers", *(peer for peer in peers if not missing_modules([peer]))])
+
+
 def _step(name: str, words: str, *peers: str) -> Part:
     """Makes a part of training steps in bf16, beside those of the peers that can be imported."""
-    usable = [peer for peer in peers if not missing_modules([peer])]
-    return _benchmark(name, f"step {words} --precision bf16 --peers {' '.join(usable)}")
+    return _benchmark(name, f"step {words} --precision bf16 {_peers(*peers)}")
 
 
 def _speed_ups(architecture: str, batch_size: int, possible: Sequence[str]) -> tuple[Part, ...]:
@@ -98,21 +103,25 @@ def on_gpu(speed_ups: Sequence[str] = get_args(SpeedUp)) -> tuple[Part, ...]:
     large_batch = "large-batch --batch_size 65536 --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2"
     end_to_end = "end-to-end --batch_size 256 --mask_ratios 0.75 --steps 50 --repeats 2 --compile --peers"
     of_l16 = "--architecture L/16 --precision bf16"
-    l16 = "--architecture L/16 --batch_size 256 --mask_ratios 0 0.5 0.75 --repeats 10"
-    b16 = "--architecture B/16 --batch_size 512 --mask_ratios 0 0.5 0.75 --repeats 10"
+    l16 = "--architecture L/16 --batch_size 256 --repeats 10"
+    b16 = "--architecture B/16 --batch_size 512 --repeats 10"
+    ratios = "--mask_ratios 0 0.5 0.75"
     return (
-        # Compiled steps apart from the others: each ratio of each candidate is compiled by itself, for minutes.
-        _step("step_l16", l16, "open_clip", "clip"),
-        _step("step_b16", b16, "open_clip", "clip"),
-        _step("step_l16_compiled", f"{l16} --compile", "open_clip-strong"),
-        _step("step_b16_compiled", f"{b16} --compile", "open_clip-strong"),
-        _benchmark("large_batch_l16", f"{large_batch} {of_l16}"),
+        _step("step_l16", f"{l16} {ratios}", "open_clip", "clip"),
+        _step("step_b16", f"{b16} {ratios}", "open_clip", "clip"),
+        # A part for each ratio: a graph of each of two models is compiled, for a minute or more.
+        *(
+            _step(f"step_l16_compiled_{ratio:.0%}".strip("%"), f"{l16} --mask_ratios {ratio:g} --compile", STRONG)
+            for ratio in (0.75, 0.5, 0)
+        ),
+        _step("step_b16_compiled", f"{b16} {ratios} --compile", STRONG),
         Part("plan_memory", "plan", ("--check",)),
+        _benchmark("large_batch_l16", f"{large_batch} {of_l16}"),
         _benchmark("end_to_end_l16", f"{end_to_end} {of_l16}"),
         *_speed_ups("L/16", 256, speed_ups),
         _step("step_h14", "--architecture H/14 --batch_size 128 --mask_ratios 0.5 --repeats 5 --compile"),
-        _benchmark("loss", "loss --pairs 4096 32768 65536 131072 262144 --repeats 2"),
-        _benchmark("inference_l16", f"inference --batch_size 512 --repeats 10 {of_l16}"),
+        _benchmark("loss", f"loss --pairs 4096 32768 65536 131072 262144 --repeats 2 {_peers('open_clip')}"),
+        _benchmark("inference_l16", f"inference --batch_size 512 --repeats 10 {of_l16} {_peers('open_clip', 'clip')}"),
         _benchmark("mae_l16", f"mae --batch_size 256 --repeats 10 {of_l16}"),
         _benchmark("loader", "loader --batch_size 128 --repeats 3"),
         _benchmark("zero_shot", "zero-shot --repeats 3"),
@@ -128,8 +137,8 @@ def on_cpu() -> tuple[Part, ...]:
         _step("step_tiny", f"--mask_ratios 0 0.5 {toy}", *PEERS),
         _benchmark("large_batch_tiny", f"large-batch --micro_batch_size 2 --mask_ratios 0.75 {toy}"),
         _benchmark("speed_ups_tiny", f"speed-ups --mask_ratios 0.75 --precision bf16 {toy}"),
-        _benchmark("loss_tiny", "loss --pairs 64 --repeats 1"),
-        _benchmark("inference_tiny", f"inference --peers clip {toy}"),
+        _benchmark("loss_tiny", f"loss --pairs 64 --repeats 1 {_peers('open_clip')}"),
+        _benchmark("inference_tiny", f"inference {toy} {_peers('open_clip', 'clip')}"),
         _benchmark("mae_tiny", f"mae --decoder_blocks 1 --mask_ratios 0.75 --peers vit_mae {toy}"),
         _benchmark("evaluation_tiny", f"evaluation --images 8 --workers 1 {toy}"),
     )

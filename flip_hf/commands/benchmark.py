@@ -27,7 +27,7 @@ zero-shot    classification of images by 1,000 labels with a tiny model: ZeroSho
 evaluation   zero-shot classification of a whole test set, from reading to encoding, by `flip-hf evaluate` and by
              CLIP_benchmark's own loop on the same model, and the share of decoding in each
 loss         time and peak memory of the contrastive loss and its gradient: in tiles, with the whole matrix as usual,
-             and by open_clip if it is installed
+             and by open_clip if it is a peer
 loader       samples per second that one worker process makes of tar shards: by flip_hf at several mask ratios, at
              random and by edges, and by open_clip's pipeline if it is installed
 end-to-end   the training programs of flip_hf and open_clip on such shards, and how long their steps wait for data
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="device; cuda if there is one, else cpu, if not given")
     parser.add_argument("--output", help="path of the result files, without ending; if not given, only gpu writes any")
     installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
-    step = parser.add_argument_group("step, inference, evaluation, end-to-end, mae")
+    step = parser.add_argument_group("step, inference, evaluation, end-to-end, mae; loss takes --peers")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16", help="the model's size (B/16)")
     step.add_argument("--mask_ratios", type=FRACTION, nargs="+", default=[0.0, 0.5, 0.75], help="(0 0.5 0.75)")
     step.add_argument("--batch_size", type=integer(1, 2**20), default=16, help="pairs or images per step (16)")
