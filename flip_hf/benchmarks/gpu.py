@@ -100,7 +100,7 @@ def _speed_ups(architecture: str, batch_size: int, possible: Sequence[str]) -> t
 
 def on_gpu(speed_ups: Sequence[str] = get_args(SpeedUp)) -> tuple[Part, ...]:
     """Lists the parts at the sizes of a large GPU, which has these speed-ups."""
-    large_batch = "large-batch --batch_size 65536 --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2"
+    large_batch = "large-batch --batch_size 65536 --micro_batch_size 512 --mask_ratios 0.75 --repeats 2"
     end_to_end = "end-to-end --batch_size 256 --mask_ratios 0.75 --steps 50 --repeats 2 --compile --peers"
     of_l16 = "--architecture L/16 --precision bf16"
     l16 = "--architecture L/16 --batch_size 256 --repeats 10"

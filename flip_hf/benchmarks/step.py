@@ -57,6 +57,11 @@ def model_flops(result: dict, mask_ratio: float) -> float:
     return batch * sample_flops(config, mask_ratio, round(result["caption_tokens"]), batch).training
 
 
+def memory_returns(device: str) -> int:
+    """Times that a GPU's memory was full, and the allocator returned what it had cached: some of a step's time."""
+    return torch.cuda.memory_stats().get("num_alloc_retries", 0) if device == "cuda" else 0
+
+
 def benchmark_step(options: argparse.Namespace) -> dict:
     """The whole training step of every candidate at every mask ratio that it knows."""
     inputs = make_inputs(options.batch_size, options.device)
@@ -83,6 +88,7 @@ def benchmark_step(options: argparse.Namespace) -> dict:
         "matrix_flops": product_flops / statistics.median(seconds[MATRIX]),
         "peers": peer_versions(),
         "too_large": sorted(too_large),
+        "memory_returns": memory_returns(options.device),
         "rows": rows,
     }
 
@@ -123,4 +129,7 @@ def step_markdown(result: dict) -> str:
         )
     if left_out:
         lines.append(f"\nThe device's memory was too small for: {', '.join(left_out)}.")
+    returns = result.get("memory_returns", 0)
+    if returns:
+        lines.append(f"\nThe device's memory was full, and cached memory returned to it, {returns} times in all turns.")
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ r"""Measures the speed of flip_hf beside that of other libraries, in one run on 
     flip-hf benchmark mae --architecture L/16 --batch_size 8 --repeats 5
     flip-hf benchmark mae --device cuda --precision bf16 --architecture L/16 --batch_size 128 --repeats 20
     flip-hf benchmark large-batch --device cuda --precision bf16 --architecture L/16 --batch_size 65536 \
-        --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2
+        --micro_batch_size 512 --mask_ratios 0.75 --repeats 2
     flip-hf benchmark speed-ups --device cuda --precision bf16 --architecture L/16 --batch_size 256 \
         --mask_ratios 0.75 --repeats 10 --compile --speed_ups cuda_graphs
     flip-hf benchmark gpu --minutes 25

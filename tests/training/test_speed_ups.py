@@ -1,7 +1,8 @@
 """Speed-ups: the same numbers, or close ones, under the same names; refused where they cannot be had."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch._inductor.cudagraph_trees import MarkStepBox
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModel
@@ -23,6 +25,8 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder, recompute_activations
 from flip_hf.training.freezing import freeze, read_frozen
+from flip_hf.training.health import Health
+from flip_hf.training.muon import skip_where
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.packing import pack_texts
 from flip_hf.training.speed_ups import check_hardware, compute_in_float8, speed_up
@@ -243,6 +247,43 @@ def test_nothing_of_a_pass_is_on_the_cpu_or_no_graph_would_be_recorded(text):
     assert mode.found == []
 
 
+@contextmanager
+def autocast_on_cuda() -> Iterator[None]:
+    """What `torch.autocast` does where there is a GPU."""
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="This torch is built without CUDA")
+@pytest.mark.parametrize("names", [[], ["fused_qkv", "bf16_residual"]])
+def test_a_pass_under_cudas_own_autocast_stays_on_the_device_and_waits_for_nothing(names, monkeypatch):
+    """On fake tensors, which know devices and dtypes, and have no values to wait for. A backward pass needs a GPU."""
+    monkeypatch.setattr(PairEncoder, "autocast", lambda encoder: autocast_on_cuda())
+    batch = packed(make_batch(), make_model())
+    with FakeTensorMode() as mode:
+        with torch.device("cuda"):
+            model = FlipModel(tiny_config()).train()
+        speed_up(model, names)
+        seen = dtypes_between_blocks(model, {name: move(mode, value) for name, value in batch.items()}, torch.bfloat16)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = make_optimizer(model, OptimizationArguments())
+        health = Health(3, torch.device("cuda"))
+        for _ in range(2):
+            skip_where(health.judge(nn.utils.clip_grad_norm_(model.parameters(), 1.0)), optimizer)
+            optimizer.step()
+    assert seen == {torch.bfloat16 if names else torch.float32}
+
+
+def move(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
+    value = mode.from_tensor(value).to("cuda", non_blocking=True)
+    return value.float() if value.is_floating_point() else value
+
+
 class Doubling(nn.Module):
     """As small a model as can be compiled."""
 
@@ -280,6 +321,13 @@ def test_each_step_of_recorded_graphs_is_announced(cuda_graphs):
     for _ in range(2):
         train_step(distribution, [make_batch()], lambda batch: batch, learning_rate=0.01, reconstruction_weight=1.0)
     assert abs(MarkStepBox.mark_step_counter - before) == (2 if cuda_graphs else 0)
+
+
+def test_the_batches_of_a_compiled_run_have_few_shapes(tar_folder, tmp_path):
+    """Each of which is compiled, for a minute or more, and recorded where graphs are."""
+    for compiled in (False, True):
+        trainer = make_trainer(tmp_path / str(compiled), tar_folder, "--compile", str(compiled))
+        assert trainer.loader._stream.tokenize.fewest_shapes is compiled
 
 
 # -- fp8 ---------------------------------------------------------------------------------------------------------------
