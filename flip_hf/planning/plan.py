@@ -98,9 +98,14 @@ class MemoryModel:
     def activations(self, mask_ratio: float, checkpointing: bool) -> Activations:
         """Traces the activations, once for each setting."""
         run = self.run
-        traced_speed_ups = tuple(name for name in run.speed_ups if name in TRACED_SPEED_UPS)
-        setting = (mask_ratio, run.text_tokens, run.bf16, checkpointing, traced_speed_ups)
-        step = TracedStep(TRACED_PAIRS[1], 1, *setting)
+        step = TracedStep(
+            TRACED_PAIRS[1],
+            mask_ratio=mask_ratio,
+            text_tokens=run.text_tokens,
+            bf16=run.bf16,
+            checkpointing=checkpointing,
+            speed_ups=tuple(name for name in TRACED_SPEED_UPS if name in run.speed_ups),
+        )
         if step not in self._traces:
             few, many = TRACED_PAIRS
             traced = self._trace(step)

@@ -176,6 +176,7 @@ def test_hooks_compile_into_one_graph_that_rounds_alike(how):
     speed_up(model, ["fused_qkv", "bf16_residual"])
     batch = packed(float_batch(), model) if how == "packed" else float_batch()
     expected = gradients_of(model, [batch], torch.bfloat16)
+    torch._dynamo.reset()  # no graph of another test
     encoder = PairEncoder(model, torch.bfloat16)
     encoder.compile(fullgraph=True, dynamic=False, backend="aot_eager")
     model.zero_grad()
@@ -310,6 +311,20 @@ def test_what_is_compiled_is_recorded_where_that_is_asked_for(cuda_graphs):
     distribution = Distribution(Accelerator(cpu=True), model, make, None, name, cuda_graphs)
     distribution.model(torch.ones(2)).sum().backward()
     assert seen == [{"mode": "reduce-overhead"} if cuda_graphs else {}]
+
+
+def test_a_model_with_other_hooks_is_compiled_anew(monkeypatch):
+    """By its default, torch.compile would run the graph of the first model for the second one, too."""
+    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
+    make = partial(make_optimizer, options=OptimizationArguments())
+    results = []
+    for hooks in ([], [lambda _, __, output: output + 1]):
+        model: Any = Doubling()
+        for hook in hooks:
+            model.register_forward_hook(hook)
+        distribution = Distribution(Accelerator(cpu=True), model, make, None, "eager")
+        results.append(distribution.model(torch.ones(2)).tolist())
+    assert results == [[2, 2], [3, 3]]
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
