@@ -29,6 +29,9 @@ WARM_UP = 4  # steps that do not count: workers start, kernels are chosen, graph
 # What a log line of open_clip_train has of a step, in seconds.
 OPEN_CLIP_STEP = re.compile(r"Data \(t\): ([\d.]+) Batch \(t\): ([\d.]+)")
 
+# A step that computes for so many times the median has compiled a graph: of texts with a new number of rows.
+COMPILING = 10
+
 Steps = list[tuple[float, float]]  # seconds of each step, and those of them that it waited for data
 
 
@@ -76,6 +79,12 @@ def open_clip_run(options: argparse.Namespace, folder: Path, mask_ratio: float) 
     return [(float(seconds), float(waited)) for waited, seconds in OPEN_CLIP_STEP.findall(log)]
 
 
+def without_compilation(steps: Steps) -> Steps:
+    """Returns the steps that compiled nothing: a graph takes a minute and more, and a run of days compiles a few."""
+    usual = statistics.median(seconds - waited for seconds, waited in steps)
+    return [(seconds, waited) for seconds, waited in steps if seconds - waited <= COMPILING * usual]
+
+
 def benchmark_end_to_end(options: argparse.Namespace) -> dict:
     """Every program at every mask ratio, in turn."""
     options.workers = options.workers or max(1, default_workers())
@@ -83,7 +92,7 @@ def benchmark_end_to_end(options: argparse.Namespace) -> dict:
     has_peer = "open_clip" in options.peers and find_spec("open_clip_train") and find_spec("webdataset")
     programs = {OURS: our_run, **({OPEN_CLIP: open_clip_run} if has_peer else {})}
     rows = [
-        {"candidate": name, "mask_ratio": ratio, "images_per_second": [], "data_wait": []}
+        {"candidate": name, "mask_ratio": ratio, "images_per_second": [], "data_wait": [], "compiling_steps": []}
         for ratio in options.mask_ratios
         for name in programs
     ]
@@ -92,7 +101,9 @@ def benchmark_end_to_end(options: argparse.Namespace) -> dict:
         for _ in range(options.repeats):
             for row in rows:
                 bar.set_description(f"{row['candidate']} {row['mask_ratio']:.0%}")
-                steps = programs[row["candidate"]](options, Path(name), row["mask_ratio"])[-options.steps :]
+                every = programs[row["candidate"]](options, Path(name), row["mask_ratio"])[-options.steps :]
+                steps = without_compilation(every) if options.compile else every
+                row["compiling_steps"].append(len(every) - len(steps))
                 seconds, waited = (sum(values) for values in zip(*steps, strict=True))
                 row["images_per_second"].append(options.batch_size * len(steps) / seconds)
                 row["data_wait"].append(waited / seconds)
@@ -110,9 +121,11 @@ def end_to_end_markdown(result: dict) -> str:
     """A table of images a second, the ratio to ours at the same mask ratio, and the share of waiting."""
     medians = {(r["candidate"], r["mask_ratio"]): statistics.median(r["images_per_second"]) for r in result["rows"]}
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
+    left_out = sum(sum(row.get("compiling_steps", ())) for row in result["rows"])
+    compiled = f", compiled (steps in which a graph was compiled, and left out: {left_out})"
     lines = [
         f"Training from tar shards, ViT-{result['architecture']}, batch {result['batch_size']}, {result['precision']}"
-        f"{', compiled' if result['compiled'] else ''}, {result['workers']} loader workers, {result['steps']} steps a "
+        f"{compiled if result['compiled'] else ''}, {result['workers']} loader workers, {result['steps']} steps a "
         f"run after {WARM_UP} that do not count; synthetic JPEGs with a short side of 480 pixels, "
         f"{result['image_bytes'] / 1000:.0f} kB on average{versions}. {about(result, result['repeats'])}",
         "| program | masked | images/s (min - max) | flip_hf is faster by | time spent waiting for data (min - max) |",

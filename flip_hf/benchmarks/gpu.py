@@ -1,8 +1,9 @@
 """Everything that is measured on a GPU, in the order of importance, within a number of minutes.
 
-Each part is a subcommand of `flip-hf` in a process of its own, which writes its JSON and Markdown files when it is
-done. The next call keeps what there is and goes on with the rest; a part that the limit ends begins again. On a CPU the
-parts are toys, to see that they run.
+Each part is a subcommand of `flip-hf` in a process of its own, which writes its Markdown and JSON files when it is
+done: no failure of one ends another. The next call keeps what there is and goes on with the rest; a part that the limit
+ends begins again, with the kernels that torch.compile has kept in its cache. On a CPU the parts are toys, to see that
+they run.
 """
 
 import argparse
@@ -12,12 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
-from typing import get_args
+from types import FrameType
+from typing import Any, get_args
 
 import torch
 from tqdm import tqdm
@@ -32,7 +34,9 @@ KEPT = "kept"
 FAILED = "failed"
 NO_TIME = "not run: no time left"
 ENDED = "ended by the limit"
-PEERS = ("open_clip", "open_clip-strong", "clip")
+# What each peer imports.
+STRONG = "open_clip-strong"
+PEERS = {"open_clip": ("open_clip",), STRONG: ("open_clip", "timm"), "clip": ()}
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,33 @@ def _benchmark(name: str, words: str) -> Part:
     return Part(name, "benchmark", tuple(words.split()))
 
 
-def _step(name: str, words: str, peers: tuple[str, ...] = PEERS) -> Part:
-    """Makes a part of training steps in bf16, also compiled, beside those of the peers that are installed."""
-    installed = [peer for peer in peers if find_spec(peer.partition("-")[0]) or peer == "clip"]
-    return _benchmark(name, f"step {words} --precision bf16 --compile --peers {' '.join(installed)}")
+@cache
+def import_error(module: str) -> str | None:
+    """Imports a module in a process of its own; returns the last line of its error, None where there is none.
+
+    A package may be there and lack one of its own needs, or be built for another torch.
+    """
+    tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
+    if tried.returncode == 0:
+        return None
+    return (tried.stderr.strip().splitlines() or [f"the process ended with {tried.returncode}"])[-1]
+
+
+def missing_modules(peers: Sequence[str] = tuple(PEERS)) -> dict[str, str]:
+    """Returns the modules of these peers that cannot be imported, and why."""
+    modules = {module for peer in peers for module in PEERS[peer]}
+    errors = {module: import_error(module) for module in sorted(modules)}
+    return {module: error for module, error in errors.items() if error is not None}
+
+
+def _peers(*peers: str) -> str:
+    """Returns the option that names those of these peers that can be imported."""
+    return " ".join(["--peers", *(peer for peer in peers if not missing_modules([peer]))])
+
+
+def _step(name: str, words: str, *peers: str) -> Part:
+    """Makes a part of training steps in bf16, beside those of the peers that can be imported."""
+    return _benchmark(name, f"step {words} --precision bf16 {_peers(*peers)}")
 
 
 def _speed_ups(architecture: str, batch_size: int, possible: Sequence[str]) -> tuple[Part, ...]:
@@ -73,19 +100,28 @@ def _speed_ups(architecture: str, batch_size: int, possible: Sequence[str]) -> t
 
 def on_gpu(speed_ups: Sequence[str] = get_args(SpeedUp)) -> tuple[Part, ...]:
     """Lists the parts at the sizes of a large GPU, which has these speed-ups."""
-    large_batch = "large-batch --batch_size 65536 --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2"
+    large_batch = "large-batch --batch_size 65536 --micro_batch_size 512 --mask_ratios 0.75 --repeats 2"
     end_to_end = "end-to-end --batch_size 256 --mask_ratios 0.75 --steps 50 --repeats 2 --compile --peers"
     of_l16 = "--architecture L/16 --precision bf16"
+    l16 = "--architecture L/16 --batch_size 256 --repeats 10"
+    b16 = "--architecture B/16 --batch_size 512 --repeats 10"
+    ratios = "--mask_ratios 0 0.5 0.75"
     return (
-        _step("step_l16", "--architecture L/16 --batch_size 256 --mask_ratios 0 0.5 0.75 --repeats 10"),
-        _step("step_b16", "--architecture B/16 --batch_size 512 --mask_ratios 0 0.5 0.75 --repeats 10"),
-        _benchmark("large_batch_l16", f"{large_batch} {of_l16}"),
+        _step("step_l16", f"{l16} {ratios}", "open_clip", "clip"),
+        _step("step_b16", f"{b16} {ratios}", "open_clip", "clip"),
+        # A part for each ratio: a graph of each of two models is compiled, for a minute or more.
+        *(
+            _step(f"step_l16_compiled_{ratio:.0%}".strip("%"), f"{l16} --mask_ratios {ratio:g} --compile", STRONG)
+            for ratio in (0.75, 0.5, 0)
+        ),
+        _step("step_b16_compiled", f"{b16} {ratios} --compile", STRONG),
         Part("plan_memory", "plan", ("--check",)),
+        _benchmark("large_batch_l16", f"{large_batch} {of_l16}"),
         _benchmark("end_to_end_l16", f"{end_to_end} {of_l16}"),
         *_speed_ups("L/16", 256, speed_ups),
-        _step("step_h14", "--architecture H/14 --batch_size 128 --mask_ratios 0.5 --repeats 5", ()),
-        _benchmark("loss", "loss --pairs 4096 32768 65536 131072 262144 --repeats 2"),
-        _benchmark("inference_l16", f"inference --batch_size 512 --repeats 10 {of_l16}"),
+        _step("step_h14", "--architecture H/14 --batch_size 128 --mask_ratios 0.5 --repeats 5 --compile"),
+        _benchmark("loss", f"loss --pairs 4096 32768 65536 131072 262144 --repeats 2 {_peers('open_clip')}"),
+        _benchmark("inference_l16", f"inference --batch_size 512 --repeats 10 {of_l16} {_peers('open_clip', 'clip')}"),
         _benchmark("mae_l16", f"mae --batch_size 256 --repeats 10 {of_l16}"),
         _benchmark("loader", "loader --batch_size 128 --repeats 3"),
         _benchmark("zero_shot", "zero-shot --repeats 3"),
@@ -95,14 +131,16 @@ def on_gpu(speed_ups: Sequence[str] = get_args(SpeedUp)) -> tuple[Part, ...]:
 
 
 def on_cpu() -> tuple[Part, ...]:
-    """Lists the parts at the size of toys."""
-    toy = "--architecture tiny/32 --batch_size 4 --repeats 1 --peers"
+    """Lists the parts at the size of toys; nothing is compiled, which takes minutes there."""
+    toy = "--architecture tiny/32 --batch_size 4 --repeats 1"
     return (
-        _benchmark("step_tiny", f"step --mask_ratios 0.5 {toy}"),
+        _step("step_tiny", f"--mask_ratios 0 0.5 {toy}", "open_clip", "clip"),
         _benchmark("large_batch_tiny", f"large-batch --micro_batch_size 2 --mask_ratios 0.75 {toy}"),
-        _benchmark("loss_tiny", "loss --pairs 64 --repeats 1"),
-        _benchmark("inference_tiny", f"inference {toy}"),
         _benchmark("speed_ups_tiny", f"speed-ups --mask_ratios 0.75 --precision bf16 {toy}"),
+        _benchmark("loss_tiny", f"loss --pairs 64 --repeats 1 {_peers('open_clip')}"),
+        _benchmark("inference_tiny", f"inference {toy} {_peers('open_clip', 'clip')}"),
+        _benchmark("mae_tiny", f"mae --decoder_blocks 1 --mask_ratios 0.75 --peers vit_mae {toy}"),
+        _benchmark("evaluation_tiny", f"evaluation --images 8 --workers 1 {toy}"),
     )
 
 
@@ -117,7 +155,9 @@ def benchmark_gpu(options: argparse.Namespace) -> dict:
     folder = Path(options.results) / options.output
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    with tqdm(parts_for(options.device), unit="part", file=sys.stderr) as bar:
+    for module, error in missing_modules().items():
+        print(f"Without {module}, which cannot be imported: {error}", file=sys.stderr)
+    with _sigterm_unwinds(), tqdm(parts_for(options.device), unit="part", file=sys.stderr) as bar:
         for part in bar:
             bar.set_description(part.name)
             words = [*part.words, *(["--device", options.device] if part.subcommand == "benchmark" else [])]
@@ -128,25 +168,27 @@ def benchmark_gpu(options: argparse.Namespace) -> dict:
                 {"part": part.name, "command": command_line(part.subcommand, words), "state": state, "seconds": seconds}
             )
     failed = [row["part"] for row in rows if row["state"] == FAILED]
-    return {"question": "gpu", "minutes": options.minutes, "folder": str(folder), "rows": rows, "failed": failed}
+    return {
+        **{"question": "gpu", "minutes": options.minutes, "folder": str(folder), "missing": missing_modules()},
+        **{"rows": rows, "failed": failed},
+    }
 
 
 def _run(subcommand: str, words: list[str], stem: Path, device: str, deadline: float) -> str:
     """Runs a part, unless it has a result or no time is left, with its output in `STEM.txt`; returns its state."""
-    if _has_result(stem, device):
+    words = [*words, "--output", str(stem.absolute())]
+    if _has_result(stem, device, command_line(subcommand, words)):
         return KEPT
     left = deadline - time.monotonic()
     if left <= 0:
         return NO_TIME
-    argv = [sys.executable, "-m", "flip_hf", subcommand, *words, "--output", str(stem.absolute())]
-    return run_within(argv, stem.with_suffix(".txt"), left)
+    return run_within([sys.executable, "-m", "flip_hf", subcommand, *words], stem.with_suffix(".txt"), left)
 
 
 def run_within(argv: list[str], log: Path, seconds: float) -> str:
     """Runs a program with its output in a file; it and all processes that it started end at the limit."""
     with log.open("w", encoding="utf-8") as output:
-        # In a group of its own: none of its processes may disturb the next part.
-        process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, **_own_group())
         try:
             return DONE if process.wait(seconds) == 0 else FAILED
         except subprocess.TimeoutExpired:
@@ -157,13 +199,39 @@ def run_within(argv: list[str], log: Path, seconds: float) -> str:
             process.wait()
 
 
-def _has_result(stem: Path, device: str) -> bool:
-    """Returns whether a part was measured on this hardware with this torch."""
+def _own_group() -> dict[str, Any]:
+    """Returns what starts a process in a group of its own: none of its processes may disturb the next part.
+
+    But in this session, so that what ends all of a session's processes ends them too; Python 3.10 cannot.
+    """
+    return {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Makes SIGTERM, which the limit of a job sends, end the part in hand too."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _has_result(stem: Path, device: str, command: str) -> bool:
+    """Returns whether a part was measured by this command, on this hardware, with this torch.
+
+    Another command is one with other peers, as an installation has changed.
+    """
     path = stem.with_suffix(".json")
     if not path.is_file():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))
-    return (found.get("hardware"), found.get("torch")) == (device_name(device), torch.__version__)
+    measured = (found.get("command"), found.get("hardware"), found.get("torch"))
+    return measured == (command, device_name(device), torch.__version__)
 
 
 def gpu_markdown(result: dict) -> str:
@@ -172,6 +240,7 @@ def gpu_markdown(result: dict) -> str:
     lines = [
         f"All parts within {result['minutes']:g} minutes; {result['hardware']}, torch {result['torch']}, transformers "
         f"{result['transformers']}.\n\n`{result['command']}`\n",
+        *(f"Without {name}, which cannot be imported: {error}\n" for name, error in result["missing"].items()),
         "| part | state | seconds | command |",
         "|---|---|---|---|",
         *(f"| {row['part']} | {row['state']} | {row['seconds']:g} | `{row['command']}` |" for row in result["rows"]),

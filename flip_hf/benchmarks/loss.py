@@ -11,11 +11,10 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,9 @@ def make_loss(name: str) -> Loss:
     return partial(tiled_loss, tile_size=int(name.rsplit(" ", 1)[1]))
 
 
-def names_of(tile_sizes: list[int]) -> list[str]:
-    """The candidates, open_clip's where it is installed."""
-    peers = [DENSE, "open_clip ClipLoss"] if find_spec("open_clip") else [DENSE]
+def names_of(tile_sizes: list[int], peers: Sequence[str]) -> list[str]:
+    """The candidates, open_clip's where it is among the peers."""
+    peers = [DENSE, "open_clip ClipLoss"] if "open_clip" in peers else [DENSE]
     return [*(f"flip_hf, tiles of {size}" for size in tile_sizes), *peers]
 
 
@@ -131,8 +130,8 @@ def measure_alone(name: str, pairs: int, device: str) -> tuple[float, int] | Non
 
 
 def benchmark_loss(options: argparse.Namespace) -> dict:
-    """The tiled loss against the dense one, and open_clip's where it is installed."""
-    names = names_of(options.tile_sizes)
+    """The tiled loss against the dense one, and open_clip's where it is a peer."""
+    names = names_of(options.tile_sizes, options.peers)
     points: list[dict[str, Any]] = [
         {"pairs": pairs, "candidate": name, "seconds": [], "peak_bytes": []}
         for pairs in options.pairs

@@ -16,7 +16,7 @@ import torch
 
 from flip_hf.benchmarks.candidates import COMPILED, LEARNING_RATE, OURS, wait
 from flip_hf.benchmarks.large_batch import make_micro_batches, prepare
-from flip_hf.benchmarks.measuring import about, alternate
+from flip_hf.benchmarks.measuring import about, alternate, announce_compilation
 from flip_hf.benchmarks.models import make_flip
 from flip_hf.data.processes import make_accelerator
 from flip_hf.training.arguments import IMAGE_MEAN, IMAGE_STD, OptimizationArguments
@@ -103,6 +103,7 @@ def make_candidates(options: argparse.Namespace, names: Sequence[str]) -> list[C
     made = [Candidate(options, (), compiled=False)]
     made += [Candidate(options, eager, compiled=False)] if eager else []
     if options.compile:
+        announce_compilation(2 * len(options.mask_ratios))
         made += [Candidate(options, chosen, compiled=True) for chosen in ((), names)]
     return made
 

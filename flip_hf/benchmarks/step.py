@@ -17,8 +17,17 @@ from functools import partial
 import torch
 
 from flip_hf import FlipConfig
-from flip_hf.benchmarks.candidates import CLIP, OPEN_CLIP_CONTEXT, OURS, make_steps, peer_versions, wait
-from flip_hf.benchmarks.measuring import about, alternate, spread
+from flip_hf.benchmarks.candidates import (
+    CLIP,
+    COMPILED,
+    OPEN_CLIP_CONTEXT,
+    OURS,
+    STRONG,
+    make_steps,
+    peer_versions,
+    wait,
+)
+from flip_hf.benchmarks.measuring import about, alternate, announce_compilation, spread
 from flip_hf.benchmarks.models import CONTEXT, make_inputs, tower_fields
 from flip_hf.training.flops import sample_flops
 
@@ -48,24 +57,38 @@ def model_flops(result: dict, mask_ratio: float) -> float:
     return batch * sample_flops(config, mask_ratio, round(result["caption_tokens"]), batch).training
 
 
+def memory_returns(device: str) -> int:
+    """Times that a GPU's memory was full, and the allocator returned what it had cached: some of a step's time."""
+    return torch.cuda.memory_stats().get("num_alloc_retries", 0) if device == "cuda" else 0
+
+
 def benchmark_step(options: argparse.Namespace) -> dict:
     """The whole training step of every candidate at every mask ratio that it knows."""
     inputs = make_inputs(options.batch_size, options.device)
     product, product_flops = matrix_product(options)
     steps = make_steps(options, inputs)
     pairs = [(name, ratio) for name in steps for ratio in ([0.0] if name == CLIP else options.mask_ratios)]
+    if options.compile:
+        announce_compilation(len(options.mask_ratios) * len(steps.keys() & {COMPILED, STRONG}))
     runs = {f"{name} {ratio:.0%}": partial(steps[name], ratio) for name, ratio in pairs}
-    seconds = alternate({MATRIX: product, **runs}, options.repeats, warm_up=5 if options.device == "cuda" else 1)
+    too_large: set[str] = set()
+    warm_up = 5 if options.device == "cuda" else 1
+    seconds = alternate({MATRIX: product, **runs}, options.repeats, warm_up, too_large)
     rows = [
         {"candidate": name, "mask_ratio": ratio, "seconds": seconds[label]}
         for (name, ratio), label in zip(pairs, runs, strict=True)
+        if seconds[label]
     ]
+    if not rows:
+        raise ValueError(f"No step of --batch_size {options.batch_size} fits into the device's memory. Lower it.")
     return {
         "question": "step",
         **{name: getattr(options, name) for name in ("architecture", "batch_size", "precision")},
         **inputs.describe(),
         "matrix_flops": product_flops / statistics.median(seconds[MATRIX]),
         "peers": peer_versions(),
+        "too_large": sorted(too_large),
+        "memory_returns": memory_returns(options.device),
         "rows": rows,
     }
 
@@ -76,6 +99,7 @@ def step_markdown(result: dict) -> str:
     batch = result["batch_size"]
     runs = len(result["rows"][0]["seconds"])
     versions = "".join(f", {name} {number}" for name, number in result["peers"].items())
+    left_out = result.get("too_large", ())
     lines = [
         f"Training step, ViT-{result['architecture']}, batch {batch}, {result['precision']}; captions of "
         f"{result['caption_tokens']:g} tokens on average, packed by flip_hf, padded to {OPEN_CLIP_CONTEXT} by "
@@ -103,4 +127,9 @@ def step_markdown(result: dict) -> str:
             f"| {name} | {ratio:.0%} | {spread(seconds, '.3f')} | {batch / median:,.1f} "
             f"| {faster} | {to_whole} | {share} |"
         )
+    if left_out:
+        lines.append(f"\nThe device's memory was too small for: {', '.join(left_out)}.")
+    returns = result.get("memory_returns", 0)
+    if returns:
+        lines.append(f"\nThe device's memory was full, and cached memory returned to it, {returns} times in all turns.")
     return "\n".join(lines) + "\n"

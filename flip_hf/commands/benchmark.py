@@ -13,7 +13,7 @@ r"""Measures the speed of flip_hf beside that of other libraries, in one run on 
     flip-hf benchmark mae --architecture L/16 --batch_size 8 --repeats 5
     flip-hf benchmark mae --device cuda --precision bf16 --architecture L/16 --batch_size 128 --repeats 20
     flip-hf benchmark large-batch --device cuda --precision bf16 --architecture L/16 --batch_size 65536 \
-        --micro_batch_size 1024 --mask_ratios 0.75 --repeats 2
+        --micro_batch_size 512 --mask_ratios 0.75 --repeats 2
     flip-hf benchmark speed-ups --device cuda --precision bf16 --architecture L/16 --batch_size 256 \
         --mask_ratios 0.75 --repeats 10 --compile --speed_ups cuda_graphs
     flip-hf benchmark gpu --minutes 25
@@ -27,7 +27,7 @@ zero-shot    classification of images by 1,000 labels with a tiny model: ZeroSho
 evaluation   zero-shot classification of a whole test set, from reading to encoding, by `flip-hf evaluate` and by
              CLIP_benchmark's own loop on the same model, and the share of decoding in each
 loss         time and peak memory of the contrastive loss and its gradient: in tiles, with the whole matrix as usual,
-             and by open_clip if it is installed
+             and by open_clip if it is a peer
 loader       samples per second that one worker process makes of tar shards: by flip_hf at several mask ratios, at
              random and by edges, and by open_clip's pipeline if it is installed
 end-to-end   the training programs of flip_hf and open_clip on such shards, and how long their steps wait for data
@@ -53,7 +53,7 @@ from typing import get_args
 
 from flip_hf.benchmarks.names import ARCHITECTURES, PEERS
 from flip_hf.console.endings import end_with
-from flip_hf.console.files import try_file
+from flip_hf.console.files import replacing, try_file
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.parsers import ScriptParser
 from flip_hf.console.program import command_line
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="device; cuda if there is one, else cpu, if not given")
     parser.add_argument("--output", help="path of the result files, without ending; if not given, only gpu writes any")
     installed = [*(["open_clip"] if find_spec("open_clip") else []), "clip", "vit_mae"]
-    step = parser.add_argument_group("step, inference, evaluation, end-to-end, mae")
+    step = parser.add_argument_group("step, inference, evaluation, end-to-end, mae; loss takes --peers")
     step.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="B/16", help="the model's size (B/16)")
     step.add_argument(
         "--mask_ratios",
@@ -173,6 +173,14 @@ def functions_of(question: str) -> tuple[Callable[[argparse.Namespace], JsonObje
     return getattr(module, f"benchmark_{name}"), getattr(module, f"{name}_markdown")
 
 
+def write(stem: Path, result: JsonObject, table: str) -> None:
+    """Writes STEM.md and STEM.json, each whole or not at all; the latter last, as it says that there is a result."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".md", table), (".json", json.dumps(result, indent=2) + "\n")):
+        with replacing(stem.parent / f"{stem.name}{suffix}") as part:
+            part.write_text(text, encoding="utf-8")
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures, prints, and writes what was measured; a mistake ends in one line, before anything is measured."""
     install()
@@ -189,6 +197,8 @@ def main(argv: Sequence[str]) -> None:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own for it
         parser.error(f"--device {options.device} is not a device of this machine: {str(error).splitlines()[0]}")
+    if options.device not in ("cpu", "cuda"):
+        parser.error(f"--device is cpu or cuda, got {options.device}; CUDA_VISIBLE_DEVICES chooses among GPUs.")
     torch.manual_seed(0)
     measure, to_markdown = functions_of(options.question)
     results = options.results = CLONED_RESULTS if CLONED_RESULTS.is_dir() else Path()
@@ -203,8 +213,6 @@ def main(argv: Sequence[str]) -> None:
     table = to_markdown(result)
     print(table)
     if options.output:
-        (results / options.output).parent.mkdir(parents=True, exist_ok=True)
-        (results / f"{options.output}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (results / f"{options.output}.md").write_text(table, encoding="utf-8")
+        write(results / options.output, result, table)
     if result.get("failed"):
         end_with(f"parts failed, and their output is in {result['folder']}: {', '.join(result['failed'])}")

@@ -146,6 +146,11 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     mfu, mfu_source = read_mfu(options.mfu)
     run = make_run(arguments, options.text_tokens)
     gpus = options.gpus * options.nodes
+    require(
+        not run.records_graphs or (gpus == 1 and run.micro_batch_size in (None, run.batch_size)),
+        "--speed_ups cuda_graphs is of one process and of a batch in one piece: give --gpus 1 and no "
+        "--micro_batch_size, or leave it out.",
+    )
     dollars = options.dollars_per_gpu_hour
     kilobytes = options.sample_kilobytes
     cluster = Cluster(gpu, gpus, mfu, core or DEFAULT_CORE, kilobytes * 1000, dollars)

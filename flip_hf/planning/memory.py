@@ -23,7 +23,11 @@ from flip_hf.losses import contrastive_loss, sigmoid_loss
 from flip_hf.modeling import FlipConfig, FlipModel
 from flip_hf.modeling.masking_flip import num_kept
 from flip_hf.training.encoder import PairEncoder, recompute_activations
+from flip_hf.training.speed_ups import SpeedUp, speed_up
 from flip_hf.training.step import OneProcess, accumulate_gradients
+
+# Those whose memory follows from what an eager step computes: a trace runs nothing in float8, and records no graphs.
+TRACED_SPEED_UPS: tuple[SpeedUp, ...] = ("fused_qkv", "bf16_residual")
 
 
 class StorageMeter(TorchDispatchMode):
@@ -83,6 +87,7 @@ class TracedStep:
         text_tokens: length that the texts are padded to.
         bf16: run the towers under bfloat16 autocast.
         checkpointing: recompute blocks in backward.
+        speed_ups: those of [`TRACED_SPEED_UPS`] that the model computes with.
     """
 
     micro_batch_size: int
@@ -91,6 +96,7 @@ class TracedStep:
     text_tokens: int = 32
     bf16: bool = True
     checkpointing: bool = False
+    speed_ups: tuple[SpeedUp, ...] = ()
 
 
 def make_trained_model(config: FlipConfig, step: TracedStep, attention: str) -> FlipModel:
@@ -98,6 +104,7 @@ def make_trained_model(config: FlipConfig, step: TracedStep, attention: str) -> 
     model = FlipModel._from_config(config, attn_implementation=attention)
     if step.checkpointing:
         recompute_activations(model)
+    speed_up(model, step.speed_ups)
     return model.train()
 
 

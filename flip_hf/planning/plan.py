@@ -13,10 +13,11 @@ from typing import Any
 from flip_hf.console.fields import require
 from flip_hf.losses import TILE_SIZE
 from flip_hf.modeling import FlipConfig
-from flip_hf.planning.memory import TracedStep, model_bytes, trace_loss, trace_step
+from flip_hf.planning.memory import TRACED_SPEED_UPS, TracedStep, model_bytes, trace_loss, trace_step
 from flip_hf.training.accelerators import DeviceSheet
 from flip_hf.training.arguments import Arguments
 from flip_hf.training.models import make_config
+from flip_hf.training.speed_ups import SpeedUp
 from flip_hf.training.stage_checks import check_stages_fit
 
 STRATEGIES = ("DDP", "FSDP2", "ZeRO-2")
@@ -61,6 +62,7 @@ class PlannedRun:
     Attributes:
         micro_batch_size: b, where the recipe sets it.
         attention: the attention implementation.
+        speed_ups: those of the run.
     """
 
     config: FlipConfig
@@ -69,6 +71,12 @@ class PlannedRun:
     text_tokens: int
     bf16: bool
     attention: str = "sdpa"
+    speed_ups: tuple[SpeedUp, ...] = ()
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether steps are recorded and replayed, with inputs copied to where the recorded step reads them."""
+        return "cuda_graphs" in self.speed_ups
 
 
 def make_run(arguments: Arguments, text_tokens: int | None) -> PlannedRun:
@@ -98,7 +106,8 @@ def make_run(arguments: Arguments, text_tokens: int | None) -> PlannedRun:
     bf16 = options.precision != "fp32"
     attention = arguments.model.attn_implementation
     attention = attention if attention == "eager" else "sdpa"  # all fused kernels keep as much
-    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention)
+    speed_ups = tuple(options.speed_ups or ())
+    return PlannedRun(config, options.batch_size, options.micro_batch_size, tokens, bf16, attention, speed_ups)
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,15 @@ class MemoryModel:
 
     def activations(self, mask_ratio: float, checkpointing: bool) -> Activations:
         """Traces the activations, once for each setting."""
-        step = TracedStep(TRACED_PAIRS[1], 1, mask_ratio, self.run.text_tokens, self.run.bf16, checkpointing)
+        run = self.run
+        step = TracedStep(
+            TRACED_PAIRS[1],
+            mask_ratio=mask_ratio,
+            text_tokens=run.text_tokens,
+            bf16=run.bf16,
+            checkpointing=checkpointing,
+            speed_ups=tuple(name for name in TRACED_SPEED_UPS if name in run.speed_ups),
+        )
         if step not in self._traces:
             few, many = TRACED_PAIRS
             traced = self._trace(step)
@@ -180,7 +197,7 @@ class MemoryModel:
             "optimizer": float(model.optimizer),
             "buffers": 0.0,
             **_sharded(strategy, model.weights, model.trainable, model.largest_block, gpus, cached),
-            "inputs": traced.inputs_per_pair * micro,
+            "inputs": (1 + self.run.records_graphs) * traced.inputs_per_pair * micro,
             "loss": self._loss_beside(local, cached, fixed + moving),
             "activations": fixed + moving,
         }
@@ -247,6 +264,8 @@ def micro_batch_sizes(run: PlannedRun, gpus: int) -> list[int]:
         )
     if run.micro_batch_size:
         return [run.micro_batch_size]
+    if run.records_graphs:
+        return [run.batch_size // gpus]
     sizes = [run.batch_size // gpus]
     while sizes[-1] % 2 == 0:
         sizes.append(sizes[-1] // 2)

@@ -144,6 +144,19 @@ def _run_table(planned: JsonObject) -> list[str]:
     return [f"The run itself, {how}:", "", *_table(head, rows)]
 
 
+def _about_speed_ups(run: PlannedRun) -> list[str]:
+    """Says what of the run's speed-ups is counted, a sentence or none."""
+    counted = {
+        "fused_qkv": "fused_qkv: the concatenated weights are traced.",
+        "bf16_residual": "bf16_residual: hidden states in bfloat16 are traced.",
+        "cuda_graphs": "cuda_graphs: the inputs are counted twice, as they are copied to where the recorded step reads "
+        "them; what the graphs' own pool cannot share with the loss and with other shapes is not counted.",
+        "fp8": "fp8: planned as bfloat16, and float8 copies are not counted.",
+    }
+    told = [counted[name] for name in run.speed_ups]
+    return [" ".join([*told, "What torch.compile fuses or recomputes is not counted, and takes less."])] if told else []
+
+
 def to_markdown(report: JsonObject, run: PlannedRun, cluster: Cluster) -> str:
     """Renders the report as a Markdown page."""
     lines = [f"# Plan of {report['recipe']}", "", report["model"], "", report["hardware"], ""]
@@ -168,6 +181,7 @@ def to_markdown(report: JsonObject, run: PlannedRun, cluster: Cluster) -> str:
         "`inputs`: the prepared patches of one micro-batch, float32, where the peak still holds them. `buffers`: "
         "what the strategy communicates with. DDP: float32 weights and moments, bfloat16 by autocast. FSDP2: blocks "
         "sharded, resharded after forward. ZeRO-2: bfloat16 weights, DeepSpeed's default buckets.",
+        *_about_speed_ups(run),
         "Weights, inputs, activations and loss are traced on the real step; what sharded strategies keep follows "
         "their authors' formulas. Network volumes are those of ring algorithms; evaluation, checkpoints and "
         "failures take no time.",

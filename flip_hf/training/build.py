@@ -135,7 +135,13 @@ def start(arguments: Arguments) -> tuple[Accelerator, tuple[int, int], Path | No
     check_processes(read_ranks(arguments.model.lora), accelerator)
     micro_batches = split_batch(options, accelerator.num_processes)
     dtype = autocast_dtype(options.precision)
-    check_hardware(options.speed_ups or (), accelerator.device, dtype, num_micro=micro_batches[1])
+    check_hardware(
+        options.speed_ups or (),
+        accelerator.device,
+        dtype,
+        num_micro=micro_batches[1],
+        num_processes=accelerator.num_processes,
+    )
     take_folder(accelerator, output_dir)
     checkpoint = shared_checkpoint(accelerator, arguments.run.resume_from_checkpoint, output_dir)
     if checkpoint is None:

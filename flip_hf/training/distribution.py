@@ -89,6 +89,8 @@ class Distribution:
             raise ValueError("--compile works with one process or DistributedDataParallel; leave it out here.")
         # One graph for each number of patches and rows of texts, with and without gradients.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        # Else a model with other hooks (bf16_residual) would run the graph of one that was compiled before it.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         mode = "reduce-overhead" if self.cuda_graphs else None
         encoder.compile(fullgraph=True, dynamic=False, backend=compiler, mode=mode)
 

@@ -144,9 +144,10 @@ def make_train_loader(
         text_config = config.get_text_config()
         context = text_config.max_position_embeddings
         masks = TextMasks(arguments.model, text_config, tokenizer, frequencies)
-        graphs = "cuda_graphs" in (arguments.optimization.speed_ups or ())
         by_caption = positives(objective, sources) == "caption"
-        tokenize = Tokenize(tokenizer, text_config, masks, by_caption, fewest_shapes=graphs)
+        # torch.compile takes a minute or more for each shape of a large model.
+        fewest_shapes = arguments.optimization.compile
+        tokenize = Tokenize(tokenizer, text_config, masks, by_caption, fewest_shapes)
     plan = PatchPlan(
         TrainTransform((data.crop_area[0], data.crop_area[1]), flip=data.flip, background=data.background_colour()),
         partial(cut_bytes, patch_size=config.vision_config.patch_size),

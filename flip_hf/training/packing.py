@@ -16,9 +16,9 @@ from flip_hf.modeling import FlipTextConfig
 from flip_hf.modeling.masking_flip import pooled_token
 from flip_hf.training.masks import TextMasks
 
-# The number of rows is a multiple of batch / 64, so that batches have few shapes: torch.compile compiles each.
+# The number of rows is a multiple of batch / 64, so that batches have few shapes, whose memory is used again.
 STEPS = 64
-# Of batches whose shapes are to be fewest, one of batch / 32, and of 8: each graph that is recorded occupies memory.
+# Of batches whose shapes are to be fewest, as each is compiled and its graph may be recorded: of batch / 32, and of 8.
 FEWEST_STEPS = 32
 FEWEST_ROWS = 8
 

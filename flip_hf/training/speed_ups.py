@@ -65,7 +65,13 @@ def check_speed_ups(arguments: "Arguments") -> None:
     )
 
 
-def check_hardware(names: Collection[str], device: "torch.device", dtype: "torch.dtype | None", num_micro: int) -> None:
+def check_hardware(
+    names: Collection[str],
+    device: "torch.device",
+    dtype: "torch.dtype | None",
+    num_micro: int,
+    num_processes: int = 1,
+) -> None:
     """Checks that speed-ups can be had on a device.
 
     Args:
@@ -73,6 +79,7 @@ def check_hardware(names: Collection[str], device: "torch.device", dtype: "torch
         device: the device of this process.
         dtype: the dtype of matrix products; None for float32.
         num_micro: micro-batches of this process a step.
+        num_processes: processes of the run.
 
     Raises:
         ValueError: one cannot be had.
@@ -91,6 +98,13 @@ def check_hardware(names: Collection[str], device: "torch.device", dtype: "torch
         raise ValueError(
             f"--speed_ups fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or higher, and "
             f"{torch.cuda.get_device_name(device)} has none of its float8 matrix units. Leave it out."
+        )
+    if "cuda_graphs" in names and num_processes > 1:
+        # Their gradients lie in the graphs' memory while DistributedDataParallel averages them from within the backward
+        # pass. torch has rules for recording that by hand, and none for what torch.compile records.
+        raise ValueError(
+            f"--speed_ups cuda_graphs is of one process, and this run has {num_processes}: torch gives no rules for "
+            "recorded steps whose gradients are averaged over processes. Leave it out."
         )
     if "cuda_graphs" in names and num_micro > 1:
         raise ValueError(

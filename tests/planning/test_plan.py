@@ -41,8 +41,9 @@ def allocated(step: TracedStep) -> int:
         TracedStep(128, mask_ratio=0.0, text_tokens=16, bf16=False),
         TracedStep(64, num_micro=3, mask_ratio=0.5, text_tokens=16, bf16=False),
         TracedStep(256, num_micro=2, mask_ratio=0.75, text_tokens=16, bf16=True, checkpointing=True),
+        TracedStep(64, mask_ratio=0.5, text_tokens=16, speed_ups=("fused_qkv", "bf16_residual")),
     ],
-    ids=["whole", "cached", "cached bf16 checkpointed"],
+    ids=["whole", "cached", "cached bf16 checkpointed", "with speed-ups"],
 )
 def test_planned_memory_equals_the_allocators(step):
     assert planned_bytes(CONFIG, step) == pytest.approx(allocated(step), rel=0.1)
@@ -62,6 +63,18 @@ def test_sharding_and_checkpointing_save_the_expected_memory():
     assert memory.parts("DDP", 4, 256, 0.0, True)["activations"] < 0.6 * whole["activations"]
 
 
+def test_speed_ups_change_the_memory_that_follows_from_what_they_compute():
+    def parts(*names):
+        return MemoryModel(replace(RUN, speed_ups=names)).parts("DDP", 1, 1024, 0.5, False)
+
+    plain = parts()
+    # Queries, keys and values read one rounded input instead of a copy each, which each keeps for backward.
+    for name in ("fused_qkv", "bf16_residual"):
+        assert 0.8 * plain["activations"] < parts(name)["activations"] < 0.95 * plain["activations"], name
+    assert parts("fp8") == plain
+    assert parts("cuda_graphs") == {**plain, "inputs": 2 * plain["inputs"]}
+
+
 def test_the_largest_micro_batch_that_fits_is_chosen():
     memory = MemoryModel(replace(RUN, batch_size=4096))
     enough = sum(memory.parts("DDP", 4, 512, 0.5, False).values()) + 1
@@ -71,6 +84,8 @@ def test_the_largest_micro_batch_that_fits_is_chosen():
     assert chosen["DDP", True].micro == 1024  # the whole of a process's batch
     nothing = replace(CLUSTER, gpu=replace(CLUSTER.gpu, memory=1e6))
     assert not any(choice.fits for choice in choices(memory, nothing, 0.5))
+    recorded = MemoryModel(replace(RUN, batch_size=4096, speed_ups=("cuda_graphs",)))
+    assert {c.micro for c in choices(recorded, replace(small, gpus=1), 0.5)} == {4096}  # in pieces, it could not be
     with pytest.raises(ValueError, match="use 1023"):
         list(choices(MemoryModel(RUN), replace(CLUSTER, gpus=3), 0.5))
 

@@ -1,8 +1,11 @@
 """benchmark.py: every question, at the size of a toy."""
 
 import json
+import os
 import re
+import signal
 import statistics
+import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -10,15 +13,19 @@ from importlib.util import find_spec
 
 import psutil
 import pytest
+import torch
 
 from flip_hf.benchmarks import gpu, loader, zero_shot
-from flip_hf.benchmarks.end_to_end import OPEN_CLIP_STEP, run_program
+from flip_hf.benchmarks import step as step_module
+from flip_hf.benchmarks.end_to_end import OPEN_CLIP_STEP, run_program, without_compilation
 from flip_hf.benchmarks.loss import loss_markdown, measure_alone
-from flip_hf.benchmarks.measuring import environment
+from flip_hf.benchmarks.measuring import alternate, environment
 from flip_hf.benchmarks.speed_ups import possible_speed_ups
 from flip_hf.commands import benchmark
 from flip_hf.commands.plan import make_parser as plan_parser
 from flip_hf.commands.plan import read_mfu
+from flip_hf.console.program import command_line
+from tests.helpers.programs import ROOT
 
 
 def test_zero_shot_benchmark_measures_the_pipeline_too(tmp_path, monkeypatch):
@@ -106,8 +113,19 @@ def test_a_plan_takes_the_rate_that_the_step_benchmark_measured(tiny_benchmark, 
 
 def test_loss_benchmark_shows_time_and_memory_in_fresh_processes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flip_hf.benchmarks.loss.find_spec", lambda name: None)  # open_clip is not always installed
-    options = ["--pairs", "3072", "--tile_sizes", "256", "--repeats", "1", "--device", "cpu", "--output", "x"]
+    options = [
+        "--peers",
+        "--pairs",
+        "3072",
+        "--tile_sizes",
+        "256",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--output",
+        "x",
+    ]
     benchmark.main(["loss", *options])
     points = json.loads((tmp_path / "x.json").read_text())["points"]
     assert [p["candidate"] for p in points] == ["flip_hf, tiles of 256", "dense"]
@@ -167,6 +185,13 @@ def test_end_to_end_benchmark_reads_open_clips_log():
     assert OPEN_CLIP_STEP.findall(line) == [("0.512", "4.250")]
 
 
+def test_end_to_end_benchmark_leaves_out_steps_that_compile_but_none_that_wait():
+    usual = [(0.1 + 0.01 * number, 0.02) for number in range(5)]
+    waiting = (9.0, 8.9)
+    compiling = (61.0, 0.02)
+    assert without_compilation([*usual, compiling, waiting]) == [*usual, waiting]
+
+
 def test_end_to_end_benchmark_reports_a_programs_error(tmp_path):
     with pytest.raises(RuntimeError, match="ended with 3:\nno such recipe"):
         run_program([sys.executable, "-c", "import sys; sys.stderr.write('no such recipe'); sys.exit(3)"], tmp_path)
@@ -202,12 +227,26 @@ def test_the_parts_of_a_gpu_are_kept_and_the_rest_begins_again(two_parts, tmp_pa
     assert "| broken | failed | " in table and "\n## loss\n" in table and "| 64 | dense | " in table
 
 
-def test_a_part_that_another_machine_measured_begins_again(two_parts, tmp_path):
+def test_a_part_that_another_machine_or_command_measured_begins_again(two_parts, tmp_path):
     (tmp_path / "gpu").mkdir()
-    (tmp_path / "gpu" / "loss.json").write_text(json.dumps({**environment("cpu"), "hardware": "an abacus"}))
-    assert two_parts("0")["loss"] == gpu.NO_TIME
-    (tmp_path / "gpu" / "loss.json").write_text(json.dumps(environment("cpu")))
-    assert two_parts("0")["loss"] == gpu.KEPT
+    words = ["loss", "--pairs", "64", "--repeats", "1", "--device", "cpu", "--output", str(tmp_path / "gpu" / "loss")]
+    result = {**environment("cpu"), "command": command_line("benchmark", words)}
+    for other in ({"hardware": "an abacus"}, {"torch": "1.0"}, {"command": "flip-hf benchmark loss --repeats 2"}, {}):
+        (tmp_path / "gpu" / "loss.json").write_text(json.dumps({**result, **other}))
+        assert two_parts("0")["loss"] == (gpu.NO_TIME if other else gpu.KEPT), other
+
+
+def test_a_peer_that_cannot_be_imported_is_left_out_and_named(tmp_path, monkeypatch):
+    """As open_clip beside a torchvision for another torch: the package is there, its import fails."""
+    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    gpu.import_error.cache_clear()
+    try:
+        assert gpu.missing_modules(["open_clip"])["open_clip"].endswith("torchvision::nms does not exist")
+        peers = [part.words[part.words.index("--peers") + 1 :] for part in gpu.on_gpu() if part.words[0] == "step"]
+        assert peers == [("clip",)] * 2 + [()] * 5
+    finally:
+        gpu.import_error.cache_clear()
 
 
 def is_running(pid: int) -> bool:
@@ -225,6 +264,64 @@ def test_the_limit_ends_all_processes_of_a_part(tmp_path):
     while is_running(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(child)
+
+
+def test_sigterm_ends_the_part_in_hand_too(tmp_path):
+    program = f"""
+import os, sys
+from pathlib import Path
+from flip_hf.benchmarks import gpu
+with gpu._sigterm_unwinds():
+    gpu.run_within(["sh", "-c", "echo $$ > {tmp_path}/child; sleep 1000"], Path({str(tmp_path / "log.txt")!r}), 1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) as process:
+        while process.poll() is None and not (tmp_path / "child").exists():
+            time.sleep(0.05)
+        time.sleep(0.2)  # until the number is written
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 60
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def test_a_step_that_a_gpus_memory_is_too_small_for_is_left_out():
+    """What a GPU raises is made up; no test has one."""
+    calls = {"large": 0, "small": 0}
+
+    def large() -> None:
+        calls["large"] += 1
+        if calls["large"] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def small() -> None:
+        calls["small"] += 1
+
+    too_large: set[str] = set()
+    seconds = alternate({"large": large, "small": small}, 3, warm_up=1, too_large=too_large)
+    assert too_large == {"large"} and seconds["large"] == [] and len(seconds["small"]) == 3
+    assert calls == {"large": 2, "small": 4}
+    calls["large"] = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        alternate({"large": large}, 3)
+
+
+def test_a_step_benchmark_names_what_did_not_fit(tiny_benchmark, monkeypatch):
+    def make_steps(*_: object) -> dict:
+        def step(ratio: float) -> None:
+            if ratio == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        return {"flip_hf": step}
+
+    monkeypatch.setattr(step_module, "make_steps", make_steps)
+    result, table = tiny_benchmark("step", "--mask_ratios", "0", "0.5", "--peers")
+    assert [row["mask_ratio"] for row in result["rows"]] == [0.5] and result["too_large"] == ["flip_hf 0%"]
+    assert "The device's memory was too small for: flip_hf 0%." in table
+    with pytest.raises(SystemExit, match="No step of --batch_size 4 fits into the device's memory"):
+        tiny_benchmark("step", "--mask_ratios", "0", "--peers")
 
 
 def test_the_parts_of_a_gpu_measure_each_speed_up_alone_and_all_together():

@@ -154,6 +154,7 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         ("benchmark", ["steps"], "question is one of end-to-end, .*, got 'steps'.", 2),
         ("benchmark", ["step", "--batch_size"], "--batch_size needs a value.", 2),
         ("benchmark", ["loss", "--device", "gpu"], "--device gpu is not a device of this machine: ", 2),
+        ("benchmark", ["loss", "--device", "meta"], "--device is cpu or cuda, got meta; CUDA_VISIBLE_DEVICES", 2),
         ("zero_shot", ["MODEL", "IMAGE"], "the following arguments are required: --labels.", 2),
         ("reconstruct", ["MODEL"], "give image files or --data, one of the two.", 2),
         ("search", ["FOLDER"], "give texts, or pictures with --image.", 2),
@@ -169,6 +170,10 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         ),
         ("plan", ["vit_b16", "--base_lr", "-inf"], "--base_lr must be a number between 0 and 1,000, got -inf.", 2),
         ("plan", ["vit_b17"], "There is no recipe 'vit_b17'", 1),
+        (
+            *("plan", ["vit_b16", "--compile", "True", "--speed_ups", "cuda_graphs"]),
+            *("--speed_ups cuda_graphs is of one process and of a batch in one piece: give --gpus 1", 2),
+        ),
         ("plan", ["vit_b16", "--mfu", "nan"], "--mfu is a fraction", 2),
         ("evaluate", ["MODEL", "--batch_size", "abc"], "--batch_size must be an integer between 1 and", 2),
         ("evaluate", ["--tasks", "zero-shot", "--datasets", "cifar10"], "Name the model first", 2),

@@ -1,7 +1,8 @@
 """Speed-ups: the same numbers, or close ones, under the same names; refused where they cannot be had."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch._inductor.cudagraph_trees import MarkStepBox
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModel
@@ -23,6 +25,8 @@ from flip_hf.training.arguments import OptimizationArguments
 from flip_hf.training.distribution import Distribution
 from flip_hf.training.encoder import PairEncoder, recompute_activations
 from flip_hf.training.freezing import freeze, read_frozen
+from flip_hf.training.health import Health
+from flip_hf.training.muon import skip_where
 from flip_hf.training.optimization import make_optimizer
 from flip_hf.training.packing import pack_texts
 from flip_hf.training.speed_ups import check_hardware, compute_in_float8, speed_up
@@ -163,6 +167,25 @@ def test_a_layernorm_computes_in_float32():
     assert torch.equal(ours, expected.bfloat16())
 
 
+@pytest.mark.parametrize("how", ["packed", "recomputed"])
+def test_hooks_compile_into_one_graph_that_rounds_alike(how):
+    """By a compiler that runs the graph's operations as they are."""
+    model = float_model()
+    if how == "recomputed":
+        recompute_activations(model, {"use_reentrant": False})
+        model.disable_input_require_grads()  # as models.py
+    speed_up(model, ["fused_qkv", "bf16_residual"])
+    batch = packed(float_batch(), model) if how == "packed" else float_batch()
+    expected = gradients_of(model, [batch], torch.bfloat16)
+    torch._dynamo.reset()  # no graph of another test
+    encoder = PairEncoder(model, torch.bfloat16)
+    encoder.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    model.zero_grad()
+    loss = accumulate_gradients(OneProcess(encoder), [batch]).loss
+    torch.testing.assert_close(loss, expected["loss"], rtol=1e-5, atol=1e-5)
+    assert distance({name: p.grad for name, p in model.named_parameters()}, expected) < 1e-4
+
+
 # -- cuda_graphs -------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +249,43 @@ def test_nothing_of_a_pass_is_on_the_cpu_or_no_graph_would_be_recorded(text):
     assert mode.found == []
 
 
+@contextmanager
+def autocast_on_cuda() -> Iterator[None]:
+    """What `torch.autocast` does where there is a GPU."""
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="This torch is built without CUDA")
+@pytest.mark.parametrize("names", [[], ["fused_qkv", "bf16_residual"]])
+def test_a_pass_under_cudas_own_autocast_stays_on_the_device_and_waits_for_nothing(names, monkeypatch):
+    """On fake tensors, which know devices and dtypes, and have no values to wait for. A backward pass needs a GPU."""
+    monkeypatch.setattr(PairEncoder, "autocast", lambda encoder: autocast_on_cuda())
+    batch = packed(make_batch(), make_model())
+    with FakeTensorMode() as mode:
+        with torch.device("cuda"):
+            model = FlipModel(tiny_config()).train()
+        speed_up(model, names)
+        seen = dtypes_between_blocks(model, {name: move(mode, value) for name, value in batch.items()}, torch.bfloat16)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = make_optimizer(model, OptimizationArguments())
+        health = Health(3, torch.device("cuda"))
+        for _ in range(2):
+            skip_where(health.judge(nn.utils.clip_grad_norm_(model.parameters(), 1.0)), optimizer)
+            optimizer.step()
+    assert seen == {torch.bfloat16 if names else torch.float32}
+
+
+def move(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
+    value = mode.from_tensor(value).to("cuda", non_blocking=True)
+    return value.float() if value.is_floating_point() else value
+
+
 class Doubling(nn.Module):
     """As small a model as can be compiled."""
 
@@ -254,6 +314,18 @@ def test_what_is_compiled_is_recorded_where_that_is_asked_for(cuda_graphs):
     assert seen == [{"mode": "reduce-overhead"} if cuda_graphs else {}]
 
 
+def test_a_model_with_other_hooks_is_compiled_anew(monkeypatch):
+    """By its default, torch.compile would run the graph of the first model for the second one, too."""
+    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
+    make = partial(make_optimizer, options=OptimizationArguments())
+    for names in ([], ["bf16_residual"]):
+        model = float_model()
+        speed_up(model, names)
+        expected = PairEncoder(model, torch.bfloat16)(**float_batch()).image_embeds
+        distribution = Distribution(Accelerator(cpu=True), PairEncoder(model, torch.bfloat16), make, None, "eager")
+        assert torch.equal(distribution.model(**float_batch()).image_embeds, expected), names
+
+
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_each_step_of_recorded_graphs_is_announced(cuda_graphs):
     make = partial(make_optimizer, options=OptimizationArguments())
@@ -263,6 +335,13 @@ def test_each_step_of_recorded_graphs_is_announced(cuda_graphs):
     for _ in range(2):
         train_step(distribution, [make_batch()], lambda batch: batch, learning_rate=0.01, reconstruction_weight=1.0)
     assert abs(MarkStepBox.mark_step_counter - before) == (2 if cuda_graphs else 0)
+
+
+def test_the_batches_of_a_compiled_run_have_few_shapes(tar_folder, tmp_path):
+    """Each of which is compiled, for a minute or more, and recorded where graphs are."""
+    for compiled in (False, True):
+        trainer = make_trainer(tmp_path / str(compiled), tar_folder, "--compile", str(compiled))
+        assert trainer.loader._stream.tokenize.fewest_shapes is compiled
 
 
 # -- fp8 ---------------------------------------------------------------------------------------------------------------
@@ -350,3 +429,5 @@ def test_older_gpus_and_batches_in_pieces_are_refused(monkeypatch):
     check_hardware(["fp8", "cuda_graphs"], gpu, torch.bfloat16, num_micro=1)
     with pytest.raises(ValueError, match="--micro_batch_size makes 2 of this process's"):
         check_hardware(["cuda_graphs"], gpu, torch.bfloat16, num_micro=2)
+    with pytest.raises(ValueError, match="^--speed_ups cuda_graphs is of one process, and this run has 8: "):
+        check_hardware(["cuda_graphs"], gpu, torch.bfloat16, num_micro=1, num_processes=8)
