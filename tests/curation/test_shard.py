@@ -316,6 +316,21 @@ def test_duplicates_that_a_check_has_found_are_left_out(tmp_path, capsys):
     assert "is a check of other data (shards: 3 then, 2 now; files: 3 then, 2 now; bytes: " in said
 
 
+def test_images_of_evaluation_data_that_a_check_has_found_are_left_out(samples, tmp_path, capsys):
+    data = as_tar(samples[:30], tmp_path / "data") / "a.tar"
+    write_tar(tmp_path / "eval.tar", [*samples[:2], *samples[40:44]])
+    checked = ("data", "check", str(data), str(tmp_path / "check"), "--seconds", "0", "--workers", "0")
+    main.main([*checked, "--eval_data", str(tmp_path / "eval.tar")])
+    manifest = shard(data, tmp_path / "out", "--without", tmp_path / "check", "--overlap", "image")
+    assert (manifest["left_out"], manifest["samples"]) == (2, 18)
+    assert "2 left out (overlap)" in capsys.readouterr().out
+    left = {caption for _, (caption,) in rows_of(opened(tmp_path / "out"))}
+    assert left == {caption.decode() for _, _, caption in samples[2:20]}
+    main.main([*checked])
+    said = failed(capsys, data, tmp_path / "other", "--without", tmp_path / "check", "--overlap", "near")
+    assert "is a check without evaluation data: run `flip-hf data check` with --eval_data." in said
+
+
 # -- interruptions -----------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +421,9 @@ def test_other_options_in_the_same_folder_are_refused(samples, tmp_path, capsys)
     ("words", "said"),
     [
         (["--quality", "80"], "give --resize, too"),
-        (["--duplicates", "near"], "go together"),
+        (["--duplicates", "near"], "goes together"),
+        (["--overlap", "near"], "goes together"),
+        (["--without", "nowhere"], "goes together"),
         (["--without", "nowhere", "--duplicates", "near"], "nowhere holds no readable check"),
         (["--samples_per_shard", "0"], "--samples_per_shard must be between 1 and"),
         (["--resize", "4"], "--resize must be between 8 and"),
