@@ -5,7 +5,9 @@ import os
 from flip_hf.data.files import is_remote
 from flip_hf.data.lists import ListShards
 from flip_hf.data.pairs import PairShards
+from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.reading import Shards
+from flip_hf.data.tar import TarShards
 
 
 def extent_of(shards: Shards) -> dict[str, int | None]:
@@ -20,3 +22,10 @@ def extent_of(shards: Shards) -> dict[str, int | None]:
     rows = getattr(shards, "num_rows", None)
     sizes = map(os.path.getsize, files)
     return {"shards": shards.num_shards, "rows": rows, "files": len(files), "bytes": sum(sizes)}
+
+
+def bytes_of_shards(shards: Shards) -> list[int | None]:
+    """Returns the size in bytes of each shard that is a local file; an empty list where shards are no single files."""
+    if not isinstance(shards, (TarShards, ParquetShards)):
+        return []
+    return [None if is_remote(url) else os.path.getsize(url) for url in shards.urls]
