@@ -48,4 +48,4 @@ def make_folder(path: Path) -> None:
 
 def damaged(path: Path) -> ValueError:
     """Returns the error of a file that this command has not written so."""
-    return ValueError(f"{path} is damaged, or was not written by this command: remove its folder, or name a new one.")
+    return ValueError(f"{path} is damaged, or was not written by this command: remove the folder, or name a new one.")

@@ -241,3 +241,11 @@ def test_mistakes_are_one_line_and_nothing_is_written(words, said, samples, tmp_
     printed = capsys.readouterr().err
     assert end.value.code in (1, 2) and printed.count("\n") == 1 and said in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_column_of_pictures_is_not_taken_for_captions(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:4])
+    with pytest.raises(SystemExit):
+        check(tmp_path / "a.tar", tmp_path / "out", "--caption_column", "jpg")
+    assert "The column 'jpg' of" in (said := capsys.readouterr().err) and "holds bytes that are no UTF-8 text" in said
+    assert not (tmp_path / "out").exists()
