@@ -67,6 +67,14 @@ def test_a_manifest_of_other_values_is_damaged(change, own):
         read_manifest(own)
 
 
+def unfinish(folder: Path) -> dict:
+    """Lets a folder look as if its run had been ended before the manifest was complete, which it returns."""
+    path = folder / "embeddings.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "finished": False, "files": {}}))
+    return before
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -87,8 +95,7 @@ def test_a_file_that_says_something_else_of_its_block_is_written_again(change, o
     table = pq.read_table(path)
     about = {**json.loads(table.schema.metadata[b"flip_hf"]), **change}
     pq.write_table(table.replace_schema_metadata({"flip_hf": json.dumps(about)}), path)
-    manifest = json.loads((own / "embeddings.json").read_text())
-    (own / "embeddings.json").write_text(json.dumps({**manifest, "finished": False}))
+    unfinish(own)
     embedded(clip, tars / "0.tar", own)
     assert path.read_bytes() == whole
 
@@ -100,21 +107,20 @@ def test_a_file_of_a_shard_that_the_data_do_not_have_is_not_taken(own, clip, tar
     refused = {"refused": [[0, "key", "damaged image"]]}
     changed = table.replace_schema_metadata({"flip_hf": json.dumps({**about, **refused})})
     pq.write_table(changed, own / "part-00009-00000.parquet")
-    before = json.loads((own / "embeddings.json").read_text())
-    (own / "embeddings.json").write_text(json.dumps({**before, "finished": False}))
+    before = unfinish(own)
     assert embedded(clip, tars / "0.tar", own)["files"] == before["files"]
 
 
 @pytest.mark.parametrize("name", ["part-00000-00000.parquet", "refused.jsonl", ".embeddings.json.part.json"])
 def test_links_in_a_folder_are_replaced_and_not_followed(name, own, clip, tars, tmp_path):
     mine = tmp_path / "mine"
-    mine.write_text("precious")
+    precious = (own / name).read_bytes() if (own / name).exists() else b"precious"
+    mine.write_bytes(precious)
     (own / name).unlink(missing_ok=True)
     (own / name).symlink_to(mine)
-    manifest = json.loads((own / "embeddings.json").read_text())
-    (own / "embeddings.json").write_text(json.dumps({**manifest, "finished": False}))
+    unfinish(own)
     embedded(clip, tars / "0.tar", own)
-    assert mine.read_text() == "precious" and not (own / name).is_symlink()
+    assert mine.read_bytes() == precious and not (own / name).is_symlink()
 
 
 @pytest.mark.parametrize("name", ["embeddings.json", "run.lock"])
