@@ -169,7 +169,11 @@ def _finish(
     index = spool.index()
     found = len(index.places)
     kept = np.arange(found) if unwanted is None else unwanted.others(index.places, found + index.refused.total())
-    if not len(kept):
+    if found and not len(kept):
+        raise ValueError(
+            f"All {counted(found, 'usable sample')} of {source.name!r} would be left out: nothing remains."
+        )
+    if not found:
         raise ValueError(f"No sample of {source.name!r} can be used: {_in_words(index.refused)}.")
     order = np.random.default_rng(options.seed).permutation(kept)
     columns = make_columns(caption_columns(source), index.forms)

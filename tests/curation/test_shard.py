@@ -472,6 +472,9 @@ def test_images_of_evaluation_data_that_a_check_has_found_are_left_out(samples, 
     assert "2 left out (overlap)" in capsys.readouterr().out
     left = {caption for _, (caption,) in rows_of(opened(tmp_path / "out"))}
     assert left == {caption.decode() for _, _, caption in samples[2:20]}
+    main.main([*checked, "--eval_data", str(data)])
+    said = failed(capsys, data, tmp_path / "none", "--without", tmp_path / "check", "--overlap", "image")
+    assert "All 20 usable samples of" in said
     main.main([*checked])
     said = failed(capsys, data, tmp_path / "other", "--without", tmp_path / "check", "--overlap", "near")
     assert "is a check without evaluation data: run `flip-hf data check` with --eval_data." in said
