@@ -2,10 +2,12 @@ r"""Checks a data set before training, or writes it as shuffled shards, so that 
 
     flip-hf data check 'shards/{00000..00999}.tar' checks/web
     flip-hf data check my/images checks/images --caption_column label --samples_per_second 2500
+    flip-hf data check 'shards/{00000..00999}.tar' checks/web --eval_data my/images --eval_split test
     flip-hf data shard my/images sharded --format parquet --resize 256
-    flip-hf data shard 'shards/*.tar' sharded --without checks/web --duplicates near
+    flip-hf data shard 'shards/*.tar' sharded --without checks/web --duplicates near --overlap near
 
-`check` reads all samples once, and reports what training would skip and why, sizes, duplicates, and the loader's speed.
+`check` reads all samples once, and reports what training would skip and why, sizes, duplicates, images that are in
+evaluation data, too, and the loader's speed.
 `shard` reads any data that training can read, and writes tar or parquet shards. If it is interrupted, the same command
 resumes it.
 """
@@ -16,6 +18,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,7 @@ from flip_hf.redaction import install, redact
 if TYPE_CHECKING:
     from flip_hf.data.rendering import Colour
     from flip_hf.data.sources import Source
+    from flip_hf.training.arguments import DataArguments
 
 PATCH = 16
 
@@ -50,6 +54,15 @@ def make_parser() -> ScriptParser:
 def _add_check(check: argparse.ArgumentParser) -> None:
     """Adds the options of `check`."""
     _add_data(check, "folder of the report; files of an earlier one in it are replaced")
+    check.add_argument(
+        "--eval_data",
+        nargs="+",
+        default=[],
+        help="data that a model will be evaluated on: finds the samples whose images are in them, too",
+    )
+    check.add_argument("--eval_split", default="test", help="split of the evaluation data (test)")
+    check.add_argument("--eval_config", help="configuration of the evaluation data")
+    check.add_argument("--eval_image_column", help="image column of the evaluation data")
     check.add_argument("--tokenizer", help="folder or Hub id of a tokenizer: measures captions in tokens, too")
     check.add_argument(
         "--distance",
@@ -91,12 +104,20 @@ def _add_shard(shard: argparse.ArgumentParser) -> None:
     )
     shard.add_argument("--quality", type=integer(1, 100), help="quality of the JPEGs that --resize writes (90)")
     shard.add_argument(
-        "--without", type=Path, metavar="CHECK", help="leave out the duplicates that a check found: its folder"
+        "--without",
+        type=Path,
+        metavar="CHECK",
+        help="leave out duplicates, images of evaluation data, or both, that a check found: its folder",
     )
     shard.add_argument(
         "--duplicates",
         choices=("pair", "image", "near"),
         help="pair: same image and captions; image: also other captions; near: also images that look alike",
+    )
+    shard.add_argument(
+        "--overlap",
+        choices=("image", "near"),
+        help="image: same image as in the evaluation data of the check; near: also images that look alike",
     )
     shard.add_argument(
         "--skip_unreadable", action="store_true", help="leave out the parts of shards that cannot be read"
@@ -129,10 +150,36 @@ def _add_data(parser: argparse.ArgumentParser, output: str) -> None:
 
 def open_data(options: argparse.Namespace) -> tuple["Source", "Colour"]:
     """Opens the data as training does; returns them, and the colour behind transparent parts."""
-    from flip_hf.training.arguments import DataArguments
     from flip_hf.training.inputs import open_training_data
 
-    wanted = DataArguments(
+    wanted = _data_arguments(options)
+    (source,) = open_training_data(wanted, captions=not options.images_alone)
+    return source, wanted.background_colour()
+
+
+def open_evaluation(options: argparse.Namespace) -> list["Source"]:
+    """Opens the evaluation data that data are compared with, as images alone."""
+    from flip_hf.training.evaluation_data import open_evaluation_data
+
+    found: list[Source] = []
+    for name in options.eval_data:
+        wanted = replace(
+            _data_arguments(options),
+            eval_data=name,
+            eval_split=options.eval_split,
+            eval_config=options.eval_config,
+            eval_image_column=options.eval_image_column,
+        )
+        opened = open_evaluation_data(wanted, labels=False).images
+        found += [] if opened is None else [opened]
+    return found
+
+
+def _data_arguments(options: argparse.Namespace) -> "DataArguments":
+    """Returns the options that choose data as training takes them."""
+    from flip_hf.training.arguments import DataArguments
+
+    return DataArguments(
         train_data=[options.data],
         train_split=options.split,
         train_config=options.config and [options.config],
@@ -142,16 +189,14 @@ def open_data(options: argparse.Namespace) -> tuple["Source", "Colour"]:
         class_names=options.class_names,
         background=options.background,
     )
-    (source,) = open_training_data(wanted, captions=not options.images_alone)
-    return source, wanted.background_colour()
 
 
-def _check_outside(options: argparse.Namespace) -> None:
-    folder = Path(options.data).expanduser().resolve()
-    inside = folder.is_dir() and options.output.resolve().is_relative_to(folder)
+def _check_outside(output: Path, data: str) -> None:
+    folder = Path(data).expanduser().resolve()
+    inside = folder.is_dir() and output.resolve().is_relative_to(folder)
     require(
         not inside,
-        f"{options.output} lies in the folder of the data, and would be read as part of them: name a folder elsewhere.",
+        f"{output} lies in the folder of the data, and would be read as part of them: name a folder elsewhere.",
     )
 
 
@@ -178,21 +223,26 @@ def run_check(options: argparse.Namespace, workers: int, command: str) -> None:
     from flip_hf.curation.report import in_words
 
     require(options.image_size % PATCH == 0, f"--image_size must be a multiple of {PATCH}, got {options.image_size}.")
+    compares = (options.eval_config, options.eval_image_column) == (None, None) or options.eval_data
+    require(bool(compares), "--eval_config and --eval_image_column are about --eval_data: give that, too.")
     try_folder(options.output, "OUT")
-    _check_outside(options)
+    for data in (options.data, *options.eval_data):
+        _check_outside(options.output, data)
     count_tokens = token_counter(options.tokenizer)
     source, background = open_data(options)
+    evaluation = open_evaluation(options)
     chosen = CheckOptions(
         workers, options.distance, options.image_size, options.seconds, options.samples_per_second, background
     )
     options.output.mkdir(parents=True, exist_ok=True)
     lock_folder(options.output)
     try:
-        report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens)
+        report = check(source, options.output, chosen, {"command": redact(command)}, count_tokens, evaluation)
     finally:
         unlock_folder(options.output)
     print(in_words(report))
-    print(f"Report: {options.output / REPORT} and {options.output / PICTURE}, with tables of samples and duplicates.")
+    tables = "samples, duplicates and overlap" if evaluation else "samples and duplicates"
+    print(f"Report: {options.output / REPORT} and {options.output / PICTURE}, with tables of {tables}.")
 
 
 def run_shard(options: argparse.Namespace, workers: int) -> None:
@@ -206,15 +256,16 @@ def run_shard(options: argparse.Namespace, workers: int) -> None:
         given,
         "--quality is that of the JPEGs that --resize writes: give --resize, too. Other images stay as they are.",
     )
-    pair = (options.without is None) == (options.duplicates is None)
+    leaves_out = options.duplicates is not None or options.overlap is not None
     require(
-        pair,
-        "--without CHECK and --duplicates go together: the folder of a check, and which duplicates to leave out.",
+        (options.without is not None) == leaves_out,
+        "--without CHECK goes together with --duplicates, --overlap or both: the folder of a check, and what to leave "
+        "out of what it found.",
     )
     try_folder(options.output, "OUT")
-    _check_outside(options)
+    _check_outside(options.output, options.data)
     source, background = open_data(options)
-    unwanted = options.without and read_unwanted(options.without, options.duplicates, source)
+    unwanted = options.without and read_unwanted(options.without, options.duplicates, options.overlap, source)
     form = ImageForm(options.resize, options.quality or 90, background)
     chosen = ShardOptions(
         options.format, options.samples_per_shard, options.seed, form, options.split, options.skip_unreadable
@@ -227,7 +278,8 @@ def run_shard(options: argparse.Namespace, workers: int) -> None:
 def in_words(manifest: dict[str, Any], options: argparse.Namespace, seconds: float) -> str:
     """Describes the shards, and how to train on them."""
     refused = sum(manifest["unusable"].values())
-    left_out = f", {counted(manifest['left_out'], 'duplicate')} left out" if options.without else ""
+    kinds = " and ".join(name for name in ("duplicates", "overlap") if getattr(options, name) is not None)
+    left_out = f", {manifest['left_out']:,} left out ({kinds})" if options.without else ""
     column = manifest["caption_column"]
     words = ["--train_data", f"{glob.escape(str(options.output))}/{options.split}-*.{options.format}"]
     if column:

@@ -58,6 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
         choices=INDEX_KINDS,
         help="also build a FAISS index: flat (exact); or fast and approximate, hnsw (more memory) or ivf (cells)",
     )
+    parser.add_argument(
+        "--skip_unreadable", action="store_true", help="leave out the parts of shards that cannot be read"
+    )
     return parser
 
 
@@ -66,11 +69,33 @@ def summary(manifest: "Manifest", folder: Path) -> str:
     captions = f" with {manifest.captions:,} captions" if manifest.captions else ""
     lines = [f"{folder}: {manifest.images:,} pictures{captions} in {len(manifest.files):,} files"]
     if manifest.refused:
-        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in manifest.refused.items())
-        lines.append(f"not usable: {reasons}; listed in {folder / 'refused.jsonl'}")
+        lines.append(f"not usable: {refused_in_words(manifest)}; listed in {folder / 'refused.jsonl'}")
     if manifest.index is not None:
         lines.append(f"index: {manifest.index['kind']}")
     return "\n".join(lines)
+
+
+def refused_in_words(manifest: "Manifest") -> str:
+    """Lists the reasons why samples could not be used, each with its number."""
+    return ", ".join(f"{count:,} x {reason}" for reason, count in manifest.refused.items()) or "there is none"
+
+
+def check_contents(manifest: "Manifest", options: EmbedOptions) -> None:
+    """Checks that a finished folder holds what was asked for.
+
+    Raises:
+        ValueError: no picture could be used, or no caption where these were to be encoded.
+    """
+    if not manifest.images:
+        raise ValueError(
+            f"No picture of {manifest.data['name']!r} could be used: {refused_in_words(manifest)}. If these are not "
+            "pictures, name their column with --image_column, and a new folder."
+        )
+    if options.texts and not manifest.captions:
+        raise ValueError(
+            f"{manifest.data['name']!r} has no caption that could be encoded; the pictures were. If the wrong column "
+            "was read, name the right one with --caption_column, and a new folder."
+        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -95,3 +120,7 @@ def main(argv: Sequence[str]) -> None:
     if is_main:
         print(summary(manifest, options.folder))
         print(f"{time.monotonic() - begin:,.1f} seconds")
+        try:
+            check_contents(manifest, options)
+        except ValueError as error:
+            end_with(error)

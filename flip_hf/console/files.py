@@ -136,6 +136,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def is_plain_file(path: Path) -> bool:
+    """Returns whether a path is a regular file itself: no link, which may lead anywhere, no pipe and no device."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def unfinished(path: Path) -> Path:
     """Returns the path of a file that [`replacing`] has not finished, as a killed process leaves it."""
     return path.with_name(f".{path.name}.part{path.suffix}")  # the suffix decides on the format of pictures
@@ -145,6 +153,7 @@ def unfinished(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the path of a file to write, which takes the place of `path` when it is whole and on the disk."""
     part = unfinished(path)
+    part.unlink(missing_ok=True)  # a link there would be followed
     try:
         yield part
         sync(part)

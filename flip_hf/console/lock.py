@@ -31,8 +31,11 @@ def lock_folder(folder: Path) -> None:
 
     Raises:
         FolderInUse: another process holds it.
+        ValueError: the lock's file is a link, which would be followed to empty another file.
     """
-    path = (folder / LOCK).resolve()
+    path = folder.resolve() / LOCK
+    if path.is_symlink():
+        raise ValueError(f"{folder / LOCK} is a link: remove it, or name another folder.")
     if fcntl is None or path in _held:
         return
     while True:
@@ -59,7 +62,7 @@ def lock_folder(folder: Path) -> None:
 
 def unlock_folder(folder: Path) -> None:
     """Releases a folder, if this process holds it."""
-    path = (folder / LOCK).resolve()
+    path = folder.resolve() / LOCK
     file = _held.pop(path, None)
     if file is None:
         return

@@ -1,4 +1,4 @@
-"""Check a data set: read all of it once, find what training would skip and what it holds twice, and report."""
+"""Check a data set: read all of it once, find what training would skip and what is in it twice, and report."""
 
 import json
 import time
@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from flip_hf.console.files import replacing
 from flip_hf.console.json_types import JsonObject
-from flip_hf.curation.duplicates import Looks, find_duplicates
+from flip_hf.console.names import short_name
+from flip_hf.curation.comparing import compare, write_overlap
+from flip_hf.curation.duplicates import find_duplicates
 from flip_hf.curation.examination import Examination
-from flip_hf.curation.findings import Findings
-from flip_hf.curation.listing import SAMPLES, SampleTable, list_duplicates, near_examples
+from flip_hf.curation.findings import looks_of
+from flip_hf.curation.listing import SAMPLES, examine, list_duplicates, near_examples
 from flip_hf.curation.loader_speed import loader_rate
-from flip_hf.curation.picture import GROUPS, draw_report
-from flip_hf.curation.processes import run_in_workers
+from flip_hf.curation.picture import EXAMPLES, Pairs, draw_report
 from flip_hf.curation.report import make_report
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
@@ -52,6 +51,7 @@ def check(
     options: CheckOptions,
     about: JsonObject,
     count_tokens: Callable[[Sequence[str]], list[int]] | None = None,
+    evaluation: Sequence[Source] = (),
 ) -> JsonObject:
     """Checks a data set and writes what was found into a folder.
 
@@ -61,6 +61,7 @@ def check(
         options: the options.
         about: facts that the report begins with.
         count_tokens: maps captions to their numbers of tokens.
+        evaluation: data that it is compared with, opened as images alone.
 
     Returns:
         The report, as it is in [`REPORT`].
@@ -72,12 +73,17 @@ def check(
     folder.mkdir(parents=True, exist_ok=True)
     rate = loader_rate(source, options.image_size, options.seconds, options.background) if options.seconds else None
     start = time.perf_counter()
-    findings = _examine(Examination(source, count_tokens, options.background), folder, options.workers)
+    work = Examination(source, count_tokens, options.background)
+    findings = examine(work, folder / SAMPLES, options.workers, "checking")
     seconds = time.perf_counter() - start
     records = findings.records()
-    looks = Looks(records["looks"], records["colours"], records["has_looks"])
-    duplicates = find_duplicates(records["image"], records["caption"], looks, options.distance)
+    duplicates = find_duplicates(records["image"], records["caption"], looks_of(records), options.distance)
+    compared = [
+        compare(each, records, folder, options.distance, options.workers, options.background) for each in evaluation
+    ]
+    (folder / REPORT).unlink(missing_ok=True)  # that of an earlier check, which the new tables do not belong to
     listed = list_duplicates(records["place"], duplicates, folder)
+    write_overlap(compared, folder)
     speed = {
         "workers": max(1, options.workers),
         "checked_per_second": findings.samples / seconds,
@@ -86,21 +92,14 @@ def check(
         "wanted_per_second": options.samples_per_second,
     }
     groups = len(listed["group"].unique())
-    report = {**about, **make_report(source, findings, duplicates, options.distance, groups), "speed": speed}
+    found = make_report(source, findings, duplicates, options.distance, groups)
+    report = {**about, **found, "eval_overlap": [each.facts for each in compared], "speed": speed}
+    alike = [Pairs("samples, and below each one that looks like it", source, source, near_examples(listed, EXAMPLES))]
+    for each in compared:
+        title = f"samples, and below each one of {short_name(each.source.name)} that looks like it"
+        alike.append(Pairs(title, source, each.source, each.examples(EXAMPLES)))
     with replacing(folder / PICTURE) as path:
-        draw_report(report, findings, source, near_examples(listed, GROUPS), path, options.background)
+        draw_report(report, findings, alike, path, options.background)
     with replacing(folder / REPORT) as path:
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
-
-
-def _examine(work: Examination, folder: Path, workers: int) -> Findings:
-    """Examines every sample, and writes a row for each into [`SAMPLES`]."""
-    findings = Findings()
-    bar = tqdm(desc="checking", unit=" samples", unit_scale=True, disable=None)
-    with bar, replacing(folder / SAMPLES) as path, SampleTable(path) as table:
-        for batch in run_in_workers(work, workers):
-            findings.add(batch)
-            table.add(batch.samples)
-            bar.update(batch.samples.num_rows)
-    return findings

@@ -18,6 +18,8 @@ from flip_hf.data.texts import read_caption, usable_captions
 
 # The captions of one column of a row: a text, several, or the index of a class.
 CaptionValue = str | list[str] | int
+# Forms of the captions of a column: a text, a list of them, the index of a class, none.
+TEXT, LIST, LABEL, NONE = "tli-"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,17 @@ def caption_columns(source: Source) -> tuple[CaptionColumn, ...]:
     if source.captions or source.target_column is None:
         return source.captions
     return (CaptionColumn(source.target_column),)
+
+
+def forms_of(captions: Mapping[str, CaptionValue], names: Sequence[str]) -> str:
+    """Returns the forms of the captions of some columns, a letter each."""
+    return "".join(_form(captions.get(name)) for name in names)
+
+
+def _form(value: CaptionValue | None) -> str:
+    if value is None:
+        return NONE
+    return TEXT if isinstance(value, str) else LIST if isinstance(value, list) else LABEL
 
 
 def key_of(row: dict, source: Source) -> str:

@@ -9,17 +9,14 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from flip_hf.curation.contents import CaptionValue, Contents, caption_columns, key_of, read_contents
+from flip_hf.curation.contents import Contents, caption_columns, forms_of, key_of, read_contents
 from flip_hf.curation.processes import this_worker
-from flip_hf.curation.spool import FILE_BYTES, FILE_ROWS, Progress, Spool
+from flip_hf.curation.spool import EXTENSIONS, FILE_BYTES, FILE_ROWS, OTHER_EXTENSION, Progress, Spool
 from flip_hf.data.reading import MAX_BROKEN_SHARDS, Reader, Shards, read_rows
 from flip_hf.data.refusals import RefusedSample
 from flip_hf.data.rendering import WHITE, Colour
 from flip_hf.data.sources import Source
 
-# Extensions by which images are found in tar shards; those of other formats are called img.
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-_OTHER = "img"
 _MAX_JPEG_SIDE = 65_500  # libjpeg's
 # Decoded at this side where images are only tested, in pixels.
 _TESTED_SIDE = 64
@@ -45,7 +42,7 @@ class ImageForm:
 
     def encoded(self, contents: Contents) -> tuple[bytes, str]:
         """Returns the encoded image and its extension."""
-        extension = _EXTENSIONS.get(contents.format, _OTHER)
+        extension = EXTENSIONS.get(contents.format, OTHER_EXTENSION)
         if self.short_side is None or min(contents.size) <= self.short_side:
             return contents.image, extension
         scale = self.short_side / min(contents.size)
@@ -187,17 +184,6 @@ class Dealing(IterableDataset):
         except RefusedSample as refused:
             return {"key": key, "refused": refused.reason}
         image, extension = self.form.encoded(contents)
-        names = [column.name for column in caption_columns(self.source)]
-        forms = "".join(_form(contents.captions.get(name)) for name in names)
+        forms = forms_of(contents.captions, [column.name for column in caption_columns(self.source)])
         captions = json.dumps(contents.captions, ensure_ascii=False)
         return {"key": key, "image": image, "extension": extension, "captions": captions, "forms": forms}
-
-
-# Forms of the captions of a column: a text, a list of them, the index of a class, none.
-TEXT, LIST, LABEL, NONE = "tli-"
-
-
-def _form(value: CaptionValue | None) -> str:
-    if value is None:
-        return NONE
-    return TEXT if isinstance(value, str) else LIST if isinstance(value, list) else LABEL

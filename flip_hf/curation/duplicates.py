@@ -6,6 +6,7 @@ So the hashes are sorted once by each choice of two blocks, and only those that 
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,7 +18,7 @@ _BITS = 64
 # Blocks that must agree; one more where hashes are so many that two would leave long lists to compare.
 _AGREEING = 2
 _MANY = 2**24
-# Hashes after a hash, in a list of those that agree with it in the chosen blocks, to which it is compared.
+# Hashes of a list of those that agree in the chosen blocks with which a hash is compared.
 MAX_NEIGHBOURS = 512
 # Pairs that are held are at most one for this many images, and those of one step.
 _JOINED = 8
@@ -73,6 +74,11 @@ class Looks:
         """Returns those of some images."""
         return Looks(self.hashes[numbers], self.colours[numbers], self.are_known[numbers])
 
+    def first_equal(self) -> np.ndarray:
+        """Returns, for each image (N,), the number of the first one with the same hash and colours."""
+        colours = np.ascontiguousarray(self.colours).view(np.uint32)  # four levels a key, to sort by fewer
+        return first_equal(self.hashes, *colours.T)
+
 
 def find_duplicates(images: np.ndarray, captions: np.ndarray, looks: Looks, distance: int) -> Duplicates:
     """Groups samples by their hashes.
@@ -83,16 +89,14 @@ def find_duplicates(images: np.ndarray, captions: np.ndarray, looks: Looks, dist
         looks: the looks of the images.
         distance: bits in which the perceptual hashes of images that look alike may differ.
     """
-    first_image = _first_equal(images[:, 0], images[:, 1])
-    first_pair = _first_equal(first_image, captions)
+    first_image = first_equal(images[:, 0], images[:, 1])
+    first_pair = first_equal(first_image, captions)
     group = first_image.copy()
     known = np.flatnonzero(looks.are_known)
-    colours = np.ascontiguousarray(looks.colours[known]).view(np.uint32)  # four levels a key, to sort by fewer
-    first_look = _first_equal(looks.hashes[known], *colours.T)
-    distinct, node = np.unique(first_look, return_inverse=True)
+    distinct, node = np.unique(looks.take(known).first_equal(), return_inverse=True)
     alike, is_complete = near_groups(looks.take(known[distinct]), distance)
     # Equal images have equal looks, so that their groups never fall apart.
-    group[known] = known[_first_equal(alike[node])]
+    group[known] = known[first_equal(alike[node])]
     own = np.arange(len(images))
     kind = np.full(len(images), Kind.FIRST, np.uint8)
     for value, first in ((Kind.NEAR, group), (Kind.IMAGE, first_image), (Kind.PAIR, first_pair)):
@@ -100,7 +104,7 @@ def find_duplicates(images: np.ndarray, captions: np.ndarray, looks: Looks, dist
     return Duplicates(group, kind, is_complete)
 
 
-def _first_equal(*keys: np.ndarray) -> np.ndarray:
+def first_equal(*keys: np.ndarray) -> np.ndarray:
     """Returns, for each of N rows of keys (N,), the number of the first row that equals it."""
     count = len(keys[0])
     order = np.lexsort(keys)  # stable, so that the first of equal rows comes first
@@ -123,19 +127,28 @@ def near_groups(looks: Looks, distance: int) -> tuple[np.ndarray, bool]:
     Returns:
         A label for each image (N,), equal for those of a group, and whether all that look alike were found.
     """
-    agreeing = _AGREEING + (len(looks.hashes) > _MANY)
-    blocks = _blocks(distance + agreeing)
     in_order = np.argsort(looks.hashes, kind="stable")
     groups = np.arange(len(looks.hashes))
     is_complete = True
-    for chosen in itertools.combinations(blocks, agreeing):
-        mask = np.bitwise_or.reduce(np.array(chosen, np.uint64))
+    for mask in block_masks(len(looks.hashes), distance):
         keys = looks.hashes[in_order] & mask
         by_key = np.argsort(keys, kind="stable")  # equal keys stay sorted by the whole hash: near ones are neighbours
         order = in_order[by_key]
         groups[order], is_whole = _join_neighbours(looks.take(order), keys[by_key], groups[order], distance)
         is_complete = is_complete and is_whole
     return groups, is_complete
+
+
+def block_masks(count: int, distance: int) -> Iterator[np.uint64]:
+    """Yields masks of bits such that hashes that differ in at most `distance` bits agree under one of them at least.
+
+    Args:
+        count: number of hashes that are compared with each of others.
+        distance: the maximum number of bits.
+    """
+    agreeing = _AGREEING + (count > _MANY)
+    for chosen in itertools.combinations(_blocks(distance + agreeing), agreeing):
+        yield np.bitwise_or.reduce(np.array(chosen, np.uint64))
 
 
 def _blocks(count: int) -> list[int]:
@@ -158,9 +171,7 @@ def _join_neighbours(looks: Looks, keys: np.ndarray, groups: np.ndarray, distanc
         left = left[left < len(keys) - step]
         left = left[run[left] == run[left + step]]
         apart = left[groups[left] != groups[left + step]]
-        near = apart[_differing_bits(looks.hashes[apart], looks.hashes[apart + step]) <= distance]
-        levels = np.abs(looks.colours[near].astype(np.int16) - looks.colours[near + step]).max(axis=1, initial=0)
-        near = near[levels <= MAX_LEVELS]
+        near = apart[alike_pairs(looks, apart, looks, apart + step, distance)]
         found.append(np.stack([groups[near], groups[near + step]], axis=1))
         held += len(near)
         if held > len(keys) // _JOINED:
@@ -192,6 +203,17 @@ def _has_several(groups: np.ndarray, run: np.ndarray) -> np.ndarray:
     """Returns for each run of images whether it has several groups."""
     starts = np.flatnonzero(np.diff(run, prepend=-1))
     return np.minimum.reduceat(groups, starts) != np.maximum.reduceat(groups, starts)
+
+
+def alike_pairs(
+    looks: Looks, numbers: np.ndarray, others: Looks, other_numbers: np.ndarray, distance: int
+) -> np.ndarray:
+    """Returns which of P pairs look alike: places in `numbers` (P,) of `looks` and `other_numbers` (P,) of `others`."""
+    bits = _differing_bits(looks.hashes[numbers], others.hashes[other_numbers])
+    near = np.flatnonzero(bits <= distance)
+    colours = looks.colours[numbers[near]].astype(np.int16)
+    levels = np.abs(colours - others.colours[other_numbers[near]]).max(axis=1, initial=0)
+    return near[levels <= MAX_LEVELS]
 
 
 def _differing_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:

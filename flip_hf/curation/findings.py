@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from flip_hf.curation.duplicates import Looks
 from flip_hf.curation.examination import Damage, Examined, Lengths
 from flip_hf.curation.hashing import COLOURS
 
@@ -40,6 +41,11 @@ def shards_and_rows(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unpacks the numbers of [`places_of`]."""
     rows = places & np.uint64((1 << _ROW_BITS) - 1)
     return (places >> np.uint64(_ROW_BITS)).astype(np.int32), rows.astype(np.int64)
+
+
+def looks_of(records: np.ndarray) -> Looks:
+    """Returns the looks in records of [`RECORD`]."""
+    return Looks(records["looks"], records["colours"], records["has_looks"])
 
 
 class Example(NamedTuple):

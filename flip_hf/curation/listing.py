@@ -1,15 +1,17 @@
-"""The tables of a check: one of all samples, and one of those that are duplicates."""
+"""The tables of a check: one of all samples, written while they are examined, and one of those that are duplicates."""
 
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from flip_hf.console.files import replacing
 from flip_hf.curation.duplicates import Duplicates, Kind
-from flip_hf.curation.examination import SCHEMA
-from flip_hf.curation.findings import places_of, shards_and_rows
+from flip_hf.curation.examination import SCHEMA, Examination
+from flip_hf.curation.findings import Findings, places_of, shards_and_rows
+from flip_hf.curation.processes import run_in_workers
 
 SAMPLES = "samples.parquet"
 DUPLICATES = "duplicates.parquet"
@@ -54,6 +56,28 @@ class SampleTable:
         self._writer.close()
 
 
+def examine(work: Examination, path: Path, workers: int, label: str) -> Findings:
+    """Examines every sample, and writes a row for each into a table.
+
+    Args:
+        work: the examination.
+        path: the table's file.
+        workers: processes; 0 works in this one.
+        label: words beside the progress bar.
+
+    Raises:
+        WorkFailed: the data cannot be read.
+    """
+    findings = Findings()
+    bar = tqdm(desc=label, unit=" samples", unit_scale=True, disable=None)
+    with bar, replacing(path) as unfinished, SampleTable(unfinished) as table:
+        for batch in run_in_workers(work, workers):
+            findings.add(batch)
+            table.add(batch.samples)
+            bar.update(batch.samples.num_rows)
+    return findings
+
+
 def list_duplicates(places: np.ndarray, duplicates: Duplicates, folder: Path) -> pa.Table:
     """Lists the samples of all groups of several, in the order of their groups, and writes them to [`DUPLICATES`].
 
@@ -64,7 +88,7 @@ def list_duplicates(places: np.ndarray, duplicates: Duplicates, folder: Path) ->
     """
     surplus = np.flatnonzero(duplicates.kind != Kind.FIRST)
     members = np.union1d(surplus, duplicates.first[surplus])
-    keys = _find_keys(places[members], folder / SAMPLES)
+    keys = find_keys(places[members], folder / SAMPLES)
     by_group = np.argsort(duplicates.first[members], kind="stable")
     members = members[by_group]
     _, group = np.unique(duplicates.first[members], return_inverse=True)
@@ -77,8 +101,8 @@ def list_duplicates(places: np.ndarray, duplicates: Duplicates, folder: Path) ->
     return listed
 
 
-def _find_keys(places: np.ndarray, samples: Path) -> pa.Array:
-    """Reads the keys of the samples at some places, which are sorted, from [`SAMPLES`]."""
+def find_keys(places: np.ndarray, samples: Path) -> pa.Array:
+    """Reads the keys of the samples at some places, which are sorted, from a table of samples."""
     found: list[np.ndarray] = [np.empty(0, np.uint64)]
     keys: list[pa.Array] = [pa.array([], pa.string())]
     with pq.ParquetFile(samples) as file:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from flip_hf.console.json_types import JsonObject
+from flip_hf.console.names import short_name
 from flip_hf.curation.findings import Findings
 from flip_hf.data.decode import decode_crop, open_image, upright_size
 from flip_hf.data.reading import Reader, read_rows
@@ -20,47 +21,56 @@ from flip_hf.data.sources import Source
 
 _DPI = 120
 _BINS = 40
-# Groups of images that look alike of which two are drawn, and the side of a drawn image in pixels.
-GROUPS = 6
+# Pairs of images that look alike that are drawn of each kind, and the side of a drawn image in pixels.
+EXAMPLES = 6
 _SIDE = 128
 _BARS = 10
 # Images of more extreme shapes are drawn at the edge.
 _MAX_ASPECT = 4.0
 
 
+class Pairs(NamedTuple):
+    """Pairs of samples that look alike: the first of each is of `source`, the second of `other`."""
+
+    title: str
+    source: Source
+    other: Source
+    members: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+
+
 def draw_report(
-    report: JsonObject,
-    findings: Findings,
-    source: Source,
-    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
-    path: Path,
-    background: Colour,
+    report: JsonObject, findings: Findings, alike: Sequence[Pairs], path: Path, background: Colour
 ) -> Figure:
     """Draws the report, and returns the figure.
 
     Args:
         report: the report.
         findings: what the examination found.
-        source: the data, of which a few images are read again.
-        pairs: at most [`GROUPS`] samples, each with one that looks like it.
+        alike: of each kind, at most [`EXAMPLES`] pairs, whose images are read again.
         path: the file to write.
         background: colour of transparent parts.
     """
-    rows = 3 if pairs else 2
+    alike = [each for each in alike if each.members]
+    rows = 2 + len(alike)
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     parts: Any = figure.subfigures(rows, 1)
-    sizes, losses, *alike = parts
+    sizes, losses, *more = parts
     _draw_sizes(sizes, findings)
     _draw_losses(losses, report)
-    for part in alike:
-        part.suptitle("samples, and below each one that looks like it", fontsize=10)
-        axes = part.subplots(2, GROUPS)
-        for number, place in itertools.product(range(GROUPS), range(2)):
-            _draw_image(axes[place, number], pairs[number][place] if number < len(pairs) else None, source, background)
+    for part, pairs in zip(more, alike, strict=True):
+        _draw_pairs(part, pairs, background)
     title = f"{report['data']}: {report['usable']:,} of {report['samples']:,} samples can be used"
     figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=_DPI)
     return figure
+
+
+def _draw_pairs(part: SubFigure, pairs: Pairs, background: Colour) -> None:
+    part.suptitle(pairs.title, fontsize=10, parse_math=False)
+    axes = part.subplots(2, EXAMPLES)
+    for number, (place, source) in itertools.product(range(EXAMPLES), enumerate((pairs.source, pairs.other))):
+        member = pairs.members[number][place] if number < len(pairs.members) else None
+        _draw_image(axes[place, number], member, source, background)
 
 
 def _draw_sizes(part: SubFigure, findings: Findings) -> None:
@@ -87,7 +97,12 @@ def _draw_losses(part: SubFigure, report: JsonObject) -> None:
         "same image, other captions": found["same_image"],
         "looks like an earlier one": found["near"],
     }
-    _draw_bars(surplus, named, "surplus samples")
+    overlap = {
+        f"{words} {short_name(each['data'])}": each[name]
+        for each in report["eval_overlap"]
+        for name, words in (("same_image", "same image as in"), ("near", "looks like one of"))
+    }
+    _draw_bars(surplus, {**named, **overlap}, "surplus samples" + " and overlap" * bool(overlap))
 
 
 def _draw_histogram(axes: Axes, values: np.ndarray, label: str, weights: np.ndarray | None = None) -> None:

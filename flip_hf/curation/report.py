@@ -1,5 +1,6 @@
 """The report of a check: as JSON, and as the text that is printed."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -142,6 +143,7 @@ def in_words(report: JsonObject) -> str:
         *_losses(report),
         *_sizes({**report["images"], **report["captions"]}),
         *_duplicates(report),
+        *itertools.chain.from_iterable(map(_overlap, report["eval_overlap"])),
         *_speed(report["speed"]),
     ]
     return "\n".join(lines)
@@ -192,6 +194,22 @@ def _duplicates(report: JsonObject) -> list[str]:
     if report["captions"]["count"]:
         lines.append(f"{counted(others, 'sample')} with the captions of an earlier sample.")
     return lines
+
+
+def _overlap(found: JsonObject) -> list[str]:
+    """Describes the overlap with one set of evaluation data."""
+    unusable = found["samples"] - found["usable"]
+    compared = counted(found["usable"], "sample") + (f", {unusable:,} cannot be used" if unusable else "")
+    same = f"{counted(found['same_image'], 'sample')} {'has' if found['same_image'] == 1 else 'have'}"
+    near = f"{found['near']:,} {'looks' if found['near'] == 1 else 'look'}"
+    in_data = found["eval_same_image"] + found["eval_near"]
+    share = in_data / max(1, found["usable"])
+    more = "" if found["is_complete"] else " So many images look alike that not all of them were found."
+    return [
+        f"Overlap with {found['data']} ({compared}): {same} an image of it, {near} like one. "
+        f"{in_data:,} of its images ({share:.2%}) are in the data: "
+        f"{found['eval_same_image']:,} as they are, {found['eval_near']:,} that look alike.{more}"
+    ]
 
 
 def _speed(speed: JsonObject) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, List, Value
 
-from flip_hf.curation.dealing import LABEL, LIST, TEXT
+from flip_hf.curation.contents import LABEL, LIST, TEXT
 from flip_hf.data.captions import CaptionColumn
 
 ShardFormat = Literal["tar", "parquet"]
@@ -113,12 +113,12 @@ class Tar:
         return False
 
     def write(self, path: Path, samples: Iterable[tuple[int, dict[str, Any]]]) -> None:
-        """Writes a shard of numbered samples; see the spool's schema."""
+        """Writes a shard of numbered samples; see [`spooled_sample`]."""
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
             for number, sample in samples:
                 _add(archive, _name(number, sample["extension"]), sample["image"])
                 if self.columns:
-                    _add(archive, _name(number, self._extension), self._text(json.loads(sample["captions"])))
+                    _add(archive, _name(number, self._extension), self._text(sample["captions"]))
 
     def _text(self, captions: dict[str, Any]) -> bytes:
         if self._extension != "json":
@@ -159,7 +159,7 @@ class Parquet:
         return has_names and all(len(names) == 1 for names in column.classes)
 
     def write(self, path: Path, samples: Iterable[tuple[int, dict[str, Any]]]) -> None:
-        """Writes a shard of numbered samples; see the spool's schema."""
+        """Writes a shard of numbered samples; see [`spooled_sample`]."""
         schema = self.features.arrow_schema
         with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
             for group in _groups(samples):
@@ -167,9 +167,8 @@ class Parquet:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
     def _row(self, number: int, sample: dict[str, Any]) -> dict[str, Any]:
-        captions = json.loads(sample["captions"])
         image = {"bytes": sample["image"], "path": _name(number, sample["extension"])}
-        return {_IMAGE: image, **{column.name: column.value(captions) for column in self.columns}}
+        return {_IMAGE: image, **{column.name: column.value(sample["captions"]) for column in self.columns}}
 
 
 def _name(number: int, extension: str) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from flip_hf.console.names import counted
 from flip_hf.curation.contents import caption_columns
 from flip_hf.curation.dealing import Dealing, ImageForm
 from flip_hf.curation.leaving_out import Unwanted
+from flip_hf.curation.plan import begin, check_data, check_extent, check_same, identity
 from flip_hf.curation.processes import WorkFailed, run_in_workers
 from flip_hf.curation.shard_files import ShardFormat, check_columns, layout_of, make_columns
 from flip_hf.curation.spool import Spool
-from flip_hf.curation.state import read_state
+from flip_hf.curation.state import damaged, read_state
 from flip_hf.curation.writing import Writing
+from flip_hf.data.extent import extent_of
 from flip_hf.data.files import is_remote
 from flip_hf.data.sources import Source
 
@@ -35,8 +37,17 @@ MANIFEST = "shards.json"
 UNUSABLE = "unusable.json"
 CLASSES = "classes.txt"
 _WORK = ".work"
-_PLAN = "plan.json"
-_MANIFEST = ("format", "samples", "bytes", "caption_column", "class_names", "unusable", "left_out", "shards", "made_of")
+_MANIFEST = {
+    "format": str,
+    "samples": int,
+    "bytes": int,
+    "caption_column": str | None,
+    "class_names": str | None,
+    "unusable": dict,
+    "left_out": int,
+    "shards": list,
+    "made_of": dict,
+}
 _SPOOL = "spool"
 # What is written besides the images.
 _SLACK = 1.05
@@ -82,10 +93,11 @@ def shard(source: Source, folder: Path, options: ShardOptions, workers: int, unw
         WorkFailed: data cannot be read, or files cannot be written.
     """
     check_columns(caption_columns(source), options.format)
-    wanted = _identity(source, options, unwanted)
-    if (folder / MANIFEST).is_file():
-        manifest = read_state(folder / MANIFEST, _MANIFEST)
-        _check_same(folder, manifest["made_of"], wanted)
+    wanted = identity(source, options, unwanted)
+    if (folder / MANIFEST).exists() or (folder / MANIFEST).is_symlink():
+        manifest = _read_manifest(folder / MANIFEST)
+        check_same(folder, manifest["made_of"], wanted)
+        check_extent(folder, manifest.get("extent"), extent_of(source.shards))
         shutil.rmtree(folder / _WORK, ignore_errors=True)
         return manifest
     work = folder / _WORK
@@ -93,7 +105,7 @@ def shard(source: Source, folder: Path, options: ShardOptions, workers: int, unw
     work.mkdir(parents=True, exist_ok=True)
     lock_folder(work)
     try:
-        parts = _begin(work, wanted, source, workers)
+        parts = begin(work, wanted, source, workers)
         if options.form.short_side is None:
             _check_room(source, work)
         manifest = _finish(source, folder, options, workers, unwanted, parts)
@@ -105,30 +117,17 @@ def shard(source: Source, folder: Path, options: ShardOptions, workers: int, unw
     return {**manifest, "made_of": wanted}
 
 
-def _identity(source: Source, options: ShardOptions, unwanted: Unwanted | None) -> JsonObject:
-    """Returns everything that decides what is written."""
-    written = asdict(options)
-    written.pop("skip_unreadable")  # it is added when reading has failed
-    return {
-        "data": source.name,
-        "source_shards": source.shards.num_shards,
-        "image_column": source.image_column,
-        "caption_columns": [[column.name, column.weight] for column in caption_columns(source)],
-        **json.loads(json.dumps(written)),
-        "left_out": unwanted and unwanted.digest,
-    }
-
-
-def _check_same(folder: Path, made_of: JsonObject, wanted: JsonObject) -> None:
-    """Checks that a folder's shards are those that are wanted.
+def _read_manifest(path: Path) -> JsonObject:
+    """Reads the manifest of finished shards.
 
     Raises:
-        ValueError: they are made of other data, or with other options.
+        ValueError: it is damaged.
     """
-    differing = [name for name in wanted if made_of.get(name) != wanted[name]]
-    if differing:
-        said = "; ".join(f"{name} was {made_of.get(name)}, now {wanted[name]}" for name in differing)
-        raise ValueError(f"{folder} has shards of another command: {said}. Give the same options, or another folder.")
+    manifest = read_state(path, _MANIFEST)
+    counts = manifest["unusable"].values()
+    if not all(type(count) is int for count in counts) or not isinstance(manifest.get("extent", {}), dict):
+        raise damaged(path)
+    return manifest
 
 
 def _check_empty(folder: Path) -> None:
@@ -136,19 +135,6 @@ def _check_empty(folder: Path) -> None:
         raise ValueError(f"{folder / _WORK} is a link: remove it, or name a new folder.")
     if folder.is_dir() and not (folder / _WORK).is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty, and holds no shards of this command: name a new folder.")
-
-
-def _begin(work: Path, wanted: JsonObject, source: Source, workers: int) -> int:
-    """Writes the plan, or checks that of the earlier call; returns the number of tracks of a shard."""
-    path = work / _PLAN
-    if path.is_file():
-        plan = read_state(path, ("made_of", "parts"))
-        _check_same(work.parent, plan["made_of"], wanted)
-        return plan["parts"]
-    parts = max(1, -(-workers // source.shards.num_shards))
-    with replacing(path) as new:
-        new.write_text(json.dumps({"made_of": wanted, "parts": parts}, indent=2), encoding="utf-8")
-    return parts
 
 
 def _check_room(source: Source, work: Path) -> None:
@@ -175,17 +161,24 @@ def _finish(
     source: Source, folder: Path, options: ShardOptions, workers: int, unwanted: Unwanted | None, parts: int
 ) -> JsonObject:
     """Finishes what is left to do; returns the manifest."""
-    spool = Spool(folder / _WORK / _SPOOL)
-    _spool(Dealing(source, spool, parts, options.form, options.skip_unreadable), workers)
+    names = [column.name for column in caption_columns(source)]
+    spool = Spool(folder / _WORK / _SPOOL, source.shards.num_shards, parts, names)
+    work = Dealing(source, spool, parts, options.form, options.skip_unreadable)
+    check_data(folder / _WORK, source, work.progress)
+    _spool(work, workers)
     index = spool.index()
     found = len(index.places)
     kept = np.arange(found) if unwanted is None else unwanted.others(index.places, found + index.refused.total())
-    if not len(kept):
+    if found and not len(kept):
+        raise ValueError(
+            f"All {counted(found, 'usable sample')} of {source.name!r} would be left out: nothing remains."
+        )
+    if not found:
         raise ValueError(f"No sample of {source.name!r} can be used: {_in_words(index.refused)}.")
     order = np.random.default_rng(options.seed).permutation(kept)
     columns = make_columns(caption_columns(source), index.forms)
     layout = layout_of(options.format, columns)
-    shards = _write(Writing(folder, spool.paths(), index.take(order), layout, options), workers)
+    shards = _write(Writing(folder, spool, index.take(order), layout, options), workers)
     _write_unusable(spool, source, folder)
     labels = next((column for column in columns if column.classes and not layout.names_classes(column)), None)
     if labels is not None:
@@ -201,6 +194,7 @@ def _finish(
         "unusable": dict(sorted(index.refused.items())),
         "damage": dict(sorted(damage.items())),
         "left_out": found - len(kept),
+        "extent": extent_of(source.shards),
         "shards": shards,
     }
 

@@ -6,8 +6,9 @@ after the other, so that a killed process loses what it held in memory, and no m
 
 import json
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flip_hf.console.files import replacing
+from flip_hf.console.files import is_plain_file, replacing
+from flip_hf.curation.contents import LABEL, LIST, NONE, TEXT, forms_of
 from flip_hf.curation.findings import places_of
-from flip_hf.curation.state import damaged
+from flip_hf.curation.state import damaged, make_folder
+from flip_hf.data.texts import is_unicode
 
 # A row for each sample; of one that cannot be used, only where it is, its name and the reason.
 SCHEMA = pa.schema(
@@ -31,8 +34,14 @@ SCHEMA = pa.schema(
         ("extension", pa.string()),
         ("captions", pa.string()),  # JSON, by column
         ("forms", pa.string()),  # of the captions, a letter for each column
+        ("checksum", pa.uint32()),  # of the image and the captions, CRC-32
     ]
 )
+_OF_USABLE = ("image", "extension", "captions", "forms", "checksum")
+# Extensions by which images are found in tar shards; those of other formats are called img.
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+OTHER_EXTENSION = "img"
+_MAX_LABEL = 2**31 - 1
 # A file ends with the row that brings it to one of these.
 FILE_BYTES = 64 * 2**20
 FILE_ROWS = 2048
@@ -59,19 +68,29 @@ class Progress:
 
 
 class Spool:
-    """The files of all tracks.
+    """The files of all tracks, which an earlier call may have left: what is not as it writes them is refused.
 
     Args:
         folder: their folder; made if it does not exist.
+        shards: number of shards of the data.
+        parts: tracks of each shard.
+        columns: names of the columns of captions.
+
+    Raises:
+        ValueError: the folder is a link or a file.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, shards: int, parts: int, columns: Sequence[str]):
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.shards = shards
+        self.parts = parts
+        self.columns = columns
+        make_folder(folder)
 
     def write(self, track: int, rows: list[dict[str, Any]], progress: Progress) -> None:
         """Writes the next file of a track; `progress` is the state after it."""
         about = json.dumps([progress.next_row, progress.is_finished, progress.damage])
+        rows = [row if "refused" in row else {**row, "checksum": _checksum(row)} for row in rows]
         table = pa.Table.from_pylist(rows, SCHEMA).replace_schema_metadata({"progress": about})
         with replacing(self._path(track, progress.files - 1)) as path, pa.OSFile(str(path), "wb") as file:
             with pa.ipc.new_file(file, table.schema) as writer:
@@ -85,24 +104,36 @@ class Spool:
         return sorted(path for path in self.folder.glob("*.arrow") if not path.name.startswith("."))
 
     def progress(self) -> dict[int, Progress]:
-        """Returns the state of every track that was begun."""
+        """Returns the state of every track that was begun.
+
+        Raises:
+            ValueError: a file is damaged, missing among others, or of something else.
+        """
         found: dict[int, Progress] = {}
         for path in self.paths():
-            if not _NAME.fullmatch(path.name):
+            if not _NAME.fullmatch(path.name) or not is_plain_file(path):
                 raise damaged(path)
-            track = int(path.name.split("-")[0])
+            track, number = map(int, path.stem.split("-"))
             next_row, is_finished, damage = _progress_of(path)
             before = found.get(track, Progress())
+            follows = number == before.files and next_row >= before.next_row and not before.is_finished
+            if track >= self.shards * self.parts or not follows:
+                raise damaged(path)
             found[track] = Progress(before.files + 1, next_row, is_finished, before.damage + damage)
         return found
 
     def index(self) -> "Index":
-        """Reads where the samples are, in the order of the data."""
+        """Reads where the samples are, in the order of the data.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
         places, files, numbers = ([np.empty(0, kind)] for kind in (np.uint64, np.int32, np.int32))
         refused: Counter[str] = Counter()
         forms: set[str] = set()
         for number, path in enumerate(self.paths()):
             rows = _open(path)
+            self._check(path, rows)
             usable = rows["refused"].is_null().to_numpy()
             refused.update(rows["refused"].drop_null().to_pylist())
             forms.update(rows["forms"].drop_null().unique().to_pylist())
@@ -112,6 +143,25 @@ class Spool:
         place = np.concatenate(places)
         order = np.argsort(place)
         return Index(place[order], np.concatenate(files)[order], np.concatenate(numbers)[order], refused, forms)
+
+    def _check(self, path: Path, rows: pa.Table) -> None:
+        """Checks the values of a file but for images and captions; see [`spooled_sample`].
+
+        Raises:
+            ValueError: one is missing, or no such value is written.
+        """
+        shard = int(path.stem.split("-")[0]) // self.parts
+        is_usable = rows["refused"].is_null()
+        forms = rows["forms"].drop_null().unique().to_pylist()
+        is_sound = (
+            not any(rows[name].null_count for name in ("shard", "row", "key"))
+            and all(rows[name].is_valid().equals(is_usable) for name in _OF_USABLE)
+            and set(rows["shard"].unique().to_pylist()) <= {shard}
+            and set(rows["extension"].drop_null().unique().to_pylist()) <= {*EXTENSIONS.values(), OTHER_EXTENSION}
+            and all(len(form) == len(self.columns) and set(form) <= {TEXT, LIST, LABEL, NONE} for form in forms)
+        )
+        if not is_sound:
+            raise damaged(path)
 
     def refused(self) -> Iterator[dict[str, Any]]:
         """Yields the shard, row, key and reason of samples that cannot be used, in the order of tracks."""
@@ -148,20 +198,58 @@ def _progress_of(path: Path) -> tuple[int, bool, tuple[tuple[str, str], ...]]:
         with pa.memory_map(str(path)) as file:
             schema = pa.ipc.open_file(file).schema
         next_row, is_finished, damage = json.loads(schema.metadata[b"progress"])
-        found = next_row, is_finished, tuple((reason, detail) for reason, detail in damage)
-    except (pa.ArrowException, ValueError, TypeError, KeyError):
+        found = tuple((reason, detail) for reason, detail in damage)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RecursionError):
         raise damaged(path) from None
-    if not schema.equals(SCHEMA):
+    is_sound = type(next_row) is int and next_row >= 0 and isinstance(is_finished, bool)
+    if not (is_sound and all(isinstance(text, str) for each in found for text in each) and schema.equals(SCHEMA)):
         raise damaged(path)
-    return found
+    return next_row, is_finished, found
 
 
 @lru_cache(_OPEN)
 def _open(path: Path) -> pa.Table:
-    """Maps a file into memory; only what is used of it is read."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    """Maps a file into memory; only what is used of it is read.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        rows.validate(full=True)  # else places of values could be outside of the file
+    except (pa.ArrowException, OSError, ValueError):
+        raise damaged(path) from None
+    if not rows.schema.equals(SCHEMA):
+        raise damaged(path)
+    return rows
 
 
-def spooled_sample(path: Path, row: int) -> dict[str, Any]:
-    """Reads one sample of a file, as a row of [`SCHEMA`]."""
-    return _open(path).slice(row, 1).to_pylist()[0]
+def spooled_sample(path: Path, row: int, columns: Sequence[str]) -> dict[str, Any]:
+    """Reads one usable sample of a file, as a row of [`SCHEMA`] with `captions` parsed.
+
+    Raises:
+        ValueError: the file is damaged, or the captions are not of the forms in it.
+    """
+    sample = _open(path).slice(row, 1).to_pylist()[0]
+    if sample["checksum"] != _checksum(sample):
+        raise damaged(path)
+    try:
+        captions = json.loads(sample["captions"])
+    except (ValueError, RecursionError):
+        raise damaged(path) from None
+    is_sound = isinstance(captions, dict) and all(map(_is_caption, captions.values()))
+    if not is_sound or forms_of(captions, columns) != sample["forms"]:
+        raise damaged(path)
+    return {**sample, "captions": captions}
+
+
+def _checksum(sample: dict[str, Any]) -> int:
+    return zlib.crc32(sample["captions"].encode(), zlib.crc32(sample["image"]))
+
+
+def _is_caption(value: Any) -> bool:
+    """Returns whether a value is a `CaptionValue` that can be written."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and 0 <= value <= _MAX_LABEL
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) and is_unicode(text) for text in texts)

@@ -275,7 +275,14 @@ def _holds_text(feature: Any, values: list[Any]) -> bool:
     if isinstance(feature, dict) or _is_known(feature):
         return False
     flat = [each for value in values for each in (value if isinstance(value, (list, tuple)) else [value])]
-    return not flat or any(isinstance(each, (bytes, str)) for each in flat)
+    return not flat or any(isinstance(each, str) or _is_utf8(each) for each in flat)
+
+
+def _is_utf8(value: Any) -> bool:
+    try:
+        return isinstance(value, bytes) and value.decode("utf-8") is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _is_known(feature: Any) -> bool:
@@ -297,6 +304,8 @@ def _described(feature: Any, values: list[Any]) -> str:
         return "several fields (a dot leads to one of them)"
     if isinstance(feature, Value):
         return f"values of type {feature.dtype}"
+    if feature is None and isinstance(values[0], bytes):
+        return "bytes that are no UTF-8 text"
     return f"values of type {type(values[0] if feature is None else feature).__name__}"
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from flip_hf.data.files import is_remote
 from flip_hf.data.lists import ListShards
 from flip_hf.data.pairs import PairShards
+from flip_hf.data.parquet import ParquetShards
 from flip_hf.data.reading import Shards
+from flip_hf.data.tar import TarShards
 
 
 def extent_of(shards: Shards) -> dict[str, int | None]:
@@ -37,3 +39,10 @@ def _urls(shards: Shards) -> Sequence[str]:
     if isinstance(shards, PairShards):
         return [os.path.join(shards.folder, picture) for picture in shards.pictures]
     return shards.files if isinstance(shards, ListShards) else getattr(shards, "urls", ())
+
+
+def bytes_of_shards(shards: Shards) -> list[int | None]:
+    """Returns the size in bytes of each shard that is a local file; an empty list where shards are no single files."""
+    if not isinstance(shards, (TarShards, ParquetShards)):
+        return []
+    return [None if is_remote(url) else os.path.getsize(url) for url in shards.urls]

@@ -23,6 +23,9 @@ from flip_hf.data.sources import Source
 from flip_hf.data.targets import Captions, ClassIndex
 from flip_hf.redaction import redact
 
+# The reason that reading gives for damage that another attempt may not find.
+UNREADABLE = "unreadable shard"
+
 
 class Block(NamedTuple):
     """Rows `number * rows` up to `(number + 1) * rows` of a shard."""
@@ -64,13 +67,19 @@ class Batch:
         block: the block that they are of.
         samples: the samples, in the images' order.
         ending: present with the last batch of a block, which may have no samples.
+        unread: why the rest of the shard cannot be read, from this block on, of which nothing is kept then.
         error: why nothing more can be read; all else is empty then.
     """
 
     block: Block
     samples: list[Sample]
     ending: Ending | None = None
+    unread: str | None = None
     error: str | None = None
+
+
+class UnreadShard(Exception):
+    """A shard cannot be read to its end; a later run may still read it."""
 
 
 class BlockStream(IterableDataset):
@@ -84,6 +93,7 @@ class BlockStream(IterableDataset):
         process: this process among all.
         there: the blocks to skip, and whether the shard ends in each.
         background: colour of transparent parts.
+        skip_unreadable: take what cannot be read of a shard for damage, as if the shard ended there.
     """
 
     def __init__(
@@ -96,6 +106,7 @@ class BlockStream(IterableDataset):
         process: Reader,
         there: Mapping[Block, bool],
         background: Colour,
+        skip_unreadable: bool = False,
     ):
         self.source = source
         self.transform = transform
@@ -104,6 +115,7 @@ class BlockStream(IterableDataset):
         self.process = process
         self.there = there
         self.background = background
+        self.skip_unreadable = skip_unreadable
         self.read_captions = None if source.target_column is None else caption_reader(source)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -132,7 +144,11 @@ class BlockStream(IterableDataset):
             block = Block(shard, number)
             is_last = self.there.get(block)
             if is_last is None:
-                is_last = yield from self._block(block)
+                try:
+                    is_last = yield from self._block(block)
+                except UnreadShard as error:
+                    yield {"images": torch.empty(0), "about": Batch(block, [], unread=str(error))}
+                    return
             if is_last:
                 return
 
@@ -165,15 +181,18 @@ class BlockStream(IterableDataset):
         block's. Damage before its first row was on the way of the block before.
 
         Raises:
-            BadDataError: a remote shard could not be read, so that a later run may still read it.
+            BadDataError: a remote shard could not be read; a later run may still read it.
+            UnreadShard: a local one could not be read.
         """
         begin = block.number * self.rows
         end = begin + self.rows
         begun = block.number == 0
 
         def report(reason: str, detail: str) -> None:
-            if reason == "unreadable shard" and self.source.shards.remote:
-                raise BadDataError(f"{detail}. The same command resumes from here")
+            if reason == UNREADABLE and not self.skip_unreadable:
+                if self.source.shards.remote:
+                    raise BadDataError(f"{detail}. The same command resumes from here")
+                raise UnreadShard(detail)
             if begun:
                 ending.damage.append((reason, detail))
 

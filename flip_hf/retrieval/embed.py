@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from flip_hf.console.files import file_digest, is_plain_file
 from flip_hf.console.lock import lock_folder, unlock_folder
 from flip_hf.data.loader import make_loader
 from flip_hf.data.processes import from_main, make_accelerator
@@ -28,13 +29,15 @@ from flip_hf.data.workers import default_workers, open_batches
 from flip_hf.evaluation.encoder import Encoder
 from flip_hf.evaluation.fingerprints import model_fingerprint
 from flip_hf.redaction import shown
-from flip_hf.retrieval.blocks import Batch, Block, BlockStream, Ending, Sample
+from flip_hf.retrieval.blocks import UNREADABLE, Batch, Block, BlockStream, Ending, Sample
 from flip_hf.retrieval.folder import (
+    MANIFEST,
+    Expected,
     Manifest,
     check_folder,
-    file_digest,
     find_parts,
     finish,
+    read_manifest,
     take_folder,
     write_manifest,
 )
@@ -53,13 +56,13 @@ _PATIENCE = timedelta(days=30)
 ALIGNMENT = 64
 
 
-def describe(options: EmbedOptions, encoder: Encoder, data: dict[str, Any]) -> Manifest:
-    """Describes what features will be of, by content."""
+def describe(options: EmbedOptions, encoder: Encoder, data: dict[str, Any], earlier: Collection[str] = ()) -> Manifest:
+    """Describes what features will be of, by content; `earlier` names the digests in the folder that it is for."""
     return Manifest(
         model={
             "name": shown(options.model),
             "revision": getattr(encoder.model.config, "_commit_hash", None) or options.revision,
-            **model_fingerprint(encoder.model, encoder.processor),
+            **model_fingerprint(encoder.model, encoder.processor, earlier),
         },
         data=data,
         options={name: getattr(options, name) for name in ("texts", "batch_size", "precision", "rows_per_file")},
@@ -123,6 +126,10 @@ class Embedder:
             about: Batch = batch["about"]
             if about.error is not None:
                 raise BadDataError(about.error)
+            if about.unread is not None:
+                logger.warning("Not read to the end: %s.", about.unread)
+                self._open.pop(about.block, None)
+                continue
             opened = self._open.setdefault(about.block, _Open())
             if about.samples:
                 images = batch["images"].to(self.encoder.model.device, non_blocking=True)
@@ -181,6 +188,7 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
     if options.index is not None:
         require_faiss()
     accelerator = make_accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    earlier = read_manifest(options.folder).model if (options.folder / MANIFEST).exists() else {}
     source, data = open_data(options)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     more = {} if options.revision is None else {"revision": options.revision}
@@ -188,7 +196,7 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
     if not encoder.knows_texts:
         raise ValueError(f"{options.model} is only a vision tower: give a model of images and texts.")
     align(encoder.model)
-    wanted = describe(options, encoder, data)
+    wanted = describe(options, encoder, data, earlier)
 
     def take() -> Manifest:
         check_folder(options.folder)
@@ -202,29 +210,35 @@ def embed(options: EmbedOptions) -> tuple[Manifest, bool]:
 
     manifest = from_main(accelerator, take)
     try:
-        if not from_main(accelerator, partial(_is_complete, options.folder, manifest)):
+        if not from_main(accelerator, partial(_is_complete, options, manifest)):
             manifest = _encode_missing(options, encoder, source, manifest, accelerator)
         return from_main(accelerator, partial(_with_index, options, manifest)), accelerator.is_main_process
     finally:
         unlock_folder(options.folder)
 
 
-def _is_complete(folder: Path, manifest: Manifest) -> bool:
-    """Checks every file of a finished folder, and removes those that are not what they were when it was finished."""
-    whole = manifest.finished
+def _is_complete(options: EmbedOptions, manifest: Manifest) -> bool:
+    """Checks every file of a finished folder, and removes those that are not what they were when it was finished.
+
+    A folder in which a shard that cannot be read was left out is complete only if it may be left out now, too.
+    """
+    whole = manifest.finished and (options.skip_unreadable or UNREADABLE not in manifest.refused)
     for name, about in manifest.files.items():
-        path = folder / name
-        if path.is_file() and file_digest(path) != about["sha256"]:
+        path = options.folder / name
+        is_there = is_plain_file(path)
+        if path.is_symlink() or (is_there and file_digest(path) != about["sha256"]):
             logger.warning("%s has changed since it was written, and will be written again.", path)
             path.unlink()
-        whole = whole and path.is_file()
+            is_there = False
+        whole = whole and is_there
     return whole
 
 
 def _encode_missing(
     options: EmbedOptions, encoder: Encoder, source: Source, manifest: Manifest, accelerator: Accelerator
 ) -> Manifest:
-    there, unusable = from_main(accelerator, lambda: find_parts(options.folder, manifest.identity))
+    wanted = Expected(manifest.identity, source.shards.num_shards, options.skip_unreadable)
+    there, unusable = from_main(accelerator, lambda: find_parts(options.folder, wanted))
     if accelerator.is_main_process:
         for path in unusable:
             logger.warning("%s is damaged or holds other features, and will be written again.", path)
@@ -239,6 +253,7 @@ def _encode_missing(
         process=Reader(accelerator.process_index, accelerator.num_processes),
         there=there,
         background=transform.background,
+        skip_unreadable=options.skip_unreadable,
     )
     workers = default_workers() if options.workers is None else options.workers
     loader = make_loader(stream, num_workers=workers, pin_memory=accelerator.device.type == "cuda")
@@ -248,7 +263,7 @@ def _encode_missing(
     with tqdm(desc="embedding", unit=f" {label}", disable=hidden) as bar, open_batches(loader) as opened:
         embedder.run(opened, bar)
     accelerator.wait_for_everyone()
-    return from_main(accelerator, lambda: finish(options.folder, manifest, source.shards.name, embedder.width))
+    return from_main(accelerator, lambda: finish(options.folder, manifest, source.shards.name, embedder.width, wanted))
 
 
 def _with_index(options: EmbedOptions, manifest: Manifest) -> Manifest:

@@ -13,8 +13,9 @@ from typing import Any
 from flip_hf.console.files import file_digest, read_text, replacing, unfinished
 from flip_hf.console.json_types import JsonObject
 from flip_hf.console.lock import LOCK
-from flip_hf.retrieval.blocks import Block
-from flip_hf.retrieval.parts import PATTERN, part_path, read_part
+from flip_hf.console.names import counted
+from flip_hf.retrieval.blocks import UNREADABLE, Block
+from flip_hf.retrieval.parts import PATTERN, Part, part_path, read_part
 
 MANIFEST = "embeddings.json"
 REFUSED = "refused.jsonl"
@@ -88,6 +89,8 @@ def read_manifest(folder: Path) -> Manifest:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or of another version.
     """
+    if (folder / MANIFEST).is_symlink():
+        raise ValueError(f"{folder / MANIFEST} is a link, and the file it leads to may be of another folder: copy it.")
     text = read_text(folder / MANIFEST, "what features are of; `flip-hf embed` writes it", _MAX_BYTES)
     try:
         values: JsonObject = json.loads(text)
@@ -177,7 +180,28 @@ def take_folder(folder: Path, wanted: Manifest) -> Manifest:
     return found
 
 
-def find_parts(folder: Path, identity: str) -> tuple[dict[Block, bool], list[Path]]:
+@dataclass(frozen=True)
+class Expected:
+    """The files that count as those of a folder.
+
+    Attributes:
+        identity: digest of what decides the features.
+        shards: number of shards of the data.
+        skip_unreadable: whether a shard may be left out from where it could not be read on.
+    """
+
+    identity: str
+    shards: int
+    skip_unreadable: bool
+
+    def includes(self, part: Part) -> bool:
+        """Returns whether a file of features is one of those."""
+        is_skipped = any(reason == UNREADABLE for reason, _ in part.ending.damage)
+        known = part.identity == self.identity and part.block.shard < self.shards
+        return known and (self.skip_unreadable or not is_skipped)
+
+
+def find_parts(folder: Path, wanted: Expected) -> tuple[dict[Block, bool], list[Path]]:
     """Finds the blocks that a folder has files of.
 
     Returns:
@@ -192,14 +216,14 @@ def find_parts(folder: Path, identity: str) -> tuple[dict[Block, bool], list[Pat
         except ValueError:
             unusable.append(path)
             continue
-        if part.identity == identity and part_path(folder, part.block) == path:
+        if wanted.includes(part) and part_path(folder, part.block) == path:
             there[part.block] = part.ending.is_last
         else:
             unusable.append(path)
     return there, unusable
 
 
-def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width: int) -> Manifest:
+def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width: int, wanted: Expected) -> Manifest:
     """Writes the final `embeddings.json`, which it returns, and `refused.jsonl` if samples could not be used.
 
     Args:
@@ -207,14 +231,19 @@ def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width:
         manifest: what was begun; it is completed.
         names: gives the source's name of a shard.
         width: E.
+        wanted: the files that count.
+
+    Raises:
+        ValueError: files are missing, since shards could not be read.
     """
+    there, _ = find_parts(folder, wanted)
+    _check_whole(there, wanted.shards, names)
     before = manifest.files
     manifest.files = {}
     manifest.images = manifest.captions = 0
     refused: Counter[str] = Counter()
     damage: dict[tuple[str, str], None] = {}
-    there, _ = find_parts(folder, manifest.identity)
-    with (folder / REFUSED).open("w", encoding="utf-8") as listed:
+    with replacing(folder / REFUSED) as listing, listing.open("w", encoding="utf-8") as listed:
         for block in sorted(there):
             path = part_path(folder, block)
             part = read_part(path)
@@ -237,6 +266,22 @@ def finish(folder: Path, manifest: Manifest, names: Callable[[int], str], width:
     manifest.finished = True
     write_manifest(folder, manifest)
     return manifest
+
+
+def _check_whole(there: dict[Block, bool], shards: int, names: Callable[[int], str]) -> None:
+    """Checks that there are all blocks of all shards, each up to the one in which its shard ends.
+
+    Raises:
+        ValueError: some are missing; the message names the first of these shards.
+    """
+    last = {block.shard: block.number for block, is_last in there.items() if is_last}
+    found = Counter(block.shard for block in there)
+    unread = [shard for shard in range(shards) if shard not in last or found[shard] != last[shard] + 1]
+    if unread:
+        raise ValueError(
+            f"{counted(len(unread), 'shard')} could not be read to the end, such as {names(unread[0])}; all others are "
+            "encoded. Give the same command again to retry, or add --skip_unreadable to leave out what cannot be read."
+        )
 
 
 def _line(shard: str, row: int | None, key: str | None, reason: str) -> str:

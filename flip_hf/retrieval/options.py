@@ -24,6 +24,8 @@ class EmbedOptions:
         rows_per_file: rows of the data in each file.
         workers: loader workers of each process; by the number of cores if None.
         index: kind of FAISS index, if there is to be one.
+        skip_unreadable: leave out what cannot be read of shards; by default the command ends with an error after the
+            others, and retries when it is given again.
     """
 
     model: str
@@ -40,3 +42,4 @@ class EmbedOptions:
     rows_per_file: int = ROWS_PER_FILE
     workers: int | None = None
     index: IndexKind | None = None
+    skip_unreadable: bool = False

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flip_hf.console.files import replacing
+from flip_hf.console.files import is_plain_file, replacing
 from flip_hf.retrieval.blocks import Block, Ending, Sample
 
 PATTERN = "part-*.parquet"
@@ -99,15 +99,35 @@ def read_part(path: Path) -> Part:
     Raises:
         ValueError: it is damaged, or no file of features.
     """
+    if not is_plain_file(path):
+        raise ValueError(f"{path} is not a complete file of features: it is a link, or no file.")
     try:
         metadata = pq.read_metadata(path)
         about: dict[str, Any] = json.loads((metadata.metadata or {})[_METADATA])
         refused = [(row, key, reason) for row, key, reason in about["refused"]]
         damage = [(reason, detail) for reason, detail in about["damage"]]
         ending = Ending(about["rows"], about["is_last"], refused, damage)
-        return Part(Block(*about["block"]), about["identity"], metadata.num_rows, about["captions"], ending)
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        part = Part(Block(*about["block"]), about["identity"], metadata.num_rows, about["captions"], ending)
+        _check(part)
+        return part
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a complete file of features: {error}.") from error
+
+
+def _check(part: Part) -> None:
+    """Checks the types of what a file says, which may have come from anyone.
+
+    Raises:
+        ValueError: one is wrong.
+    """
+    ending = part.ending
+    numbers = [*part.block, part.captions, ending.rows, *(row for row, _, _ in ending.refused)]
+    texts = [part.identity, *(text for _, *texts in ending.refused for text in texts)]
+    texts += [text for pair in ending.damage for text in pair]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("wrong value: a number")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(ending.is_last, bool):
+        raise ValueError("wrong value: a text")
 
 
 @contextmanager

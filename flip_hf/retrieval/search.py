@@ -166,7 +166,7 @@ def _encoder_of(manifest: Manifest, model: str | None) -> Encoder:
     encoder = Encoder.from_pretrained(
         name, device=device, dtype=dtype, **({} if revision is None else {"revision": revision})
     )
-    digests = model_fingerprint(encoder.model, encoder.processor)
+    digests = model_fingerprint(encoder.model, encoder.processor, manifest.model)
     changed = [part for part, digest in digests.items() if manifest.model.get(part) != digest]
     if changed:
         raise ValueError(

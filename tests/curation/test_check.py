@@ -3,6 +3,7 @@
 `FLIP_HF_LONG_TESTS=1` is the promised size: 20,000 samples.
 """
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from flip_hf.commands import main
+from flip_hf.data.decode import decode_image
 from flip_hf.data.tokenization import train_wordpiece
 from tests.helpers.loading import make_train_loader, refused
 from tests.helpers.pairs import write_tar
@@ -148,6 +150,41 @@ def test_data_without_any_usable_sample_are_reported(tmp_path, capsys):
     assert "0 can be used, 5 cannot" in capsys.readouterr().out
 
 
+@pytest.fixture
+def with_overlap(samples, tmp_path) -> Path:
+    """Twelve samples, and evaluation data that hold the first as it is, the second encoded again, and six others."""
+    buffer = io.BytesIO()
+    decode_image(samples[1][1]).resize((40, 40), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=60)
+    others = [("x", b"none", b"text"), ("same", samples[0][1], b"text"), ("again", buffer.getvalue(), b"text")]
+    write_tar(tmp_path / "train.tar", samples[:12])
+    write_tar(tmp_path / "eval.tar", [*others, *samples[20:26]])
+    return tmp_path
+
+
+def test_images_of_evaluation_data_are_found_listed_and_drawn(with_overlap, tmp_path, capsys):
+    data = ("--eval_data", with_overlap / "eval.tar", "shapes")
+    report = check(with_overlap / "train.tar", tmp_path / "out", *data)
+    found, other = report["eval_overlap"]
+    counts = ("samples", "usable", "same_image", "near", "eval_same_image", "eval_near")
+    assert [found[name] for name in counts] == [9, 8, 1, 1, 1, 1]
+    assert (other["same_image"], other["near"]) == (0, 0)
+    rows = pq.read_table(tmp_path / "out" / "overlap.parquet").to_pylist()
+    matched = [(row["overlap"], row["row"], row["key"][:5], row["eval_row"], row["eval_key"][:4]) for row in rows]
+    assert matched == [("image", 0, "00000", 1, "same"), ("near", 1, "00001", 2, "agai")]
+    assert rows[0]["eval_data"] == found["data"] == str(with_overlap / "eval.tar")
+    assert "(8 samples, 1 cannot be used): 1 sample has an image of it, 1 looks like one." in capsys.readouterr().out
+
+
+def test_a_check_without_evaluation_data_leaves_no_overlap_of_an_earlier_one(with_overlap, tmp_path):
+    check(with_overlap / "train.tar", tmp_path / "out", "--eval_data", with_overlap / "eval.tar")
+    with Image.open(tmp_path / "out" / "report.png") as picture:
+        height = picture.height
+    report = check(with_overlap / "train.tar", tmp_path / "out")
+    assert report["eval_overlap"] == [] and not (tmp_path / "out" / "overlap.parquet").exists()
+    with Image.open(tmp_path / "out" / "report.png") as picture:
+        assert picture.height < height
+
+
 def test_the_loader_is_not_measured_for_hours_where_next_to_nothing_is_usable(samples, tmp_path):
     rare = [("0", *samples[0][1:]), *((f"{number:05d}", b"none", b"text") for number in range(1, 2500))]
     write_tar(tmp_path / "a.tar", rare)
@@ -192,6 +229,9 @@ def test_a_report_is_not_written_among_the_data(samples, tmp_path, capsys):
         (["--distance", "9"], "--distance must be between 0 and 8, got 9."),
         (["--caption_column", "text"], "has no caption column 'text'"),
         (["--tokenizer", "no/such"], "no/such"),
+        (["--eval_data", "no/such.tar"], "no/such.tar"),
+        (["--eval_data", "shapes", "--eval_image_column", "photo"], "Name the right one with --eval_image_column."),
+        (["--eval_image_column", "photo"], "are about --eval_data: give that, too."),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(words, said, samples, tmp_path, capsys):
@@ -200,4 +240,12 @@ def test_mistakes_are_one_line_and_nothing_is_written(words, said, samples, tmp_
         main.main(["data", "check", str(tmp_path / "a.tar"), str(tmp_path / "out"), *words])
     printed = capsys.readouterr().err
     assert end.value.code in (1, 2) and printed.count("\n") == 1 and said in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_column_of_pictures_is_not_taken_for_captions(samples, tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", samples[:4])
+    with pytest.raises(SystemExit):
+        check(tmp_path / "a.tar", tmp_path / "out", "--caption_column", "jpg")
+    assert "The column 'jpg' of" in (said := capsys.readouterr().err) and "holds bytes that are no UTF-8 text" in said
     assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from PIL import Image
 from flip_hf.curation import duplicates
 from flip_hf.curation.duplicates import Kind, Looks, find_duplicates, near_groups
 from flip_hf.curation.hashing import content_hash, perceptual_hash, quarter_colours
+from flip_hf.curation.overlap import find_overlap
 from flip_hf.data.shapes import generate_test
 
 
@@ -78,6 +79,46 @@ def test_kinds_of_duplicates_and_their_groups():
     found = find_duplicates(images, captions, looks, 4)
     assert found.kind.tolist() == [Kind.FIRST, Kind.FIRST, Kind.PAIR, Kind.IMAGE, Kind.NEAR, Kind.FIRST, Kind.PAIR]
     assert found.first.tolist() == [0, 1, 0, 0, 0, 5, 5]
+
+
+def test_the_overlap_is_that_of_comparing_all():
+    rng = np.random.default_rng(0)
+    others = rng.integers(0, 2**64, 80, dtype=np.uint64).tolist()
+    others += others[:10]
+    hashes = rng.integers(0, 2**64, 100, dtype=np.uint64).tolist()
+    for number in range(100):  # of which five in eight are near
+        flips = rng.choice(64, number % 8, replace=False).tolist()
+        hashes.append(others[number % 80] ^ sum(1 << bit for bit in flips))
+    near = {(i, j) for i, a in enumerate(hashes) for j, b in enumerate(others) if (a ^ b).bit_count() <= 4}
+    images = np.arange(2 * len(hashes), dtype=np.uint64).reshape(-1, 2)
+    found = find_overlap(images, looks_of(hashes), images[: len(others)] + 1000, looks_of(others), 4)
+    assert found.match.tolist() == [min((b for a, b in near if a == i), default=-1) for i in range(len(hashes))]
+    assert set(np.flatnonzero(found.other_kind)) == {b for _, b in near} and len(near) > 60
+    assert set(found.kind) == {Kind.FIRST, Kind.NEAR} and found.is_complete
+
+
+def test_an_equal_image_is_matched_before_one_that_looks_alike():
+    images = np.array([[1, 1], [2, 2], [3, 3]], np.uint64)
+    others = np.array([[7, 7], [1, 1], [3, 3]], np.uint64)
+    plain = looks_of([0, 2**50 - 1, 0])
+    plain.are_known[2] = False
+    found = find_overlap(images, plain, others, looks_of([0, 0, 2**40]), 4)
+    assert found.match.tolist() == [1, -1, 2] and found.kind.tolist() == [Kind.IMAGE, Kind.FIRST, Kind.IMAGE]
+    assert found.other_kind.tolist() == [Kind.NEAR, Kind.IMAGE, Kind.IMAGE]
+
+
+def test_a_list_of_too_many_others_is_cut_and_reported(monkeypatch):
+    monkeypatch.setattr("flip_hf.curation.overlap.MAX_NEIGHBOURS", 3)
+    images = np.zeros((9, 2), np.uint64)
+    others = looks_of([5] * 9, [0, 50, 100, 150, 25, 75, 125, 175, 200])
+    assert not find_overlap(images[:1], looks_of([5], [200]), images + 1, others, 4).is_complete
+
+
+def test_no_samples_have_no_overlap():
+    none = np.empty((0, 2), np.uint64)
+    one = np.ones((1, 2), np.uint64)
+    assert find_overlap(none, looks_of([]), one, looks_of([5]), 4).other_kind.tolist() == [Kind.FIRST]
+    assert find_overlap(one, looks_of([5]), none, looks_of([]), 4).match.tolist() == [-1]
 
 
 def test_a_chain_of_near_copies_is_one_group():

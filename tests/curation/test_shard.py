@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +208,151 @@ def test_a_spooled_table_of_others_is_refused(samples, tmp_path, capsys):
         assert "is damaged" in failed(capsys, as_tar(samples[:4], tmp_path / "data"), tmp_path / "out")
 
 
+@pytest.fixture
+def begun(samples, tmp_path, capsys) -> tuple[Path, Path, Path]:
+    """Data of two shards, a folder of which the second could not be read, and the spool's file of the first."""
+    data = as_tar(samples[:40], tmp_path / "data")
+    (data / "b.tar").rename(tmp_path / "b")
+    (data / "b.tar").write_bytes(b"too short")
+    failed(capsys, data, tmp_path / "out")
+    (tmp_path / "b").replace(data / "b.tar")
+    (spooled,) = (tmp_path / "out" / ".work" / "spool").iterdir()
+    return data, tmp_path / "out", spooled
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Changes a file of the spool."""
+    with pa.OSFile(str(path), "rb") as file:
+        table = change(pa.ipc.open_file(file).read_all())
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def says(progress: str) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.replace_schema_metadata({"progress": progress})
+
+
+def holds(column: str, value: object) -> Callable[[pa.Table], pa.Table]:
+    """Sets a value of the first row, and its checksum."""
+
+    def change(table: pa.Table) -> pa.Table:
+        first, *others = table.to_pylist()
+        first[column] = value
+        first["checksum"] = zlib.crc32(first["captions"].encode(), zlib.crc32(first["image"] or b""))
+        return pa.Table.from_pylist([first, *others], table.schema)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        says('["0", true, []]'),
+        says("[-1, true, []]"),
+        says('[20, "yes", []]'),
+        says("[20, true, [[1, 2]]]"),
+        says("[" * 9999),
+        holds("shard", 9),
+        holds("row", None),
+        holds("image", None),
+        holds("extension", "/../../x"),
+        holds("forms", "x"),
+        holds("forms", "l"),
+        holds("captions", "none"),
+        holds("captions", "[1]"),
+        holds("captions", '{"txt": "\\ud800"}'),
+        holds("captions", '{"txt": {}}'),
+    ],
+)
+def test_a_spool_of_others_is_refused_by_its_values(change, begun, capsys):
+    data, out, spooled = begun
+    rewrite(spooled, change)
+    assert f"{spooled} is damaged" in failed(capsys, data, out)
+
+
+def test_a_spool_that_was_cut_or_has_lost_a_file_is_refused(begun, capsys):
+    data, out, spooled = begun
+    whole = spooled.read_bytes()
+    spooled.write_bytes(whole[: len(whole) // 2])
+    assert f"{spooled} is damaged" in failed(capsys, data, out)
+    spooled.write_bytes(whole[:2000] + bytes(2000) + whole[4000:])
+    assert f"{spooled} is damaged" in failed(capsys, data, out)
+    spooled.unlink()
+    second = spooled.with_name("00000000-000001.arrow")
+    second.write_bytes(whole)
+    assert f"{second} is damaged" in failed(capsys, data, out)
+    second.rename(spooled.with_name("00000007-000000.arrow"))
+    assert "00000007-000000.arrow is damaged" in failed(capsys, data, out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"made_of": []},
+        {"parts": 0},
+        {"parts": 1 << 40},
+        {"parts": True},
+        {"extent": 5},
+        {"shard_bytes": {}},
+    ],
+)
+def test_a_plan_of_other_values_is_refused(change, begun, capsys):
+    data, out, _ = begun
+    plan = out / ".work" / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), **change}))
+    assert f"{plan} is damaged" in failed(capsys, data, out)
+
+
+@pytest.mark.parametrize("change", [{"samples": "many"}, {"shards": 5}, {"unusable": {"a": "b"}}, {"class_names": 5}])
+def test_a_manifest_of_other_values_is_refused(change, samples, tmp_path, capsys):
+    data = as_tar(samples[:4], tmp_path / "data")
+    shard(data, tmp_path / "out")
+    path = tmp_path / "out" / "shards.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert f"{path} is damaged" in failed(capsys, data, tmp_path / "out")
+
+
+def test_facts_of_other_shards_are_refused_and_lost_shards_written_again(begun, capsys, monkeypatch):
+    data, out, _ = begun
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr("flip_hf.curation.sharding._write_unusable", raise_killed)
+        shard(data, out, "--samples_per_shard", "2000")
+    facts = out / ".work" / "shards" / "00000.json"
+    whole = facts.read_text()
+    for other in ({"name": "../x"}, {"samples": "40"}, {"bytes": -1}):
+        facts.write_text(json.dumps({**json.loads(whole), **other}))
+        assert f"{facts} is damaged" in failed(capsys, data, out)
+    facts.write_text(whole)
+    (out / "train-00000-of-00001.tar").write_bytes(b"cut")
+    shard(data, out)
+    assert len(rows_of(opened(out))) == 40
+
+
+def raise_killed(*_: object) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("name", ["plan.json", "spool", "shards", "run.lock", "spool/00000000-000000.arrow"])
+def test_links_in_a_folder_of_others_are_not_followed(name, begun, tmp_path, capsys):
+    data, out, _ = begun
+    path = out / ".work" / name
+    mine = tmp_path / "mine"
+    path.rename(mine) if path.exists() else mine.write_text("precious")
+    before = files(mine) if mine.is_dir() else mine.read_bytes()
+    path.symlink_to(mine)
+    said = failed(capsys, data, out)
+    assert str(path) in said and ("is damaged" in said or "is a link" in said)
+    assert (files(mine) if mine.is_dir() else mine.read_bytes()) == before
+
+
+def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(samples, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "out" / ".work" / "spool").mkdir(parents=True)
+    (tmp_path / "out" / ".work" / ".plan.json.part.json").symlink_to(tmp_path / "mine")
+    shard(as_tar(samples[:4], tmp_path / "data"), tmp_path / "out")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 def test_nothing_behind_a_link_is_removed(samples, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "mine").mkdir()
@@ -316,6 +462,24 @@ def test_duplicates_that_a_check_has_found_are_left_out(tmp_path, capsys):
     assert "is a check of other data (shards: 3 then, 2 now; files: 3 then, 2 now; bytes: " in said
 
 
+def test_images_of_evaluation_data_that_a_check_has_found_are_left_out(samples, tmp_path, capsys):
+    data = as_tar(samples[:30], tmp_path / "data") / "a.tar"
+    write_tar(tmp_path / "eval.tar", [*samples[:2], *samples[40:44]])
+    checked = ("data", "check", str(data), str(tmp_path / "check"), "--seconds", "0", "--workers", "0")
+    main.main([*checked, "--eval_data", str(tmp_path / "eval.tar")])
+    manifest = shard(data, tmp_path / "out", "--without", tmp_path / "check", "--overlap", "image")
+    assert (manifest["left_out"], manifest["samples"]) == (2, 18)
+    assert "2 left out (overlap)" in capsys.readouterr().out
+    left = {caption for _, (caption,) in rows_of(opened(tmp_path / "out"))}
+    assert left == {caption.decode() for _, _, caption in samples[2:20]}
+    main.main([*checked, "--eval_data", str(data)])
+    said = failed(capsys, data, tmp_path / "none", "--without", tmp_path / "check", "--overlap", "image")
+    assert "All 20 usable samples of" in said
+    main.main([*checked])
+    said = failed(capsys, data, tmp_path / "other", "--without", tmp_path / "check", "--overlap", "near")
+    assert "is a check without evaluation data: run `flip-hf data check` with --eval_data." in said
+
+
 # -- interruptions -----------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +553,30 @@ def test_a_shard_that_cannot_be_read_is_no_loss_in_silence(samples, tmp_path, ca
     assert shard(data, tmp_path / "out")["samples"] == 40
 
 
+def test_data_that_have_changed_since_are_not_mixed_with_what_was_read(begun, samples, capsys):
+    data, out, _ = begun
+    with (data / "a.tar").open("ab") as file:
+        file.write(bytes(512))  # as many shards, and perhaps other samples
+    size = (data / "a.tar").stat().st_size
+    said = failed(capsys, data, out)
+    assert f"was begun with data that have changed since ({data}/a.tar: {size - 512} then, {size} now)" in said
+    write_tar(data / "a.tar", samples[:20])
+    assert shard(data, out)["samples"] == 40  # the shard that could not be read may have changed
+    write_tar(data / "b.tar", samples[20:35])
+    assert "have changed since (bytes: " in failed(capsys, data, out)
+
+
+def test_folders_of_pictures_that_have_changed_since_are_not_mixed_with_what_was_read(samples, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    data = as_pairs(samples[:20], tmp_path / "data")
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr("flip_hf.curation.sharding._write", raise_killed)
+        shard(data, tmp_path / "out")
+    as_pairs(samples[20:21], data)
+    with pytest.raises(SystemExit, match=r"have changed since \(files: 20 then, 21 now; bytes: "):
+        shard(data, tmp_path / "out")
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +594,9 @@ def test_other_options_in_the_same_folder_are_refused(samples, tmp_path, capsys)
     ("words", "said"),
     [
         (["--quality", "80"], "give --resize, too"),
-        (["--duplicates", "near"], "go together"),
+        (["--duplicates", "near"], "goes together"),
+        (["--overlap", "near"], "goes together"),
+        (["--without", "nowhere"], "goes together"),
         (["--without", "nowhere", "--duplicates", "near"], "nowhere holds no readable check"),
         (["--samples_per_shard", "0"], "--samples_per_shard must be between 1 and"),
         (["--resize", "4"], "--resize must be between 8 and"),

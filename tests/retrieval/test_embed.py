@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,9 +18,11 @@ from flip_hf.commands.embed import main
 from flip_hf.console.lock import lock_folder, unlock_folder
 from flip_hf.data.decode import decode_image
 from flip_hf.evaluation.encoder import Encoder
+from flip_hf.evaluation.fingerprints import model_fingerprint
 from flip_hf.retrieval.embed import align
 from flip_hf.retrieval.folder import read_manifest
 from flip_hf.retrieval.opening import open_again
+from flip_hf.retrieval.search import EmbeddedData
 from tests.helpers.embedding import SMALL, embedded, features_of
 from tests.helpers.pairs import write_tar
 from tests.helpers.programs import ROOT, Program, run_program
@@ -63,8 +66,9 @@ def test_features_that_are_not_finite_are_not_written(clip, tars, tmp_path):
     weights = load_file(broken / "model.safetensors")
     weights["visual_projection.weight"].fill_(torch.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    manifest = embedded(broken, tars, tmp_path / "out")
-    assert manifest["images"] == 0 and manifest["refused"]["features are not finite"] == 59
+    with pytest.raises(SystemExit, match="could be used: 59 x features are not finite, 1 x not an image"):
+        embedded(broken, tars, tmp_path / "out")
+    assert read_manifest(tmp_path / "out").images == 0
 
 
 def test_labels_become_the_names_of_their_classes(clip, samples, tmp_path):
@@ -157,6 +161,25 @@ def test_a_damaged_file_is_written_again(clip, tars, tmp_path):
     assert files_of(out) == whole
 
 
+def test_a_shard_that_cannot_be_read_is_no_loss_in_silence(clip, samples, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, some in enumerate((samples[:30], samples[30:59])):
+        rows = [{"image": {"bytes": image}, "caption": caption.decode()} for _, image, caption in some]
+        pq.write_table(pa.Table.from_pylist(rows), data / f"{number}.parquet")
+    last = data / "1.parquet"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-8] + bytes(8))  # of the same size, as after a failure of the disk
+    said = refusal(capsys, clip, data, tmp_path / "out", *SMALL, "--workers", "0").splitlines()[-1]
+    assert said.startswith(f"error: 1 shard could not be read to the end, such as {last}; all others are encoded.")
+    skipped = embedded(clip, data, shutil.copytree(tmp_path / "out", tmp_path / "skipped"), "--skip_unreadable")
+    assert skipped["refused"] == {"unreadable shard": 1} and skipped["images"] == 30
+    last.write_bytes(whole)
+    for folder in (tmp_path / "out", tmp_path / "skipped"):
+        assert embedded(clip, data, folder)["images"] == 59
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "skipped")
+
+
 def refusal(capsys, *words: object) -> str:
     with pytest.raises(SystemExit):
         main([*map(str, words)])
@@ -176,6 +199,40 @@ def test_a_folder_of_other_features_is_left_alone(clip, tars, tmp_path, capsys):
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     assert "the model's weights differ" in refusal(capsys, other, tars, out, *SMALL)
     assert files_of(out) == whole
+
+
+def changed_config(clip: Path, folder: Path, **changes: object) -> Path:
+    shutil.copytree(clip, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **changes, "vision_config": {**config["vision_config"], **changes}}))
+    return folder
+
+
+def test_what_a_configuration_says_of_training_changes_no_features(clip, tars, tmp_path, capsys):
+    out = tmp_path / "out"
+    embedded(clip, tars, out)
+    whole = files_of(out)
+    harmless = {"initializer_factor": 0.5, "attention_dropout": 0.25, "id2label": {"0": "cat"}, "return_dict": False}
+    embedded(changed_config(clip, tmp_path / "harmless", **harmless), tars, out)
+    other = changed_config(clip, tmp_path / "other", layer_norm_eps=0.5)
+    assert "the model's architecture differ" in refusal(capsys, other, tars, out, *SMALL)
+    assert files_of(out) == whole
+
+
+def test_folders_with_a_digest_of_the_whole_configuration_are_still_read(clip, tars, tmp_path, capsys):
+    encoder = Encoder.from_pretrained(clip)
+    earlier = model_fingerprint(encoder.model, encoder.processor, ("config",))
+    out = tmp_path / "out"
+    embedded(clip, tars, out)
+    about = json.loads((out / "embeddings.json").read_text())
+    about["model"] = {**{name: about["model"][name] for name in ("name", "revision")}, **earlier}
+    (out / "embeddings.json").write_text(json.dumps(about))
+    whole = files_of(out)
+    assert embedded(clip, tars, out)["model"]["config"] == earlier["config"] and files_of(out) == whole
+    assert EmbeddedData(out).manifest.images == 59
+    other = changed_config(clip, tmp_path / "other", initializer_factor=0.5)
+    assert "the model's config differ" in refusal(capsys, other, tars, out, *SMALL)
 
 
 @pytest.mark.parametrize("classes", ["", "cat/dog"])
@@ -213,5 +270,18 @@ def test_mistakes_are_found_before_anything_is_encoded(clip, tars, samples, tmp_
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "1.jpg").write_bytes(samples[0][1])
     assert "has no captions to encode" in refusal(capsys, clip, tmp_path / "plain", out, "--texts")
+    for column in ("jpg", "jpg;png"):
+        words = ("--workers", "0", "--caption_column", column)
+        assert f"The column {column!r} of" in refusal(capsys, clip, tars, out, *words)
     assert "--batch_size must be" in refusal(capsys, clip, tars, out, "--batch_size", "0")
     assert not out.exists()
+
+
+def test_columns_without_pictures_or_captions_end_in_an_error(clip, tars, samples, tmp_path, capsys):
+    words = ("--workers", "0")
+    said = refusal(capsys, clip, tars, tmp_path / "none", *words, "--image_column", "txt")
+    assert "could be used: 60 x not an image. If these are not pictures, name their column with --image_column" in said
+    write_tar(tmp_path / "0.tar", [(key, image, b" ") for key, image, _ in samples[:3]])
+    said = refusal(capsys, clip, tmp_path / "0.tar", tmp_path / "blank", *words, "--texts")
+    assert "has no caption that could be encoded; the pictures were." in said
+    assert read_manifest(tmp_path / "blank").images == 3

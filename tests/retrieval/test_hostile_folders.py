@@ -67,6 +67,72 @@ def test_a_manifest_of_other_values_is_damaged(change, own):
         read_manifest(own)
 
 
+def unfinish(folder: Path) -> dict:
+    """Lets a folder look as if its run had been ended before the manifest was complete, which it returns."""
+    path = folder / "embeddings.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "finished": False, "files": {}}))
+    return before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block": ["0", "0"]},
+        {"block": [0]},
+        {"block": [99999, 0]},
+        {"captions": "many"},
+        {"rows": None},
+        {"is_last": 5},
+        {"refused": [[0, "key", ["a"]]]},
+        {"refused": 5},
+        {"damage": [["unreadable shard", 5]]},
+    ],
+)
+def test_a_file_that_says_something_else_of_its_block_is_written_again(change, own, clip, tars):
+    path = own / "part-00000-00000.parquet"
+    whole = path.read_bytes()
+    table = pq.read_table(path)
+    about = {**json.loads(table.schema.metadata[b"flip_hf"]), **change}
+    pq.write_table(table.replace_schema_metadata({"flip_hf": json.dumps(about)}), path)
+    unfinish(own)
+    embedded(clip, tars / "0.tar", own)
+    assert path.read_bytes() == whole
+
+
+def test_a_file_of_a_shard_that_the_data_do_not_have_is_not_taken(own, clip, tars):
+    path = own / "part-00000-00000.parquet"
+    table = pq.read_table(path)
+    about = {**json.loads(table.schema.metadata[b"flip_hf"]), "block": [9, 0]}
+    refused = {"refused": [[0, "key", "damaged image"]]}
+    changed = table.replace_schema_metadata({"flip_hf": json.dumps({**about, **refused})})
+    pq.write_table(changed, own / "part-00009-00000.parquet")
+    before = unfinish(own)
+    assert embedded(clip, tars / "0.tar", own)["files"] == before["files"]
+
+
+@pytest.mark.parametrize("name", ["part-00000-00000.parquet", "refused.jsonl", ".embeddings.json.part.json"])
+def test_links_in_a_folder_are_replaced_and_not_followed(name, own, clip, tars, tmp_path):
+    mine = tmp_path / "mine"
+    precious = (own / name).read_bytes() if (own / name).exists() else b"precious"
+    mine.write_bytes(precious)
+    (own / name).unlink(missing_ok=True)
+    (own / name).symlink_to(mine)
+    unfinish(own)
+    embedded(clip, tars / "0.tar", own)
+    assert mine.read_bytes() == precious and not (own / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["embeddings.json", "run.lock"])
+def test_a_link_to_the_state_of_another_folder_is_refused(name, own, clip, tars, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.write_text((own / "embeddings.json").read_text())
+    (own / name).unlink(missing_ok=True)
+    (own / name).symlink_to(mine)
+    assert f"{own / name} is a link" in refusal(capsys, embed, clip, tars / "0.tar", own, *SMALL, "--workers", "0")
+    assert mine.read_text().startswith("{")
+
+
 def without_features(table: pa.Table) -> pa.Table:
     return table.drop_columns(["image_features"])
 
@@ -108,9 +174,12 @@ def test_an_index_of_other_features_is_not_searched(own, clip, tars, tmp_path, c
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_without_a_picture_no_index_is_built(kind, clip, tmp_path):
+def test_without_a_picture_no_index_is_built(kind, clip, tmp_path, capsys):
     write_tar(tmp_path / "0.tar", [("a", b"no picture", b"words")])
-    assert embedded(clip, tmp_path / "0.tar", tmp_path / "out", "--index", kind)["index"] is None
+    assert "could be used: 1 x not an image" in refusal(
+        capsys, embed, clip, tmp_path / "0.tar", tmp_path / "out", *SMALL, "--workers", "0", "--index", kind
+    )
+    assert read_manifest(tmp_path / "out").index is None
 
 
 def test_nothing_is_left_in_or_removed_from_a_folder_of_others(clip, tars, tmp_path, capsys):
