@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Features, Image
+from datasets import ClassLabel, Features, Image
 from datasets.features.features import Json
 from datasets.table import cast_array_to_feature
 from pyarrow.parquet import ParquetFile
@@ -74,6 +74,8 @@ class ParquetShards:
         self.selected: tuple[str, ...] | None = None
         self.columns, found = self._first_schema()
         self.features: dict[str, Any] = found if features is None else dict(features)
+        # A card says which classes the labels of all files are of; without one, each file says it for itself.
+        self._classes = {} if features is not None else _class_names(found)
 
     @property
     def num_shards(self) -> int:
@@ -126,6 +128,7 @@ class ParquetShards:
             raise ValueError(f"two columns have the same name: {', '.join(names)}")
         if not set(names) - set(_NAMES):
             raise ValueError(f"it has none of the columns wanted, only: {', '.join(schema.names[:32])}")
+        self._check_classes(schema, names)
         columns = {name: self._feature(name, schema.field(name).type) for name in names}
         leaves = [reader.schema.column(index) for index in range(len(reader.schema))]
         lists = [leaf for leaf in leaves if leaf.max_repetition_level and leaf.path.split(".")[0] in _first(names)]
@@ -133,6 +136,15 @@ class ParquetShards:
         if texts:  # as indices, so that a list of a few bytes cannot become a million copies of one text
             reader = _reader(guarded, metadata=reader.metadata, read_dictionary=texts)
         return _Open(reader, guarded, columns)
+
+    def _check_classes(self, schema: pa.Schema, names: Sequence[str]) -> None:
+        """Refuses labels that mean other classes than those of the first file, as in a folder of several data sets."""
+        labels = [name for name in names if name in self._classes]
+        own = _class_names(_features_of(schema)) if labels else {}
+        for name in labels:
+            if own.get(name, self._classes[name]) != self._classes[name]:
+                first = self.name(0)
+                raise ValueError(f"its classes in {name!r} are not those of {first!r}: give the data sets separately")
 
     def _feature(self, name: str, kind: pa.DataType) -> Any:
         """Returns the type that a column must be cast to or parsed as, or None if it needs no conversion."""
@@ -175,6 +187,11 @@ def _reader(file: GuardedFile, **options: Any) -> ParquetFile:
 def _first(names: Sequence[str]) -> set[str]:
     """Returns the possible first parts of columns' paths; a name that contains dots has several."""
     return {name.split(".")[0] for name in names}
+
+
+def _class_names(features: dict[str, Any]) -> dict[str, list[str]]:
+    """Returns the names of classes by the columns whose labels are stored with them."""
+    return {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
 
 
 def _features_of(schema: pa.Schema) -> dict[str, Any]:

@@ -126,6 +126,28 @@ def test_nested_columns_alternatives_and_class_names(every_type):
     assert source.class_names == ("a", "b") and set(next(source.rows())) == {"image", "label"}
 
 
+def test_labels_of_other_classes_are_not_mixed_in(tmp_path):
+    """A folder of two data sets: index 0 is a cat in one, a dog in the other; a file that names no classes is taken."""
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"], None)):
+        features = Features({"image": Image(), "label": ClassLabel(names=names) if names else Value("int64")})
+        rows = {"image": [{"bytes": b"x", "path": None}] * 2, "label": [0, 1]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{number}.parquet")
+    source = open_source(str(tmp_path / "*.parquet"), target_column="label", kind="label")
+    assert source.class_names == ("cat", "dog")
+    problems = []
+
+    def report(reason, detail):
+        problems.append((reason, detail))
+
+    found = [shard for (shard, _), _ in read_rows(source.shards, Reader(0, 1), epoch=0, seed=None, report=report)]
+    assert found == [0, 0, 2, 2]
+    [(reason, detail)] = problems
+    assert reason == "unreadable shard" and "1.parquet" in detail
+    assert "its classes in 'label' are not those of" in detail and "give the data sets separately" in detail
+    images = open_source(str(tmp_path / "*.parquet"), kind="image")
+    assert len(list(images.rows())) == 6
+
+
 def test_unused_columns_are_not_read(samples, tmp_path):
     """One that needs another library, one that this version does not know, and one whose pages are damaged."""
     table = pa.table({"image": pictures(*(each[1] for each in samples[:9])), "caption": ["x"] * 9})
