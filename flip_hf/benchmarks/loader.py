@@ -73,7 +73,7 @@ def natural_image(width: int, height: int, rng: np.random.Generator) -> Image.Im
 
 
 def caption(rng: np.random.Generator) -> str:
-    """Eight to thirty words, sixteen in the mean."""
+    """Eight to thirty words, sixteen on average."""
     return " ".join(rng.choice(WORDS, min(30, 8 + int(rng.exponential(9)))))
 
 
@@ -214,7 +214,7 @@ def loader_markdown(result: dict) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines = [
         f"Samples a second of one worker process, JPEGs of quality {QUALITY} with a short side of 480 pixels "
-        f"(synthetic, {result['image_bytes'] / 1000:.0f} kB in the mean), tar shards, batches of "
+        f"(synthetic, {result['image_bytes'] / 1000:.0f} kB on average), tar shards, batches of "
         f"{result['batch_size']}, 224 pixels, bicubic; {versions}. open_clip crops 0.9 to 1 of the area, "
         "FLIP 0.5 to 1; flip_hf also mirrors. "
         f"{about(result, result['repeats'])}",

@@ -148,7 +148,7 @@ def plan(options: argparse.Namespace, arguments: Arguments, command: str) -> Non
     gpus = options.gpus * options.nodes
     require(
         not run.records_graphs or (gpus == 1 and run.micro_batch_size in (None, run.batch_size)),
-        "--speed_ups cuda_graphs is of one process and of a batch in one piece: give --gpus 1 and no "
+        "--speed_ups cuda_graphs supports a single process and a batch in one piece: give --gpus 1 and no "
         "--micro_batch_size, or leave it out.",
     )
     dollars = options.dollars_per_gpu_hour

@@ -48,7 +48,7 @@ def check_speed_ups(arguments: "Arguments") -> None:
     for name in COMPILED:
         require(
             name not in names or options.compile,
-            f"--speed_ups {name} is of a compiled step: add --compile True, or leave it out.",
+            f"--speed_ups {name} needs a compiled step: add --compile True, or leave it out.",
         )
     for name in ("fused_qkv", "fp8"):
         require(
@@ -103,8 +103,8 @@ def check_hardware(
         # Their gradients lie in the graphs' memory while DistributedDataParallel averages them from within the backward
         # pass. torch has rules for recording that by hand, and none for what torch.compile records.
         raise ValueError(
-            f"--speed_ups cuda_graphs is of one process, and this run has {num_processes}: torch gives no rules for "
-            "recorded steps whose gradients are averaged over processes. Leave it out."
+            f"--speed_ups cuda_graphs supports a single process, and this run has {num_processes}: torch gives no rules "
+            "for recorded steps whose gradients are averaged over processes. Leave it out."
         )
     if "cuda_graphs" in names and num_micro > 1:
         raise ValueError(

@@ -172,7 +172,7 @@ def run(monkeypatch, script: str, *words: object) -> tuple[str, int]:
         ("plan", ["vit_b17"], "There is no recipe 'vit_b17'", 1),
         (
             *("plan", ["vit_b16", "--compile", "True", "--speed_ups", "cuda_graphs"]),
-            *("--speed_ups cuda_graphs is of one process and of a batch in one piece: give --gpus 1", 2),
+            *("--speed_ups cuda_graphs supports a single process and a batch in one piece: give --gpus 1", 2),
         ),
         ("plan", ["vit_b16", "--mfu", "nan"], "--mfu is a fraction", 2),
         ("evaluate", ["MODEL", "--batch_size", "abc"], "--batch_size must be an integer between 1 and", 2),

@@ -396,8 +396,8 @@ def test_a_run_with_speed_ups_saves_a_model_as_any_other(tar_folder, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["cuda_graphs"], "^--speed_ups cuda_graphs is of a compiled step: add --compile True"),
-        (["fp8"], "^--speed_ups fp8 is of a compiled step"),
+        (["cuda_graphs"], "^--speed_ups cuda_graphs needs a compiled step: add --compile True"),
+        (["fp8"], "^--speed_ups fp8 needs a compiled step"),
         (["bf16_residual", "--precision", "fp32"], "^--speed_ups bf16_residual rounds to bfloat16"),
         (["fused_qkv", "--lora", "image:4", "--model_name_or_path", "x"], "without the adapters of --lora"),
         (["qkv"], "^--speed_ups is one of fused_qkv, bf16_residual, cuda_graphs, fp8, got 'qkv'"),
@@ -429,5 +429,5 @@ def test_older_gpus_and_batches_in_pieces_are_refused(monkeypatch):
     check_hardware(["fp8", "cuda_graphs"], gpu, torch.bfloat16, num_micro=1)
     with pytest.raises(ValueError, match="--micro_batch_size makes 2 of this process's"):
         check_hardware(["cuda_graphs"], gpu, torch.bfloat16, num_micro=2)
-    with pytest.raises(ValueError, match="^--speed_ups cuda_graphs is of one process, and this run has 8: "):
+    with pytest.raises(ValueError, match="^--speed_ups cuda_graphs supports a single process, and this run has 8: "):
         check_hardware(["cuda_graphs"], gpu, torch.bfloat16, num_micro=1, num_processes=8)
