@@ -1,4 +1,4 @@
-"""Check a data set: read all of it once, find what training would skip and what is in it twice, and report."""
+"""Checks a data set: reads all of it once, finds what training would skip and what is in it twice, and reports."""
 
 import json
 import time

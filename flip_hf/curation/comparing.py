@@ -1,4 +1,4 @@
-"""Compare checked data with evaluation data: examine these, too, and list the samples whose images are in both."""
+"""Compares checked data with evaluation data: examines these, too, and lists samples whose images are in both."""
 
 import tempfile
 from collections.abc import Sequence

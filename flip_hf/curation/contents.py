@@ -1,4 +1,4 @@
-"""Read what a row has to train on, or the reason why training would skip it, with the functions that training uses."""
+"""Reads what a row has to train on, or why training would skip it, with the functions that training uses."""
 
 import contextlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Read a data set once and spool its usable samples, in worker processes, from wherever an earlier run stopped."""
+"""Reads a data set once and spools its usable samples, in worker processes, from wherever an earlier run stopped."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Find duplicates among many images by their hashes: equal pairs, equal images, and images that look alike.
+"""Finds duplicates among many images by their hashes: equal pairs, equal images, and images that look alike.
 
 Two hashes of 64 bits that differ in at most `distance` of them agree in two of `distance + 2` blocks of bits at least.
 So the hashes are sorted once by each choice of two blocks, and only those that agree there are compared, not all pairs

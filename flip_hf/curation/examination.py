@@ -1,4 +1,4 @@
-"""Examine every sample of a data set once, in worker processes."""
+"""Examines every sample of a data set once, in worker processes."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Collect what the examination of a data set finds, in memory that is bounded by a few numbers a sample."""
+"""Collects what the examination of a data set finds, in memory that is bounded by a few numbers a sample."""
 
 import heapq
 from collections import Counter

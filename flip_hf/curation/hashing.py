@@ -1,4 +1,4 @@
-"""Hash images: their bytes, to find equal ones, and their looks, to find copies that were encoded or resized again."""
+"""Hashes images: their bytes, to find equal ones, and their looks, to find copies that were encoded or resized."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Leave the duplicates, and the images of evaluation data, that a check has found out of the shards."""
+"""Leaves the duplicates, and the images of evaluation data, that a check has found out of the shards."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Measure how many samples a second one worker of the training loader makes of a data set."""
+"""Measures how many samples a second one worker of the training loader makes of a data set."""
 
 import logging
 import time

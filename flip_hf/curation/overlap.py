@@ -1,4 +1,4 @@
-"""Find the samples whose images are also in other data, such as the test split of a benchmark.
+"""Finds the samples whose images are also in other data, such as the test split of a benchmark.
 
 CLIP's paper calls this data overlap (Radford et al. 2021, section 5); other names are leakage and contamination.
 """

@@ -1,4 +1,4 @@
-"""Draw the report of a check on one page: sizes, captions, losses, and images that look alike."""
+"""Draws the report of a check on one page: sizes, captions, losses, and images that look alike."""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Decide what a folder of shards is made of, and whether an earlier call's work can be gone on with.
+"""Decides what a folder of shards is made of, and whether an earlier call's work can be resumed.
 
 It can with the same options and the same data, which may have changed since under the same name. Only shards of which
 nothing was read may change: one that could not be read may have been repaired.

@@ -1,4 +1,4 @@
-"""Spread a pass over data across worker processes, which end with it however it ends."""
+"""Spreads a pass over data across worker processes, which end with it however it ends."""
 
 import signal
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Write shards of samples, as tar files in WebDataset's layout or as parquet: the same samples give the same bytes."""
+"""Writes shards of samples, as tar files in WebDataset's layout or as parquet: the same samples give the same bytes."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Write a data set as well-shuffled shards: any process may be killed at any time, and the next one goes on.
+"""Writes a data set as well-shuffled shards: any process may be killed at any time, and the next one resumes.
 
 The data are read once, and their usable samples spooled beside the shards (`dealing.py`). Then the order of all samples
 is drawn, and every shard is written from the spool (`writing.py`). The order depends on the places of the samples in

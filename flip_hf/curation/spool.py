@@ -1,4 +1,4 @@
-"""Keep the samples of a data set on disk while they are shuffled: files of rows, each written whole or not at all.
+"""Keeps the samples of a data set on disk while they are shuffled: files of rows, each written whole or not at all.
 
 A track is the part of a shard that one worker reads in one go, from its first row on; its rows are spooled in files one
 after the other, so that a killed process loses what it held in memory, and no more.

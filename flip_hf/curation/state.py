@@ -1,4 +1,4 @@
-"""Read the state that an earlier call has left: it may be damaged, or something else under the same name."""
+"""Reads the state that an earlier call has left: it may be damaged, or something else under the same name."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Write shuffled shards from the spool, in worker processes, each shard whole or not at all."""
+"""Writes shuffled shards from the spool, in worker processes, each shard whole or not at all."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Decode bytes into a checked image and a row into a sample, or give the reason why not.
+"""Decodes bytes into a checked image and a row into a sample, or gives the reason why not.
 
 Decoding is not left to `datasets`, where a damaged sample would end the iterator instead of being a result.
 """

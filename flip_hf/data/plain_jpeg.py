@@ -1,4 +1,4 @@
-"""Decode plain JPEGs with libjpeg-turbo itself, to Pillow's pixels, and not the rows below what is wanted.
+"""Decodes plain JPEGs with libjpeg-turbo itself, to Pillow's pixels, and not the rows below what is wanted.
 
 Pillow decodes JPEGs by the same library, but reads their bytes in pieces, keeps four bytes a pixel, and copies them
 twice on the way to a tensor. Here simplejpeg decodes into an array. It is optional, and only a plain JPEG is decoded by

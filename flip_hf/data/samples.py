@@ -1,4 +1,4 @@
-"""Yield the samples of one source: rows shuffled in blocks, decoded and transformed, from any position on.
+"""Yields the samples of one source: rows shuffled in blocks, decoded and transformed, from any position on.
 
 A reader reads a block of undecoded rows, permutes it, and yields from it. A position is then the block's place and the
 number of its rows used, and reading the block again restores it exactly; a rolling shuffle buffer would have to be

@@ -1,4 +1,4 @@
-"""Make the batches of one worker: draw samples from the sources, cut out visible patches, tokenize captions.
+"""Makes the batches of one worker: draws samples from the sources, cuts out visible patches, tokenizes captions.
 
 Letters: B samples per batch, S side of an image in pixels, P side of a patch, L patches, K kept patches, T tokens.
 """

@@ -1,4 +1,4 @@
-"""Read WebDataset tar shards so that a damaged sample costs only itself, and a damaged shard at most its rest.
+"""Reads WebDataset tar shards so that a damaged sample costs only itself, and a damaged shard at most its rest.
 
 The `webdataset` builder of `datasets` ends a shard at the first caption that is not UTF-8, the first broken JSON and
 the first duplicate key, refuses data whose first samples differ in their members, and takes a truncated archive for a

@@ -1,4 +1,4 @@
-"""Tokenize with word pieces without special tokens, as the official FLIP does, or with any fast tokenizer unchanged.
+"""Tokenizes with word pieces without special tokens, as the official FLIP does, or with any fast tokenizer unchanged.
 
 FLIP takes the text's feature at the first token, and its tokenizer adds no `[CLS]` or `[SEP]`: the first token is the
 first word piece. `PreTrainedTokenizerFast` around our own pipeline preserves that through saving and loading; a

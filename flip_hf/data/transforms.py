@@ -1,4 +1,4 @@
-"""Crop, resize and flip images to uint8 tensors. Normalisation happens on the device, for kept patches only.
+"""Crops, resizes and flips images to uint8 tensors. Normalisation happens on the device, for kept patches only.
 
 Tensors have the shape (3, height, width), as elsewhere, but are views of memory with the channels last, as decoders
 write and filters read them: reordering all pixels would take longer than cutting out the patches that are kept.

@@ -1,4 +1,4 @@
-"""Open the data of a folder of features: once to encode them, and again, the same way, to show pictures of them."""
+"""Opens the data of a folder of features: once to encode them, and again, the same way, to show pictures of them."""
 
 import itertools
 from typing import Any

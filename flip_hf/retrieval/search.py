@@ -1,4 +1,4 @@
-"""Search a folder of features by texts and pictures, with its index or exactly."""
+"""Searches a folder of features by texts and pictures, with its index or exactly."""
 
 import itertools
 from collections.abc import Iterator, Sequence

@@ -103,8 +103,8 @@ def check_hardware(
         # Their gradients lie in the graphs' memory while DistributedDataParallel averages them from within the backward
         # pass. torch has rules for recording that by hand, and none for what torch.compile records.
         raise ValueError(
-            f"--speed_ups cuda_graphs supports a single process, and this run has {num_processes}: torch gives no rules "
-            "for recorded steps whose gradients are averaged over processes. Leave it out."
+            f"--speed_ups cuda_graphs supports a single process, and this run has {num_processes}: torch gives no "
+            "rules for recorded steps whose gradients are averaged over processes. Leave it out."
         )
     if "cuda_graphs" in names and num_micro > 1:
         raise ValueError(
