@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing import util
+from multiprocessing import connection, util
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
@@ -80,7 +80,17 @@ def _waited_for(iterator: Iterator[T]) -> Iterator[T]:
                 batch = next(iterator)
             except StopIteration:
                 return
+            except (EOFError, OSError) as error:  # a worker that dies while it hands over a batch breaks a connection
+                if not _any_ended(iterator):
+                    raise
+                raise RuntimeError("A loader worker exited unexpectedly.") from error
         yield batch
+
+
+def _any_ended(iterator: Any) -> bool:
+    """Returns whether a worker of a DataLoader's iterator has ended, or does so within a second."""
+    workers = getattr(iterator, "_workers", [])
+    return bool(workers) and bool(connection.wait([worker.sentinel for worker in workers], timeout=1))
 
 
 def _shut_down(iterator: Any) -> None:

@@ -133,11 +133,11 @@ def test_a_name_that_is_nowhere_is_an_error_without_the_hub_too():
     ("data", "said"),
     [
         ("a.tar::b/{0..9}.tar", "several data sets in one word: separate them by spaces, 'a.tar' 'b/{0..9}.tar'."),
-        ("pipe:curl -s https://me:secret@host/a.tar", "'pipe:.*' is a command, and no command is run: give the path"),
+        ("pipe:curl -s https://me:gu3ss-m3@host/a.tar", "'pipe:.*' is a command, and no command is run: give the path"),
     ],
 )
 def test_the_notation_of_other_programs_is_refused_and_translated(data, said):
     for given in (data, [data]):
         with pytest.raises(ValueError, match=said) as caught:
             open_source(given)
-    assert "secret" not in str(caught.value)
+    assert "gu3ss-m3" not in str(caught.value)

@@ -1,10 +1,14 @@
 """Loader workers under signals that a whole process group gets."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 
 import pytest
 
+from flip_hf.data.workers import open_batches
+from flip_hf.training.failures import is_clear
 from tests.helpers.programs import ROOT, run_program
 
 SCRIPT = """
@@ -65,3 +69,31 @@ def test_a_script_ends_with_its_batches_left_open(interpreter, tmp_path):
     else:
         run = run_program(script)
     assert run.returncode == 0 and run.stdout == "0\n" and not run.stderr, run.stderr[-2000:]
+
+
+class Interrupted:
+    """A loader whose worker, where one is given, has died while it handed over a batch."""
+
+    def __init__(self, *workers):
+        self._workers = list(workers)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise EOFError
+
+    def _shutdown_workers(self):
+        pass
+
+
+def test_a_connection_that_a_dead_worker_broke_is_its_death():
+    worker = multiprocessing.Process(target=os._exit, args=(1,))
+    worker.start()
+    with pytest.raises(RuntimeError, match="^A loader worker exited unexpectedly") as caught:
+        with open_batches(Interrupted(worker)) as batches:
+            next(batches)
+    worker.join()
+    assert is_clear(caught.value)
+    with pytest.raises(EOFError), open_batches(Interrupted()) as batches:
+        next(batches)
