@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from flip_hf.data.joining import split
 from flip_hf.data.positions import SourcePosition, deal_again
 from flip_hf.data.refusals import BadDataError, add_counts
 from flip_hf.data.stream import TrainStream, initial_state
@@ -90,14 +91,14 @@ class TrainLoader:
         self._stream.workers = list(self._workers)
         self._stream.first_worker = self._next
         with open_batches(self._loader) as batches:
-            for batch in batches:
-                if "error" in batch:
-                    raise BadDataError(batch["error"])
-                worker = batch.pop("worker")
-                self._workers[worker] = batch.pop("state")
+            for message in batches:
+                if "error" in message:
+                    raise BadDataError(message["error"])
+                worker = message["worker"]
+                self._workers[worker] = message["state"]
                 self._next = (worker + 1) % self._slots
-                add_counts(self.counts, batch.pop("counts"))
-                yield batch
+                add_counts(self.counts, message["counts"])
+                yield split(message["batch"])
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from flip_hf.data.joining import join
 from flip_hf.data.positions import SourcePosition
 from flip_hf.data.reading import Reader
 from flip_hf.data.refusals import BadDataError, Refusals
@@ -123,7 +124,7 @@ class TrainStream(IterableDataset):
         return self.plan.view_at(self.samples + number // self.plan.num_micro * step)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields batches, each with its `worker`, that worker's `state` and the `counts` since its previous batch.
+        """Yields each `batch`, joined, with its `worker`, that worker's `state`, and the `counts` since the last one.
 
         If the data cannot be used any further, the last item is `{"error": message}`: an exception would reach the main
         process as a page of traceback.
@@ -136,7 +137,8 @@ class TrainStream(IterableDataset):
         try:
             # A DataLoader takes batches from its workers in turn.
             for batch in worker.batches(map(self.view, itertools.count(turn, num_workers))):
-                yield {**batch, "worker": number, "state": worker.state(), "counts": worker.refusals.take()}
+                message = {"worker": number, "state": worker.state(), "counts": worker.refusals.take()}
+                yield {"batch": join(batch), **message}
         except BadDataError as error:
             yield {"error": str(error)}
 
