@@ -175,6 +175,17 @@ def test_images_of_evaluation_data_are_found_listed_and_drawn(with_overlap, tmp_
     assert "(8 samples, 1 cannot be used): 1 sample has an image of it, 1 looks like one." in capsys.readouterr().out
 
 
+def test_evaluation_data_that_were_not_all_read_are_named(with_overlap, tmp_path, capsys):
+    """Otherwise samples that are in the lost part would be taken for none of the evaluation data's."""
+    whole = (with_overlap / "eval.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    report = check(with_overlap / "train.tar", tmp_path / "out", "--eval_data", tmp_path / "cut.tar")
+    (found,) = report["eval_overlap"]
+    assert {reason: each["count"] for reason, each in found["damage"].items()} == {"truncated shard": 1}
+    lost = f"Not all of {tmp_path / 'cut.tar'} was compared: 1 x truncated shard, such as {tmp_path / 'cut.tar'}."
+    assert lost in capsys.readouterr().out
+
+
 def test_a_check_without_evaluation_data_leaves_no_overlap_of_an_earlier_one(with_overlap, tmp_path):
     check(with_overlap / "train.tar", tmp_path / "out", "--eval_data", with_overlap / "eval.tar")
     with Image.open(tmp_path / "out" / "report.png") as picture:
