@@ -75,13 +75,13 @@ def check(
     start = time.perf_counter()
     work = Examination(source, count_tokens, options.background)
     findings = examine(work, folder / SAMPLES, options.workers, "checking")
+    (folder / REPORT).unlink(missing_ok=True)  # that of an earlier check, which the new tables do not belong to
     seconds = time.perf_counter() - start
     records = findings.records()
     duplicates = find_duplicates(records["image"], records["caption"], looks_of(records), options.distance)
     compared = [
         compare(each, records, folder, options.distance, options.workers, options.background) for each in evaluation
     ]
-    (folder / REPORT).unlink(missing_ok=True)  # that of an earlier check, which the new tables do not belong to
     listed = list_duplicates(records["place"], duplicates, folder)
     write_overlap(compared, folder)
     speed = {

@@ -17,6 +17,7 @@ from flip_hf.curation.examination import Examination
 from flip_hf.curation.findings import Findings, looks_of, shards_and_rows
 from flip_hf.curation.listing import SAMPLES, examine, find_keys
 from flip_hf.curation.overlap import Overlap, find_overlap
+from flip_hf.curation.report import damage_of
 from flip_hf.data.extent import extent_of
 from flip_hf.data.rendering import Colour
 from flip_hf.data.sources import Source
@@ -104,6 +105,7 @@ def _facts(source: Source, findings: Findings, overlap: Overlap, distance: int) 
         "image_column": source.image_column,
         "samples": findings.samples,
         "usable": findings.usable,
+        "damage": damage_of(findings),
         "same_image": int((overlap.kind == Kind.IMAGE).sum()),
         "near": int((overlap.kind == Kind.NEAR).sum()),
         "eval_same_image": int((overlap.other_kind == Kind.IMAGE).sum()),

@@ -47,7 +47,7 @@ def make_report(source: Source, findings: Findings, duplicates: Duplicates, dist
             }
             for reason, count in sorted(findings.refused.items(), key=lambda item: (-item[1], item[0]))
         },
-        "damage": _damage(findings),
+        "damage": damage_of(findings),
         "images": _image_sizes(records),
         "captions": _caption_lengths(findings, records),
         "duplicates": {
@@ -63,7 +63,8 @@ def make_report(source: Source, findings: Findings, duplicates: Duplicates, dist
     }
 
 
-def _damage(findings: Findings) -> JsonObject:
+def damage_of(findings: Findings) -> JsonObject:
+    """Returns how often files were found damaged, with examples, by reason."""
     reasons: Counter[str] = Counter()
     for damage, count in findings.damage.items():
         reasons[damage.reason] += count
@@ -197,7 +198,11 @@ def _duplicates(report: JsonObject) -> list[str]:
 
 
 def _overlap(found: JsonObject) -> list[str]:
-    """Describes the overlap with one set of evaluation data."""
+    """Describes the overlap with one set of evaluation data, and what could not be compared because of damage."""
+    lost = [
+        f"Not all of {found['data']} was compared: {each['count']:,} x {reason}, such as {_cell(each['examples'][0])}."
+        for reason, each in found["damage"].items()
+    ]
     unusable = found["samples"] - found["usable"]
     compared = counted(found["usable"], "sample") + (f", {unusable:,} cannot be used" if unusable else "")
     same = f"{counted(found['same_image'], 'sample')} {'has' if found['same_image'] == 1 else 'have'}"
@@ -208,7 +213,8 @@ def _overlap(found: JsonObject) -> list[str]:
     return [
         f"Overlap with {found['data']} ({compared}): {same} an image of it, {near} like one. "
         f"{in_data:,} of its images ({share:.2%}) are in the data: "
-        f"{found['eval_same_image']:,} as they are, {found['eval_near']:,} that look alike.{more}"
+        f"{found['eval_same_image']:,} as they are, {found['eval_near']:,} that look alike.{more}",
+        *lost,
     ]
 
 

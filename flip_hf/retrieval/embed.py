@@ -38,6 +38,7 @@ from flip_hf.retrieval.folder import (
     find_parts,
     finish,
     read_manifest,
+    reopen,
     take_folder,
     write_manifest,
 )
@@ -238,10 +239,11 @@ def _encode_missing(
     options: EmbedOptions, encoder: Encoder, source: Source, manifest: Manifest, accelerator: Accelerator
 ) -> Manifest:
     wanted = Expected(manifest.identity, source.shards.num_shards, options.skip_unreadable)
+    from_main(accelerator, partial(reopen, options.folder, manifest))
     there, unusable = from_main(accelerator, lambda: find_parts(options.folder, wanted))
     if accelerator.is_main_process:
         for path in unusable:
-            logger.warning("%s is damaged or holds other features, and will be written again.", path)
+            logger.warning("%s is damaged, incomplete or of other features, and counts as missing.", path)
         if there:
             logger.warning("%s has %d files of an earlier run, which is resumed.", options.folder, len(there))
     transform = encoder.transform

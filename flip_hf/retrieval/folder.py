@@ -180,6 +180,16 @@ def take_folder(folder: Path, wanted: Manifest) -> Manifest:
     return found
 
 
+def reopen(folder: Path, manifest: Manifest) -> None:
+    """Marks a finished folder as one that is not, before its files are written again.
+
+    If that does not end, as where one of several shards still cannot be read, the manifest would be of other files.
+    """
+    if manifest.finished:
+        manifest.finished = False
+        write_manifest(folder, manifest)
+
+
 @dataclass(frozen=True)
 class Expected:
     """The files that count as those of a folder.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -173,6 +174,31 @@ def test_images_of_evaluation_data_are_found_listed_and_drawn(with_overlap, tmp_
     assert matched == [("image", 0, "00000", 1, "same"), ("near", 1, "00001", 2, "agai")]
     assert rows[0]["eval_data"] == found["data"] == str(with_overlap / "eval.tar")
     assert "(8 samples, 1 cannot be used): 1 sample has an image of it, 1 looks like one." in capsys.readouterr().out
+
+
+def test_evaluation_data_that_were_not_all_read_are_named(with_overlap, tmp_path, capsys):
+    """Otherwise samples that are in the lost part would be taken for none of the evaluation data's."""
+    whole = (with_overlap / "eval.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    report = check(with_overlap / "train.tar", tmp_path / "out", "--eval_data", tmp_path / "cut.tar")
+    (found,) = report["eval_overlap"]
+    assert {reason: each["count"] for reason, each in found["damage"].items()} == {"truncated shard": 1}
+    lost = f"Not all of {tmp_path / 'cut.tar'} was compared: 1 x truncated shard, such as {tmp_path / 'cut.tar'}."
+    assert lost in capsys.readouterr().out
+
+
+def test_evaluation_data_that_cannot_be_read_leave_no_report_of_an_earlier_check(samples, tmp_path, capsys):
+    """The table of samples is the new data's by then."""
+    write_tar(tmp_path / "a.tar", samples[:4])
+    (tmp_path / "eval").mkdir()
+    pq.write_table(pa.table({"image": [samples[0][1]]}), tmp_path / "eval" / "00.parquet")
+    for number in range(1, 17):
+        (tmp_path / "eval" / f"{number:02d}.parquet").write_bytes(b"none")
+    check(tmp_path / "a.tar", tmp_path / "out")
+    with pytest.raises(SystemExit):
+        check(tmp_path / "a.tar", tmp_path / "out", "--eval_data", tmp_path / "eval" / "*.parquet")
+    assert "16 shards in a row could not be read" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def test_a_check_without_evaluation_data_leaves_no_overlap_of_an_earlier_one(with_overlap, tmp_path):

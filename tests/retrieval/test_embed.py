@@ -174,6 +174,8 @@ def test_a_shard_that_cannot_be_read_is_no_loss_in_silence(clip, samples, tmp_pa
     assert said.startswith(f"error: 1 shard could not be read to the end, such as {last}; all others are encoded.")
     skipped = embedded(clip, data, shutil.copytree(tmp_path / "out", tmp_path / "skipped"), "--skip_unreadable")
     assert skipped["refused"] == {"unreadable shard": 1} and skipped["images"] == 30
+    refusal(capsys, clip, data, tmp_path / "skipped", *SMALL, "--workers", "0")
+    assert not read_manifest(tmp_path / "skipped").finished  # its files may now be others than those listed
     last.write_bytes(whole)
     for folder in (tmp_path / "out", tmp_path / "skipped"):
         assert embedded(clip, data, folder)["images"] == 59
