@@ -60,7 +60,7 @@ def _add_check(check: argparse.ArgumentParser) -> None:
         default=[],
         help="data that a model will be evaluated on: finds the samples whose images are in them, too",
     )
-    check.add_argument("--eval_split", default="test", help="split of the evaluation data (test)")
+    check.add_argument("--eval_split", help="split of the evaluation data; test if not given")
     check.add_argument("--eval_config", help="configuration of the evaluation data")
     check.add_argument("--eval_image_column", help="image column of the evaluation data")
     check.add_argument("--tokenizer", help="folder or Hub id of a tokenizer: measures captions in tokens, too")
@@ -166,7 +166,7 @@ def open_evaluation(options: argparse.Namespace) -> list["Source"]:
         wanted = replace(
             _data_arguments(options),
             eval_data=name,
-            eval_split=options.eval_split,
+            eval_split=options.eval_split or "test",
             eval_config=options.eval_config,
             eval_image_column=options.eval_image_column,
         )
@@ -223,8 +223,9 @@ def run_check(options: argparse.Namespace, workers: int, command: str) -> None:
     from flip_hf.curation.report import in_words
 
     require(options.image_size % PATCH == 0, f"--image_size must be a multiple of {PATCH}, got {options.image_size}.")
-    compares = (options.eval_config, options.eval_image_column) == (None, None) or options.eval_data
-    require(bool(compares), "--eval_config and --eval_image_column are about --eval_data: give that, too.")
+    about = ("eval_split", "eval_config", "eval_image_column")
+    alone = next((name for name in about if getattr(options, name) is not None), None)
+    require(alone is None or bool(options.eval_data), f"--{alone} is about --eval_data: give that, too.")
     try_folder(options.output, "OUT")
     for data in (options.data, *options.eval_data):
         _check_outside(options.output, data)

@@ -257,7 +257,8 @@ def test_a_report_is_not_written_among_the_data(samples, tmp_path, capsys):
         (["--tokenizer", "no/such"], "no/such"),
         (["--eval_data", "no/such.tar"], "no/such.tar"),
         (["--eval_data", "shapes", "--eval_image_column", "photo"], "Name the right one with --eval_image_column."),
-        (["--eval_image_column", "photo"], "are about --eval_data: give that, too."),
+        (["--eval_image_column", "photo"], "--eval_image_column is about --eval_data: give that, too."),
+        (["--eval_split", "train"], "--eval_split is about --eval_data: give that, too."),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(words, said, samples, tmp_path, capsys):
