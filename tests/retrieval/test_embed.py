@@ -128,7 +128,7 @@ def killed_until_done(words: list[str], out: Path, processes: int, kills: int) -
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_again_and_again_writes_the_bytes_of_one_that_is_not(processes, clip, tars, tmp_path):
     """`FLIP_HF_KILLS=10` is the long form."""
-    small = ("--batch_size", "2", "--rows_per_file", "2")
+    small = ("--batch_size", "1", "--rows_per_file", "1")  # so many files that each kill meets a run that is not done
     embedded(clip, tars, tmp_path / "whole", *small)
     out = tmp_path / "killed"
     words = [*map(str, (clip, tars, out, *small, "--workers", "1"))]
