@@ -178,14 +178,28 @@ def check_ids_keep(ids_keep: torch.Tensor, batch_size: int, num_patches: int) ->
         )
 
 
-def cut_patches(
-    pixel_values: torch.Tensor, patch_size: int | tuple[int, int], ids_keep: torch.Tensor | None = None
-) -> torch.Tensor:
+def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Returns the rows and columns of whole patches in images of height x width pixels.
+
+    Raises:
+        ValueError: the images are smaller than a patch.
+    """
+    rows = height // patch_size
+    columns = width // patch_size
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"Images of {height} x {width} pixels are smaller than a patch of {patch_size} x {patch_size}: make them "
+            "larger."
+        )
+    return rows, columns
+
+
+def cut_patches(pixel_values: torch.Tensor, patch_size: int, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
     """Cuts images into patches and copies only those in `ids_keep`: dropped pixels are never copied.
 
     Args:
         pixel_values: (B, C, height, width); a remainder smaller than a patch is dropped, as by a strided convolution.
-        patch_size: P, or height and width of patches that are not square.
+        patch_size: P.
         ids_keep: (B, K) indices in raster order; all patches if None.
 
     Returns:
@@ -195,15 +209,9 @@ def cut_patches(
         ValueError: the images are smaller than a patch.
     """
     batch_size, channels, height, width = pixel_values.shape
-    high, wide = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    rows = height // high
-    columns = width // wide
-    if rows < 1 or columns < 1:
-        raise ValueError(
-            f"Images of {height} x {width} pixels are smaller than a patch of {high} x {wide}: make them larger."
-        )
-    pixel_values = pixel_values[:, :, : rows * high, : columns * wide]
-    grid = pixel_values.reshape(batch_size, channels, rows, high, columns, wide)
+    rows, columns = patch_grid(height, width, patch_size)
+    pixel_values = pixel_values[:, :, : rows * patch_size, : columns * patch_size]
+    grid = pixel_values.reshape(batch_size, channels, rows, patch_size, columns, patch_size)
     grid = grid.permute(0, 2, 4, 1, 3, 5)  # (B, H, W, C, P, P), a view
     if ids_keep is None:
         return grid.reshape(batch_size, rows * columns, -1)  # (B, L, C * P * P)

@@ -122,7 +122,8 @@ def share_weights(folder: Path) -> None:
     umask = os.umask(0o077)  # can only be read by setting it; nothing becomes readable in between
     os.umask(umask)
     for path in folder.glob("*.safetensors"):
-        path.chmod(0o666 & ~umask)
+        if is_plain_file(path):  # a link may lead to a file of others
+            path.chmod(0o666 & ~umask)
 
 
 def sync(path: Path) -> None:

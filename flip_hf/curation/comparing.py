@@ -53,7 +53,7 @@ class Compared:
 
     def examples(self, count: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Returns the first `count` samples that look like one of the evaluation data, each with that one."""
-        is_near = self.listed["overlap"].to_numpy().astype(str) == Kind.NEAR.name.lower()
+        is_near = self.listed["overlap"].to_numpy().astype(str) == Kind.NEAR.word
         rows = self.listed.take(pa.array(np.flatnonzero(is_near)[:count])).to_pylist()
         names = ("shard", "row", "key")
         return [({name: row[name] for name in names}, {name: row[f"eval_{name}"] for name in names}) for row in rows]
@@ -89,7 +89,7 @@ def _list(
 ) -> pa.Table:
     numbers = np.flatnonzero(overlap.kind != Kind.FIRST)
     matches, nth = np.unique(overlap.match[numbers], return_inverse=True)
-    kinds = pa.array([kind.name.lower() for kind in Kind]).take(pa.array(overlap.kind[numbers]))
+    kinds = pa.array([kind.word for kind in Kind]).take(pa.array(overlap.kind[numbers]))
     keys = find_keys(places[numbers], samples)
     other_keys = find_keys(other_places[matches], other_samples).take(pa.array(nth))
     names = pa.array([name] * len(numbers), pa.string())

@@ -39,6 +39,11 @@ class Kind(IntEnum):
     NEAR = 3
     """Its image looks like an earlier sample's."""
 
+    @property
+    def word(self) -> str:
+        """The kind as tables have it."""
+        return self.name.lower()
+
 
 @dataclass(frozen=True)
 class Duplicates:

@@ -94,7 +94,7 @@ def list_duplicates(places: np.ndarray, duplicates: Duplicates, folder: Path) ->
     _, group = np.unique(duplicates.first[members], return_inverse=True)
     shards, rows = shards_and_rows(places[members])
     kinds = duplicates.kind[members]
-    names = pa.array([kind.name.lower() for kind in Kind]).take(pa.array(kinds, mask=kinds == Kind.FIRST))
+    names = pa.array([kind.word for kind in Kind]).take(pa.array(kinds, mask=kinds == Kind.FIRST))
     listed = pa.table([group, names, shards, rows, keys.take(pa.array(by_group))], schema=DUPLICATES_SCHEMA)
     with replacing(folder / DUPLICATES) as path:
         pq.write_table(listed, path)
@@ -117,7 +117,7 @@ def find_keys(places: np.ndarray, samples: Path) -> pa.Array:
 def near_examples(listed: pa.Table, count: int) -> list[tuple[dict, dict]]:
     """Returns the first sample and one that looks like it, of the first `count` groups that have such a sample."""
     groups = listed["group"].to_numpy()
-    near = np.flatnonzero(listed["surplus"].to_numpy().astype(str) == Kind.NEAR.name.lower())
+    near = np.flatnonzero(listed["surplus"].to_numpy().astype(str) == Kind.NEAR.word)
     _, first_near = np.unique(groups[near], return_index=True)
     chosen = near[first_near[:count]]
     first = np.searchsorted(groups, groups[chosen])

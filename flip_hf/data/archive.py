@@ -1,9 +1,9 @@
 """Walks the members of a tar archive in memory and time that do not depend on what its headers claim.
 
-`tarfile` parses each header but the most usual ones, for which it takes twice as long; everything else is done here.
-`tarfile` itself would expand sparse members (a header of
-512 bytes becomes gigabytes of zeros), follow a negative size backwards forever, recurse once for each of a thousand
-headers that precede a member, and parse a header in quadratic time.
+The most usual headers are parsed here, in half of the time that `tarfile` takes; it parses all others, and the rest is
+done here. `tarfile` alone would expand sparse members (a header of 512 bytes becomes gigabytes of zeros), follow a
+negative size backwards forever, recurse once for each of a thousand headers that precede a member, and parse a header
+in quadratic time.
 """
 
 import re

@@ -279,10 +279,13 @@ def _holds_text(feature: Any, values: list[Any]) -> bool:
 
 
 def _is_utf8(value: Any) -> bool:
+    if not isinstance(value, bytes):
+        return False
     try:
-        return isinstance(value, bytes) and value.decode("utf-8") is not None
+        value.decode("utf-8")
     except UnicodeDecodeError:
         return False
+    return True
 
 
 def _is_known(feature: Any) -> bool:
@@ -305,7 +308,7 @@ def _described(feature: Any, values: list[Any]) -> str:
     if isinstance(feature, Value):
         return f"values of type {feature.dtype}"
     if feature is None and isinstance(values[0], bytes):
-        return "bytes that are no UTF-8 text"
+        return "bytes that are not UTF-8 text"
     return f"values of type {type(values[0] if feature is None else feature).__name__}"
 
 

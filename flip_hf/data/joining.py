@@ -7,7 +7,12 @@ import torch
 
 
 def join(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Joins tensors, of any shapes, to a flat one for each dtype; see [`split`]."""
+    """Joins tensors of any shapes, by name, into a flat one for each dtype.
+
+    Returns:
+        A message for [`split`]: `joined`, the flat tensors; `parts`, the names and shapes of what is in each; and
+        `order`, the names in their order. A tensor that is alone of its dtype is not copied if it is contiguous.
+    """
     names: dict[torch.dtype, list[str]] = {}
     for name, tensor in batch.items():
         names.setdefault(tensor.dtype, []).append(name)

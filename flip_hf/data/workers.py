@@ -81,16 +81,18 @@ def _waited_for(iterator: Iterator[T]) -> Iterator[T]:
             except StopIteration:
                 return
             except (EOFError, OSError) as error:  # a worker that dies while it hands over a batch breaks a connection
-                if not _any_ended(iterator):
+                ended = _ended_workers(iterator)
+                if not ended:
                     raise
-                raise RuntimeError("A loader worker exited unexpectedly.") from error
+                # As torch says it where it notices first.
+                raise RuntimeError(f"DataLoader worker (pid(s) {ended[0]}) exited unexpectedly") from error
         yield batch
 
 
-def _any_ended(iterator: Any) -> bool:
-    """Returns whether a worker of a DataLoader's iterator has ended, or does so within a second."""
-    workers = getattr(iterator, "_workers", [])
-    return bool(workers) and bool(connection.wait([worker.sentinel for worker in workers], timeout=1))
+def _ended_workers(iterator: Any) -> list[int]:
+    """Returns the process numbers of the workers of a DataLoader's iterator that have ended, or do within a second."""
+    running = {worker.sentinel: worker.pid for worker in getattr(iterator, "_workers", [])}
+    return [running[ended] for ended in connection.wait(list(running), timeout=1)] if running else []
 
 
 def _shut_down(iterator: Any) -> None:

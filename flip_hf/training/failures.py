@@ -18,9 +18,7 @@ from flip_hf.training.states import StateError
 _CLEAR = (BadDataError, RunDiverged, DamagedCheckpointError, StateError)
 # How gloo and NCCL report that another process is gone.
 _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|timed out waiting", re.IGNORECASE)
-_KILLED = re.compile(
-    r"(DataLoader worker \(pid\(?s?\)?:? ?[\d, ]+\)|^A loader worker) (is killed by signal: (\w+)|exited unexpectedly)"
-)
+_KILLED = re.compile(r"DataLoader worker \(pid\(?s?\)?:? ?[\d, ]+\) (is killed by signal: (\w+)|exited unexpectedly)")
 
 
 def is_clear(error: BaseException) -> bool:
@@ -52,7 +50,7 @@ def lost_another(error: BaseException) -> bool:
 def _in_words(error: BaseException) -> str | None:
     killed = _KILLED.search(str(error)) if isinstance(error, RuntimeError) else None
     if killed:
-        how = f" by {killed.group(3)}" if killed.group(3) else ""
+        how = f" by {killed.group(2)}" if killed.group(2) else ""
         return (
             f"A loader worker was killed{how}, most often because memory ran out. Use fewer --num_workers or a "
             "smaller --shuffle_block"

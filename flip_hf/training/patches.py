@@ -11,7 +11,7 @@ from torch import nn
 
 from flip_hf.data.stream import View
 from flip_hf.modeling import FlipVisionConfig
-from flip_hf.modeling.masking_flip import draw_mask, num_kept
+from flip_hf.modeling.masking_flip import draw_mask, num_kept, patch_grid
 from flip_hf.training.edges import draw_gumbel, keep_edges
 from flip_hf.training.masks import kept_tokens
 from flip_hf.training.phases import Phase, phase_at
@@ -40,8 +40,19 @@ def cut_bytes(images: torch.Tensor, patch_size: int, ids_keep: torch.Tensor | No
 
     A row of a patch, all channels of it, is then moved at once, and only the kept bytes are put in the order of
     [`cut_patches`].
+
+    Args:
+        images: square images, uint8; a remainder smaller than a patch is dropped.
+        patch_size: P.
+        ids_keep: (B, K) indices in raster order; all L patches if None.
+
+    Returns:
+        (B, K, 3 * P * P), or (B, L, 3 * P * P) if `ids_keep` is None, uint8.
+
+    Raises:
+        ValueError: the images are smaller than a patch.
     """
-    grid = images.shape[3] // patch_size
+    grid, _ = patch_grid(images.shape[2], images.shape[3], patch_size)
     side = grid * patch_size
     pixels = images[:, :, :side, :side].permute(0, 2, 3, 1).contiguous().numpy()  # (B, S, S, 3)
     rows = pixels.reshape(len(images), side, -1).view(f"V{3 * patch_size}")  # (B, S, W)

@@ -274,5 +274,5 @@ def test_a_column_of_pictures_is_not_taken_for_captions(samples, tmp_path, capsy
     write_tar(tmp_path / "a.tar", samples[:4])
     with pytest.raises(SystemExit):
         check(tmp_path / "a.tar", tmp_path / "out", "--caption_column", "jpg")
-    assert "The column 'jpg' of" in (said := capsys.readouterr().err) and "holds bytes that are no UTF-8 text" in said
+    assert "The column 'jpg' of" in (said := capsys.readouterr().err) and "holds bytes that are not UTF-8 text" in said
     assert not (tmp_path / "out").exists()

@@ -90,7 +90,7 @@ class Interrupted:
 def test_a_connection_that_a_dead_worker_broke_is_its_death():
     worker = multiprocessing.Process(target=os._exit, args=(1,))
     worker.start()
-    with pytest.raises(RuntimeError, match="^A loader worker exited unexpectedly") as caught:
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid\(s\) \d+\) exited unexpectedly$") as caught:
         with open_batches(Interrupted(worker)) as batches:
             next(batches)
     worker.join()

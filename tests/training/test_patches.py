@@ -19,6 +19,11 @@ def test_bytes_of_patches_are_moved_as_they_are(size, patch_size):
         assert patches.dtype == torch.uint8 and torch.equal(patches, cut_patches(images, patch_size, kept))
 
 
+def test_images_smaller_than_a_patch_are_refused():
+    with pytest.raises(ValueError, match="Images of 8 x 8 pixels are smaller than a patch of 16 x 16"):
+        cut_bytes(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 16)
+
+
 def test_views_of_images_are_cut_too():
     """As a mirrored picture, whose bytes lie in another order."""
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
